@@ -1,0 +1,53 @@
+"""Arrays that are slow to make, kept on disk; a file that is damaged or half-written is never mistaken for whole."""
+
+import hashlib
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+def default_folder() -> Path:
+    """Where data sets are kept: ``$EGNN_JAX_DATA``, or ``data`` in the working directory."""
+    return Path(os.environ.get("EGNN_JAX_DATA", "data"))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` such that ``path`` holds all of it or what it held before, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def cached_arrays(path: Path, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that ``build`` returns, from ``path`` (.npz) if its SHA-256, kept beside it, still holds.
+
+    The checksum is written last, so that a killed build leaves nothing that looks complete. A file that does not
+    match is named in a warning and built again.
+    """
+    checksum = path.with_name(path.name + ".sha256")
+    if path.exists():
+        content = path.read_bytes()
+        if checksum.exists() and checksum.read_text().strip() == hashlib.sha256(content).hexdigest():
+            with np.load(io.BytesIO(content)) as arrays:
+                return dict(arrays)
+        warnings.warn(f"{path} is damaged or incomplete (its SHA-256 does not match {checksum.name}); building it again", stacklevel=2)
+    arrays = {name: np.asarray(array) for name, array in build().items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    checksum.unlink(missing_ok=True)
+    write_atomically(path, buffer.getvalue())
+    write_atomically(checksum, hashlib.sha256(buffer.getvalue()).hexdigest().encode() + b"\n")
+    return arrays

@@ -1,0 +1,181 @@
+"""Charged particles that attract and repel each other: the simulator and the paper's two data sets (section 5.1).
+
+Units are the simulation's own: length 1, charge ±1, time 1 = 1,000 steps of dt.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.data.cache import cached_arrays, default_folder
+
+DT = 1e-3
+BOX = 5.0
+SPEED = 0.5
+SPLITS = ("train", "valid", "test")
+
+
+@chex.dataclass(frozen=True)
+class Trajectories:
+    """S trajectories of M particles: ``x``, ``v`` at the input frame and ``target`` positions (S, M, n), ``charges`` (S, M)."""
+
+    x: np.ndarray
+    v: np.ndarray
+    target: np.ndarray
+    charges: np.ndarray
+
+
+class Recipe(NamedTuple):
+    """How the authors drew one of their data sets: seed, trajectories per split, and the frames of input and target."""
+
+    seed: int
+    sizes: tuple[int, int, int]
+    kept: int
+    sample_every: int
+    input_step: int
+    target_step: int
+
+
+LENGTH = 5_000
+RECIPES = {
+    "small": Recipe(43, (10_000, 2_000, 2_000), kept=3_000, sample_every=100, input_step=3_100, target_step=4_100),
+    "sweep": Recipe(42, (50_000, 2_000, 2_000), kept=50_000, sample_every=500, input_step=3_500, target_step=4_500),
+}
+
+
+def force(charges: jax.Array, x: jax.Array) -> jax.Array:
+    """Σ_j c_i c_j r_ij / ‖r_ij‖³ on each particle, each component bounded to ±0.1/dt.
+
+    Args:
+      charges: (M,).
+      x: positions (M, n).
+
+    Returns:
+      Forces (M, n); particles at the same place do not act on each other.
+    """
+    r_ij = x[:, None] - x[None]
+    squared = jnp.sum(r_ij**2, axis=-1)
+    apart = squared > 0
+    strength = charges[:, None] * charges[None] * jnp.where(apart, jnp.where(apart, squared, 1.0) ** -1.5, 0.0)
+    return jnp.clip(jnp.sum(strength[..., None] * r_ij, axis=1), -0.1 / DT, 0.1 / DT)
+
+
+def reflect(x: jax.Array, v: jax.Array, box: float = BOX) -> tuple[jax.Array, jax.Array]:
+    """Positions beyond ±box mirrored at that wall, and the velocity component turned inwards; both (…, n)."""
+    v = jnp.where(x > box, -jnp.abs(v), jnp.where(x < -box, jnp.abs(v), v))
+    return jnp.where(x > box, 2 * box - x, jnp.where(x < -box, -2 * box - x, x)), v
+
+
+def simulate(
+    charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_every: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Follow M charged particles in n dimensions; a pure function to jit, vmap and differentiate.
+
+    Each step is v += dt F(x), then x += dt v, with dt = 0.001.
+
+    Args:
+      charges: (M,).
+      x, v: initial positions and velocities (M, n).
+      steps: how many steps, at least 1.
+      sample_every: return the state after each so many steps; only the last state if not given.
+
+    Returns:
+      Positions and velocities (frames, M, n), frames = steps / sample_every.
+
+    Raises:
+      ValueError: shapes do not fit, or ``steps`` is not a positive multiple of ``sample_every``.
+    """
+    sample_every = steps if sample_every is None else sample_every
+    if jnp.ndim(x) != 2 or jnp.shape(v) != jnp.shape(x) or jnp.shape(charges) != jnp.shape(x)[:1]:
+        raise ValueError(
+            f"charges, x, v have shapes {jnp.shape(charges)}, {jnp.shape(x)}, {jnp.shape(v)}; expected (M,), (M, n), (M, n)"
+        )
+    if steps < 1 or sample_every < 1 or steps % sample_every:
+        raise ValueError(f"steps={steps} and sample_every={sample_every}; expected steps to be a positive multiple of sample_every")
+
+    def step(state: tuple[jax.Array, jax.Array], _: None):
+        x, v = state
+        v = v + DT * force(charges, x)
+        return (x + DT * v, v), None
+
+    def frame(state: tuple[jax.Array, jax.Array], _: None):
+        state, _ = jax.lax.scan(step, state, None, length=sample_every)
+        return state, state
+
+    return jax.lax.scan(frame, (jnp.asarray(x), jnp.asarray(v)), None, length=steps // sample_every)[1]
+
+
+def initial_states(random: np.random.RandomState, count: int, n_particles: int = 5, unused_frames: int = 0):
+    """Charges (S, M), positions and velocities (S, M, 3) in the order the authors' generator draws them.
+
+    Args:
+      random: NumPy's legacy generator, which is advanced.
+      count: S.
+      n_particles: M.
+      unused_frames: stored frames whose (discarded) measurement noise the generator draws after each trajectory.
+    """
+    charges, x, v = np.empty((count, n_particles)), np.empty((count, n_particles, 3)), np.empty((count, n_particles, 3))
+    for s in range(count):
+        charges[s] = random.choice([-1.0, 0.0, 1.0], size=(n_particles, 1), p=[0.5, 0, 0.5])[:, 0]
+        x[s] = random.randn(3, n_particles).T * (n_particles / 5.0) ** (1 / 3)
+        direction = random.randn(3, n_particles).T
+        v[s] = direction * SPEED / np.sqrt((direction**2).sum(axis=1, keepdims=True))
+        random.randn(2 * unused_frames, 3, n_particles)
+    return charges, x, v
+
+
+def load(name: str, split: str, folder: Path | None = None) -> Trajectories:
+    """One split of the paper's data, generated at the first call and kept in ``folder`` from then on.
+
+    Args:
+      name: "small" (Table 2: 3,000 / 2,000 / 2,000 trajectories) or "sweep" (Figure 2: 50,000 to train on; it is
+        validated and tested on small's).
+      split: "train", "valid" or "test".
+      folder: default :func:`egnn_jax.data.cache.default_folder`.
+
+    Returns:
+      Float64 arrays ``x``, ``v``, ``target`` (S, 5, 3) and ``charges`` (S, 5).
+
+    Raises:
+      ValueError: the name or the split is unknown.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"data set {name!r} is unknown; expected one of {sorted(RECIPES)}")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; expected one of {SPLITS}")
+    if split != "train":
+        name = "small"
+    folder = default_folder() if folder is None else Path(folder)
+    arrays = cached_arrays(folder / "nbody" / f"{name}-{split}.npz", partial(_generate, name, split))
+    return Trajectories(**arrays)
+
+
+def _generate(name: str, split: str) -> dict[str, np.ndarray]:
+    recipe = RECIPES[name]
+    random = np.random.RandomState(recipe.seed)
+    unused_frames = LENGTH // recipe.sample_every - 1
+    for size in recipe.sizes[: SPLITS.index(split)]:
+        initial_states(random, size, unused_frames=unused_frames)
+    kept = recipe.kept if split == "train" else recipe.sizes[SPLITS.index(split)]
+    print(f"N-body '{name}' {split}: simulating {kept:,} trajectories of {recipe.target_step:,} steps", file=sys.stderr)
+    charges, x, v = initial_states(random, kept, unused_frames=unused_frames)
+    with jax.enable_x64(True):
+        x, v, target = _frames(charges, x, v, recipe.input_step, recipe.target_step)
+    return {"x": x, "v": v, "target": target, "charges": charges}
+
+
+def _frames(charges: np.ndarray, x: np.ndarray, v: np.ndarray, input_step: int, target_step: int):
+    # Trajectories are the last axis, which the compiler then turns into vector instructions.
+    @jax.jit
+    @partial(jax.vmap, in_axes=-1, out_axes=-1)
+    def frames(charges: jax.Array, x: jax.Array, v: jax.Array):
+        x, v = (state[-1] for state in simulate(charges, *reflect(x, v), input_step))
+        return x, v, simulate(charges, x, v, target_step - input_step)[0][-1]
+
+    return (np.moveaxis(np.asarray(a), -1, 0) for a in frames(*(np.moveaxis(a, 0, -1) for a in (charges, x, v))))

@@ -1,0 +1,214 @@
+"""Geometric graphs as jraph ``GraphsTuple``s: build, batch, pad, mask, pass messages, read out.
+
+Conventions, everywhere: ``i`` is the receiver and ``j`` the sender of an edge, messages are summed at
+receivers, and edges are sorted by receiver. Shapes: N nodes, E edges, G graphs, F features, A edge
+attributes, n coordinates (any dimension).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+from jax.typing import ArrayLike
+
+
+@flax.struct.dataclass
+class Nodes:
+    """What a node carries: ``h`` (N, F) invariant features, ``x`` (N, n) coordinates, ``v`` (N, n) velocities."""
+
+    h: Any
+    x: Any
+    v: Any = None
+
+
+class Budget(NamedTuple):
+    """The static shape that a batch is padded to; one node and one graph of it are always padding."""
+
+    n_node: int
+    n_edge: int
+    n_graph: int
+
+
+def complete_edges(n_node: int) -> tuple[np.ndarray, np.ndarray]:
+    """Senders and receivers (M(M-1),) of the complete graph without self-loops, sorted by receiver."""
+    receivers, senders = np.nonzero(~np.eye(n_node, dtype=bool))
+    return senders.astype(np.int32), receivers.astype(np.int32)
+
+
+def complete_graph(
+    x: ArrayLike, h: ArrayLike | None = None, v: ArrayLike | None = None, edges: ArrayLike | None = None
+) -> jraph.GraphsTuple:
+    """One graph in which every node sends to every other.
+
+    Args:
+      x: coordinates (M, n), in any unit.
+      h: features (M, F); a single constant 1 per node if not given.
+      v: velocities (M, n).
+      edges: attributes (M(M-1), A) in the order of :func:`complete_edges`.
+
+    Raises:
+      ValueError: a shape does not fit, or a coordinate is not finite.
+    """
+    return graph_from_edges(*complete_edges(np.shape(x)[0] if np.ndim(x) else 0), x=x, h=h, v=v, edges=edges)
+
+
+def graph_from_adjacency(
+    adjacency: ArrayLike, x: ArrayLike, h: ArrayLike | None = None, v: ArrayLike | None = None
+) -> jraph.GraphsTuple:
+    """One graph with an edge from j to i wherever ``adjacency[i, j]`` (M, M) is not zero.
+
+    Arguments and errors are otherwise those of :func:`complete_graph`.
+    """
+    adjacency = np.asarray(adjacency)
+    n_node = np.shape(x)[0] if np.ndim(x) else 0
+    if adjacency.shape != (n_node, n_node):
+        raise ValueError(f"adjacency has shape {adjacency.shape}; expected ({n_node}, {n_node}), one row per node of x")
+    receivers, senders = np.nonzero(adjacency)
+    return graph_from_edges(senders, receivers, x=x, h=h, v=v)
+
+
+def graph_from_edges(
+    senders: ArrayLike,
+    receivers: ArrayLike,
+    x: ArrayLike,
+    h: ArrayLike | None = None,
+    v: ArrayLike | None = None,
+    edges: ArrayLike | None = None,
+) -> jraph.GraphsTuple:
+    """One graph from an edge list; edge k goes from node ``senders[k]`` to node ``receivers[k]``.
+
+    Edges (and their attributes) are sorted by receiver, keeping their order otherwise.
+
+    Args:
+      senders, receivers: node indices (E,).
+      x, h, v: as in :func:`complete_graph`. They may be traced, which skips the check of their values.
+      edges: attributes (E, A), in the order of ``senders``.
+
+    Raises:
+      ValueError: a shape does not fit, an index is out of range, or a value is not finite.
+    """
+    x = _matrix("x", x)
+    n_node, n_dim = x.shape
+    h = jnp.ones((n_node, 1), x.dtype) if h is None else _matrix("h", h, rows=n_node)
+    v = None if v is None else _matrix("v", v, rows=n_node, columns=n_dim)
+    senders, receivers = (_indices(k, i, n_node) for k, i in (("senders", senders), ("receivers", receivers)))
+    if senders.shape != receivers.shape:
+        raise ValueError(f"senders has {senders.size} entries but receivers has {receivers.size}; expected one pair per edge")
+    order = np.argsort(receivers, kind="stable")
+    edges = None if edges is None else _matrix("edges", edges, rows=len(order))[order]
+    return jraph.GraphsTuple(
+        nodes=Nodes(h=h, x=x, v=v),
+        edges=edges,
+        senders=jnp.asarray(senders[order]),
+        receivers=jnp.asarray(receivers[order]),
+        n_node=jnp.asarray([n_node], jnp.int32),
+        n_edge=jnp.asarray([len(order)], jnp.int32),
+        globals=None,
+    )
+
+
+def batch(graphs: Iterable[jraph.GraphsTuple], budget: Budget | None = None) -> jraph.GraphsTuple:
+    """Several graphs as one, node indices shifted; padded to ``budget`` if given.
+
+    Raises:
+      ValueError: no graphs, graphs whose fields differ, or a graph that does not fit the budget (named with its size).
+    """
+    graphs = list(graphs)
+    if not graphs:
+        raise ValueError("batch received no graphs; expected at least one")
+    if len({(jax.tree.structure(g), *(np.shape(leaf)[1:] for leaf in jax.tree.leaves((g.nodes, g.edges)))) for g in graphs}) > 1:
+        raise ValueError("the graphs differ in what they carry (v, edges, globals or a width); expected all alike")
+    if budget is not None:
+        nodes = edges = 0
+        for k, graph in enumerate(graphs):
+            nodes, edges = nodes + int(np.sum(graph.n_node)), edges + int(np.sum(graph.n_edge))
+            if nodes > budget.n_node - 1 or edges > budget.n_edge or k + 1 > budget.n_graph - 1:
+                raise ValueError(
+                    f"graph {k} with {int(np.sum(graph.n_node))} nodes and {int(np.sum(graph.n_edge))} edges does not fit: "
+                    f"the batch would hold {nodes} nodes, {edges} edges and {k + 1} graphs; the budget is {budget} "
+                    "of which one node and one graph are padding"
+                )
+    batched = jraph.batch_np([jax.tree.map(np.asarray, g) for g in graphs])
+    if budget is not None:
+        batched = jraph.pad_with_graphs(batched, *budget)
+    return jax.tree.map(jnp.asarray, batched)
+
+
+def unbatch(graph: jraph.GraphsTuple) -> Sequence[jraph.GraphsTuple]:
+    """The single graphs of a batch, padding removed if there is any."""
+    host = jax.tree.map(np.asarray, graph)
+    if len(host.n_node) > 1 and not bool(np.all(jraph.get_graph_padding_mask(host))):
+        host = jraph.unpad_with_graphs(host)
+    return [jax.tree.map(jnp.asarray, g) for g in jraph.unbatch_np(host)]
+
+
+def node_mask(graph: jraph.GraphsTuple) -> jax.Array:
+    """(N,) True at the real nodes of a padded graph."""
+    return jraph.get_node_padding_mask(graph)
+
+
+def edge_mask(graph: jraph.GraphsTuple) -> jax.Array:
+    """(E,) True at the real edges of a padded graph."""
+    return jraph.get_edge_padding_mask(graph)
+
+
+def graph_mask(graph: jraph.GraphsTuple) -> jax.Array:
+    """(G,) True at the real graphs of a padded batch."""
+    return jraph.get_graph_padding_mask(graph)
+
+
+def graph_of_node(graph: jraph.GraphsTuple) -> jax.Array:
+    """(N,) index of the graph each node belongs to."""
+    n_node = jnp.asarray(graph.n_node)
+    return jnp.repeat(jnp.arange(n_node.shape[0]), n_node, total_repeat_length=graph.nodes.x.shape[0])
+
+
+def sum_at_receivers(graph: jraph.GraphsTuple, values: jax.Array) -> jax.Array:
+    """(E, …) to (N, …): the sum over the edges that end in each node, sum_j values_ij."""
+    return jax.ops.segment_sum(values, graph.receivers, graph.nodes.x.shape[0], indices_are_sorted=True)
+
+
+def in_degree(graph: jraph.GraphsTuple) -> jax.Array:
+    """(N, 1) the number of edges that end in each node."""
+    return sum_at_receivers(graph, jnp.ones((graph.receivers.shape[0], 1), graph.nodes.x.dtype))
+
+
+def sum_nodes(graph: jraph.GraphsTuple, values: jax.Array) -> jax.Array:
+    """Readout (N, …) to (G, …): the sum over the nodes of each graph."""
+    return jax.ops.segment_sum(values, graph_of_node(graph), graph.n_node.shape[0], indices_are_sorted=True)
+
+
+def mean_nodes(graph: jraph.GraphsTuple, values: jax.Array) -> jax.Array:
+    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 for a graph without nodes."""
+    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(values.dtype)
+    return sum_nodes(graph, values) / n_node.reshape((-1,) + (1,) * (values.ndim - 1))
+
+
+def _matrix(name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None) -> jax.Array:
+    shape = np.shape(value)
+    expected = f"({'M' if rows is None else rows}, {'any width' if columns is None else columns})"
+    if len(shape) != 2 or (rows is not None and shape[0] != rows) or (columns is not None and shape[1] != columns):
+        raise ValueError(f"{name} has shape {shape}; expected {expected}")
+    if not isinstance(value, jax.core.Tracer):
+        value = np.asarray(value)
+        if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+            raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
+        bad = np.argwhere(~np.isfinite(value))
+        if len(bad):
+            raise ValueError(f"{name} is {value[tuple(bad[0])]} at row {bad[0][0]}, column {bad[0][1]}; expected finite numbers")
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
+
+
+def _indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
+    value = np.asarray(value)
+    if value.ndim != 1 or (value.size and not np.issubdtype(value.dtype, np.integer)):
+        raise ValueError(f"{name} has shape {value.shape} and dtype {value.dtype}; expected a list of integers")
+    outside = value[(value < 0) | (value >= n_node)]
+    if len(outside):
+        raise ValueError(f"{name} holds {outside[0]}; expected node indices from 0 to {n_node - 1}")
+    return value.astype(np.int32)

@@ -1,0 +1,40 @@
+"""The plain message-passing network of Table 1's first column: no symmetry, coordinates are features like any other."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import jraph
+
+from egnn_jax.graph import sum_at_receivers
+from egnn_jax.models.mlp import MLP, Dense, EdgeMLP
+
+
+class GNN(nn.Module):
+    """m_ij = φ_e(h_i, h_j, a_ij), m_i = Σ_j m_ij, h_i' = h_i + φ_h(h_i, m_i).
+
+    Args:
+      features: width of every layer.
+      layers: number of message-passing layers.
+      coordinates: embed [x, v] instead of h, and decode x from the last h (the N-body network of section 5.1);
+        False embeds h and leaves x and v alone.
+
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with
+    h (N, features) and, with ``coordinates``, x (N, n) = Linear·SiLU·Linear(h).
+    """
+
+    features: int = 64
+    layers: int = 4
+    coordinates: bool = True
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+        h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
+        if self.coordinates:
+            h = x if v is None else jnp.concatenate([x, v], axis=-1)
+        h = Dense(self.features, name="embedding")(h)
+        for layer in range(self.layers):
+            m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, graph.edges)
+            m_i = sum_at_receivers(graph, m_ij)
+            h += MLP(self.features, self.features, name=f"layer_{layer}_phi_h")(jnp.concatenate([h, m_i], axis=-1))
+        if self.coordinates:
+            x = MLP(self.features, x.shape[-1], name="decoder")(h)
+        return graph._replace(nodes=graph.nodes.replace(h=h, x=x))

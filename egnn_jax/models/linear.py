@@ -1,0 +1,22 @@
+"""The simplest baseline of Table 2: every particle flies on straight."""
+
+import flax.linen as nn
+import jraph
+
+
+class Linear(nn.Module):
+    """x' = x + t v with one learnable time t that starts at 1.
+
+    Call: a graph with x (N, n) and v (N, n), to the same with x moved.
+
+    Raises:
+      ValueError: the graph has no velocities.
+    """
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+        nodes = graph.nodes
+        if nodes.v is None:
+            raise ValueError("the graph has v=None; Linear expects velocities (N, n)")
+        t = self.param("time", nn.initializers.ones, (), nodes.x.dtype)
+        return graph._replace(nodes=nodes.replace(x=nodes.x + t * nodes.v))

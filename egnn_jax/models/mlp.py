@@ -1,0 +1,79 @@
+"""The small pieces every model shares: PyTorch's default initialisation, MLPs, and the first edge layer."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jraph
+
+Initializer = Callable[..., jax.Array]
+
+torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""
+
+small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "uniform")
+"""Xavier-uniform with gain 0.001: φ_x starts close to "do not move"."""
+
+
+def torch_bias(fan_in: int) -> Initializer:
+    """Uniform in ±1/sqrt(fan_in), PyTorch's default for the bias of a linear layer."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Dense(nn.Module):
+    """``nn.Dense`` that starts as PyTorch's ``Linear`` does: (…, in) to (…, features)."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Initializer = torch_kernel
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), x.dtype)
+        y = x @ kernel
+        if self.use_bias:
+            y += self.param("bias", torch_bias(x.shape[-1]), (self.features,), x.dtype)
+        return y
+
+
+class MLP(nn.Module):
+    """Linear·SiLU·Linear, (…, in) to (…, out)."""
+
+    hidden: int
+    out: int
+    use_bias: bool = True
+    """Whether the last layer has a bias."""
+    kernel_init: Initializer = torch_kernel
+    """How the last layer starts."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.silu(Dense(self.hidden)(x))
+        return Dense(self.out, self.use_bias, self.kernel_init)(x)
+
+
+class EdgeMLP(nn.Module):
+    """φ_e(h_i, h_j, s_ij) = Linear·SiLU·Linear·SiLU of the concatenation, (N, F_h) and (E, S) to (E, features).
+
+    The first layer is linear, so h is projected at the N nodes and only then gathered at the E edges: the
+    concatenation (E, 2 F_h + S) is never formed. The kernel is stored as that of the concatenated form.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
+        n_h, n_s = h.shape[-1], 0 if s_ij is None else s_ij.shape[-1]
+        kernel = self.param("kernel", torch_kernel, (2 * n_h + n_s, self.features), h.dtype)
+        bias = self.param("bias", torch_bias(2 * n_h + n_s), (self.features,), h.dtype)
+        h_i, h_j = h @ kernel[:n_h] + bias, h @ kernel[n_h : 2 * n_h]
+        first = h_i[graph.receivers] + h_j[graph.senders]
+        if s_ij is not None:
+            first += s_ij @ kernel[2 * n_h :]
+        return nn.silu(Dense(self.features)(nn.silu(first)))

@@ -1,0 +1,40 @@
+"""The Radial Field network (Köhler et al. 2019) of Table 1: E(n)-equivariant, without node features."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import jraph
+
+from egnn_jax.geometry import safe_norm
+from egnn_jax.graph import in_degree, sum_at_receivers
+from egnn_jax.models.mlp import MLP, small_kernel
+
+
+class RadialField(nn.Module):
+    """x_i' = x_i + C Σ_j r_ij φ_rf(‖r_ij‖, a_ij) + φ_v(‖v_i‖) v_i, with C = 1/in-degree as in the authors' code.
+
+    Args:
+      features: width of the hidden layers.
+      layers: number of layers.
+      tanh: bound φ_rf to (-1, 1).
+
+    Call: a graph with x (N, n), v (N, n) or None and edges (E, A) or None, to the same with x moved; h is not used.
+    """
+
+    features: int = 64
+    layers: int = 4
+    tanh: bool = True
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+        x, v = graph.nodes.x, graph.nodes.v
+        for layer in range(self.layers):
+            r_ij = x[graph.receivers] - x[graph.senders]
+            s_ij = safe_norm(r_ij, keepdims=True)
+            if graph.edges is not None:
+                s_ij = jnp.concatenate([s_ij, graph.edges], axis=-1)
+            weight = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel, name=f"layer_{layer}_phi_rf")(s_ij)
+            m_ij = r_ij * (jnp.tanh(weight) if self.tanh else weight)
+            x = x + sum_at_receivers(graph, m_ij) / jnp.maximum(in_degree(graph), 1)
+            if v is not None:
+                x += MLP(self.features, 1, name=f"layer_{layer}_phi_v")(safe_norm(v, keepdims=True)) * v
+        return graph._replace(nodes=graph.nodes.replace(x=x))

@@ -1,0 +1,103 @@
+"""Where will five charged particles be 1,000 steps from now? Section 5.1, Table 2 and Figure 2."""
+
+import dataclasses
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from egnn_jax.data import nbody
+from egnn_jax.geometry import safe_norm
+from egnn_jax.graph import Nodes, complete_edges
+from egnn_jax.tasks.base import Apply, Sums
+
+
+class Batch(NamedTuple):
+    """B systems of M particles: ``x``, ``v``, ``target`` (B, M, 3), ``charges`` (B, M), ``weight`` (B,) 0 for padding."""
+
+    x: jax.Array
+    v: jax.Array
+    target: jax.Array
+    charges: jax.Array
+    weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class NBody:
+    """Predict the positions of charged particles, mean squared error over all coordinates.
+
+    Args:
+      dataset: the paper's data: "small" for Table 2, "sweep" for Figure 2.
+      train_size: train on the first so many trajectories.
+      edge_distance: give ‖x_i − x_j‖² of the input as an edge attribute, beside c_i c_j.
+    """
+
+    dataset: Literal["small", "sweep"] = "small"
+    train_size: int = 3_000
+    edge_distance: bool = True
+
+    metric = "mse"
+
+    @cached_property
+    def splits(self) -> dict[str, nbody.Trajectories]:
+        """The three splits, float32 and checked to be finite.
+
+        Raises:
+          ValueError: there are fewer trajectories than ``train_size``, or a value is not finite.
+        """
+        splits = {split: nbody.load(self.dataset, split) for split in nbody.SPLITS}
+        available = len(splits["train"].x)
+        if not 1 <= self.train_size <= available:
+            raise ValueError(f"train_size is {self.train_size}; expected 1 to {available}, the trajectories of {self.dataset!r}")
+        splits["train"] = jax.tree.map(lambda a: a[: self.train_size], splits["train"])
+        for split, data in splits.items():
+            for name, array in data.items():
+                bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+                if len(bad):
+                    raise ValueError(f"{name} of trajectory {bad[0]} of the {split} split is not finite; delete the cached data set")
+        return jax.tree.map(lambda a: np.asarray(a, np.float32), splits)
+
+    def size(self, split: str) -> int:
+        """The number of trajectories in a split."""
+        return len(self.splits[split].x)
+
+    def pack(self, split: str, rows: np.ndarray) -> Batch:
+        """Batches stacked along the leading axes of ``rows`` (K, B); a row of -1 is padding of weight 0."""
+        data = self.splits[split]
+        return Batch(data.x[rows], data.v[rows], data.target[rows], data.charges[rows], (rows >= 0).astype(np.float32))
+
+    def graph(self, batch: Batch) -> jraph.GraphsTuple:
+        """The complete graphs of a batch: h = ‖v‖, a_ij = c_i c_j and, as asked, ‖x_i − x_j‖²."""
+        n_graph, n_node, n_dim = batch.x.shape
+        x, v, charges = batch.x.reshape(-1, n_dim), batch.v.reshape(-1, n_dim), batch.charges.reshape(-1, 1)
+        first = np.arange(0, n_graph * n_node, n_node, dtype=np.int32)[:, None]
+        senders, receivers = (jnp.asarray((first + indices).reshape(-1)) for indices in complete_edges(n_node))
+        edges = charges[receivers] * charges[senders]
+        if self.edge_distance:
+            squared = jnp.sum((x[receivers] - x[senders]) ** 2, axis=-1, keepdims=True)
+            edges = jnp.concatenate([edges, squared], axis=-1)
+        return jraph.GraphsTuple(
+            nodes=Nodes(h=safe_norm(v, keepdims=True), x=x, v=v),
+            edges=edges,
+            senders=senders,
+            receivers=receivers,
+            n_node=jnp.full(n_graph, n_node, jnp.int32),
+            n_edge=jnp.full(n_graph, n_node * (n_node - 1), jnp.int32),
+            globals=None,
+        )
+
+    def predict(self, apply: Apply, params: dict, batch: Batch) -> jax.Array:
+        """Predicted positions (B, M, 3)."""
+        return apply(params, self.graph(batch)).nodes.x.reshape(batch.x.shape)
+
+    def loss(self, apply: Apply, params: dict, batch: Batch, key: jax.Array) -> jax.Array:
+        """The mean squared error over all coordinates of a batch; ``key`` is not used."""
+        return jnp.mean((self.predict(apply, params, batch) - batch.target) ** 2)
+
+    def metrics(self, apply: Apply, params: dict, batch: Batch, key: jax.Array) -> dict[str, Sums]:
+        """The squared error summed over the real coordinates of a batch, and their number; ``key`` is not used."""
+        squared = jnp.sum((self.predict(apply, params, batch) - batch.target) ** 2, axis=(1, 2))
+        return {"mse": (jnp.sum(squared * batch.weight), jnp.sum(batch.weight) * batch.x[0].size)}

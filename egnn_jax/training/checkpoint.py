@@ -1,0 +1,137 @@
+"""The folder of a run: config, metrics, checkpoints and result, each whole or absent."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from egnn_jax import config as configs
+from egnn_jax.config import Config
+from egnn_jax.data.cache import write_atomically
+
+
+class RunFolder:
+    """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}`` of one run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.result_file = self.path / "result.json"
+        self._config_file = self.path / "config.yaml"
+        self._managers: dict[str, ocp.CheckpointManager] = {}
+
+    def config(self) -> Config:
+        """The config the run was started with.
+
+        Raises:
+          ValueError: this is no run's folder, or the file is damaged.
+        """
+        if not self._config_file.is_file():
+            raise ValueError(f"{self.path} is no run: it has no config.yaml")
+        return configs.load(self._config_file)
+
+    def start(self, config: Config) -> None:
+        """Make the folder, or see that it holds a run of the same config, to be resumed.
+
+        Raises:
+          ValueError: it holds a run of another config; the differences are named.
+        """
+        if not self._config_file.exists():
+            write_atomically(self._config_file, configs.dump(config).encode())
+            return
+        before, now = (_flat(configs.to_dict(c)) for c in (self.config(), config))
+        different = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+        if different:
+            raise ValueError(
+                f"{self.path} holds a run of another config ({', '.join(different)}); expected the same config to resume it, "
+                "another --run folder, or that one deleted"
+            )
+
+    def save(self, kind: str, step: int, tree: Any) -> None:
+        """Write a checkpoint in the background; the one before stays until it is whole."""
+        self._manager(kind).save(step, args=ocp.args.StandardSave(tree))
+
+    def wait(self) -> None:
+        """Until the checkpoints being written are on disk."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+
+    def latest(self, kind: str) -> int | None:
+        """The step of the newest whole checkpoint, or None."""
+        return self._manager(kind).latest_step()
+
+    def restore(self, kind: str, like: Any) -> Any:
+        """The newest checkpoint, with the structure, shapes and dtypes of ``like``.
+
+        Raises:
+          ValueError: there is none, or it cannot be read; the path is named.
+        """
+        step = self.latest(kind)
+        if step is None:
+            raise ValueError(f"{self.path} has no checkpoint '{kind}'; train the run first")
+        try:
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            return self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
+        except Exception as error:
+            raise ValueError(f"{self.path / 'checkpoints' / kind / str(step)} cannot be read: {error}") from error
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drop what was logged after ``step``, which will be done again; returns what stays."""
+        history = [entry for entry in self.history() if entry["step"] <= step]
+        write_atomically(self.metrics_file, "".join(json.dumps(entry) + "\n" for entry in history).encode())
+        return history
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``, which says that the run is complete."""
+        write_atomically(self.result_file, (json.dumps(result, indent=2) + "\n").encode())
+
+    def result(self) -> dict[str, Any]:
+        """What :meth:`finish` wrote.
+
+        Raises:
+          ValueError: the run is not complete.
+        """
+        if not self.result_file.is_file():
+            raise ValueError(f"{self.path} has no result.json; the run is not complete")
+        return json.loads(self.result_file.read_text())
+
+    def close(self) -> None:
+        """Wait for what is being written and free what it took."""
+        for manager in self._managers.values():
+            manager.close()
+        self._managers.clear()
+
+    def _manager(self, kind: str) -> ocp.CheckpointManager:
+        if kind not in self._managers:
+            options = ocp.CheckpointManagerOptions(max_to_keep=2 if kind == "last" else 1, cleanup_tmp_directories=True)
+            self._managers[kind] = ocp.CheckpointManager(self.path / "checkpoints" / kind, options=options)
+        return self._managers[kind]
+
+
+def delete(path: Path | str) -> None:
+    """Remove a run's folder and all in it, if there is one."""
+    if Path(path).exists():
+        RunFolder(path).config()
+        shutil.rmtree(path)
+
+
+def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return flat

@@ -1,0 +1,230 @@
+"""``fit``: epochs to chunks to scans, with evaluation, checkpoints and exact resume."""
+
+import importlib.metadata
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm_loggable.auto import tqdm
+
+from egnn_jax import config as configs
+from egnn_jax.config import Config
+from egnn_jax.tasks import Task
+from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.state import init_best, init_state, keep_best, optimiser
+from egnn_jax.training.step import make_evaluate, make_step, make_train
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the state was saved, and the same call continues."""
+
+
+def fit(task: Task, model: nn.Module, config: Config, folder: Path | str) -> dict[str, Any]:
+    """Train, evaluate the best on valid and test, and leave all of it in ``folder``.
+
+    The order of samples and every random key follow from ``config.seed`` and the step number alone, so that a run
+    that was stopped, in whatever way, ends in the same numbers when it is called again.
+
+    Returns:
+      What ``result.json`` holds: ``metrics`` by split (the mean over seeds), ``best_epoch``, ``seconds``, ``config``,
+      ``versions``; with several seeds also ``std`` and the ``seeds``' own values.
+
+    Raises:
+      ValueError: the folder holds another run, or the training split is smaller than a batch.
+      FloatingPointError: a loss is not finite; the step, the batch and the last good checkpoint are named.
+      Interrupted: Ctrl-C.
+    """
+    size = task.size("train")
+    if size < config.batch_size:
+        raise ValueError(f"batch_size is {config.batch_size}; expected at most {size}, the samples to train on")
+    run = RunFolder(folder)
+    run.start(config)
+    if run.result_file.exists():
+        return run.result()
+    try:
+        return _Loop(task, model, config, run).fit()
+    finally:
+        run.close()
+
+
+class _Loop:
+    def __init__(self, task: Task, model: nn.Module, config: Config, run: RunFolder) -> None:
+        self.task, self.config, self.run = task, config, run
+        self.per_epoch = task.size("train") // config.batch_size
+        self.total = config.epochs * self.per_epoch
+        self.interval = min(config.eval_every, config.epochs) * self.per_epoch
+        self.chunk = max(d for d in range(1, config.chunk_steps + 1) if math.gcd(self.interval, self.total) % d == 0)
+        transform = optimiser(config.optimizer, self.per_epoch, self.total)
+        graph = task.graph(jax.tree.map(lambda a: a[0], task.pack("valid", np.zeros((1, config.batch_size), int))))
+        states = [
+            init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)
+        ]
+        self.state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        self.best = init_best(self.state)
+        self.train = make_train(make_step(task, model.apply, transform, config.optimizer.average), config.seeds)
+        self.evaluate = make_evaluate(task, model.apply, config.seeds)
+        self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
+        self.saved_best = -1
+
+    def fit(self) -> dict[str, Any]:
+        step, seconds = self._resume()
+        started = time.monotonic() - seconds
+        saved = time.monotonic()
+        valid = self._batches("valid")
+        losses: list[np.ndarray] = []
+        bar = tqdm(total=self.total, initial=step, unit="step", desc=self.run.path.name, disable=None)
+        with bar, _interruptible() as interrupted:
+            batches = self._pack(step)
+            while step < self.total and not self._stale(step):
+                self.state, chunk_losses = self.train(self.state, batches)
+                previous, step = step, step + self.chunk
+                batches = self._pack(step) if step < self.total else None  # while the device computes
+                losses.append(np.atleast_2d(np.asarray(chunk_losses)))
+                self._check_finite(losses[-1], previous)
+                bar.update(self.chunk)
+                if step % self.interval == 0 or step == self.total:
+                    metrics = self._evaluate(self.state.evaluated, valid)
+                    self.best = self.keep_best(self.best, self.state, metrics[self.task.metric], step // self.per_epoch)
+                    loss = np.concatenate(losses, axis=1).mean(axis=1)
+                    losses.clear()
+                    self._log(bar, step, time.monotonic() - started, loss, metrics)
+                    if interrupted.is_set() or time.monotonic() - saved > self.config.checkpoint_seconds:
+                        self._save(step)
+                        saved = time.monotonic()
+                if interrupted.is_set() and not losses:
+                    self.run.wait()
+                    raise Interrupted(f"stopped at step {step:,} of {self.total:,}; the same command continues from there")
+        self._save(step)
+        return self._finish(time.monotonic() - started)
+
+    def _resume(self) -> tuple[int, float]:
+        step = self.run.latest("last")
+        if step is None:
+            self.run.rewind(-1)
+            return 0, 0.0
+        tree = self.run.restore("last", {"state": self.state, "best": self.best})
+        self.state, self.best = tree["state"], tree["best"]
+        history = self.run.rewind(step)
+        return step, history[-1]["seconds"] if history else 0.0
+
+    def _save(self, step: int) -> None:
+        """Both checkpoints as of ``step``, which ends an evaluation interval."""
+        if self.run.latest("last") != step:
+            self.run.save("last", step, {"state": self.state, "best": self.best})
+        best = int(np.max(self.best.epoch))
+        if self.saved_best != best and (self.run.latest("best") or -1) < step:
+            self.run.save("best", step, self.best)
+            self.saved_best = best
+
+    def _pack(self, step: int) -> Any:
+        """The ``chunk`` batches from ``step`` on; each epoch has its own order of samples."""
+        rows = []
+        for s in range(step, step + self.chunk):
+            epoch, k = divmod(s, self.per_epoch)
+            if s == step or k == 0:
+                order = np.random.default_rng([self.config.seed, epoch]).permutation(self.task.size("train"))
+            rows.append(order[k * self.config.batch_size : (k + 1) * self.config.batch_size])
+        return self.task.pack("train", np.stack(rows))
+
+    def _batches(self, split: str) -> Any:
+        """A whole split in order, the last batch filled with padding."""
+        size, width = self.task.size(split), self.config.batch_size
+        rows = np.full(-(-size // width) * width, -1)
+        rows[:size] = np.arange(size)
+        return jax.tree.map(jnp.asarray, self.task.pack(split, rows.reshape(-1, width)))
+
+    def _evaluate(self, params: Any, batches: Any) -> dict[str, jax.Array]:
+        return self.evaluate(params, batches, jax.random.PRNGKey(self.config.seed))
+
+    def _stale(self, step: int) -> bool:
+        epochs = step // self.per_epoch - int(np.max(self.best.epoch))
+        return 0 < self.config.patience <= epochs
+
+    def _check_finite(self, losses: np.ndarray, step: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses).all(axis=0))
+        if len(bad) == 0:
+            return
+        step += int(bad[0])
+        epoch, k = divmod(step, self.per_epoch)
+        self.run.wait()
+        last = self.run.latest("last")
+        checkpoint = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self.run.path}/checkpoints/last/{last}"
+        raise FloatingPointError(
+            f"the loss is {losses[:, bad[0]].tolist()} at step {step} (epoch {epoch + 1}, batch {k + 1} of {self.per_epoch}); {checkpoint}"
+        )
+
+    def _log(self, bar: Any, step: int, seconds: float, loss: np.ndarray, metrics: dict[str, jax.Array]) -> None:
+        valid = {name: _plain(value) for name, value in metrics.items()}
+        entry = {"epoch": step / self.per_epoch, "step": step, "seconds": round(seconds, 3)}
+        self.run.log(entry | {"train": {"loss": _plain(loss if self.config.seeds > 1 else loss[0])}, "valid": valid})
+        shown = {"epoch": f"{step // self.per_epoch}/{self.config.epochs}", "loss": f"{loss.mean():.5f}"}
+        shown |= {"valid": f"{np.mean(valid[self.task.metric]):.5f}", "best": f"{np.mean(self.best.value):.5f}"}
+        bar.set_postfix(shown)
+
+    def _finish(self, seconds: float) -> dict[str, Any]:
+        values = {split: self._evaluate(self.best.params, self._batches(split)) for split in ("valid", "test")}
+        values = {split: {name: np.asarray(value, np.float64) for name, value in m.items()} for split, m in values.items()}
+        result: dict[str, Any] = {"metrics": _map(values, lambda a: float(a.mean()))}
+        if self.config.seeds > 1:
+            result |= {"std": _map(values, lambda a: float(a.std(ddof=1))), "seeds": _map(values, lambda a: a.tolist())}
+        result |= {
+            "best_epoch": _plain(self.best.epoch),
+            "seconds": round(seconds, 1),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.best.params)) // self.config.seeds,
+            "config": configs.to_dict(self.config),
+            "versions": versions(),
+        }
+        self.run.wait()
+        self.run.finish(result)
+        return result
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on, beside its config."""
+    packages = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "device": f"{device.platform} ({device.device_kind})",
+    }
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; a second one ends at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_: Any) -> None:
+        event.set()
+        print("\nCtrl-C: saving at the next evaluation; press again to stop at once", file=sys.stderr)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist()
+
+
+def _map(tree: dict[str, dict[str, np.ndarray]], f: Any) -> dict[str, dict[str, Any]]:
+    return {split: {name: f(value) for name, value in metrics.items()} for split, metrics in tree.items()}

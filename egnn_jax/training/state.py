@@ -1,0 +1,83 @@
+"""What training carries from step to step, and how the optimiser moves it."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import jraph
+import optax
+
+from egnn_jax.config import Optimizer
+
+
+@flax.struct.dataclass
+class State:
+    """Step number, parameters, optimiser state, averaged parameters (or None) and the raw random key of one seed."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    average: Any
+    key: jax.Array
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters to evaluate and keep: the averaged ones where there are any."""
+        return self.params if self.average is None else self.average
+
+
+@flax.struct.dataclass
+class Best:
+    """The parameters with the smallest validation value so far, that value, and its epoch (0: none yet)."""
+
+    params: Any
+    value: jax.Array
+    epoch: jax.Array
+
+
+def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.GradientTransformation:
+    """The optax chain a config describes; the schedule counts optimiser steps, once each."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1))
+    else:
+        rate = optax.constant_schedule(config.learning_rate)
+    if warmup:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), rate], [warmup])
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    if config.name == "adamw":
+        parts.append(optax.adamw(rate, weight_decay=config.weight_decay))
+    else:
+        parts += [optax.add_decayed_weights(config.weight_decay), optax.adam(rate)]
+    return optax.chain(*parts)
+
+
+def init_state(model: nn.Module, graph: jraph.GraphsTuple, transform: optax.GradientTransformation, average: bool, seed: int) -> State:
+    """The state before the first step; ``graph`` shows the model its input."""
+    init_key, key = jax.random.split(jax.random.PRNGKey(seed))
+    params = model.init(init_key, graph)
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=transform.init(params),
+        average=jax.tree.map(jnp.copy, params) if average else None,
+        key=key,
+    )
+
+
+def init_best(state: State) -> Best:
+    """No best yet: an infinite value."""
+    return Best(
+        params=jax.tree.map(jnp.copy, state.evaluated),
+        value=jnp.full(state.step.shape, jnp.inf, jnp.float32),
+        epoch=jnp.zeros_like(state.step),
+    )
+
+
+def keep_best(best: Best, state: State, value: jax.Array, epoch: jax.Array) -> Best:
+    """``best``, or the state's parameters where ``value`` is smaller."""
+    better = value < best.value
+    pick = lambda new, old: jnp.where(better, new, old)  # noqa: E731
+    return Best(jax.tree.map(pick, state.evaluated, best.params), pick(value, best.value), pick(epoch, best.epoch))
