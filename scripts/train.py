@@ -6,6 +6,7 @@ from pathlib import Path
 
 from egnn_jax import config as configs
 from egnn_jax.training.loop import Interrupted, fit
+from egnn_jax.training.step import use_all_cores
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
         parser.print_help()
         print("\nConfig options and their defaults: train.py CONFIG --help")
         return
+    use_all_cores()
     arguments, overrides = parser.parse_known_args()
     path = Path(arguments.config)
     config = configs.override(configs.load(path), overrides, f"train.py {path}", __doc__ or "")

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm_loggable.auto import tqdm
 
 from egnn_jax import config as configs
@@ -23,7 +24,7 @@ from egnn_jax.config import Config
 from egnn_jax.tasks import Task
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.state import init_best, init_state, keep_best, optimiser
-from egnn_jax.training.step import make_evaluate, make_step, make_train
+from egnn_jax.training.step import AXIS, make_evaluate, make_mesh, make_step, make_train
 
 
 class Interrupted(Exception):
@@ -70,10 +71,12 @@ class _Loop:
         states = [
             init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)
         ]
-        self.state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        self.best = init_best(self.state)
-        self.train = make_train(make_step(task, model.apply, transform, config.optimizer.average), config.seeds)
-        self.evaluate = make_evaluate(task, model.apply, config.seeds)
+        mesh = make_mesh(config.batch_size)
+        state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        self.spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self.state, self.best = jax.device_put((state, init_best(state)), NamedSharding(mesh, PartitionSpec()))
+        self.train = make_train(make_step(task, model.apply, transform, config.optimizer.average, AXIS), config.seeds, mesh)
+        self.evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
         self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
         self.saved_best = -1
 
@@ -135,14 +138,14 @@ class _Loop:
             if s == step or k == 0:
                 order = np.random.default_rng([self.config.seed, epoch]).permutation(self.task.size("train"))
             rows.append(order[k * self.config.batch_size : (k + 1) * self.config.batch_size])
-        return self.task.pack("train", np.stack(rows))
+        return jax.device_put(self.task.pack("train", np.stack(rows)), self.spread)
 
     def _batches(self, split: str) -> Any:
         """A whole split in order, the last batch filled with padding."""
         size, width = self.task.size(split), self.config.batch_size
         rows = np.full(-(-size // width) * width, -1)
         rows[:size] = np.arange(size)
-        return jax.tree.map(jnp.asarray, self.task.pack(split, rows.reshape(-1, width)))
+        return jax.device_put(self.task.pack(split, rows.reshape(-1, width)), self.spread)
 
     def _evaluate(self, params: Any, batches: Any) -> dict[str, jax.Array]:
         return self.evaluate(params, batches, jax.random.PRNGKey(self.config.seed))

@@ -1,23 +1,62 @@
-"""One optimiser step, K of them as one compiled scan, and evaluation, all for one seed or several."""
+"""One optimiser step, K of them as one compiled scan, and evaluation: for one seed or several, on one device or several."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 from egnn_jax.tasks import Task
 from egnn_jax.tasks.base import Apply
 from egnn_jax.training.state import State
 
+Step = Callable[[State, Any], tuple[State, jax.Array]]
 
-def make_step(task: Task, apply: Apply, transform: optax.GradientTransformation, decay: float) -> Callable[[State, Any], tuple[State, jax.Array]]:
-    """A pure (state, batch) -> (state, loss). ``decay`` is that of the averaged parameters."""
+AXIS = "data"
+"""The mesh axis that the samples of a batch are spread over."""
+
+
+def use_all_cores() -> None:
+    """Make each CPU core a device, so that batches are spread over them; call before the first JAX computation.
+
+    One thread per half batch scales far better than two threads per matrix product. Without effect on accelerators.
+    """
+    if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def make_mesh(batch_size: int) -> Mesh:
+    """As many devices as divide a batch evenly."""
+    devices = max(d for d in range(1, len(jax.local_devices()) + 1) if batch_size % d == 0)
+    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
+
+
+def make_step(task: Task, apply: Apply, transform: optax.GradientTransformation, decay: float, axis: str | None = None) -> Step:
+    """A pure (state, batch) -> (state, loss).
+
+    Args:
+      task: gives the loss.
+      apply: the model.
+      transform: the optimiser.
+      decay: that of the averaged parameters, where the state has them.
+      axis: the mapped axis over which the batch is spread, so that loss and gradient are averaged over it.
+    """
 
     def step(state: State, batch: Any) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(state.key, state.step)
+        if axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         loss, gradient = jax.value_and_grad(lambda params: task.loss(apply, params, batch, key))(state.params)
+        if axis is not None:
+            flat, unravel = ravel_pytree((loss, gradient))  # one exchange instead of one per array
+            loss, gradient = unravel(jax.lax.pmean(flat, axis))
         updates, opt_state = transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -30,8 +69,8 @@ def make_step(task: Task, apply: Apply, transform: optax.GradientTransformation,
     return step
 
 
-def make_train(step: Callable[[State, Any], tuple[State, jax.Array]], seeds: int) -> Callable[[State, Any], tuple[State, jax.Array]]:
-    """K steps in one compiled call: (state, batches stacked K) -> (state, losses (K,)).
+def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:
+    """K steps in one compiled call: (state, batches stacked (K, B, …)) -> (state, losses (K,)).
 
     With several seeds, state and losses have a leading axis of that size and all see the same batches. The state
     passed in is donated, so it cannot be used again.
@@ -40,16 +79,19 @@ def make_train(step: Callable[[State, Any], tuple[State, jax.Array]], seeds: int
     def train(state: State, batches: Any) -> tuple[State, jax.Array]:
         return jax.lax.scan(step, state, batches)
 
-    return jax.jit(train if seeds == 1 else jax.vmap(train, in_axes=(0, None)), donate_argnums=0)
+    train = train if seeds == 1 else jax.vmap(train, in_axes=(0, None))
+    spread = jax.shard_map(train, mesh=mesh, in_specs=(P(), P(None, AXIS)), out_specs=P(), check_vma=False)
+    return jax.jit(spread, donate_argnums=0)
 
 
-def make_evaluate(task: Task, apply: Apply, seeds: int) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
-    """Each metric over K stacked batches: (params, batches, key) -> {metric: value, (seeds,) if several}."""
+def make_evaluate(task: Task, apply: Apply, seeds: int, mesh: Mesh) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
+    """Each metric over stacked batches (K, B, …): (params, batches, key) -> {metric: value, (seeds,) if several}."""
 
     def evaluate(params: Any, batches: Any, key: jax.Array) -> dict[str, jax.Array]:
-        count = jax.tree.leaves(batches)[0].shape[0]
-        keys = jax.random.split(key, count)
+        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(AXIS)), jax.tree.leaves(batches)[0].shape[0])
         sums = jax.lax.map(lambda inputs: task.metrics(apply, params, *inputs), (batches, keys))
-        return {name: jnp.sum(total) / jnp.sum(number) for name, (total, number) in sums.items()}
+        sums = jax.lax.psum(jax.tree.map(partial(jnp.sum, axis=0), sums), AXIS)
+        return {name: total / number for name, (total, number) in sums.items()}
 
-    return jax.jit(evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None)))
+    evaluate = evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None))
+    return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(None, AXIS), P()), out_specs=P(), check_vma=False))
