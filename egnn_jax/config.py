@@ -204,9 +204,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
                 return float(value)  # YAML 1.1 reads 5e-4 as text
             except (ValueError, OverflowError):
                 continue
-    expected = " or ".join(
-        "none" if c is type(None) else str(get_args(c)) if get_origin(c) is Literal else c.__name__ for c in choices
-    )
+    expected = " or ".join("none" if c is type(None) else str(get_args(c)) if get_origin(c) is Literal else c.__name__ for c in choices)
     raise ValueError(f"{where} is {value!r}; expected {expected}")
 
 

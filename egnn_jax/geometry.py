@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import jraph
+
+from egnn_jax.graph import GraphsTuple
 
 
 def safe_norm(x: jax.Array, axis: int = -1, keepdims: bool = False) -> jax.Array:
@@ -26,7 +27,7 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
     return q.at[0].multiply(determinant * jnp.sign(jnp.linalg.det(q)))
 
 
-def transform(graph: jraph.GraphsTuple, matrix: jax.Array, translation: jax.Array | float = 0.0) -> jraph.GraphsTuple:
+def transform(graph: GraphsTuple, matrix: jax.Array, translation: jax.Array | float = 0.0) -> GraphsTuple:
     """The graph with x moved to ``matrix @ x + translation`` and v to ``matrix @ v``; h and edges stay."""
     nodes = graph.nodes
     v = None if nodes.v is None else nodes.v @ matrix.T

@@ -6,23 +6,42 @@ attributes, n coordinates (any dimension).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 
-@flax.struct.dataclass
-class Nodes:
+class Nodes(flax.struct.PyTreeNode):
     """What a node carries: ``h`` (N, F) invariant features, ``x`` (N, n) coordinates, ``v`` (N, n) velocities."""
 
     h: Any
     x: Any
     v: Any = None
+
+
+if TYPE_CHECKING:
+
+    class GraphsTuple(NamedTuple):
+        """jraph's ``GraphsTuple``, with the types of the fields as this library fills them."""
+
+        nodes: Nodes
+        edges: Any
+        receivers: Any
+        senders: Any
+        globals: Any
+        n_node: Any
+        n_edge: Any
+else:
+    GraphsTuple = jraph.GraphsTuple
+
+
+_jraph: Any = jraph  # whose annotations know nodes only as arrays, lists and mappings
 
 
 class Budget(NamedTuple):
@@ -39,9 +58,7 @@ def complete_edges(n_node: int) -> tuple[np.ndarray, np.ndarray]:
     return senders.astype(np.int32), receivers.astype(np.int32)
 
 
-def complete_graph(
-    x: ArrayLike, h: ArrayLike | None = None, v: ArrayLike | None = None, edges: ArrayLike | None = None
-) -> jraph.GraphsTuple:
+def complete_graph(x: ArrayLike, h: ArrayLike | None = None, v: ArrayLike | None = None, edges: ArrayLike | None = None) -> GraphsTuple:
     """One graph in which every node sends to every other.
 
     Args:
@@ -56,9 +73,7 @@ def complete_graph(
     return graph_from_edges(*complete_edges(np.shape(x)[0] if np.ndim(x) else 0), x=x, h=h, v=v, edges=edges)
 
 
-def graph_from_adjacency(
-    adjacency: ArrayLike, x: ArrayLike, h: ArrayLike | None = None, v: ArrayLike | None = None
-) -> jraph.GraphsTuple:
+def graph_from_adjacency(adjacency: ArrayLike, x: ArrayLike, h: ArrayLike | None = None, v: ArrayLike | None = None) -> GraphsTuple:
     """One graph with an edge from j to i wherever ``adjacency[i, j]`` (M, M) is not zero.
 
     Arguments and errors are otherwise those of :func:`complete_graph`.
@@ -78,7 +93,7 @@ def graph_from_edges(
     h: ArrayLike | None = None,
     v: ArrayLike | None = None,
     edges: ArrayLike | None = None,
-) -> jraph.GraphsTuple:
+) -> GraphsTuple:
     """One graph from an edge list; edge k goes from node ``senders[k]`` to node ``receivers[k]``.
 
     Edges (and their attributes) are sorted by receiver, keeping their order otherwise.
@@ -100,7 +115,7 @@ def graph_from_edges(
         raise ValueError(f"senders has {senders.size} entries but receivers has {receivers.size}; expected one pair per edge")
     order = np.argsort(receivers, kind="stable")
     edges = None if edges is None else _matrix("edges", edges, rows=len(order))[order]
-    return jraph.GraphsTuple(
+    return GraphsTuple(
         nodes=Nodes(h=h, x=x, v=v),
         edges=edges,
         senders=jnp.asarray(senders[order]),
@@ -111,7 +126,7 @@ def graph_from_edges(
     )
 
 
-def batch(graphs: Iterable[jraph.GraphsTuple], budget: Budget | None = None) -> jraph.GraphsTuple:
+def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> GraphsTuple:
     """Several graphs as one, node indices shifted; padded to ``budget`` if given.
 
     Raises:
@@ -132,57 +147,57 @@ def batch(graphs: Iterable[jraph.GraphsTuple], budget: Budget | None = None) -> 
                     f"the batch would hold {nodes} nodes, {edges} edges and {k + 1} graphs; the budget is {budget} "
                     "of which one node and one graph are padding"
                 )
-    batched = jraph.batch_np([jax.tree.map(np.asarray, g) for g in graphs])
+    batched = _jraph.batch_np([jax.tree.map(np.asarray, g) for g in graphs])
     if budget is not None:
-        batched = jraph.pad_with_graphs(batched, *budget)
+        batched = _jraph.pad_with_graphs(batched, *budget)
     return jax.tree.map(jnp.asarray, batched)
 
 
-def unbatch(graph: jraph.GraphsTuple) -> Sequence[jraph.GraphsTuple]:
+def unbatch(graph: GraphsTuple) -> Sequence[GraphsTuple]:
     """The single graphs of a batch, padding removed if there is any."""
     host = jax.tree.map(np.asarray, graph)
-    if len(host.n_node) > 1 and not bool(np.all(jraph.get_graph_padding_mask(host))):
-        host = jraph.unpad_with_graphs(host)
-    return [jax.tree.map(jnp.asarray, g) for g in jraph.unbatch_np(host)]
+    if len(host.n_node) > 1 and not bool(np.all(_jraph.get_graph_padding_mask(host))):
+        host = _jraph.unpad_with_graphs(host)
+    return [jax.tree.map(jnp.asarray, g) for g in _jraph.unbatch_np(host)]
 
 
-def node_mask(graph: jraph.GraphsTuple) -> jax.Array:
+def node_mask(graph: GraphsTuple) -> jax.Array:
     """(N,) True at the real nodes of a padded graph."""
-    return jraph.get_node_padding_mask(graph)
+    return _jraph.get_node_padding_mask(graph)
 
 
-def edge_mask(graph: jraph.GraphsTuple) -> jax.Array:
+def edge_mask(graph: GraphsTuple) -> jax.Array:
     """(E,) True at the real edges of a padded graph."""
-    return jraph.get_edge_padding_mask(graph)
+    return _jraph.get_edge_padding_mask(graph)
 
 
-def graph_mask(graph: jraph.GraphsTuple) -> jax.Array:
+def graph_mask(graph: GraphsTuple) -> jax.Array:
     """(G,) True at the real graphs of a padded batch."""
-    return jraph.get_graph_padding_mask(graph)
+    return _jraph.get_graph_padding_mask(graph)
 
 
-def graph_of_node(graph: jraph.GraphsTuple) -> jax.Array:
+def graph_of_node(graph: GraphsTuple) -> jax.Array:
     """(N,) index of the graph each node belongs to."""
     n_node = jnp.asarray(graph.n_node)
     return jnp.repeat(jnp.arange(n_node.shape[0]), n_node, total_repeat_length=graph.nodes.x.shape[0])
 
 
-def sum_at_receivers(graph: jraph.GraphsTuple, values: jax.Array) -> jax.Array:
+def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """(E, …) to (N, …): the sum over the edges that end in each node, sum_j values_ij."""
     return jax.ops.segment_sum(values, graph.receivers, graph.nodes.x.shape[0], indices_are_sorted=True)
 
 
-def in_degree(graph: jraph.GraphsTuple) -> jax.Array:
+def in_degree(graph: GraphsTuple) -> jax.Array:
     """(N, 1) the number of edges that end in each node."""
     return sum_at_receivers(graph, jnp.ones((graph.receivers.shape[0], 1), graph.nodes.x.dtype))
 
 
-def sum_nodes(graph: jraph.GraphsTuple, values: jax.Array) -> jax.Array:
+def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """Readout (N, …) to (G, …): the sum over the nodes of each graph."""
     return jax.ops.segment_sum(values, graph_of_node(graph), graph.n_node.shape[0], indices_are_sorted=True)
 
 
-def mean_nodes(graph: jraph.GraphsTuple, values: jax.Array) -> jax.Array:
+def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 for a graph without nodes."""
     n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(values.dtype)
     return sum_nodes(graph, values) / n_node.reshape((-1,) + (1,) * (values.ndim - 1))
@@ -193,7 +208,7 @@ def _matrix(name: str, value: ArrayLike, rows: int | None = None, columns: int |
     expected = f"({'M' if rows is None else rows}, {'any width' if columns is None else columns})"
     if len(shape) != 2 or (rows is not None and shape[0] != rows) or (columns is not None and shape[1] != columns):
         raise ValueError(f"{name} has shape {shape}; expected {expected}")
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         value = np.asarray(value)
         if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
             raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")

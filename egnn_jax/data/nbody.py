@@ -72,9 +72,7 @@ def reflect(x: jax.Array, v: jax.Array, box: float = BOX) -> tuple[jax.Array, ja
     return jnp.where(x > box, 2 * box - x, jnp.where(x < -box, -2 * box - x, x)), v
 
 
-def simulate(
-    charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_every: int | None = None
-) -> tuple[jax.Array, jax.Array]:
+def simulate(charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_every: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Follow M charged particles in n dimensions; a pure function to jit, vmap and differentiate.
 
     Each step is v += dt F(x), then x += dt v, with dt = 0.001.
@@ -93,9 +91,7 @@ def simulate(
     """
     sample_every = steps if sample_every is None else sample_every
     if jnp.ndim(x) != 2 or jnp.shape(v) != jnp.shape(x) or jnp.shape(charges) != jnp.shape(x)[:1]:
-        raise ValueError(
-            f"charges, x, v have shapes {jnp.shape(charges)}, {jnp.shape(x)}, {jnp.shape(v)}; expected (M,), (M, n), (M, n)"
-        )
+        raise ValueError(f"charges, x, v have shapes {jnp.shape(charges)}, {jnp.shape(x)}, {jnp.shape(v)}; expected (M,), (M, n), (M, n)")
     if steps < 1 or sample_every < 1 or steps % sample_every:
         raise ValueError(f"steps={steps} and sample_every={sample_every}; expected steps to be a positive multiple of sample_every")
 

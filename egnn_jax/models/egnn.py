@@ -5,10 +5,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import graph_of_node, in_degree, sum_at_receivers
+from egnn_jax.graph import GraphsTuple, graph_of_node, in_degree, sum_at_receivers
 from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, small_kernel
 
 
@@ -57,7 +56,7 @@ class EGCL(nn.Module):
     residual: bool = True
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         if self.residual and h.shape[-1] != self.features:
             raise ValueError(f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds h to φ_h(h, m)")
@@ -81,7 +80,7 @@ class EGCL(nn.Module):
         dh = MLP(self.features, self.features, name="phi_h")(jnp.concatenate([h, m_i], axis=-1))  # eq. 6
         return graph._replace(nodes=graph.nodes.replace(h=h + dh if self.residual else dh, x=x, v=v))
 
-    def _displacement(self, graph: jraph.GraphsTuple, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
+    def _displacement(self, graph: GraphsTuple, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
         """C Σ_j r_ij φ_x(m_ij), (N, n)."""
         weight = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel, name="phi_x")(m_ij)
         if self.tanh:
@@ -139,7 +138,7 @@ class EGNN(nn.Module):
     residual: bool = True
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         if self.embed:
             graph = graph._replace(nodes=graph.nodes.replace(h=Dense(self.features, name="embedding")(graph.nodes.h)))
         for layer in range(self.layers):

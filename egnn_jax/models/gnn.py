@@ -2,9 +2,8 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-import jraph
 
-from egnn_jax.graph import sum_at_receivers
+from egnn_jax.graph import GraphsTuple, sum_at_receivers
 from egnn_jax.models.mlp import MLP, Dense, EdgeMLP
 
 
@@ -26,7 +25,7 @@ class GNN(nn.Module):
     coordinates: bool = True
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         if self.coordinates:
             h = x if v is None else jnp.concatenate([x, v], axis=-1)

@@ -1,7 +1,8 @@
 """The simplest baseline of Table 2: every particle flies on straight."""
 
 import flax.linen as nn
-import jraph
+
+from egnn_jax.graph import GraphsTuple
 
 
 class Linear(nn.Module):
@@ -14,7 +15,7 @@ class Linear(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         nodes = graph.nodes
         if nodes.v is None:
             raise ValueError("the graph has v=None; Linear expects velocities (N, n)")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
+
+from egnn_jax.graph import GraphsTuple
 
 Initializer = Callable[..., jax.Array]
 
@@ -68,7 +69,7 @@ class EdgeMLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
+    def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
         n_h, n_s = h.shape[-1], 0 if s_ij is None else s_ij.shape[-1]
         kernel = self.param("kernel", torch_kernel, (2 * n_h + n_s, self.features), h.dtype)
         bias = self.param("bias", torch_bias(2 * n_h + n_s), (self.features,), h.dtype)

@@ -2,10 +2,9 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-import jraph
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import in_degree, sum_at_receivers
+from egnn_jax.graph import GraphsTuple, in_degree, sum_at_receivers
 from egnn_jax.models.mlp import MLP, small_kernel
 
 
@@ -25,7 +24,7 @@ class RadialField(nn.Module):
     tanh: bool = True
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         x, v = graph.nodes.x, graph.nodes.v
         for layer in range(self.layers):
             r_ij = x[graph.receivers] - x[graph.senders]

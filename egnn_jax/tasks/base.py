@@ -1,14 +1,16 @@
 """What the training loop asks of a task."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import jax
-import jraph
 import numpy as np
 
-Apply = Callable[[Any, jraph.GraphsTuple], jraph.GraphsTuple]
-"""``model.apply``: parameters and a graph to a graph."""
+from egnn_jax.graph import GraphsTuple
+
+Apply = Callable[..., Any]
+"""``model.apply``: (parameters, graph) to graph."""
 
 Sums = tuple[jax.Array, jax.Array]
 """The sum of a quantity over a batch, and how many terms it has."""
@@ -20,6 +22,9 @@ class Task(Protocol):
     metric: ClassVar[str]
     """The metric whose smallest validation value chooses the epoch."""
 
+    paper: ClassVar[dict[str, float]]
+    """The paper's test value of that metric, by the registry's name of the model."""
+
     def size(self, split: str) -> int:
         """How many samples a split ("train", "valid", "test") has."""
         ...
@@ -28,7 +33,7 @@ class Task(Protocol):
         """Host arrays of K stacked batches from sample numbers (K, B); -1 is padding."""
         ...
 
-    def graph(self, batch: Any) -> jraph.GraphsTuple:
+    def graph(self, batch: Any) -> GraphsTuple:
         """The model's input for one batch."""
         ...
 
@@ -38,4 +43,8 @@ class Task(Protocol):
 
     def metrics(self, apply: Apply, params: Any, batch: Any, key: jax.Array) -> dict[str, Sums]:
         """What evaluation reports, as sums over the real samples of a batch."""
+        ...
+
+    def draw(self, apply: Apply, params: Any, path: Path) -> Path:
+        """Write a picture of predictions beside the truth on the test split."""
         ...

@@ -63,8 +63,8 @@ class RunFolder:
         """The step of the newest whole checkpoint, or None."""
         return self._manager(kind).latest_step()
 
-    def restore(self, kind: str, like: Any) -> Any:
-        """The newest checkpoint, with the structure, shapes and dtypes of ``like``.
+    def restore(self, kind: str, like: Any = None) -> Any:
+        """The newest checkpoint, with the structure, shapes, dtypes and sharding of ``like``; as plain dicts without it.
 
         Raises:
           ValueError: there is none, or it cannot be read; the path is named.
@@ -73,7 +73,7 @@ class RunFolder:
         if step is None:
             raise ValueError(f"{self.path} has no checkpoint '{kind}'; train the run first")
         try:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            abstract = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
             return self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:
             raise ValueError(f"{self.path / 'checkpoints' / kind / str(step)} cannot be read: {error}") from error

@@ -59,6 +59,50 @@ def fit(task: Task, model: nn.Module, config: Config, folder: Path | str) -> dic
         run.close()
 
 
+class Evaluation:
+    """The task's metrics over whole splits, compiled once: (params, split) -> {metric: value, (seeds,) if several}."""
+
+    def __init__(self, task: Task, model: nn.Module, config: Config) -> None:
+        mesh = make_mesh(config.batch_size)
+        self.task, self.config = task, config
+        self._spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self._evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
+        self._packed: dict[str, Any] = {}
+
+    def __call__(self, params: Any, split: str) -> dict[str, jax.Array]:
+        """Evaluate a split ("train", "valid" or "test") in order, the last batch filled with padding."""
+        if split not in self._packed:
+            size, width = self.task.size(split), self.config.batch_size
+            rows = np.full(-(-size // width) * width, -1)
+            rows[:size] = np.arange(size)
+            self._packed[split] = jax.device_put(self.task.pack(split, rows.reshape(-1, width)), self._spread)
+        return self._evaluate(params, self._packed[split], jax.random.PRNGKey(self.config.seed))
+
+
+def summary(evaluate: Evaluation, params: Any) -> dict[str, Any]:
+    """``metrics`` on valid and test; the mean over seeds where there are several, then with ``std`` and ``seeds``."""
+    values = {split: evaluate(params, split) for split in ("valid", "test")}
+    values = {split: {name: np.asarray(value, np.float64) for name, value in m.items()} for split, m in values.items()}
+    result = {"metrics": _map(values, lambda a: float(a.mean()))}
+    if evaluate.config.seeds > 1:
+        result |= {"std": _map(values, lambda a: float(a.std(ddof=1))), "seeds": _map(values, lambda a: a.tolist())}
+    return result
+
+
+def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
+    """The config, the model and the best parameters of a run (with a leading axis where it has several seeds).
+
+    Raises:
+      ValueError: this is no run, or it has no whole checkpoint yet.
+    """
+    run = RunFolder(folder)
+    config = run.config()
+    try:
+        return config, configs.build_model(config), run.restore("best")["params"]
+    finally:
+        run.close()
+
+
 class _Loop:
     def __init__(self, task: Task, model: nn.Module, config: Config, run: RunFolder) -> None:
         self.task, self.config, self.run = task, config, run
@@ -68,15 +112,13 @@ class _Loop:
         self.chunk = max(d for d in range(1, config.chunk_steps + 1) if math.gcd(self.interval, self.total) % d == 0)
         transform = optimiser(config.optimizer, self.per_epoch, self.total)
         graph = task.graph(jax.tree.map(lambda a: a[0], task.pack("valid", np.zeros((1, config.batch_size), int))))
-        states = [
-            init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)
-        ]
+        states = [init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)]
         mesh = make_mesh(config.batch_size)
         state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         self.spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
         self.state, self.best = jax.device_put((state, init_best(state)), NamedSharding(mesh, PartitionSpec()))
         self.train = make_train(make_step(task, model.apply, transform, config.optimizer.average, AXIS), config.seeds, mesh)
-        self.evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
+        self.evaluate = Evaluation(task, model, config)
         self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
         self.saved_best = -1
 
@@ -84,7 +126,6 @@ class _Loop:
         step, seconds = self._resume()
         started = time.monotonic() - seconds
         saved = time.monotonic()
-        valid = self._batches("valid")
         losses: list[np.ndarray] = []
         bar = tqdm(total=self.total, initial=step, unit="step", desc=self.run.path.name, disable=None)
         with bar, _interruptible() as interrupted:
@@ -97,7 +138,7 @@ class _Loop:
                 self._check_finite(losses[-1], previous)
                 bar.update(self.chunk)
                 if step % self.interval == 0 or step == self.total:
-                    metrics = self._evaluate(self.state.evaluated, valid)
+                    metrics = self.evaluate(self.state.evaluated, "valid")
                     self.best = self.keep_best(self.best, self.state, metrics[self.task.metric], step // self.per_epoch)
                     loss = np.concatenate(losses, axis=1).mean(axis=1)
                     losses.clear()
@@ -132,23 +173,12 @@ class _Loop:
 
     def _pack(self, step: int) -> Any:
         """The ``chunk`` batches from ``step`` on; each epoch has its own order of samples."""
-        rows = []
-        for s in range(step, step + self.chunk):
-            epoch, k = divmod(s, self.per_epoch)
-            if s == step or k == 0:
-                order = np.random.default_rng([self.config.seed, epoch]).permutation(self.task.size("train"))
-            rows.append(order[k * self.config.batch_size : (k + 1) * self.config.batch_size])
-        return jax.device_put(self.task.pack("train", np.stack(rows)), self.spread)
-
-    def _batches(self, split: str) -> Any:
-        """A whole split in order, the last batch filled with padding."""
-        size, width = self.task.size(split), self.config.batch_size
-        rows = np.full(-(-size // width) * width, -1)
-        rows[:size] = np.arange(size)
-        return jax.device_put(self.task.pack(split, rows.reshape(-1, width)), self.spread)
-
-    def _evaluate(self, params: Any, batches: Any) -> dict[str, jax.Array]:
-        return self.evaluate(params, batches, jax.random.PRNGKey(self.config.seed))
+        first, skipped = divmod(step, self.per_epoch)
+        epochs = range(first, -(-(step + self.chunk) // self.per_epoch))
+        size, used = self.task.size("train"), self.per_epoch * self.config.batch_size
+        orders = [np.random.default_rng([self.config.seed, epoch]).permutation(size)[:used] for epoch in epochs]
+        rows = np.concatenate(orders).reshape(-1, self.config.batch_size)[skipped : skipped + self.chunk]
+        return jax.device_put(self.task.pack("train", rows), self.spread)
 
     def _stale(self, step: int) -> bool:
         epochs = step // self.per_epoch - int(np.max(self.best.epoch))
@@ -162,7 +192,9 @@ class _Loop:
         epoch, k = divmod(step, self.per_epoch)
         self.run.wait()
         last = self.run.latest("last")
-        checkpoint = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self.run.path}/checkpoints/last/{last}"
+        checkpoint = (
+            "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self.run.path}/checkpoints/last/{last}"
+        )
         raise FloatingPointError(
             f"the loss is {losses[:, bad[0]].tolist()} at step {step} (epoch {epoch + 1}, batch {k + 1} of {self.per_epoch}); {checkpoint}"
         )
@@ -176,12 +208,7 @@ class _Loop:
         bar.set_postfix(shown)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
-        values = {split: self._evaluate(self.best.params, self._batches(split)) for split in ("valid", "test")}
-        values = {split: {name: np.asarray(value, np.float64) for name, value in m.items()} for split, m in values.items()}
-        result: dict[str, Any] = {"metrics": _map(values, lambda a: float(a.mean()))}
-        if self.config.seeds > 1:
-            result |= {"std": _map(values, lambda a: float(a.std(ddof=1))), "seeds": _map(values, lambda a: a.tolist())}
-        result |= {
+        result = summary(self.evaluate, self.best.params) | {
             "best_epoch": _plain(self.best.epoch),
             "seconds": round(seconds, 1),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.best.params)) // self.config.seeds,

@@ -6,14 +6,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import jraph
 import optax
 
 from egnn_jax.config import Optimizer
+from egnn_jax.graph import GraphsTuple
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """Step number, parameters, optimiser state, averaged parameters (or None) and the raw random key of one seed."""
 
     step: jax.Array
@@ -28,8 +27,7 @@ class State:
         return self.params if self.average is None else self.average
 
 
-@flax.struct.dataclass
-class Best:
+class Best(flax.struct.PyTreeNode):
     """The parameters with the smallest validation value so far, that value, and its epoch (0: none yet)."""
 
     params: Any
@@ -54,7 +52,7 @@ def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.Grad
     return optax.chain(*parts)
 
 
-def init_state(model: nn.Module, graph: jraph.GraphsTuple, transform: optax.GradientTransformation, average: bool, seed: int) -> State:
+def init_state(model: nn.Module, graph: GraphsTuple, transform: optax.GradientTransformation, average: bool, seed: int) -> State:
     """The state before the first step; ``graph`` shows the model its input."""
     init_key, key = jax.random.split(jax.random.PRNGKey(seed))
     params = model.init(init_key, graph)

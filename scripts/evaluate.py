@@ -1,0 +1,23 @@
+"""Evaluate the best checkpoint of a run on the validation and test splits, e.g.: python scripts/evaluate.py runs/nbody/egnn"""
+
+import argparse
+import json
+import sys
+
+from egnn_jax.training.loop import Evaluation, load, summary
+from egnn_jax.training.step import use_all_cores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("run", help="the folder of a run")
+    use_all_cores()
+    config, model, params = load(parser.parse_args().run)
+    print(json.dumps(summary(Evaluation(config.task, model, config), params), indent=2))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"evaluate.py: error: {error}")
