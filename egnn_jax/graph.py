@@ -153,26 +153,24 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     return jax.tree.map(jnp.asarray, batched)
 
 
-def unbatch(graph: GraphsTuple) -> Sequence[GraphsTuple]:
-    """The single graphs of a batch, padding removed if there is any."""
-    host = jax.tree.map(np.asarray, graph)
-    if len(host.n_node) > 1 and not bool(np.all(_jraph.get_graph_padding_mask(host))):
-        host = _jraph.unpad_with_graphs(host)
-    return [jax.tree.map(jnp.asarray, g) for g in _jraph.unbatch_np(host)]
+def unbatch(graph: GraphsTuple, padded: bool = False) -> Sequence[GraphsTuple]:
+    """The single graphs of a batch; ``padded`` says that it was padded, and the padding is left out."""
+    host = jax.tree.map(np.array, graph)
+    return [jax.tree.map(jnp.asarray, g) for g in _jraph.unbatch_np(_jraph.unpad_with_graphs(host) if padded else host)]
 
 
 def node_mask(graph: GraphsTuple) -> jax.Array:
-    """(N,) True at the real nodes of a padded graph."""
+    """(N,) True at the real nodes of a padded batch; a batch that was not padded must not be given."""
     return _jraph.get_node_padding_mask(graph)
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
-    """(E,) True at the real edges of a padded graph."""
+    """(E,) True at the real edges of a padded batch; a batch that was not padded must not be given."""
     return _jraph.get_edge_padding_mask(graph)
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
-    """(G,) True at the real graphs of a padded batch."""
+    """(G,) True at the real graphs of a padded batch; a batch that was not padded must not be given."""
     return _jraph.get_graph_padding_mask(graph)
 
 

@@ -10,18 +10,18 @@ from egnn_jax.training.step import use_all_cores
 
 
 def main() -> None:
+    use_all_cores()
     parser = argparse.ArgumentParser(description=__doc__, add_help=False, usage="train.py CONFIG [--run FOLDER] [overrides]")
-    parser.add_argument("config", help="a YAML file, such as configs/nbody/egnn.yaml")
+    parser.add_argument("config", help="a YAML file; CONFIG --help shows its options and their defaults")
     parser.add_argument("--run", type=Path, help="the folder to train in (default: runs/ and the config's folder and name)")
     if sys.argv[1:2] in ([], ["-h"], ["--help"]):
         parser.print_help()
-        print("\nConfig options and their defaults: train.py CONFIG --help")
         return
-    use_all_cores()
     arguments, overrides = parser.parse_known_args()
     path = Path(arguments.config)
-    config = configs.override(configs.load(path), overrides, f"train.py {path}", __doc__ or "")
     run = arguments.run or Path("runs") / path.parent.name / path.stem
+    about = f"{__doc__}\n\n--run FOLDER: the folder to train in (default: {run})"
+    config = configs.override(configs.load(path), overrides, f"train.py {path}", about)
     result = fit(config.task, configs.build_model(config), config, run)
     for split, metrics in result["metrics"].items():
         for name, value in metrics.items():

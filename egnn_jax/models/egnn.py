@@ -58,6 +58,8 @@ class EGCL(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
+        if self.velocity not in ("input", "carried"):
+            raise ValueError(f"velocity is {self.velocity!r}; expected 'input' or 'carried'")
         if self.residual and h.shape[-1] != self.features:
             raise ValueError(f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds h to φ_h(h, m)")
 

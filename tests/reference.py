@@ -1,0 +1,70 @@
+"""Eqs. 3 to 8 in numpy with plain loops: slow, obvious, and written without looking at the library."""
+
+import numpy as np
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def linear(p, x):
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def mlp(p, x):
+    return linear(p["Dense_1"], silu(linear(p["Dense_0"], x)))
+
+
+def phi_e(p, *inputs):
+    return silu(linear(p["Dense_0"], silu(linear(p, np.concatenate(inputs)))))
+
+
+def egcl(p, h, x, v, edges, senders, receivers, n_node, *, velocity, infer_edges, coordinate_aggregation, normalize, tanh, clip,
+         update_coordinates, residual):  # fmt: skip
+    new_h, new_x, new_v = [], [], []
+    graph_of = np.repeat(np.arange(len(n_node)), n_node)
+    for i in range(len(x)):
+        m_i, move, degree = np.zeros(p["phi_h"]["Dense_1"]["kernel"].shape[1]), np.zeros(x.shape[1]), 0
+        for k in range(len(senders)):
+            if receivers[k] != i:
+                continue
+            j = senders[k]
+            r_ij = x[i] - x[j]
+            attributes = [] if edges is None else [edges[k]]
+            m_ij = phi_e(p["phi_e"], h[i], h[j], [np.dot(r_ij, r_ij)], *attributes)
+            if infer_edges:
+                m_ij = m_ij * sigmoid(linear(p["phi_inf"], m_ij))
+            m_i = m_i + m_ij
+            degree += 1
+            if update_coordinates:
+                weight = mlp(p["phi_x"], m_ij)
+                if tanh:
+                    weight = np.tanh(weight)
+                if normalize:
+                    r_ij = r_ij / (np.sqrt(np.dot(r_ij, r_ij)) + 1e-8)
+                one = r_ij * weight
+                move = move + (one if clip is None else np.clip(one, -clip, clip))
+        c = {"mean": max(degree, 1), "sum": 1, "all_nodes": max(n_node[graph_of[i]] - 1, 1)}[coordinate_aggregation]
+        move = move / c
+        dh = mlp(p["phi_h"], np.concatenate([h[i], m_i]))
+        new_h.append(h[i] + dh if residual else dh)
+        if not update_coordinates:
+            new_x.append(x[i])
+            new_v.append(None if v is None else v[i])
+            continue
+        if v is not None:
+            move = move + mlp(p["phi_v"], h[i]) * v[i]
+            new_v.append(move if velocity == "carried" else v[i])
+        new_x.append(x[i] + move)
+    return np.array(new_h), np.array(new_x), None if v is None else np.array(new_v)
+
+
+def egnn(p, h, x, v, edges, senders, receivers, n_node, layers, **options):
+    h = linear(p["embedding"], h)
+    for layer in range(layers):
+        h, x, v = egcl(p[f"layer_{layer}"], h, x, v, edges, senders, receivers, n_node, **options)
+    return h, x, v

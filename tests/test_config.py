@@ -1,0 +1,121 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egnn_jax import config as configs
+from egnn_jax.models import MODELS
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+PLAIN = {"task": {"name": "nbody"}, "model": {"name": "egnn"}}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_loads_builds_and_round_trips(path):
+    config = configs.load(path)
+    assert configs.from_dict(yaml.safe_load(configs.dump(config))) == config
+    model = configs.build_model(config)
+    assert isinstance(model, MODELS[configs.to_dict(config)["model"]["name"]])
+    for field in dataclasses.fields(config.model):
+        assert getattr(model, field.name) == getattr(config.model, field.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 3}, "epoch is unknown.*did you mean 'epochs'"),
+        ({"model": {"name": "egnn", "feature": 3}}, "model.feature is unknown.*did you mean 'features'"),
+        ({"model": {"name": "ecnn"}}, "model.name is 'ecnn'; expected one of.*did you mean 'egnn'"),
+        ({"model": None}, "model is None; expected a mapping"),
+        ({"task": {"name": "nbody", "dataset": "large"}}, "task.dataset is 'large'"),
+        ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate is 'fast'; expected float"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan"),
+        ({"optimizer": {"average": 1.0}}, "optimizer.average is 1.0"),
+        ({"optimizer": {"clip_norm": 0}}, "optimizer.clip_norm is 0.0"),
+        ({"optimizer": [1]}, "optimizer is .*expected a mapping"),
+        ({"epochs": 1.5}, "epochs is 1.5; expected int"),
+        ({"epochs": True}, "epochs is True; expected int"),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_nonsense_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        configs.from_dict(PLAIN | change)
+
+
+def test_yaml_floats_without_a_dot_are_read():
+    config = configs.from_dict(yaml.safe_load("{task: {name: nbody}, model: {name: egnn}, optimizer: {learning_rate: 5e-4}}"))
+    assert config.optimizer.learning_rate == 5e-4
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["task", "model", "optimizer", "epochs", "seeds", "x"]), values) | values)
+def test_anything_else_is_a_value_error_too(plain):
+    try:
+        config = configs.from_dict(plain)
+    except ValueError:
+        return
+    assert isinstance(config, configs.Config)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_in_a_file_are_refused_with_its_path(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"fuzz\.yaml"):
+        configs.load(path)
+
+
+def test_missing_file():
+    with pytest.raises(ValueError, match=r"no\.yaml is no file"):
+        configs.load("no.yaml")
+
+
+def test_overrides():
+    config = configs.from_dict(PLAIN)
+    flags = [
+        "--epochs",
+        "7",
+        "--optimizer.learning-rate",
+        "0.1",
+        "--model.layers",
+        "2",
+        "--task.train-size",
+        "50",
+        "--model.output-features",
+        "3",
+    ]
+    changed = configs.override(config, flags, "x", "")
+    assert (changed.epochs, changed.optimizer.learning_rate, changed.model.layers) == (7, 0.1, 2)
+    assert (changed.task.train_size, changed.model.output_features) == (50, 3)
+    assert configs.override(config, [], "x", "") == config
+    assert configs.from_dict(configs.to_dict(changed)) == changed
+
+
+def test_help_names_every_option_and_its_default(capsys):
+    config = configs.from_dict(PLAIN)
+    with pytest.raises(SystemExit):
+        configs.override(config, ["--help"], "x", "")
+    text = capsys.readouterr().out
+    for part, prefix in ((config, ""), (config.task, "task."), (config.model, "model."), (config.optimizer, "optimizer.")):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if not dataclasses.is_dataclass(value):
+                assert f"--{prefix}{field.name}".replace("_", "-") in text.replace("--no-", "--")
+                assert str(value) in text
+
+
+def test_overrides_that_do_not_exist_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        configs.override(configs.from_dict(PLAIN), ["--epoch", "3"], "x", "")
+    assert "--epochs" in capsys.readouterr().err

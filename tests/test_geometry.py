@@ -1,0 +1,28 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+
+
+def test_safe_norm_and_its_derivatives_are_finite_at_zero(x64):
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(egnn.safe_norm(x), [5, 0])
+    gradient = jax.grad(lambda x: egnn.safe_norm(x).sum())(x)
+    np.testing.assert_allclose(gradient, [[0.6, 0.8], [0, 0]])
+    assert np.isfinite(jax.hessian(lambda x: egnn.safe_norm(x).sum())(x)).all()
+
+
+@pytest.mark.parametrize("determinant", [1, -1])
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_random_orthogonal(x64, n, determinant):
+    for seed in range(5):
+        q = egnn.random_orthogonal(jax.random.key(seed), n, determinant)
+        np.testing.assert_allclose(q @ q.T, np.eye(n), atol=1e-12)
+        np.testing.assert_allclose(np.linalg.det(q), determinant, atol=1e-12)
+
+
+def test_unknown_determinant():
+    with pytest.raises(ValueError, match="determinant is 2"):
+        egnn.random_orthogonal(jax.random.key(0), 3, 2)
