@@ -13,6 +13,14 @@ from egnn_jax.graph import GraphsTuple
 from tests import reference
 from tests.helpers import order_one, random_graph
 
+
+@pytest.fixture(autouse=True)
+def strict():
+    """No model may mix dtypes."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 DEFAULTS = {
     "velocity": "input",
     "infer_edges": False,

@@ -28,11 +28,11 @@ ROOT = Path(__file__).parent.parent
 
 def tiny(**changes) -> Config:
     plain = {
-        "task": {"name": "nbody", "train_size": 45},
+        "task": {"name": "nbody", "train_size": 210},
         "model": {"name": "egnn", "features": 8, "layers": 2},
         "optimizer": {"learning_rate": 1e-2, "average": 0.9},
         "epochs": 4,
-        "batch_size": 20,
+        "batch_size": 100,
         "eval_every": 1,
         "checkpoint_seconds": 0.0,
     }
@@ -46,7 +46,7 @@ def run(config: Config, folder: Path):
 def parts(config: Config):
     model = build_model(config)
     transform = optimiser(config.optimizer, 2, 8)
-    batches = config.task.pack("train", np.arange(40).reshape(2, 20))
+    batches = config.task.pack("train", np.arange(200).reshape(2, 100))
     graph = config.task.graph(jax.tree.map(lambda a: a[0], batches))
     return model, transform, batches, init_state(model, graph, transform, config.optimizer.average > 0, 0)
 
@@ -70,10 +70,10 @@ def test_one_step_equals_a_hand_written_one(x64, name):
         return p - 1e-2 * (move if name == "adam" else move + 0.1 * p)
 
     expected = jax.tree.map(hand, state.params, jax.grad(mse)(state.params))
-    chex.assert_trees_all_close(after.params, expected, rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-6, atol=1e-8)  # optax corrects its bias in float32
     # The average starts with a memory of (1 + 0) / (10 + 0).
     mixed = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, expected)
-    chex.assert_trees_all_close(after.average, mixed, rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(after.average, mixed, rtol=1e-6, atol=1e-8)
     assert after.step == 1
 
 
@@ -155,41 +155,35 @@ except Interrupted as stop:
 """
 
 
-def start(config: Config, folder: Path) -> subprocess.Popen:
+def stop_after(lines: int, how: signal.Signals, config: Config, folder: Path) -> tuple[int, str]:
+    """Train in a process of its own, send it a signal once so many lines are logged; its exit code and errors."""
     path = folder.parent / "config.yaml"
     path.write_text(configs.dump(config))
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(path), str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_lines(folder: Path, count: int):
-    for _ in range(600):
-        if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= count:
-            return
-        time.sleep(0.05)
-    pytest.fail("no progress")
+    command = [sys.executable, "-c", SCRIPT, str(path), str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        metrics = folder / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines):
+            time.sleep(0.05)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+        return process.returncode, errors
 
 
 def test_kill_9_and_resume_equals_an_undisturbed_run(tmp_path):
-    NBody().splits  # noqa: B018 so that the children find the data made
-    config = tiny(epochs=200)
+    assert NBody().size("train") == 3_000  # so that the children find the data made
+    config = tiny(epochs=300, eval_every=10)
     run(config, tmp_path / "straight")
-    for lines in (5, 40):
-        process = start(config, tmp_path / "killed")
-        wait_for_lines(tmp_path / "killed", lines)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (tmp_path / "killed" / "result.json").exists()
+    for lines in (3, 12):
+        stop_after(lines, signal.SIGKILL, config, tmp_path / "killed")
+        assert not (tmp_path / "killed" / "result.json").exists()
     run(config, tmp_path / "killed")
     equal_runs(tmp_path / "straight", tmp_path / "killed")
 
 
 def test_ctrl_c_saves_and_the_same_call_continues(tmp_path):
-    config = tiny(epochs=3_000, checkpoint_seconds=1e6)
-    process = start(config, tmp_path / "stopped")
-    wait_for_lines(tmp_path / "stopped", 20)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    config = tiny(epochs=3_000_000, eval_every=10, checkpoint_seconds=1e6)
+    code, errors = stop_after(3, signal.SIGINT, config, tmp_path / "stopped")
+    assert code == 1
     assert "the same command continues from there" in errors
     assert "Traceback" not in errors
     saved = RunFolder(tmp_path / "stopped").latest("last")
@@ -262,7 +256,7 @@ def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path):
             return type(self).calls == 3
 
     config = tiny(epochs=8)
-    task = Poisoned(train_size=45)
+    task = Poisoned(train_size=210)
     with pytest.raises(FloatingPointError, match=r"step 5 \(epoch 3, batch 2 of 2\); the last good checkpoint is .*/checkpoints/last/4"):
         fit(task, build_model(config), config, tmp_path)
     assert not (tmp_path / "result.json").exists()
@@ -285,7 +279,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 46}, "batch_size is 46; expected at most 45"),
+        ({"batch_size": 211}, "batch_size is 211; expected at most 210"),
         ({"task": {"name": "nbody", "train_size": 3_001}}, "train_size is 3001; expected 1 to 3000"),
         ({"task": {"name": "nbody", "train_size": 0}}, "train_size is 0"),
     ],
@@ -324,11 +318,11 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_each_epoch_sees_every_sample_once_in_another_order(tmp_path):
-    config = tiny(task={"name": "nbody", "train_size": 40}, chunk_steps=4, eval_every=2)
+    config = tiny(task={"name": "nbody", "train_size": 200}, chunk_steps=4, eval_every=2)
     folder = RunFolder(tmp_path)
     looped = loop._Loop(config.task, build_model(config), config, folder)
-    charges_and_x = np.asarray(looped._pack(0).x).reshape(2, 40, -1)
-    wanted = config.task.splits["train"].x.reshape(40, -1)
+    charges_and_x = np.asarray(looped._pack(0).x).reshape(2, 200, -1)
+    wanted = config.task.splits["train"].x.reshape(200, -1)
     for epoch in charges_and_x:
         np.testing.assert_array_equal(np.sort(epoch, axis=0), np.sort(wanted, axis=0))
     assert (charges_and_x[0] != charges_and_x[1]).any()
@@ -348,7 +342,7 @@ def test_schedules_count_steps_once():
 
 
 def test_evaluation_counts_padding_rows_as_nothing(tmp_path):
-    config = tiny(batch_size=30)  # 2,000 is no multiple of 30
+    config = tiny(batch_size=130)  # 2,000 is no multiple of 130
     model, _, _, state = parts(tiny())
     whole = Evaluation(config.task, model, config)(state.params, "test")["mse"]
     batch = config.task.pack("test", np.arange(2_000))
