@@ -31,6 +31,7 @@ def test_every_config_loads_builds_and_round_trips(path):
         ({"model": {"name": "ecnn"}}, "model.name is 'ecnn'; expected one of.*did you mean 'egnn'"),
         ({"model": None}, "model is None; expected a mapping"),
         ({"task": {"name": "nbody", "dataset": "large"}}, "task.dataset is 'large'"),
+        ({"task": {"name": "nbody", "huber": 0}}, "task.huber is 0.0"),
         ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate is 'fast'; expected float"),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan"),
         ({"optimizer": {"average": 1.0}}, "optimizer.average is 1.0"),

@@ -34,7 +34,10 @@ def place(tmp_path_factory):
 
 def test_evaluate_prints_what_training_found(place):
     printed = json.loads(script("evaluate.py", "runs/nbody/egnn", cwd=place))
-    assert printed["metrics"] == pytest.approx(json.loads((place / "runs/nbody/egnn/result.json").read_text())["metrics"])
+    found = json.loads((place / "runs/nbody/egnn/result.json").read_text())
+    for part in ("metrics", "std"):
+        for split in ("valid", "test"):
+            assert printed[part][split] == pytest.approx(found[part][split])
 
 
 def test_report_draws_and_tabulates(place):

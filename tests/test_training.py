@@ -51,6 +51,16 @@ def parts(config: Config):
     return model, transform, batches, init_state(model, graph, transform, config.optimizer.average > 0, 0)
 
 
+def test_the_loss_is_the_mean_square_or_hubers():
+    model, _, batches, state = parts(tiny())
+    batch = jax.tree.map(lambda a: a[0], batches)
+    error = np.abs(np.asarray(NBody().predict(model.apply, state.params, batch)) - batch.target)
+    key = jax.random.key(0)
+    np.testing.assert_allclose(NBody().loss(model.apply, state.params, batch, key), np.mean(error**2), rtol=1e-5)
+    huber = np.where(error < 0.3, error**2 / 2, 0.3 * (error - 0.15))
+    np.testing.assert_allclose(NBody(huber=0.3).loss(model.apply, state.params, batch, key), huber.mean(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_one_step_equals_a_hand_written_one(x64, name):
     config = tiny(optimizer={"name": name, "learning_rate": 1e-2, "weight_decay": 0.1, "average": 0.9})

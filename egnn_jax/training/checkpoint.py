@@ -52,7 +52,7 @@ class RunFolder:
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Write a checkpoint in the background; the one before stays until it is whole."""
-        self._manager(kind).save(step, args=ocp.args.StandardSave(tree))
+        self._manager(kind).save(step, args=ocp.args.StandardSave(jax.device_get(tree)))
 
     def wait(self) -> None:
         """Until the checkpoints being written are on disk."""
@@ -64,7 +64,7 @@ class RunFolder:
         return self._manager(kind).latest_step()
 
     def restore(self, kind: str, like: Any = None) -> Any:
-        """The newest checkpoint, with the structure, shapes, dtypes and sharding of ``like``; as plain dicts without it.
+        """The newest checkpoint as host arrays, with the structure, shapes and dtypes of ``like``; as dicts without it.
 
         Raises:
           ValueError: there is none, or it cannot be read; the path is named.
@@ -73,7 +73,7 @@ class RunFolder:
         if step is None:
             raise ValueError(f"{self.path} has no checkpoint '{kind}'; train the run first")
         try:
-            abstract = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            abstract = None if like is None else jax.device_get(like)
             return self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:
             raise ValueError(f"{self.path / 'checkpoints' / kind / str(step)} cannot be read: {error}") from error

@@ -116,7 +116,8 @@ class _Loop:
         mesh = make_mesh(config.batch_size)
         state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         self.spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
-        self.state, self.best = jax.device_put((state, init_best(state)), NamedSharding(mesh, PartitionSpec()))
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self.state, self.best = jax.device_put((state, init_best(state)), self.everywhere)
         self.train = make_train(make_step(task, model.apply, transform, config.optimizer.average, AXIS), config.seeds, mesh)
         self.evaluate = Evaluation(task, model, config)
         self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
@@ -158,7 +159,7 @@ class _Loop:
             self.run.rewind(-1)
             return 0, 0.0
         tree = self.run.restore("last", {"state": self.state, "best": self.best})
-        self.state, self.best = tree["state"], tree["best"]
+        self.state, self.best = jax.device_put((tree["state"], tree["best"]), self.everywhere)
         history = self.run.rewind(step)
         return step, history[-1]["seconds"] if history else 0.0
 
