@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from tqdm_loggable.auto import tqdm
 
 from egnn_jax.data.cache import cached_arrays, default_folder
@@ -69,8 +70,9 @@ def force(charges: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.clip(jnp.sum(strength[..., None] * r_ij, axis=1), -0.1 / DT, 0.1 / DT)
 
 
-def reflect(x: jax.Array, v: jax.Array, box: float = BOX) -> tuple[jax.Array, jax.Array]:
+def reflect(x: ArrayLike, v: ArrayLike, box: float = BOX) -> tuple[jax.Array, jax.Array]:
     """Positions beyond ±box mirrored at that wall, and the velocity component turned inwards; both (…, n)."""
+    x, v = jnp.asarray(x), jnp.asarray(v)
     v = jnp.where(x > box, -jnp.abs(v), jnp.where(x < -box, jnp.abs(v), v))
     return jnp.where(x > box, 2 * box - x, jnp.where(x < -box, -2 * box - x, x)), v
 

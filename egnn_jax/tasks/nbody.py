@@ -117,7 +117,7 @@ class NBody:
         """The mean squared error (or Huber loss) over all coordinates of a batch; ``key`` is not used."""
         predicted = self.predict(apply, params, batch)
         if self.huber is not None:
-            return jnp.mean(optax.losses.huber_loss(predicted, batch.target, self.huber))
+            return jnp.mean(optax.losses.huber_loss(predicted, batch.target, delta=self.huber))
         return jnp.mean((predicted - batch.target) ** 2)
 
     def metrics(self, apply: Apply, params: dict, batch: Batch, key: jax.Array) -> dict[str, Sums]:
