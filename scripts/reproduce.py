@@ -16,6 +16,7 @@ import numpy as np
 
 from egnn_jax import config as configs
 from egnn_jax.config import Config, build_model
+from egnn_jax.training.logging import show_progress
 from egnn_jax.training.loop import Interrupted, fit, load
 from egnn_jax.training.step import use_all_cores
 
@@ -123,6 +124,7 @@ def main() -> None:
             command.add_argument("--steps", type=int, help="steps a point (default: 30,000, or 3,000 with --quick)")
     arguments = parser.parse_args()
     use_all_cores()
+    show_progress()
     mpl.use("Agg")
     arguments.function(arguments)
 

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 from egnn_jax import config as configs
+from egnn_jax.training.logging import show_progress
 from egnn_jax.training.loop import Interrupted, fit
 from egnn_jax.training.step import use_all_cores
 
 
 def main() -> None:
     use_all_cores()
+    show_progress()
     parser = argparse.ArgumentParser(description=__doc__, add_help=False, usage="train.py CONFIG [--run FOLDER] [overrides]")
     parser.add_argument("config", help="a YAML file; CONFIG --help shows its options and their defaults")
     parser.add_argument("--run", type=Path, help="the folder to train in (default: runs/ and the config's folder and name)")

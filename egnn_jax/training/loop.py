@@ -128,7 +128,7 @@ class _Loop:
         started = time.monotonic() - seconds
         saved = time.monotonic()
         losses: list[np.ndarray] = []
-        bar = tqdm(total=self.total, initial=step, unit="step", desc=self.run.path.name, disable=None)
+        bar = tqdm(total=self.total, initial=step, unit="step", desc=self.run.path.name)
         with bar, _interruptible() as interrupted:
             batches = self._pack(step)
             while step < self.total and not self._stale(step):
