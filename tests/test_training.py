@@ -292,6 +292,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         ({"batch_size": 211}, "batch_size is 211; expected at most 210"),
         ({"task": {"name": "nbody", "train_size": 3_001}}, "train_size is 3001; expected 1 to 3000"),
         ({"task": {"name": "nbody", "train_size": 0}}, "train_size is 0"),
+        ({"model": {"name": "egnn", "layers": 0}}, "layers is 0"),
     ],
 )
 def test_nonsense_sizes_are_refused_before_anything_is_written(tmp_path, changes, message):

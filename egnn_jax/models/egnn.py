@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
 from egnn_jax.graph import GraphsTuple, graph_of_node, in_degree, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, small_kernel
+from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, require_positive, small_kernel
 
 
 class EGCL(nn.Module):
@@ -58,6 +58,7 @@ class EGCL(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
+        require_positive(features=self.features)
         if self.velocity not in ("input", "carried"):
             raise ValueError(f"velocity is {self.velocity!r}; expected 'input' or 'carried'")
         if self.residual and h.shape[-1] != self.features:
@@ -141,6 +142,7 @@ class EGNN(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(features=self.features, layers=self.layers)
         if self.embed:
             graph = graph._replace(nodes=graph.nodes.replace(h=Dense(self.features, name="embedding")(graph.nodes.h)))
         for layer in range(self.layers):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from egnn_jax.graph import GraphsTuple, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Dense, EdgeMLP
+from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, require_positive
 
 
 class GNN(nn.Module):
@@ -26,6 +26,7 @@ class GNN(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(features=self.features, layers=self.layers)
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         if self.coordinates:
             h = x if v is None else jnp.concatenate([x, v], axis=-1)

@@ -17,6 +17,13 @@ small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "u
 """Xavier-uniform with gain 0.001: φ_x starts close to "do not move"."""
 
 
+def require_positive(**sizes: int) -> None:
+    """Raises ValueError for a size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; expected at least 1")
+
+
 def torch_bias(fan_in: int) -> Initializer:
     """Uniform in ±1/sqrt(fan_in), PyTorch's default for the bias of a linear layer."""
     bound = fan_in**-0.5

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
 from egnn_jax.graph import GraphsTuple, in_degree, sum_at_receivers
-from egnn_jax.models.mlp import MLP, small_kernel
+from egnn_jax.models.mlp import MLP, require_positive, small_kernel
 
 
 class RadialField(nn.Module):
@@ -25,6 +25,7 @@ class RadialField(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(features=self.features, layers=self.layers)
         x, v = graph.nodes.x, graph.nodes.v
         for layer in range(self.layers):
             r_ij = x[graph.receivers] - x[graph.senders]

@@ -1,7 +1,6 @@
 """The folder of a run: config, metrics, checkpoints and result, each whole or absent."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +120,6 @@ class RunFolder:
             options = ocp.CheckpointManagerOptions(max_to_keep=2 if kind == "last" else 1, cleanup_tmp_directories=True)
             self._managers[kind] = ocp.CheckpointManager(self.path / "checkpoints" / kind, options=options)
         return self._managers[kind]
-
-
-def delete(path: Path | str) -> None:
-    """Remove a run's folder and all in it, if there is one."""
-    if Path(path).exists():
-        RunFolder(path).config()
-        shutil.rmtree(path)
 
 
 def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:

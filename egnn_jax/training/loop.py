@@ -50,11 +50,13 @@ def fit(task: Task, model: nn.Module, config: Config, folder: Path | str) -> dic
     if size < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}; expected at most {size}, the samples to train on")
     run = RunFolder(folder)
-    run.start(config)
     if run.result_file.exists():
+        run.start(config)
         return run.result()
+    loop = _Loop(task, model, config, run)  # whatever is wrong with task or model shows here, before anything is written
+    run.start(config)
     try:
-        return _Loop(task, model, config, run).fit()
+        return loop.fit()
     finally:
         run.close()
 
@@ -144,12 +146,13 @@ class _Loop:
                     loss = np.concatenate(losses, axis=1).mean(axis=1)
                     losses.clear()
                     self._log(bar, step, time.monotonic() - started, loss, metrics)
-                    if interrupted.is_set() or time.monotonic() - saved > self.config.checkpoint_seconds:
+                    stop = interrupted.is_set()
+                    if stop or time.monotonic() - saved > self.config.checkpoint_seconds:
                         self._save(step)
                         saved = time.monotonic()
-                if interrupted.is_set() and not losses:
-                    self.run.wait()
-                    raise Interrupted(f"stopped at step {step:,} of {self.total:,}; the same command continues from there")
+                    if stop:
+                        self.run.wait()
+                        raise Interrupted(f"stopped at step {step:,} of {self.total:,}; the same command continues from there")
         self._save(step)
         return self._finish(time.monotonic() - started)
 
