@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import egnn_jax as egnn
-from tests.helpers import random_graph
+from egnn_jax import testing
 
 
 def test_complete_graph_has_every_ordered_pair_once_sorted_by_receiver():
@@ -31,8 +31,8 @@ def test_edges_and_their_attributes_are_sorted_together():
     assert graph.edges[:, 0].tolist() == [1, 12, 10, 20]
 
 
-def test_batch_and_unbatch_are_inverse_and_padding_is_masked(rng):
-    graphs = [random_graph(rng, sizes=(n,), padding=False, dtype=np.float32) for n in (3, 1, 5)]
+def test_batch_and_unbatch_are_inverse_and_padding_is_masked():
+    graphs = [testing.random_graph(n, sizes=(n,), padding=False) for n in (3, 1, 5)]
     edges = sum(g.senders.shape[0] for g in graphs)
     padded = egnn.batch(graphs, egnn.Budget(12, edges + 4, 6))
     assert padded.nodes.x.shape == (12, 3)
@@ -46,8 +46,8 @@ def test_batch_and_unbatch_are_inverse_and_padding_is_masked(rng):
             chex.assert_trees_all_equal(one, other)
 
 
-def test_readouts_equal_loops(rng):
-    graph = random_graph(rng, dtype=np.float32)
+def test_readouts_equal_loops():
+    graph = testing.random_graph()
     h = np.asarray(graph.nodes.h)
     parts = np.split(h, np.cumsum(graph.n_node)[:-1])
     np.testing.assert_allclose(egnn.sum_nodes(graph, graph.nodes.h), [p.sum(0) for p in parts], rtol=1e-6)

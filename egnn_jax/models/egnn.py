@@ -1,6 +1,6 @@
 """E(n)-equivariant graph neural networks, Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
 from egnn_jax.graph import GraphsTuple, graph_of_node, in_degree, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, require_positive, small_kernel
+from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive, small_kernel
 
 
 class EGCL(nn.Module):
@@ -126,6 +126,8 @@ class EGNN(nn.Module):
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same graph with
     h (N, output_features or features) and x, v moved.
     """
+
+    symmetry: ClassVar[Symmetry] = "E(n)"
 
     features: int = 64
     layers: int = 4

@@ -1,10 +1,12 @@
 """The plain message-passing network of Table 1's first column: no symmetry, coordinates are features like any other."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from egnn_jax.graph import GraphsTuple, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, require_positive
+from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive
 
 
 class GNN(nn.Module):
@@ -19,6 +21,8 @@ class GNN(nn.Module):
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with
     h (N, features) and, with ``coordinates``, x (N, n) = Linear·SiLU·Linear(h).
     """
+
+    symmetry: ClassVar[Symmetry] = "none"
 
     features: int = 64
     layers: int = 4

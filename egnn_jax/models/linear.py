@@ -1,8 +1,11 @@
 """The simplest baseline of Table 2: every particle flies on straight."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 
 from egnn_jax.graph import GraphsTuple
+from egnn_jax.models.mlp import Symmetry
 
 
 class Linear(nn.Module):
@@ -13,6 +16,8 @@ class Linear(nn.Module):
     Raises:
       ValueError: the graph has no velocities.
     """
+
+    symmetry: ClassVar[Symmetry] = "E(n)"
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:

@@ -1,6 +1,7 @@
 """The small pieces every model shares: PyTorch's default initialisation, MLPs, and the first edge layer."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 from egnn_jax.graph import GraphsTuple
 
 Initializer = Callable[..., jax.Array]
+
+Symmetry = Literal["E(n)", "SE(3)", "none"]
+"""What moves of the input a model's coordinates follow; its ``symmetry``, which the tests take at its word."""
 
 torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""

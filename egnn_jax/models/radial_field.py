@@ -1,11 +1,13 @@
 """The Radial Field network (Köhler et al. 2019) of Table 1: E(n)-equivariant, without node features."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
 from egnn_jax.graph import GraphsTuple, in_degree, sum_at_receivers
-from egnn_jax.models.mlp import MLP, require_positive, small_kernel
+from egnn_jax.models.mlp import MLP, Symmetry, require_positive, small_kernel
 
 
 class RadialField(nn.Module):
@@ -18,6 +20,8 @@ class RadialField(nn.Module):
 
     Call: a graph with x (N, n), v (N, n) or None and edges (E, A) or None, to the same with x moved; h is not used.
     """
+
+    symmetry: ClassVar[Symmetry] = "E(n)"
 
     features: int = 64
     layers: int = 4

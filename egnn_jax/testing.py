@@ -1,0 +1,323 @@
+"""Checks of what a geometric layer promises, for anyone's layers: each can fail, and says where.
+
+A layer is any function of a graph. Three lines test one::
+
+    graph = testing.random_graph(seed=0)
+    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    testing.assert_equivariant(lambda g: model.apply(params, g), graph)
+
+A check is only as good as its input. Random graphs here are ragged, directed and padded, with isolated nodes, single
+nodes, nodes at the same place and nodes at rest; parameters are of order one, since an untrained φ_x moves nothing
+that could be seen to be wrong. Work in float64 (``jax.enable_x64``) where you can: a wrong term of 1e-6 then shows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.geometry import random_orthogonal, transform
+from egnn_jax.graph import Budget, GraphsTuple, batch, graph_from_edges, unbatch
+
+GraphFunction = Callable[[GraphsTuple], Any]
+
+RTOL = {"float64": 1e-10, "float32": 1e-4}
+"""Default tolerance by dtype of x, relative to the largest entry of a field."""
+
+
+def random_graph(
+    seed: int = 0,
+    sizes: Sequence[int] = (5, 1, 7),
+    n: int = 3,
+    features: int = 2,
+    attributes: int = 2,
+    velocity: bool = True,
+    coincident: bool = True,
+    padding: bool = True,
+) -> GraphsTuple:
+    """A batch of directed graphs, of the default float dtype, that leaves a wrong layer nowhere to hide.
+
+    Args:
+      seed: of everything drawn.
+      sizes: the number of nodes of each graph. The last node of each receives nothing; one node alone has no edges.
+      n: number of coordinates.
+      features: width of h.
+      attributes: width of the edge attributes; 0 for none.
+      velocity: whether nodes have velocities; the first node of each graph is at rest.
+      coincident: put the second node of each graph where the first one is.
+      padding: append padding nodes, edges and graphs, whose fields hold arbitrary numbers.
+
+    Raises:
+      ValueError: no sizes, or a number that is too small.
+    """
+    if not sizes or min((*sizes, n, features)) < 1 or attributes < 0:
+        raise ValueError(
+            f"sizes are {tuple(sizes)}, n is {n}, features {features} and attributes {attributes}; "
+            "expected at least one graph, attributes of at least 0, all else of at least 1"
+        )
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.standard_normal(shape).astype(jnp.result_type(float))  # noqa: E731
+    graphs = []
+    for size in sizes:
+        adjacency = (rng.random((size, size)) < 0.7) & ~np.eye(size, dtype=bool)
+        adjacency[-1] = False
+        if size > 2:
+            adjacency[0, 1] = adjacency[1, 0] = True  # an edge of length zero, if coincident
+        receivers, senders = np.nonzero(adjacency)
+        x, v = draw(size, n), draw(size, n)
+        v[0] = 0
+        if coincident:
+            x[1:2] = x[0]
+        edges = draw(len(senders), attributes) if attributes else None
+        graphs.append(graph_from_edges(senders, receivers, x=x, h=draw(size, features), v=v if velocity else None, edges=edges))
+    return pad_with_noise(batch(graphs), seed) if padding else batch(graphs)
+
+
+def pad_with_noise(graph: GraphsTuple, seed: int = 0, n_node: int = 3, n_edge: int = 5, n_graph: int = 2) -> GraphsTuple:
+    """A batch without padding, padded by so many nodes, edges and graphs whose fields hold arbitrary numbers.
+
+    jraph pads with zeros, which hides a sum that runs over the padding as well.
+    """
+    real_nodes, real_edges = graph.nodes.x.shape[0], graph.senders.shape[0]
+    padded = batch([graph], Budget(real_nodes + n_node, real_edges + n_edge, graph.n_node.shape[0] + n_graph))
+    rng = np.random.default_rng([seed, 1])
+    noise = lambda real: lambda a: a.at[real:].set(rng.standard_normal(a[real:].shape).astype(a.dtype))  # noqa: E731
+    return padded._replace(nodes=jax.tree.map(noise(real_nodes), padded.nodes), edges=jax.tree.map(noise(real_edges), padded.edges))
+
+
+def randomise_parameters(params: Any, seed: int = 0) -> Any:
+    """``params`` redrawn so that every part of a network matters.
+
+    Kernels (…, in, out) are normal with variance 1/in, everything else normal with standard deviation 1/2.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(a: jax.Array) -> jax.Array:
+        scale = 0.5 if a.ndim < 2 else a.shape[-2] ** -0.5
+        return jnp.asarray(scale * rng.standard_normal(a.shape), a.dtype)
+
+    return jax.tree.map(draw, params)
+
+
+def assert_equivariant(
+    fn: GraphFunction,
+    graph: GraphsTuple,
+    *,
+    rotation: bool = True,
+    reflection: bool = True,
+    translation: bool = True,
+    seed: int = 0,
+    rtol: float | None = None,
+) -> float:
+    """``fn(Q x + t, Q v, h, edges)`` equals ``fn(x, v, h, edges)``, moved by the same Q and t.
+
+    What ``fn`` returns decides what is expected. Of a graph, ``nodes.x`` moves as points and ``nodes.v`` as vectors, all
+    else stays; of anything else, such as an energy, every array stays.
+
+    Args:
+      fn: from a graph to a graph or to invariant arrays.
+      graph: the input, such as :func:`random_graph` gives.
+      rotation, reflection, translation: which of them to try.
+      seed: of Q and t.
+      rtol: largest error, relative to the largest entry of a field; by default :data:`RTOL` of x's dtype.
+
+    Returns:
+      The largest relative error found.
+
+    Raises:
+      AssertionError: a field of a node is elsewhere; the first one, the node and the distance are named. Or nothing
+        could have been found: coordinates move by less than a hundred times the tolerance, or the output does not
+        depend on them at all.
+    """
+    rtol = _tolerance(graph, rtol)
+    out = fn(graph)
+    _assert_not_blind(fn, graph, out, rtol)
+    n = graph.nodes.x.shape[1]
+    key = jax.random.key(seed)
+    scale = float(jnp.abs(graph.nodes.x).max())
+    shift = scale * jax.random.normal(jax.random.fold_in(key, 1), (n,), graph.nodes.x.dtype)
+    identity, still = jnp.eye(n, dtype=graph.nodes.x.dtype), jnp.zeros_like(shift)
+    turn = lambda determinant: random_orthogonal(key, n, determinant).astype(graph.nodes.x.dtype)  # noqa: E731
+    moves = [("a rotation", turn(1), still)] * rotation + [("a reflection", turn(-1), still)] * reflection
+    moves += [("a translation", identity, shift)] * translation
+    worst = 0.0
+    for name, q, t in moves:
+        expected = transform(out, q, t) if isinstance(out, GraphsTuple) else out
+        worst = max(worst, _assert_close(fn(_moved(graph, q, t)), expected, rtol, f"after {name} of the input"))
+    return worst
+
+
+def assert_permutation_equivariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None) -> float:
+    """Nodes renumbered within their graphs, and edges listed in another order, give the same output renumbered.
+
+    Arguments, return value and errors are those of :func:`assert_equivariant`. Of an output that is no graph, every
+    array is expected to stay.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.asarray(graph.n_node)
+    nodes = np.concatenate([end - count + rng.permutation(count) for end, count in zip(np.cumsum(counts), counts, strict=True)])
+    renumbered = np.argsort(nodes)
+    receivers = renumbered[np.asarray(graph.receivers)]
+    edges = rng.permutation(len(receivers))
+    edges = edges[np.argsort(receivers[edges], kind="stable")]
+
+    def permuted(g: GraphsTuple) -> GraphsTuple:
+        take = lambda rows: lambda a: a[rows]  # noqa: E731
+        return g._replace(
+            nodes=jax.tree.map(take(nodes), g.nodes),
+            edges=jax.tree.map(take(edges), g.edges),
+            senders=jnp.asarray(renumbered[np.asarray(g.senders)][edges], g.senders.dtype),
+            receivers=jnp.asarray(receivers[edges], g.receivers.dtype),
+        )
+
+    out = fn(graph)
+    expected = permuted(out) if isinstance(out, GraphsTuple) else out
+    return _assert_close(fn(permuted(graph)), expected, _tolerance(graph, rtol), "after the nodes and edges were permuted")
+
+
+def assert_padding_invariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None) -> float:
+    """Neither padding (filled with arbitrary numbers) nor the other graphs of a batch change a graph's output.
+
+    Args:
+      fn: from a graph to a graph, or to arrays with one row per graph, such as energies (G,).
+      graph: a batch without padding, ``random_graph(padding=False)``.
+      seed: of the numbers in the padding.
+      rtol: as in :func:`assert_equivariant`.
+
+    Returns:
+      The largest relative error found.
+
+    Raises:
+      AssertionError: an output changes; the first one, its place and the distance are named.
+    """
+    rtol = _tolerance(graph, rtol)
+    out = fn(graph)
+    padded = fn(pad_with_noise(graph, seed))
+    worst = _assert_close(jax.tree.map(lambda a, like: a[: len(like)], padded, out), out, rtol, "after padding was appended")
+    offsets = [np.concatenate([[0], np.cumsum(np.asarray(count))]) for count in (graph.n_node, graph.n_edge)]
+    for k, single in enumerate(unbatch(graph)):
+        alone = fn(single)
+        if isinstance(out, GraphsTuple):
+            part = lambda tree, which: jax.tree.map(lambda a: a[offsets[which][k] : offsets[which][k + 1]], tree)  # noqa: E731, B023
+            pairs = {"nodes": (alone.nodes, part(out.nodes, 0)), "edges": (alone.edges, part(out.edges, 1))}
+            pairs["globals"] = (alone.globals, jax.tree.map(lambda a: a[k : k + 1], out.globals))  # noqa: B023
+            got, expected = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
+        else:
+            got, expected = alone, jax.tree.map(lambda a: a[k : k + 1], out)  # noqa: B023
+        worst = max(worst, _assert_close(got, expected, rtol, f"between graph {k} alone and in the batch"))
+    return worst
+
+
+def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: Any = None) -> None:
+    """First and second derivatives of a smooth function of the output are finite, in reverse and in forward mode.
+
+    Args:
+      fn: from a graph, or from ``params`` and a graph, to arrays.
+      graph: the input; that of :func:`random_graph` has nodes at the same place, nodes at rest and padding.
+      params: parameters to differentiate as well, then ``fn(params, graph)`` is called.
+
+    Raises:
+      AssertionError: a derivative is not finite; which one, of what and where is named.
+    """
+    inputs = {"nodes": graph.nodes, "edges": graph.edges, "params": params}
+    dtype = graph.nodes.x.dtype
+
+    def energy(inputs: Any) -> jax.Array:
+        g = graph._replace(nodes=inputs["nodes"], edges=inputs["edges"])
+        out = fn(g) if params is None else fn(inputs["params"], g)
+        leaves = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+        return sum((jnp.sum(jnp.sin(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype))
+
+    ones = jax.tree.map(jnp.ones_like, inputs)
+
+    @jax.jit
+    def derivatives(inputs: Any) -> dict[str, Any]:
+        gradient, second = jax.jvp(jax.grad(energy), (inputs,), (ones,))
+        return {"the gradient": gradient, "the second derivative": second, "the jvp": jax.jvp(energy, (inputs,), (ones,))[1]}
+
+    trees = derivatives(inputs)
+    for name in ("the gradient", "the second derivative", "the jvp"):
+        for field, value in _fields(trees[name]):
+            bad = np.argwhere(~np.isfinite(value))
+            if len(bad):
+                raise AssertionError(f"{name} with respect to {field or 'the input'}{_place(field, bad[0])} is {value[tuple(bad[0])]}")
+
+
+def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:
+    """The transformed graph; nodes at the same place stay together, which rounding does not promise."""
+    moved = transform(graph, q, t)
+    _, first, place = np.unique(np.asarray(graph.nodes.x), axis=0, return_index=True, return_inverse=True)
+    return moved._replace(nodes=moved.nodes.replace(x=moved.nodes.x[first][place.reshape(-1)]))
+
+
+def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: float) -> None:
+    """That a wrong output would show: coordinates move by far more than the tolerance, or something depends on them."""
+    seen = 100 * rtol
+    x = np.asarray(graph.nodes.x)
+    if isinstance(out, GraphsTuple) and out.nodes.x.shape == x.shape:
+        moved = np.abs(np.asarray(out.nodes.x) - x).max() / np.abs(x).max()
+        if 0 < moved <= seen:
+            raise AssertionError(
+                f"nodes.x moves by {moved:.1e} of its size only, expected more than {seen:.1e}: errors would hide below the "
+                "tolerance; redraw the parameters with randomise_parameters"
+            )
+        if moved:
+            return
+    # A stretch along one axis, which is neither a rotation nor a translation.
+    stretched = jnp.concatenate([1.5 * graph.nodes.x[:, :1], graph.nodes.x[:, 1:]], axis=1)
+    other = fn(graph._replace(nodes=graph.nodes.replace(x=stretched)))
+    if isinstance(out, GraphsTuple):
+        out, other = (g._replace(nodes=g.nodes.replace(x=None)) for g in (out, other))
+    changes = [_error(a, b)[0] for (_, a), (_, b) in zip(_fields(other), _fields(out), strict=True)]
+    if max(changes, default=0.0) <= seen:
+        raise AssertionError(
+            f"the output changes by {max(changes, default=0.0):.1e} of its size when the coordinates are stretched, expected more "
+            f"than {seen:.1e}: it does not depend on them, so equivariance says nothing about it"
+        )
+
+
+def _tolerance(graph: GraphsTuple, rtol: float | None) -> float:
+    dtype = str(graph.nodes.x.dtype)
+    if rtol is None and dtype not in RTOL:
+        raise ValueError(f"x has dtype {dtype}, which has no default tolerance; expected float64 or float32, or rtol to be given")
+    return RTOL[dtype] if rtol is None else rtol
+
+
+def _fields(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
+
+
+def _error(got: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[int, ...]]:
+    """The largest error relative to the largest entry, and where it is; not finite on one side only counts as infinite."""
+    if expected.size == 0:
+        return 0.0, ()
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    difference[~np.isfinite(difference)] = np.inf
+    where = np.unravel_index(np.argmax(difference), difference.shape)
+    return float(difference[where] / max(np.abs(expected[np.isfinite(expected)]).max(initial=0.0), 1e-30)), tuple(map(int, where))
+
+
+def _assert_close(got: Any, expected: Any, rtol: float, when: str) -> float:
+    got, expected = dict(_fields(got)), dict(_fields(expected))
+    if got.keys() != expected.keys() or any(got[field].shape != expected[field].shape for field in got):
+        shapes = [{field: value.shape for field, value in side.items()} for side in (got, expected)]
+        raise AssertionError(f"the output has the fields {shapes[0]} {when}; expected {shapes[1]}")
+    errors = {field: _error(got[field], expected[field]) for field in got}
+    for field, (error, where) in errors.items():
+        if error > rtol:
+            raise AssertionError(
+                f"{field or 'the output'}{_place(field, where)} is {got[field][where]:.6g} {when}; expected "
+                f"{expected[field][where]:.6g}: {abs(got[field][where] - expected[field][where]):.2g} apart, {error:.1e} of the "
+                f"field's size (tolerance {rtol:.0e})"
+            )
+    return max((error for error, _ in errors.values()), default=0.0)
+
+
+def _place(field: str, where: Sequence[int]) -> str:
+    kind = {"nodes": "node", "edges": "edge", "globals": "graph"}.get(field.split(".")[0], "row")
+    rest = "".join(f", column {k}" for k in where[1:])
+    return f" of {kind} {where[0]}{rest}" if len(where) else ""

@@ -1,0 +1,116 @@
+"""Every model of the registry, in every option: symmetric as it says, indifferent to padding and order, differentiable.
+
+A model added to the registry is tested here without another line.
+"""
+
+import dataclasses
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import testing
+
+SIZES = {"features": 6, "layers": 2}
+UNSEEN = {"clip": 1e3}
+"""Values for options that are not equivariant where they act: they must not act."""
+
+
+def variants(model):
+    """The default, and each option at each of its other values."""
+    fields = {f.name: f for f in dataclasses.fields(model) if f.init and f.name not in ("parent", "name", *SIZES)}
+    hints = get_type_hints(model)
+    yield {}
+    for name, field in fields.items():
+        if name in UNSEEN:
+            yield {name: UNSEEN[name]}
+        elif hints[name] is bool:
+            yield {name: not field.default}
+        elif get_origin(hints[name]) is Literal:
+            yield from ({name: value} for value in get_args(hints[name]) if value != field.default)
+        elif int in get_args(hints[name]):
+            yield {name: 3}
+        else:
+            raise NotImplementedError(f"{model.__name__}.{name}: tell this test what values {hints[name]} may have")
+
+
+def describe(value):
+    return "-".join(f"{k}={v}" for k, v in value.items()) or "default" if isinstance(value, dict) else getattr(value, "__name__", None)
+
+
+CASES = [(model, options) for model in egnn.MODELS.values() for options in variants(model)]
+every_model = pytest.mark.parametrize(("model", "options"), CASES, ids=describe)
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    """No model may mix dtypes."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def build(model, options, graph, seed=0):
+    sizes = {k: v for k, v in SIZES.items() if k in {f.name for f in dataclasses.fields(model)}}
+    model = model(**sizes, **options)
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(seed), graph), seed)
+    return model, params, lambda g: model.apply(params, g)
+
+
+def graphs(model, n, **options):
+    """With and without velocities and edge attributes, as far as the model takes them."""
+    yield testing.random_graph(n=n, **options)
+    yield testing.random_graph(n=n, attributes=0, velocity=model is egnn.Linear, **options)
+
+
+def dimensions(model):
+    return (3,) if model.symmetry == "SE(3)" else range(1, 9)
+
+
+@every_model
+def test_equivariant_in_float64(x64, model, options):
+    for n in dimensions(model):
+        for graph in graphs(model, n):
+            _, _, apply = build(model, options, graph)
+            if model.symmetry == "none":
+                with pytest.raises(AssertionError):
+                    testing.assert_equivariant(apply, graph)
+            else:
+                testing.assert_equivariant(apply, graph, reflection=model.symmetry != "SE(3)")
+
+
+@every_model
+def test_equivariant_in_float32(model, options):
+    if model.symmetry == "none":
+        return
+    for n in dimensions(model):
+        graph = testing.random_graph(n=n)
+        testing.assert_equivariant(build(model, options, graph)[2], graph, reflection=model.symmetry != "SE(3)")
+
+
+@every_model
+def test_order_and_padding_do_not_matter(x64, model, options):
+    for graph in graphs(model, 3, padding=False):
+        _, _, apply = build(model, options, graph)
+        testing.assert_permutation_equivariant(apply, graph)
+        testing.assert_padding_invariant(apply, graph)
+
+
+@every_model
+def test_derivatives_are_finite_where_nodes_coincide(x64, model, options):
+    graph = testing.random_graph()
+    model, params, _ = build(model, options, graph)
+    testing.assert_finite_gradients(model.apply, graph, params)
+
+
+@every_model
+def test_jit_and_vmap_give_the_same(x64, model, options):
+    first = testing.random_graph(sizes=(4,))
+    stack = [first._replace(nodes=jax.tree.map(lambda a: scale * a, first.nodes)) for scale in (1.0, -0.5, 2.0)]  # noqa: B023
+    _, _, apply = build(model, options, first)
+    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(apply, stack))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)
+    chex.assert_trees_all_close(jax.jit(jax.vmap(apply))(stacked), looped, rtol=1e-10)
+    chex.assert_trees_all_close(jax.jit(apply)(first), apply(first), rtol=1e-10)
