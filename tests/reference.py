@@ -1,18 +1,19 @@
-"""Eqs. 3 to 8 in numpy with plain loops: slow, obvious, and written without looking at the library."""
+"""Eqs. 3 to 8 and the other columns of Table 1 in numpy with plain loops: slow, obvious, and written without looking at the library."""
 
 import numpy as np
 
 
-def silu(x):
-    return x / (1 + np.exp(-x))
-
-
 def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
 
 
 def linear(p, x):
-    return x @ p["kernel"] + p.get("bias", 0)
+    return np.asarray(x) @ p["kernel"] + p.get("bias", 0)
 
 
 def mlp(p, x):
@@ -67,4 +68,37 @@ def egnn(p, h, x, v, edges, senders, receivers, n_node, layers, **options):
     h = linear(p["embedding"], h)
     for layer in range(layers):
         h, x, v = egcl(p[f"layer_{layer}"], h, x, v, edges, senders, receivers, n_node, **options)
+    return h, x, v
+
+
+def gnn(p, h, x, v, edges, senders, receivers, n_node, layers):
+    h = [linear(p["embedding"], x[i] if v is None else np.concatenate([x[i], v[i]])) for i in range(len(x))]
+    for layer in range(layers):
+        phi_h, new_h = p[f"layer_{layer}_phi_h"], []
+        for i in range(len(x)):
+            m_i = np.zeros(len(h[i]))
+            for k in range(len(senders)):
+                if receivers[k] == i:
+                    attributes = [] if edges is None else [edges[k]]
+                    m_i = m_i + phi_e(p[f"layer_{layer}_phi_e"], h[i], h[senders[k]], *attributes)
+            new_h.append(h[i] + mlp(phi_h, np.concatenate([h[i], m_i])))
+        h = new_h
+    return np.array(h), np.array([mlp(p["decoder"], h_i) for h_i in h]), v
+
+
+def radial_field(p, h, x, v, edges, senders, receivers, n_node, layers, *, tanh):
+    for layer in range(layers):
+        new_x = []
+        for i in range(len(x)):
+            move, degree = np.zeros(x.shape[1]), 0
+            for k in range(len(senders)):
+                if receivers[k] == i:
+                    r_ij = x[i] - x[senders[k]]
+                    attributes = [] if edges is None else edges[k]
+                    weight = mlp(p[f"layer_{layer}_phi_rf"], np.concatenate([[np.sqrt(np.dot(r_ij, r_ij))], attributes]))
+                    move, degree = move + r_ij * (np.tanh(weight) if tanh else weight), degree + 1
+            new_x.append(x[i] + move / max(degree, 1))
+            if v is not None:
+                new_x[i] = new_x[i] + mlp(p[f"layer_{layer}_phi_v"], [np.sqrt(np.dot(v[i], v[i]))]) * v[i]
+        x = np.array(new_x)
     return h, x, v

@@ -1,0 +1,130 @@
+"""Parameters from the authors' PyTorch networks, and back.
+
+The names are those of the authors' repository (vgsatorras/egnn): ``nbody_egnn`` (``EGNN_vel``), ``nbody_gnn``,
+``nbody_radial_field``, and ``egnn_clean.py``, the file that most other projects copied::
+
+    params = interop.from_torch_state_dict(torch.load("egnn.pt"), egnn.EGNN(features=64, layers=4))
+    state = interop.to_torch_state_dict(params, egnn.EGNN(features=64, layers=4))
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+
+The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on graphs with velocities;
+``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``, with ``infer_edges`` for its ``attention``.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from egnn_jax.graph import complete_graph
+from egnn_jax.models import EGNN, GNN, RadialField
+
+_PARTS = {
+    "phi_e": "edge_mlp",
+    "phi_x": "coord_mlp",
+    "phi_h": "node_mlp",
+    "phi_v": "coord_mlp_vel",
+    "phi_inf": "att_mlp",
+    "phi_rf": "phi",
+}
+
+
+def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """``{"params": …}`` of ``model`` from the authors' parameter names, as NumPy arrays that share no memory.
+
+    Args:
+      state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
+      model: an ``EGNN``, ``GNN`` or ``RadialField`` of the network's size and options.
+
+    Raises:
+      ValueError: entries are missing, left over or misshapen (all of them are listed), or the model has no counterpart.
+    """
+    given = {name: _numpy(value) for name, value in state_dict.items()}
+    wanted = _expected(given, model)
+    problems = [f"{name} {shape} is missing" for name, (_, shape) in wanted.items() if name not in given]
+    problems += [f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted]
+    problems += [
+        f"{name} has shape {given[name].shape}, expected {shape}"
+        for name, (_, shape) in wanted.items()
+        if name in given and given[name].shape != shape
+    ]
+    if problems:
+        raise ValueError(f"the state dict does not fit {model!r}: " + "; ".join(problems))
+    return {"params": unflatten_dict({path: given[name].T.copy() for name, (path, _) in wanted.items()})}
+
+
+def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+    """The inverse of :func:`from_torch_state_dict`, exactly: NumPy arrays under the authors' names.
+
+    Raises:
+      ValueError: the model has no counterpart there.
+    """
+    _require_counterpart(model)
+    leaves = flatten_dict(params["params"])
+    return {_torch_name(path, model): np.asarray(value).T.copy() for path, value in leaves.items()}
+
+
+def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
+    *modules, leaf = path
+    dense = modules.pop() if modules[-1].startswith("Dense_") else None
+    name = "_".join(modules)
+    # Position in the authors' Sequential, whose odd entries are activations. φ_e's first layer is a kernel of its own here.
+    position = 0 if dense is None else 2 * int(dense.removeprefix("Dense_")) + 2 * name.endswith("phi_e")
+    if layer := re.fullmatch(r"layer_(\d+)_(\w+)", name):
+        k, part = layer.groups()
+        name = f"gcl_{k}.{_PARTS[part]}.{position}"
+    elif name == "decoder":
+        name = f"decoder.{position}"
+    elif name == "embedding" and isinstance(model, GNN):
+        name = "embedding.0"
+    elif name == "embedding" and isinstance(model, EGNN) and model.output_features is not None:
+        name = "embedding_in"
+    return f"{name}.{'weight' if leaf == 'kernel' else leaf}"
+
+
+def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Flax path and PyTorch shape by PyTorch name: those of the model on a graph as wide as the state dict says."""
+
+    _require_counterpart(model)
+
+    def columns(name: str, less: int, least: int) -> int:
+        shape = given[name].shape if name in given else ()
+        return max(shape[1] - less, least) if len(shape) == 2 else least
+
+    velocity = any("coord_mlp_vel" in name for name in given)
+    n, features = 3, 1
+    match model:
+        case EGNN():
+            if model.embed:
+                features = columns("embedding.weight" if model.output_features is None else "embedding_in.weight", 0, 1)
+            else:
+                features = columns("gcl_0.node_mlp.0.weight", model.features, 1)
+            attributes = columns("gcl_0.edge_mlp.0.weight", 2 * (model.features if model.embed else features) + 1, 0)
+        case GNN():
+            n = given["decoder.2.weight"].shape[0] if "decoder.2.weight" in given else 3
+            velocity = columns("embedding.0.weight", 0, n) != n
+            attributes = columns("gcl_0.edge_mlp.0.weight", 2 * model.features, 0)
+        case _:
+            attributes = columns("gcl_0.phi.0.weight", 1, 0)
+    x = np.zeros((2, n), np.float32)
+    graph = complete_graph(
+        x=x,
+        h=np.zeros((2, features), np.float32),
+        v=x if velocity else None,
+        edges=np.zeros((2, attributes), np.float32) if attributes else None,
+    )
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), graph)["params"])
+    return {_torch_name(path, model): (path, leaf.shape[::-1]) for path, leaf in leaves.items()}
+
+
+def _require_counterpart(model: nn.Module) -> None:
+    if not isinstance(model, EGNN | GNN | RadialField):
+        raise ValueError(f"{type(model).__name__} has no counterpart in the authors' code; expected EGNN, GNN or RadialField")
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)

@@ -1,0 +1,87 @@
+"""Outputs and gradients of the authors' networks, given their inputs and parameters, to 1e-10; their trajectories to 1e-6.
+
+``pytest tests/test_golden.py --golden DIR`` checks the files of another folder. A file's name says which network it is.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import interop
+from egnn_jax.data import nbody
+from egnn_jax.graph import GraphsTuple
+from tests.conftest import GOLDEN
+
+
+def check_trajectories(z):
+    for name in {key.split("/")[0] for key in z}:
+        data = nbody._generate(name, "train", len(z[f"{name}/x"]))
+        for field in ("charges", "x", "v", "target"):
+            np.testing.assert_allclose(data[field], z[f"{name}/{field}"], rtol=0, atol=1e-6)
+
+
+def network(path, z, params):
+    """The model and its input graph."""
+    layers = 1 + max(int(name.split("_")[1].split(".")[0]) for name in params if name.startswith("gcl_"))
+    x, v, h = z.get("input/x"), z.get("input/v"), z.get("input/h")
+    if path.stem.startswith("nbody_gnn"):
+        features = params["embedding.0.weight"].shape[0]
+        n = params["decoder.2.weight"].shape[0]
+        x, v, h = h[:, :n], h[:, n:], None
+        model = egnn.GNN(features, layers)
+    elif path.stem.startswith("nbody_radial_field"):
+        model = egnn.RadialField(params["gcl_0.phi.0.weight"].shape[0], layers)
+    elif path.stem.startswith("nbody_egnn"):
+        model = egnn.EGNN(params["embedding.weight"].shape[0], layers, clip=100.0)
+    elif path.stem.startswith("egnn_clean"):
+        model = egnn.EGNN(
+            params["embedding_in.weight"].shape[0],
+            layers,
+            output_features=params["embedding_out.weight"].shape[0],
+            infer_edges="gcl_0.att_mlp.0.weight" in params,
+            normalize="norm1" in path.stem,
+            tanh="tanh1" in path.stem,
+        )
+    else:
+        raise ValueError(f"{path.name} names no network of this library")
+    nodes = egnn.Nodes(h=h, x=x, v=v)
+    graph = GraphsTuple(nodes, z.get("input/edge_attr"), z["input/receivers"], z["input/senders"], None, z["input/n_node"], None)
+    return model, jax.tree.map(jnp.asarray, graph)
+
+
+def test_golden(x64, golden_file):
+    with np.load(golden_file) as file:
+        z = dict(file)
+    if golden_file.stem.startswith("nbody_trajectories"):
+        check_trajectories(z)
+        return
+    state = {key.removeprefix("param/"): value for key, value in z.items() if key.startswith("param/")}
+    model, graph = network(golden_file, z, state)
+    params = interop.from_torch_state_dict(state, model)
+    back = interop.to_torch_state_dict(params, model)
+    assert back.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(back[name], value)
+
+    outputs = {key.removeprefix("output/"): value for key, value in z.items() if key.startswith("output/")}
+    place = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
+    got = {
+        "x": lambda: model.apply(params, graph).nodes.x,
+        "h": lambda: model.apply(params, graph).nodes.h,
+        "grad_x_of_sum_x2": lambda: jax.grad(lambda x: jnp.sum(model.apply(params, place(x)).nodes.x ** 2))(graph.nodes.x),
+    }
+    assert outputs
+    for name, want in outputs.items():
+        np.testing.assert_allclose(got[name](), want, rtol=1e-10, atol=1e-10 * np.abs(want).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("field", ["param/gcl_1.coord_mlp.0.weight", "input/x", "output/x", "output/grad_x_of_sum_x2"])
+def test_a_changed_golden_value_is_seen(x64, tmp_path, field):
+    z = dict(np.load(GOLDEN / "nbody_egnn.npz"))
+    z[field] = z[field].copy()
+    z[field].flat[1] += 1e-7
+    np.savez(tmp_path / "nbody_egnn.npz", **z)
+    with pytest.raises(AssertionError):
+        test_golden(None, tmp_path / "nbody_egnn.npz")

@@ -1,0 +1,107 @@
+"""The authors' state dicts, in and out; that they give the authors' outputs is test_golden's."""
+
+import jax
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import interop, testing
+
+MODELS = [
+    (egnn.EGNN(features=5, layers=2, clip=100.0), {"features": 1}),
+    (egnn.EGNN(features=5, layers=2), {"attributes": 0}),
+    (egnn.EGNN(features=5, layers=2, output_features=3, infer_edges=True), {"velocity": False}),
+    (egnn.EGNN(features=5, layers=1, update_coordinates=False), {}),
+    (egnn.EGNN(features=5, layers=2, embed=False), {"velocity": False}),
+    (egnn.GNN(features=5, layers=2), {"n": 2}),
+    (egnn.GNN(features=5, layers=2), {"velocity": False, "attributes": 0}),
+    (egnn.RadialField(features=5, layers=2), {}),
+    (egnn.RadialField(features=5, layers=2), {"attributes": 0, "velocity": False}),
+]
+
+
+def of(model, options):
+    params = testing.randomise_parameters(model.init(jax.random.key(0), testing.random_graph(**options)))
+    return params, interop.to_torch_state_dict(params, model)
+
+
+@pytest.mark.parametrize(("model", "options"), MODELS)
+def test_there_and_back_is_exact(model, options):
+    params, state = of(model, options)
+    back = interop.from_torch_state_dict(state, model)
+    assert jax.tree.structure(back) == jax.tree.structure(jax.tree.map(np.asarray, params))
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_names_and_shapes_are_the_authors():
+    _, state = of(egnn.EGNN(features=5, layers=1), {"features": 1, "attributes": 2})
+    assert {name: value.shape for name, value in state.items()} == {
+        "embedding.weight": (5, 1),
+        "embedding.bias": (5,),
+        "gcl_0.edge_mlp.0.weight": (5, 13),
+        "gcl_0.edge_mlp.0.bias": (5,),
+        "gcl_0.edge_mlp.2.weight": (5, 5),
+        "gcl_0.edge_mlp.2.bias": (5,),
+        "gcl_0.node_mlp.0.weight": (5, 10),
+        "gcl_0.node_mlp.0.bias": (5,),
+        "gcl_0.node_mlp.2.weight": (5, 5),
+        "gcl_0.node_mlp.2.bias": (5,),
+        "gcl_0.coord_mlp.0.weight": (5, 5),
+        "gcl_0.coord_mlp.0.bias": (5,),
+        "gcl_0.coord_mlp.2.weight": (1, 5),
+        "gcl_0.coord_mlp_vel.0.weight": (5, 5),
+        "gcl_0.coord_mlp_vel.0.bias": (5,),
+        "gcl_0.coord_mlp_vel.2.weight": (1, 5),
+        "gcl_0.coord_mlp_vel.2.bias": (1,),
+    }
+
+
+def test_all_that_is_wrong_is_listed_at_once():
+    model = egnn.EGNN(features=5, layers=2)
+    _, state = of(model, {})
+    del state["gcl_1.node_mlp.2.bias"], state["embedding.bias"]
+    state["gcl_0.coord_mlp.0.weight"] = state["gcl_0.coord_mlp.0.weight"][:, :4]
+    state["gcl_2.edge_mlp.0.weight"] = np.zeros((5, 3))
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        interop.from_torch_state_dict(state, model)
+    for part in (
+        "embedding.bias (5,) is missing",
+        "gcl_1.node_mlp.2.bias (5,) is missing",
+        "gcl_2.edge_mlp.0.weight (5, 3) is left over",
+        "gcl_0.coord_mlp.0.weight has shape (5, 4), expected (5, 5)",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [egnn.EGNN(features=6, layers=2), egnn.EGNN(features=5, layers=3), egnn.GNN(), egnn.RadialField()])
+@pytest.mark.parametrize("state", [{}, None])
+def test_a_state_dict_of_another_network_is_refused(model, state):
+    state = of(egnn.EGNN(features=5, layers=2), {})[1] if state is None else state
+    with pytest.raises(ValueError, match="does not fit"):
+        interop.from_torch_state_dict(state, model)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 1), (2, 3, 4)])
+def test_any_misshapen_entry_is_refused(shape):
+    model = egnn.EGNN(features=5, layers=1)
+    _, state = of(model, {})
+    for name in state:
+        if state[name].shape != shape and (name, shape) != ("embedding.weight", (5, 1)):  # which is right for one feature
+            with pytest.raises(ValueError, match="does not fit"):
+                interop.from_torch_state_dict(state | {name: np.zeros(shape)}, model)
+
+
+def test_models_without_a_counterpart_are_refused():
+    params = {"params": {"time": np.ones(())}}
+    with pytest.raises(ValueError, match="Linear has no counterpart"):
+        interop.to_torch_state_dict(params, egnn.Linear())
+    with pytest.raises(ValueError, match="Linear has no counterpart"):
+        interop.from_torch_state_dict({}, egnn.Linear())
+
+
+def test_torch_tensors_are_read():
+    torch = pytest.importorskip("torch")
+    model = egnn.EGNN(features=5, layers=2)
+    params, state = of(model, {})
+    tensors = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in state.items()}
+    jax.tree.map(np.testing.assert_array_equal, interop.from_torch_state_dict(tensors, model), params)
