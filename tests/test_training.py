@@ -61,6 +61,19 @@ def test_the_loss_is_the_mean_square_or_hubers():
     np.testing.assert_allclose(NBody(huber=0.3).loss(model.apply, state.params, batch, key), huber.mean(), rtol=1e-5)
 
 
+def test_augmentation_turns_inputs_and_targets_alike():
+    model, _, batches, state = parts(tiny())  # equivariant, so that only a wrong turn would show
+    batch, keys = jax.tree.map(lambda a: a[0], batches), jax.random.split(jax.random.key(0))
+    plain = NBody().loss(model.apply, state.params, batch, keys[0])
+    still = lambda params, graph: graph  # predicts the input
+    straight = lambda params, graph: graph._replace(nodes=graph.nodes.replace(x=graph.nodes.x * jnp.array([1.0, 0.0, 0.0])))
+    for key in keys:
+        np.testing.assert_allclose(NBody(augment=True).loss(model.apply, state.params, batch, key), plain, rtol=1e-5)
+        np.testing.assert_allclose(NBody(augment=True).loss(still, None, batch, key), NBody().loss(still, None, batch, key), rtol=1e-5)
+    turned = [float(NBody(augment=True).loss(straight, None, batch, key)) for key in keys]
+    assert len({*turned, float(NBody().loss(straight, None, batch, keys[0]))}) == 3
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_one_step_equals_a_hand_written_one(x64, name):
     config = tiny(optimizer={"name": name, "learning_rate": 1e-2, "weight_decay": 0.1, "average": 0.9})

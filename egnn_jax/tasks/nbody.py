@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from egnn_jax.data import nbody
-from egnn_jax.geometry import safe_norm
+from egnn_jax.geometry import random_orthogonal, safe_norm
 from egnn_jax.graph import GraphsTuple, Nodes, complete_edges
 from egnn_jax.tasks.base import Apply, Sums
 
@@ -38,6 +38,7 @@ class NBody:
         distances tell (not in the paper).
       huber: train on the Huber loss, linear beyond this error (in units of length), so that the few close encounters
         that nothing can predict are not learnt by heart; none for the paper's mean squared error.
+      augment: turn and reflect each training trajectory at random, for models that are not equivariant (not in the paper).
     """
 
     dataset: Literal["small", "sweep"] = "small"
@@ -45,6 +46,7 @@ class NBody:
     edge_distance: bool = True
     edge_velocity: bool = False
     huber: float | None = None
+    augment: bool = False
 
     metric: ClassVar[str] = "mse"
     paper: ClassVar[dict[str, float]] = {
@@ -114,7 +116,11 @@ class NBody:
         return apply(params, self.graph(batch)).nodes.x.reshape(batch.x.shape)
 
     def loss(self, apply: Apply, params: dict, batch: Batch, key: jax.Array) -> jax.Array:
-        """The mean squared error (or Huber loss) over all coordinates of a batch; ``key`` is not used."""
+        """The mean squared error (or Huber loss) over all coordinates of a batch; ``key`` draws the augmentation."""
+        if self.augment:
+            q = jax.vmap(lambda k: random_orthogonal(k, batch.x.shape[-1]))(jax.random.split(key, batch.x.shape[0]))
+            x, v, target = (jnp.einsum("bij,bmj->bmi", q, a) for a in (batch.x, batch.v, batch.target))
+            batch = batch._replace(x=x, v=v, target=target)
         predicted = self.predict(apply, params, batch)
         if self.huber is not None:
             return jnp.mean(optax.losses.huber_loss(predicted, batch.target, delta=self.huber))
