@@ -25,4 +25,4 @@ lint: $(SETUP)
 	$(BIN)/basedpyright
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

@@ -9,6 +9,17 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)
 
+# What one test, worker, child process or earlier session compiled, no other compiles again.
+CACHE = {
+    "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".pytest_cache" / "xla"),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in CACHE.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA warns of each program that it takes from there
+
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 

@@ -1,15 +1,22 @@
 """The folder of a run: config, metrics, checkpoints and result, each whole or absent."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from egnn_jax import config as configs
 from egnn_jax.config import Config
 from egnn_jax.data.cache import write_atomically
+
+_REMEDY = {
+    "last": "delete that folder, and the same training command goes on from the checkpoint before it",
+    "best": "delete that folder and result.json, and the same training command writes both again",
+}
 
 
 class RunFolder:
@@ -50,8 +57,9 @@ class RunFolder:
             )
 
     def save(self, kind: str, step: int, tree: Any) -> None:
-        """Write a checkpoint in the background; the one before stays until it is whole."""
-        self._manager(kind).save(step, args=ocp.args.StandardSave(jax.device_get(tree)))
+        """Write a checkpoint and its checksum in the background; the one before stays until it is whole."""
+        tree = jax.device_get(tree)
+        self._manager(kind).save(step, args=ocp.args.StandardSave({"tree": tree, "sha256": self._checksum(tree)}))
 
     def wait(self) -> None:
         """Until the checkpoints being written are on disk."""
@@ -66,16 +74,22 @@ class RunFolder:
         """The newest checkpoint as host arrays, with the structure, shapes and dtypes of ``like``; as dicts without it.
 
         Raises:
-          ValueError: there is none, or it cannot be read; the path is named.
+          ValueError: there is none, it cannot be read, or it does not match its checksum, which is also over the
+            config; the path is named.
         """
         step = self.latest(kind)
         if step is None:
             raise ValueError(f"{self.path} has no checkpoint '{kind}'; train the run first")
+        path = self.path / "checkpoints" / kind / str(step)
         try:
-            abstract = None if like is None else jax.device_get(like)
-            return self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
+            abstract = None if like is None else {"tree": jax.device_get(like), "sha256": np.zeros(32, np.uint8)}
+            saved = self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
+            tree, expected = saved["tree"], saved["sha256"]
         except Exception as error:
-            raise ValueError(f"{self.path / 'checkpoints' / kind / str(step)} cannot be read: {error}") from error
+            raise ValueError(f"{path} cannot be read ({error}); {_REMEDY[kind]}") from error
+        if not np.array_equal(self._checksum(tree), expected):
+            raise ValueError(f"{path} is damaged, or {self._config_file} was changed (their SHA-256 does not match); {_REMEDY[kind]}")
+        return tree
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
@@ -83,11 +97,15 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+        """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+        Raises:
+          ValueError: another line is damaged; it is named.
+        """
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        lines = self.metrics_file.read_text(errors="replace").split("\n")
+        return [_parse(line, f"{self.metrics_file}, line {k}") for k, line in enumerate(lines[:-1], 1) if line]
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop what was logged after ``step``, which will be done again; returns what stays."""
@@ -103,11 +121,11 @@ class RunFolder:
         """What :meth:`finish` wrote.
 
         Raises:
-          ValueError: the run is not complete.
+          ValueError: the run is not complete, or the file is damaged.
         """
         if not self.result_file.is_file():
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
-        return json.loads(self.result_file.read_text())
+        return _parse(self.result_file.read_text(errors="replace"), str(self.result_file))
 
     def close(self) -> None:
         """Wait for what is being written and free what it took."""
@@ -115,11 +133,27 @@ class RunFolder:
             manager.close()
         self._managers.clear()
 
+    def _checksum(self, tree: Any) -> np.ndarray:
+        """SHA-256 (32,) of the config and of every array with its name; the same for a tree restored as dicts."""
+        leaves = {jax.tree_util.keystr(path, simple=True): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        digest = hashlib.sha256(configs.dump(self.config()).encode())
+        for name in sorted(leaves):
+            digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape} ".encode())
+            digest.update(leaves[name].tobytes())
+        return np.frombuffer(digest.digest(), np.uint8)
+
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
             options = ocp.CheckpointManagerOptions(max_to_keep=2 if kind == "last" else 1, cleanup_tmp_directories=True)
             self._managers[kind] = ocp.CheckpointManager(self.path / "checkpoints" / kind, options=options)
         return self._managers[kind]
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where} is damaged ({error}); delete it, and the same training command goes on") from error
 
 
 def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:

@@ -1,0 +1,201 @@
+"""Kills, damaged files and full disks: a run ends in the same numbers or says which file is in the way, nothing in between."""
+
+import dataclasses
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from egnn_jax import config as configs
+from egnn_jax.data.cache import cached_arrays
+from egnn_jax.tasks import NBody
+from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.loop import load
+from tests.test_training import equal_runs, run, tiny
+
+# Orbax leaves event loops behind where reading fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+KILLS = 20
+
+
+def child(config, folder, file_size=None):
+    """A run in a process of its own, that can be killed; ``file_size`` is the room left for any one file, in bytes."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    run(configs.from_dict(config), folder)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start a child: a fork of a process that has imported everything and computed nothing."""
+    assert NBody().size("train") == 3_000  # so that the children find the data made
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_damage"])
+
+    def start(config, *arguments):
+        process = context.Process(target=child, args=(configs.to_dict(config), *arguments))
+        process.start()
+        return process
+
+    return start
+
+
+def test_killed_twenty_times_equals_an_undisturbed_run(tmp_path, start):
+    config = tiny(epochs=1_500, eval_every=10)
+    run(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
+    folder, rng = tmp_path / "killed", np.random.default_rng(0)
+    metrics = folder / "metrics.jsonl"
+    for kill in range(KILLS):
+        logged = metrics.stat().st_size if metrics.exists() else 0
+        process = start(config, folder)
+        # Every fourth at any moment of the start, the others while it trains, logs and saves.
+        while kill % 4 and not (metrics.exists() and metrics.stat().st_size > logged):
+            assert process.is_alive()
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.15 if kill % 4 else 3.0))
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert not (folder / "result.json").exists()
+    run(config, folder)
+    equal_runs(tmp_path / "straight", folder)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path, start):
+    config = tiny(model={"name": "egnn", "features": 64, "layers": 4}, epochs=12, eval_every=3)
+    run(config, tmp_path / "straight")
+    folder = tmp_path / "full"
+    process = start(config, folder)
+    while not list(folder.glob("checkpoints/last/[0-9]*")):
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    before = RunFolder(folder).latest("last")
+    process = start(config, folder, 100_000)  # enough for the metrics, not for a checkpoint
+    process.join()
+    assert process.exitcode == 1
+    assert RunFolder(folder).latest("last") == before
+    run(config, folder)
+    equal_runs(tmp_path / "straight", folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(tiny(), folder)
+    return folder
+
+
+def truncated(content, position):
+    return content[: int(position * len(content))]
+
+
+def flipped(content, position):
+    k = int(position * len(content))
+    return content[:k] + bytes([content[k] ^ 0x10]) + content[k + 1 :]
+
+
+def refusal(function, *arguments):
+    """What a ValueError of the call says, and what the call returns."""
+    try:
+        return None, function(*arguments)
+    except ValueError as error:
+        return str(error), None
+
+
+damages = pytest.mark.parametrize("damage", [truncated, flipped])
+
+
+@damages
+@pytest.mark.parametrize("kind", ["best", "last"])
+def test_a_damaged_checkpoint_is_named_or_does_no_harm(finished, tmp_path, damage, kind):
+    """Whatever file of it is hit, wherever: the same arrays come back, or none and the checkpoint is named."""
+    like = None if kind == "best" else RunFolder(finished).restore("last")
+    expected = jax.tree.leaves(RunFolder(finished).restore(kind, like))
+    files = [p.relative_to(finished) for p in sorted((finished / "checkpoints" / kind).rglob("*")) if p.is_file()]
+    refused = 0
+    for k, file in enumerate(files * 3):
+        folder = tmp_path / str(k)
+        shutil.copytree(finished, folder)
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(damage(content, (k + 0.5) / (3 * len(files))))
+        message, restored = refusal(RunFolder(folder).restore, kind, like)
+        if message is None:
+            np.testing.assert_equal(jax.tree.leaves(restored), expected)
+        else:
+            assert str(folder / "checkpoints" / kind) in message or str(folder / "config.yaml") in message
+            refused += 1
+    assert refused >= 3
+
+
+def test_what_a_damaged_checkpoint_says_to_do_helps(finished, tmp_path):
+    expected = load(finished)[2]
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for kind in ("best", "last"):
+        data = max((p for p in (folder / "checkpoints" / kind).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        data.write_bytes(flipped(data.read_bytes(), 0.6))
+    with pytest.raises(ValueError, match=r"checkpoints/best/.* delete that folder and result\.json"):
+        load(folder)
+    shutil.rmtree(next((folder / "checkpoints" / "best").iterdir()))
+    (folder / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoints/last/8 .* the same training command goes on from the checkpoint before it"):
+        run(tiny(), folder)
+    shutil.rmtree(folder / "checkpoints" / "last" / "8")
+    run(tiny(), folder)
+    equal_runs(finished, folder)
+    np.testing.assert_equal(jax.tree.leaves(load(folder)[2]), jax.tree.leaves(expected))
+
+
+@damages
+def test_a_damaged_config_of_a_run_is_named(finished, tmp_path, damage):
+    content = (finished / "config.yaml").read_bytes()
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    refused = 0
+    for k in range(len(content)):
+        (folder / "config.yaml").write_bytes(damage(content, k / len(content)))
+        message, config = refusal(RunFolder(folder).config)
+        if message is not None:
+            assert str(folder / "config.yaml") in message
+            refused += 1
+        elif config != tiny() and k % 20 == 0:  # well-formed, but not what was trained
+            with pytest.raises(ValueError, match=r"config\.yaml was changed"):
+                load(folder)
+            refused += 1
+    assert refused > len(content) / 4
+
+
+@damages
+def test_a_damaged_result_or_log_is_named(finished, tmp_path, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    content = (folder / "result.json").read_bytes()
+    for k in range(len(content) - 1):
+        (folder / "result.json").write_bytes(damage(content, k / len(content)))
+        message, _ = refusal(RunFolder(folder).result)
+        assert message is None or str(folder / "result.json") in message
+    (folder / "metrics.jsonl").write_text('{"step": 2}\n{"step": \n{"step": 6}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
+        RunFolder(folder).history()
+
+
+@damages
+def test_a_damaged_cache_is_named_and_built_again(tmp_path, damage):
+    path, arrays = tmp_path / "arrays.npz", {"x": np.random.default_rng(0).standard_normal((20, 3))}
+    cached_arrays(path, lambda: arrays)
+    content = path.read_bytes()
+    for k in range(0, len(content), 7):
+        path.write_bytes(damage(content, k / len(content)))
+        with pytest.warns(UserWarning, match=f"{path} is damaged or incomplete"):
+            np.testing.assert_equal(cached_arrays(path, lambda: arrays), arrays)
+        assert path.read_bytes() == content
