@@ -141,8 +141,8 @@ def test_what_a_damaged_checkpoint_says_to_do_helps(finished, tmp_path):
     expected = load(finished)[2]
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    for kind in ("best", "last"):
-        data = max((p for p in (folder / "checkpoints" / kind).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    for checkpoint in ("best", "last/8"):
+        data = max((p for p in (folder / "checkpoints" / checkpoint).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
         data.write_bytes(flipped(data.read_bytes(), 0.6))
     with pytest.raises(ValueError, match=r"checkpoints/best/.* delete that folder and result\.json"):
         load(folder)
