@@ -196,17 +196,12 @@ def assert_padding_invariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int
     out = fn(graph)
     padded = fn(pad_with_noise(graph, seed))
     worst = _assert_close(jax.tree.map(lambda a, like: a[: len(like)], padded, out), out, rtol, "after padding was appended")
-    offsets = [np.concatenate([[0], np.cumsum(np.asarray(count))]) for count in (graph.n_node, graph.n_edge)]
-    for k, single in enumerate(unbatch(graph)):
-        alone = fn(single)
-        if isinstance(out, GraphsTuple):
-            part = lambda tree, which: jax.tree.map(lambda a: a[offsets[which][k] : offsets[which][k + 1]], tree)  # noqa: E731, B023
-            pairs = {"nodes": (alone.nodes, part(out.nodes, 0)), "edges": (alone.edges, part(out.edges, 1))}
-            pairs["globals"] = (alone.globals, jax.tree.map(lambda a: a[k : k + 1], out.globals))  # noqa: B023
-            got, expected = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
-        else:
-            got, expected = alone, jax.tree.map(lambda a: a[k : k + 1], out)  # noqa: B023
-        worst = max(worst, _assert_close(got, expected, rtol, f"between graph {k} alone and in the batch"))
+    if isinstance(out, GraphsTuple):
+        parts = unbatch(out)
+    else:
+        parts = [jax.tree.map(lambda a: a[k : k + 1], out) for k in range(graph.n_node.shape[0])]  # noqa: B023
+    for k, (single, part) in enumerate(zip(unbatch(graph), parts, strict=True)):
+        worst = max(worst, _assert_close(fn(single), part, rtol, f"between graph {k} alone and in the batch"))
     return worst
 
 
@@ -237,9 +232,8 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
         gradient, second = jax.jvp(jax.grad(energy), (inputs,), (ones,))
         return {"the gradient": gradient, "the second derivative": second, "the jvp": jax.jvp(energy, (inputs,), (ones,))[1]}
 
-    trees = derivatives(inputs)
-    for name in ("the gradient", "the second derivative", "the jvp"):
-        for field, value in _fields(trees[name]):
+    for name, tree in derivatives(inputs).items():
+        for field, value in _fields(tree):
             bad = np.argwhere(~np.isfinite(value))
             if len(bad):
                 raise AssertionError(f"{name} with respect to {field or 'the input'}{_place(field, bad[0])} is {value[tuple(bad[0])]}")
