@@ -85,8 +85,8 @@ class Config:
 
 
 def build_model(config: Config) -> nn.Module:
-    """The flax module that ``config.model`` describes."""
-    return MODELS[_name_of(config.model)](**dataclasses.asdict(config.model))
+    """The flax module that ``config.model`` describes, with the readout of the task."""
+    return config.task.network(MODELS[_name_of(config.model)](**dataclasses.asdict(config.model)))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -7,6 +7,10 @@ The names are those of the authors' repository (vgsatorras/egnn): ``nbody_egnn``
     state = interop.to_torch_state_dict(params, egnn.EGNN(features=64, layers=4))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
 
+The autoencoder's networks (``AE``, ``AE_EGNN``) are ``models.autoencoder.Autoencoder`` around ``GNN(features, layers,
+coordinates=False, embed=False, output_features=8)`` with ``embedding="h"``, and around ``EGNN(features, layers, embed=False,
+clip=100.0, shrinkage=1e-3)``.
+
 The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on graphs with velocities;
 ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``, with ``infer_edges`` for its ``attention``.
 """
@@ -22,6 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from egnn_jax.graph import complete_graph
 from egnn_jax.models import EGNN, GNN, RadialField
+from egnn_jax.models.autoencoder import Autoencoder
 
 _PARTS = {
     "phi_e": "edge_mlp",
@@ -38,7 +43,7 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
-      model: an ``EGNN``, ``GNN`` or ``RadialField`` of the network's size and options.
+      model: an ``EGNN``, ``GNN``, ``RadialField`` or ``Autoencoder`` of the network's size and options.
 
     Raises:
       ValueError: entries are missing, left over or misshapen (all of them are listed), or the model has no counterpart.
@@ -69,6 +74,11 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
+    if isinstance(model, Autoencoder):
+        part, *rest = path
+        if part == "encoder":
+            return _torch_name(tuple(rest), model.encoder)
+        return rest[0] if len(rest) == 1 else f"fc_dec.{'weight' if rest[-1] == 'kernel' else 'bias'}"
     *modules, leaf = path
     dense = modules.pop() if modules[-1].startswith("Dense_") else None
     name = "_".join(modules)
@@ -81,6 +91,8 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
         name = f"decoder.{position}"
     elif name == "embedding" and isinstance(model, GNN):
         name = "embedding.0"
+    elif name == "embedding_out" and isinstance(model, GNN):
+        name = "fc_emb"
     elif name == "embedding" and isinstance(model, EGNN) and model.output_features is not None:
         name = "embedding_in"
     return f"{name}.{'weight' if leaf == 'kernel' else leaf}"
@@ -95,21 +107,19 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, tu
         shape = given[name].shape if name in given else ()
         return max(shape[1] - less, least) if len(shape) == 2 else least
 
+    encoder: Any = model.encoder if isinstance(model, Autoencoder) else model
     velocity = any("coord_mlp_vel" in name for name in given)
     n, features = 3, 1
-    match model:
-        case EGNN():
-            if model.embed:
-                features = columns("embedding.weight" if model.output_features is None else "embedding_in.weight", 0, 1)
-            else:
-                features = columns("gcl_0.node_mlp.0.weight", model.features, 1)
-            attributes = columns("gcl_0.edge_mlp.0.weight", 2 * (model.features if model.embed else features) + 1, 0)
-        case GNN():
+    if isinstance(encoder, RadialField):
+        attributes = columns("gcl_0.phi.0.weight", 1, 0)
+    else:
+        embedding = _torch_name(("embedding", "kernel"), encoder)
+        features = columns(embedding, 0, 1) if encoder.embed else columns("gcl_0.node_mlp.0.weight", encoder.features, 1)
+        if isinstance(encoder, GNN) and encoder.coordinates:
             n = given["decoder.2.weight"].shape[0] if "decoder.2.weight" in given else 3
-            velocity = columns("embedding.0.weight", 0, n) != n
-            attributes = columns("gcl_0.edge_mlp.0.weight", 2 * model.features, 0)
-        case _:
-            attributes = columns("gcl_0.phi.0.weight", 1, 0)
+            velocity = features != n
+        width = encoder.features if encoder.embed else features
+        attributes = columns("gcl_0.edge_mlp.0.weight", 2 * width + isinstance(encoder, EGNN), 0)
     x = np.zeros((2, n), np.float32)
     graph = complete_graph(
         x=x,
@@ -122,8 +132,9 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, tu
 
 
 def _require_counterpart(model: nn.Module) -> None:
-    if not isinstance(model, EGNN | GNN | RadialField):
-        raise ValueError(f"{type(model).__name__} has no counterpart in the authors' code; expected EGNN, GNN or RadialField")
+    counterpart = model.encoder if isinstance(model, Autoencoder) else model
+    if not isinstance(counterpart, EGNN | GNN | RadialField):
+        raise ValueError(f"{type(counterpart).__name__} has no counterpart in the authors' code; expected EGNN, GNN or RadialField")
 
 
 def _numpy(value: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from egnn_jax import config as configs
 from egnn_jax.data.cache import write_atomically
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.loop import load
@@ -28,7 +29,7 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
         raise ValueError(f"the runs are of the tasks {sorted(t.__name__ for t in tasks)}; expected runs of one task")
     folder.mkdir(parents=True, exist_ok=True)
     written = [loss_curves({run.name: RunFolder(run).history() for run in runs}, tasks.pop().metric, folder / "loss.png")]
-    written += write_table(result_rows(results, loaded[runs[0].name][0].task.paper), folder / "table")
+    written += write_table(result_rows(results), folder / "table")
     for name, (config, model, params) in loaded.items():
         if config.seeds > 1:
             params = _first_seed(params)
@@ -36,11 +37,11 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     return written
 
 
-def result_rows(results: dict[str, dict[str, Any]], paper: dict[str, float]) -> list[dict[str, str]]:
+def result_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """One row of text a run: its errors beside the paper's for the same model."""
     rows = []
     for name, result in results.items():
-        model = result["config"]["model"]["name"]
+        model, paper = result["config"]["model"]["name"], configs.from_dict(result["config"]).task.paper
         row = {"run": name}
         for split, metrics in result["metrics"].items():
             for metric, value in metrics.items():

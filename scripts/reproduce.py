@@ -23,12 +23,13 @@ from egnn_jax.training.step import use_all_cores
 CONFIGS = Path(__file__).parent.parent / "configs"
 FIGURE2_SIZES = (100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_000, 50_000)
 FIGURE2_QUICK = (100, 1_600, 25_000)
+OVERFIT_PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+OVERFIT_QUICK = (0.1, 0.5, 0.9)
 
 
 def table2(arguments: argparse.Namespace) -> None:
     """Every row of Table 2 that has a config, and our best recipe."""
     from egnn_jax.report import markdown, result_rows, write_table
-    from egnn_jax.tasks import NBody
 
     rows = []
     for path in sorted((CONFIGS / "nbody").glob("*.yaml")):
@@ -38,7 +39,7 @@ def table2(arguments: argparse.Namespace) -> None:
         run = arguments.runs / path.stem
         print(f"== {path.stem}: {config.epochs:,} epochs in {run}", file=sys.stderr)
         result = fit(config.task, build_model(config), config, run)
-        (row,) = result_rows({path.stem: result}, NBody.paper)
+        (row,) = result_rows({path.stem: result})
         rows.append(row | {"parameters": f"{result['parameters']:,}", "forward, batch 100 (ms)": f"{forward_ms(run):.2f}"})
     if not rows:
         raise ValueError(f"--only {arguments.only} names no config; expected names of files in {CONFIGS / 'nbody'}")
@@ -84,6 +85,65 @@ def figure2(arguments: argparse.Namespace) -> None:
     print(f"{markdown(rows)}\n{save(figure, arguments.out / 'figure2.png')}")
 
 
+def figure5(arguments: argparse.Namespace) -> None:
+    """The tables of Figure 5: every encoder on both sets of random graphs, and our best recipes."""
+    from egnn_jax.report import markdown, write_table
+    from egnn_jax.tasks.autoencoder import FIGURE5
+
+    for dataset, paper in FIGURE5.items():
+        rows = []
+        for path in sorted((CONFIGS / "autoencoder").glob(f"{dataset}_*.yaml")):
+            encoder = path.stem.removeprefix(f"{dataset}_")
+            if arguments.only and encoder not in arguments.only:
+                continue
+            config = with_arguments(configs.load(path), arguments)
+            run = arguments.runs / path.stem
+            print(f"== {path.stem}: {config.epochs:,} epochs in {run}", file=sys.stderr)
+            result = fit(config.task, build_model(config), config, run)
+            test, first = result["metrics"]["test"], result.get("first_draw", result["metrics"])["test"]
+            row = {"encoder": encoder, "BCE": f"{test['bce']:.2f}", "% error": f"{test['error']:.3f}", "F1": f"{test['f1']:.4f}"}
+            row |= {"draws": str(config.task.draws), "one draw: BCE": f"{first['bce']:.2f}"}
+            row |= {"one draw: % error": f"{first['error']:.3f}", "one draw: F1": f"{first['f1']:.4f}"}
+            bce, error, f1 = paper.get(encoder, (None, None, None))
+            row |= {
+                f"paper: {name}": "–" if value is None else f"{value:g}" for name, value in (("BCE", bce), ("% error", error), ("F1", f1))
+            }
+            rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
+        if not rows:
+            raise ValueError(f"--only {arguments.only} names no config; expected encoders such as {sorted(paper)}")
+        rows.sort(key=lambda row: -float(row["BCE"]))
+        write_table(rows, arguments.out / f"figure5-{dataset}")
+        print(f"{dataset}\n\n{markdown(rows)}\n{arguments.out / f'figure5-{dataset}.md'}, {arguments.out / f'figure5-{dataset}.png'}")
+
+
+def figure5_overfit(arguments: argparse.Namespace) -> None:
+    """F1 on 100 graphs that were trained on, over the probability of an edge, for embeddings of 16 dimensions."""
+    import matplotlib.pyplot as plt
+
+    from egnn_jax.report import markdown, save, write_table
+
+    probabilities = OVERFIT_QUICK if arguments.quick else OVERFIT_PROBABILITIES
+    scores: dict[str, list[float]] = {}
+    for name in ("egnn", "noise_gnn", "gnn"):
+        for p in probabilities:
+            config = with_arguments(configs.load(CONFIGS / "autoencoder" / f"overfit_{name}.yaml"), arguments)
+            if arguments.quick and arguments.epochs is None:
+                config = dataclasses.replace(config, epochs=config.epochs // 10)
+            config = dataclasses.replace(config, task=dataclasses.replace(config.task, edge_probability=p))  # pyright: ignore
+            print(f"== {name}, p_e {p}: {config.epochs:,} epochs", file=sys.stderr)
+            result = fit(config.task, build_model(config), config, arguments.runs / "overfit" / f"{name}-{p}-{config.epochs}-epochs")
+            scores.setdefault(name, []).append(result["metrics"]["test"]["f1"])
+    rows = [{"p_e": str(p)} | {name: f"{f1[k]:.4f}" for name, f1 in scores.items()} for k, p in enumerate(probabilities)]
+    write_table(rows, arguments.out / "figure5-overfit-table")
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name, values in scores.items():
+        axes.plot(probabilities, values, marker="o", label=name)
+    axes.set(xlabel="p_e", ylabel="F1 on the training graphs", title="Figure 5, right: overfitting 100 graphs")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    print(f"{markdown(rows)}\n{save(figure, arguments.out / 'figure5-overfit.png')}")
+
+
 def with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
     """The config with the command line's --seeds and --epochs, where given."""
     changes = {name: value for name in ("seeds", "epochs") if (value := getattr(arguments, name, None)) is not None}
@@ -95,8 +155,8 @@ def forward_ms(run: Path, repeats: int = 20) -> float:
     config, model, params = load(run)
     if config.seeds > 1:
         params = jax.tree.map(lambda a: a[0], params)
-    batch = jax.tree.map(lambda a: a[0], config.task.pack("test", np.arange(100)[None]))
-    forward = jax.jit(lambda params, batch: model.apply(params, config.task.graph(batch)))
+    batch = config.task.pack("test", np.arange(100))
+    forward = jax.jit(lambda params, batch: model.apply(params, config.task.graph(batch, jax.random.key(0))))
     jax.block_until_ready(forward(params, batch))
     times = []
     for _ in range(repeats):
@@ -110,16 +170,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     shared: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    for function in (table2, figure2):
-        command = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__, **shared)
+    for function in (table2, figure2, figure5, figure5_overfit):
+        name = function.__name__.replace("_", "-")
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__, **shared)
         command.set_defaults(function=function)
-        command.add_argument("--runs", type=Path, default=Path("runs/nbody"), help="where the runs are")
+        folder = Path("runs/nbody" if function in (table2, figure2) else "runs/autoencoder")
+        command.add_argument("--runs", type=Path, default=folder, help="where the runs are")
         command.add_argument("--out", type=Path, default=Path("runs/report"), help="where tables and pictures go")
         command.add_argument("--seeds", type=int, help="train so many seeds at once (default: the config's)")
-        if function is table2:
+        if function is not figure2:
             command.add_argument("--epochs", type=int, help="train so many epochs (default: the config's)")
+        if function in (table2, figure5):
             command.add_argument("--only", nargs="+", metavar="ROW", help="only these rows, such as egnn gnn")
-        else:
+        if function is figure5_overfit:
+            command.add_argument("--quick", action="store_true", help=f"only p_e {OVERFIT_QUICK}, a tenth of the epochs")
+        if function is figure2:
             command.add_argument("--quick", action="store_true", help=f"only {FIGURE2_QUICK} trajectories, 3,000 steps a point")
             command.add_argument("--steps", type=int, help="steps a point (default: 30,000, or 3,000 with --quick)")
     arguments = parser.parse_args()

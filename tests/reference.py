@@ -102,3 +102,13 @@ def radial_field(p, h, x, v, edges, senders, receivers, n_node, layers, *, tanh)
                 new_x[i] = new_x[i] + mlp(p[f"layer_{layer}_phi_v"], [np.sqrt(np.dot(v[i], v[i]))]) * v[i]
         x = np.array(new_x)
     return h, x, v
+
+
+def decoder(p, z):
+    """Eq. 9, or with a weight per dimension; every pair, the diagonal included."""
+    told = np.empty((len(z), len(z)))
+    for i in range(len(z)):
+        for j in range(len(z)):
+            squared = (z[i] - z[j]) ** 2
+            told[i, j] = sigmoid(linear(p["linear"], squared) if "linear" in p else p["w"] * np.sum(squared) + p["b"]).item()
+    return told

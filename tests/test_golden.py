@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax.losses import sigmoid_binary_cross_entropy
 
 import egnn_jax as egnn
 from egnn_jax import interop
 from egnn_jax.data import nbody
 from egnn_jax.graph import GraphsTuple
+from egnn_jax.models.autoencoder import Autoencoder
 from tests.conftest import GOLDEN
 
 
@@ -22,8 +24,30 @@ def check_trajectories(z):
             np.testing.assert_allclose(data[field], z[f"{name}/{field}"], rtol=0, atol=1e-6)
 
 
+def autoencoder(path, z, params):
+    width, layers = params["gcl_0.edge_mlp.2.weight"].shape[0], 1 + max(int(name[4]) for name in params if name.startswith("gcl_"))
+    if "fc_emb.weight" in params:
+        embedding = params["fc_emb.weight"].shape[0]
+        encoder, which = egnn.GNN(width, layers, coordinates=False, embed=False, output_features=embedding), "h"
+    else:
+        shrinkage = float(z["input/coord_regularisation"])
+        encoder, which = egnn.EGNN(width, layers, embed=False, clip=100.0, shrinkage=shrinkage), "x"
+    n_node = int(z["input/n_node"][0])
+    x = z.get("input/noise", np.zeros((n_node, 1)))
+    graph = GraphsTuple(egnn.Nodes(h=np.ones((n_node, 1)), x=x), z["input/edge_attr"], z["input/receivers"], z["input/senders"], None,
+                        z["input/n_node"], None)  # fmt: skip
+    return Autoencoder(encoder, which), jax.tree.map(jnp.asarray, graph)
+
+
+def adjacency(out, graph):
+    """Â of eq. 9 as a matrix with 0 on the diagonal."""
+    return jnp.zeros((graph.nodes.x.shape[0],) * 2).at[graph.receivers, graph.senders].set(jax.nn.sigmoid(out.edges[:, 0]))
+
+
 def network(path, z, params):
     """The model and its input graph."""
+    if path.stem.startswith("autoencoder"):
+        return autoencoder(path, z, params)
     layers = 1 + max(int(name.split("_")[1].split(".")[0]) for name in params if name.startswith("gcl_"))
     x, v, h = z.get("input/x"), z.get("input/v"), z.get("input/h")
     if path.stem.startswith("nbody_gnn"):
@@ -68,6 +92,9 @@ def test_golden(x64, golden_file):
     outputs = {key.removeprefix("output/"): value for key, value in z.items() if key.startswith("output/")}
     place = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
     got = {
+        "z": lambda: model.embedded(model.apply(params, graph)),
+        "adjacency": lambda: adjacency(model.apply(params, graph), graph),
+        "bce_sum": lambda: jnp.sum(sigmoid_binary_cross_entropy(model.apply(params, graph).edges, graph.edges)),
         "x": lambda: model.apply(params, graph).nodes.x,
         "h": lambda: model.apply(params, graph).nodes.h,
         "grad_x_of_sum_x2": lambda: jax.grad(lambda x: jnp.sum(model.apply(params, place(x)).nodes.x ** 2))(graph.nodes.x),

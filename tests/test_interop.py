@@ -6,6 +6,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import interop, testing
+from egnn_jax.models.autoencoder import Autoencoder
 
 MODELS = [
     (egnn.EGNN(features=5, layers=2, clip=100.0), {"features": 1}),
@@ -15,6 +16,11 @@ MODELS = [
     (egnn.EGNN(features=5, layers=2, embed=False), {"velocity": False}),
     (egnn.GNN(features=5, layers=2), {"n": 2}),
     (egnn.GNN(features=5, layers=2), {"velocity": False, "attributes": 0}),
+    (egnn.GNN(features=5, layers=2, embed=False), {"n": 2}),
+    (egnn.GNN(features=5, layers=2, coordinates=False, output_features=3), {"features": 4}),
+    (Autoencoder(egnn.GNN(features=5, layers=2, coordinates=False, embed=False, output_features=3), "h"), {"features": 1, "attributes": 1}),
+    (Autoencoder(egnn.EGNN(features=5, layers=2, embed=False)), {"n": 8, "velocity": False}),
+    (Autoencoder(egnn.RadialField(features=5, layers=2)), {"velocity": False}),
     (egnn.RadialField(features=5, layers=2), {}),
     (egnn.RadialField(features=5, layers=2), {"attributes": 0, "velocity": False}),
 ]
@@ -95,8 +101,9 @@ def test_models_without_a_counterpart_are_refused():
     params = {"params": {"time": np.ones(())}}
     with pytest.raises(ValueError, match="Linear has no counterpart"):
         interop.to_torch_state_dict(params, egnn.Linear())
-    with pytest.raises(ValueError, match="Linear has no counterpart"):
-        interop.from_torch_state_dict({}, egnn.Linear())
+    for model in (egnn.Linear(), Autoencoder(egnn.Linear())):
+        with pytest.raises(ValueError, match="Linear has no counterpart"):
+            interop.from_torch_state_dict({}, model)
 
 
 def test_torch_tensors_are_read():

@@ -100,6 +100,11 @@ def test_one_step_equals_a_hand_written_one(x64, name):
     assert after.step == 1
 
 
+def over(devices, batches):
+    """Batches (K, B, …) as (K, devices, B / devices, …)."""
+    return jax.tree.map(lambda a: a.reshape(len(a), devices, -1, *a.shape[2:]), batches)
+
+
 def test_a_batch_spread_over_two_devices_is_the_same_step():
     config = tiny(optimizer={})
     model, transform, batches, state = parts(config)
@@ -108,7 +113,7 @@ def test_a_batch_spread_over_two_devices_is_the_same_step():
     alone = make_step(config.task, model.apply, transform, 0.0)
     together = make_train(make_step(config.task, model.apply, transform, 0.0, "data"), 1, make_mesh(20))
     expected = jax.lax.scan(alone, state, batches)
-    got = together(state, batches)
+    got = together(state, over(2, batches))
     chex.assert_trees_all_close(got[1], expected[1], rtol=1e-6)
     chex.assert_trees_all_close(got[0].params, expected[0].params, rtol=1e-4, atol=1e-6)
 
@@ -119,7 +124,7 @@ def test_the_state_is_donated_and_steps_compile_once():
     step = chex.assert_max_traces(make_step(config.task, model.apply, transform, 0.9), n=1)
     train = make_train(step, 1, make_mesh(5))
     for _ in range(3):
-        before, (state, _) = state, train(state, batches)
+        before, (state, _) = state, train(state, over(1, batches))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
 
 

@@ -25,6 +25,8 @@ class EGCL(nn.Module):
     m_ij in φ_x, edges inferred     e_ij m_ij (code)            the paper weighs only the sum of eq. 8
     r_ij φ_x(m_ij)                  unbounded (paper)           ``clip=100.0``: each component clipped (code),
                                                                 which is not equivariant where it acts
+    x' of the autoencoder           x' (paper)                  ``shrinkage=1e-3``: (1 - 1e-3) x' (code), which
+                                                                is equivariant about the origin only
     ==============================  ==========================  ============================================
 
     Args:
@@ -38,6 +40,7 @@ class EGCL(nn.Module):
       clip: bound each component of r_ij φ_x(m_ij) to ±clip.
       update_coordinates: False leaves x and v alone (the invariant network of QM9).
       residual: add h to φ_h.
+      shrinkage: multiply x' by 1 - shrinkage.
 
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with h (N, features).
 
@@ -54,6 +57,7 @@ class EGCL(nn.Module):
     clip: float | None = None
     update_coordinates: bool = True
     residual: bool = True
+    shrinkage: float = 0.0
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
@@ -79,6 +83,8 @@ class EGCL(nn.Module):
                 dx += MLP(self.features, 1, name="phi_v")(h) * v  # eq. 7
                 v = dx if self.velocity == "carried" else v
             x = x + dx
+            if self.shrinkage:
+                x *= 1 - self.shrinkage
 
         dh = MLP(self.features, self.features, name="phi_h")(jnp.concatenate([h, m_i], axis=-1))  # eq. 6
         return graph._replace(nodes=graph.nodes.replace(h=h + dh if self.residual else dh, x=x, v=v))
@@ -122,6 +128,7 @@ class EGNN(nn.Module):
       clip: bound each component of r_ij φ_x(m_ij).
       update_coordinates: False leaves x and v alone.
       residual: add h to φ_h.
+      shrinkage: multiply x by 1 - shrinkage after each layer.
 
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same graph with
     h (N, output_features or features) and x, v moved.
@@ -141,6 +148,7 @@ class EGNN(nn.Module):
     clip: float | None = None
     update_coordinates: bool = True
     residual: bool = True
+    shrinkage: float = 0.0
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
@@ -158,6 +166,7 @@ class EGNN(nn.Module):
                 clip=self.clip,
                 update_coordinates=self.update_coordinates,
                 residual=self.residual and graph.nodes.h.shape[-1] == self.features,
+                shrinkage=self.shrinkage,
                 name=f"layer_{layer}",
             )(graph)
         if self.output_features is not None:

@@ -16,10 +16,12 @@ class GNN(nn.Module):
       features: width of every layer.
       layers: number of message-passing layers.
       coordinates: embed [x, v] instead of h, and decode x from the last h (the N-body network of section 5.1);
-        False embeds h and leaves x and v alone.
+        False takes h and leaves x and v alone.
+      embed: project the input to ``features`` first; otherwise the first layer does, without a residual.
+      output_features: project h to this width at the end.
 
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with
-    h (N, features) and, with ``coordinates``, x (N, n) = Linear·SiLU·Linear(h).
+    h (N, output_features or features) and, with ``coordinates``, x (N, n) = Linear·SiLU·Linear(h).
     """
 
     symmetry: ClassVar[Symmetry] = "none"
@@ -27,6 +29,8 @@ class GNN(nn.Module):
     features: int = 64
     layers: int = 4
     coordinates: bool = True
+    embed: bool = True
+    output_features: int | None = None
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
@@ -34,11 +38,15 @@ class GNN(nn.Module):
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         if self.coordinates:
             h = x if v is None else jnp.concatenate([x, v], axis=-1)
-        h = Dense(self.features, name="embedding")(h)
+        if self.embed:
+            h = Dense(self.features, name="embedding")(h)
         for layer in range(self.layers):
             m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, graph.edges)
             m_i = sum_at_receivers(graph, m_ij)
-            h += MLP(self.features, self.features, name=f"layer_{layer}_phi_h")(jnp.concatenate([h, m_i], axis=-1))
+            dh = MLP(self.features, self.features, name=f"layer_{layer}_phi_h")(jnp.concatenate([h, m_i], axis=-1))
+            h = h + dh if h.shape[-1] == self.features else dh
         if self.coordinates:
             x = MLP(self.features, x.shape[-1], name="decoder")(h)
+        if self.output_features is not None:
+            h = Dense(self.output_features, name="embedding_out")(h)
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x))

@@ -17,6 +17,8 @@ class RadialField(nn.Module):
       features: width of the hidden layers.
       layers: number of layers.
       tanh: bound φ_rf to (-1, 1).
+      shrinkage: multiply x by 1 - shrinkage after each layer, as the authors' autoencoder does; this is equivariant about
+        the origin only.
 
     Call: a graph with x (N, n), v (N, n) or None and edges (E, A) or None, to the same with x moved; h is not used.
     """
@@ -26,6 +28,7 @@ class RadialField(nn.Module):
     features: int = 64
     layers: int = 4
     tanh: bool = True
+    shrinkage: float = 0.0
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
@@ -41,4 +44,6 @@ class RadialField(nn.Module):
             x = x + sum_at_receivers(graph, m_ij) / jnp.maximum(in_degree(graph), 1)
             if v is not None:
                 x += MLP(self.features, 1, name=f"layer_{layer}_phi_v")(safe_norm(v, keepdims=True)) * v
+            if self.shrinkage:
+                x *= 1 - self.shrinkage
         return graph._replace(nodes=graph.nodes.replace(x=x))

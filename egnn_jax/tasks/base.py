@@ -1,9 +1,10 @@
 """What the training loop asks of a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -22,19 +23,30 @@ class Task(Protocol):
     metric: ClassVar[str]
     """The metric whose smallest validation value chooses the epoch."""
 
-    paper: ClassVar[dict[str, float]]
-    """The paper's test value of that metric, by the registry's name of the model."""
+    @property
+    def paper(self) -> Mapping[str, float]:
+        """The paper's test value of that metric, by the registry's name of the model."""
+        ...
+
+    @property
+    def draws(self) -> int:
+        """How many passes the final metrics are averaged over, each with a random key of its own; 1 where keys do not matter."""
+        ...
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """What is trained: the model, and the task's readout where it has one."""
+        ...
 
     def size(self, split: str) -> int:
         """How many samples a split ("train", "valid", "test") has."""
         ...
 
     def pack(self, split: str, rows: np.ndarray) -> Any:
-        """Host arrays of K stacked batches from sample numbers (K, B); -1 is padding."""
+        """Host arrays of batches from sample numbers (…, B), stacked along the leading axes; -1 is padding."""
         ...
 
-    def graph(self, batch: Any) -> GraphsTuple:
-        """The model's input for one batch."""
+    def graph(self, batch: Any, key: jax.Array) -> GraphsTuple:
+        """The model's input for one batch; ``key`` draws what is random in it."""
         ...
 
     def loss(self, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:

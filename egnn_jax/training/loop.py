@@ -67,25 +67,33 @@ class Evaluation:
     def __init__(self, task: Task, model: nn.Module, config: Config) -> None:
         mesh = make_mesh(config.batch_size)
         self.task, self.config = task, config
-        self._spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self._devices, self._spread = mesh.size, NamedSharding(mesh, PartitionSpec(None, AXIS))
         self._evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
         self._packed: dict[str, Any] = {}
 
-    def __call__(self, params: Any, split: str) -> dict[str, jax.Array]:
-        """Evaluate a split ("train", "valid" or "test") in order, the last batch filled with padding."""
+    def __call__(self, params: Any, split: str, draw: int = 0) -> dict[str, jax.Array]:
+        """Evaluate a split ("train", "valid" or "test") in order, the last batch filled with padding; ``draw`` numbers the key."""
         if split not in self._packed:
             size, width = self.task.size(split), self.config.batch_size
             rows = np.full(-(-size // width) * width, -1)
             rows[:size] = np.arange(size)
-            self._packed[split] = jax.device_put(self.task.pack(split, rows.reshape(-1, width)), self._spread)
-        return self._evaluate(params, self._packed[split], jax.random.PRNGKey(self.config.seed))
+            self._packed[split] = jax.device_put(
+                self.task.pack(split, rows.reshape(-1, self._devices, width // self._devices)), self._spread
+            )
+        return self._evaluate(params, self._packed[split], jax.random.fold_in(jax.random.PRNGKey(self.config.seed), draw))
 
 
 def summary(evaluate: Evaluation, params: Any) -> dict[str, Any]:
-    """``metrics`` on valid and test; the mean over seeds where there are several, then with ``std`` and ``seeds``."""
-    values = {split: evaluate(params, split) for split in ("valid", "test")}
-    values = {split: {name: np.asarray(value, np.float64) for name, value in m.items()} for split, m in values.items()}
+    """``metrics`` on valid and test: the mean over the task's ``draws``, with ``first_draw`` where there are several.
+
+    Where there are several seeds, the mean over them, with ``std`` and ``seeds``.
+    """
+    draws = {split: [evaluate(params, split, draw) for draw in range(evaluate.task.draws)] for split in ("valid", "test")}
+    every = {split: {name: np.array([m[name] for m in each], np.float64) for name in each[0]} for split, each in draws.items()}
+    values = _map(every, lambda a: a.mean(axis=0))
     result = {"metrics": _map(values, lambda a: float(a.mean()))}
+    if evaluate.task.draws > 1:
+        result |= {"first_draw": _map(every, lambda a: float(a[0].mean()))}
     if evaluate.config.seeds > 1:
         result |= {"std": _map(values, lambda a: float(a.std(ddof=1))), "seeds": _map(values, lambda a: a.tolist())}
     return result
@@ -113,14 +121,15 @@ class _Loop:
         self.interval = min(config.eval_every, config.epochs) * self.per_epoch
         self.chunk = max(d for d in range(1, config.chunk_steps + 1) if math.gcd(self.interval, self.total) % d == 0)
         transform = optimiser(config.optimizer, self.per_epoch, self.total)
-        graph = task.graph(jax.tree.map(lambda a: a[0], task.pack("valid", np.zeros((1, config.batch_size), int))))
+        graph = task.graph(task.pack("valid", np.zeros(config.batch_size, int)), jax.random.PRNGKey(0))
         states = [init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)]
         mesh = make_mesh(config.batch_size)
         state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        self.spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self.devices, self.spread = mesh.size, NamedSharding(mesh, PartitionSpec(None, AXIS))
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.state, self.best = jax.device_put((state, init_best(state)), self.everywhere)
-        self.train = make_train(make_step(task, model.apply, transform, config.optimizer.average, AXIS), config.seeds, mesh)
+        step = make_step(task, model.apply, transform, config.optimizer.average, AXIS if mesh.size > 1 else None)
+        self.train = make_train(step, config.seeds, mesh)
         self.evaluate = Evaluation(task, model, config)
         self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
         self.saved_best = -1
@@ -182,7 +191,7 @@ class _Loop:
         size, used = self.task.size("train"), self.per_epoch * self.config.batch_size
         orders = [np.random.default_rng([self.config.seed, epoch]).permutation(size)[:used] for epoch in epochs]
         rows = np.concatenate(orders).reshape(-1, self.config.batch_size)[skipped : skipped + self.chunk]
-        return jax.device_put(self.task.pack("train", rows), self.spread)
+        return jax.device_put(self.task.pack("train", rows.reshape(self.chunk, self.devices, -1)), self.spread)
 
     def _stale(self, step: int) -> bool:
         epochs = step // self.per_epoch - int(np.max(self.best.epoch))

@@ -70,14 +70,14 @@ def make_step(task: Task, apply: Apply, transform: optax.GradientTransformation,
 
 
 def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:
-    """K steps in one compiled call: (state, batches stacked (K, B, …)) -> (state, losses (K,)).
+    """K steps in one compiled call: (state, batches stacked (K, devices, …)) -> (state, losses (K,)).
 
     With several seeds, state and losses have a leading axis of that size and all see the same batches. The state
     passed in is donated, so it cannot be used again.
     """
 
     def train(state: State, batches: Any) -> tuple[State, jax.Array]:
-        return jax.lax.scan(step, state, batches)
+        return jax.lax.scan(step, state, _own(batches))
 
     train = train if seeds == 1 else jax.vmap(train, in_axes=(0, None))
     spread = jax.shard_map(train, mesh=mesh, in_specs=(P(), P(None, AXIS)), out_specs=P(), check_vma=False)
@@ -85,9 +85,10 @@ def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:
 
 
 def make_evaluate(task: Task, apply: Apply, seeds: int, mesh: Mesh) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
-    """Each metric over stacked batches (K, B, …): (params, batches, key) -> {metric: value, (seeds,) if several}."""
+    """Each metric over stacked batches (K, devices, …): (params, batches, key) -> {metric: value, (seeds,) if several}."""
 
     def evaluate(params: Any, batches: Any, key: jax.Array) -> dict[str, jax.Array]:
+        batches = _own(batches)
         keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(AXIS)), jax.tree.leaves(batches)[0].shape[0])
         sums = jax.lax.map(lambda inputs: task.metrics(apply, params, *inputs), (batches, keys))
         sums = jax.lax.psum(jax.tree.map(partial(jnp.sum, axis=0), sums), AXIS)
@@ -95,3 +96,8 @@ def make_evaluate(task: Task, apply: Apply, seeds: int, mesh: Mesh) -> Callable[
 
     evaluate = evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None))
     return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(None, AXIS), P()), out_specs=P(), check_vma=False))
+
+
+def _own(batches: Any) -> Any:
+    """The part (K, …) of batches (K, devices, …) that is on this device."""
+    return jax.tree.map(lambda a: a[:, 0], batches)

@@ -1,0 +1,160 @@
+"""Complete graphs of different sizes, packed side by side into batches of one static shape."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.graph import Budget, GraphsTuple, complete_edges
+
+
+class CompleteGraphs:
+    """S complete graphs, kept flat so that any batch of them is gathered by NumPy alone.
+
+    Args:
+      n_node: the number of nodes M of each graph (S,).
+      nodes: what nodes carry, arrays (ΣM, …).
+      edges: what edges carry, arrays (ΣM(M-1), …) in the order of :func:`egnn_jax.complete_edges`, or None.
+    """
+
+    def __init__(self, n_node: np.ndarray, nodes: Any, edges: Any = None) -> None:
+        self._n_node = np.append(np.asarray(n_node, np.int32), 0)  # row -1 is a graph without nodes
+        self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
+        self._nodes, self._edges = nodes, edges
+        self._lists = _edge_lists(int(self._n_node.max()))
+
+    def __len__(self) -> int:
+        return len(self._n_node) - 1
+
+    def budgets(self, graphs: int) -> list[Budget]:
+        """Shapes for batches of so many graphs, the smallest first; practically every batch fits the last.
+
+        For single graphs these are the quartiles of their sizes; for more, one and six standard deviations over the mean.
+        """
+        if graphs == 1:
+            sizes = np.unique(np.quantile(self._n_node[:-1], [0.25, 0.5, 0.75, 1], method="inverted_cdf"))
+            return [Budget(size + 1, size * (size - 1), 2) for size in sizes.tolist()]
+        counts = np.stack([self._n_node[:-1], self._n_edge[:-1]])
+        shapes = []
+        for deviations in (1, 6):
+            likely = np.ceil(graphs * counts.mean(axis=1) + deviations * graphs**0.5 * counts.std(axis=1))
+            n_node, n_edge = np.minimum(likely, graphs * counts.max(axis=1)).astype(int).tolist()
+            shapes.append(Budget(n_node + 1, n_edge, graphs + 1))
+        return shapes
+
+    def pack(self, rows: np.ndarray) -> GraphsTuple:
+        """Batches of the graphs numbered ``rows`` (…, B), in their order, padded as jraph pads; -1 is no graph.
+
+        Every field gets the leading axes of ``rows`` and the shape of the last of :meth:`budgets`. If one of the batches does not
+        fit, all get that of B graphs of the largest size, which costs a compilation and loses nothing.
+        """
+        leading, (size, flat) = rows.shape[:-1], (rows.shape[-1], rows.reshape(-1, rows.shape[-1]))
+        n_node, n_edge = self._n_node[flat], self._n_edge[flat]
+        budget = self.budgets(size)[-1]
+        if n_node.sum(axis=1).max() >= budget.n_node or n_edge.sum(axis=1).max() > budget.n_edge:
+            budget = Budget(size * int(self._n_node.max()) + 1, size * int(self._n_edge.max()), size + 1)
+        node, edge = _Places(n_node, self._n_node, flat), _Places(n_edge, self._n_edge, flat)
+        first_node = _starts(n_node).reshape(-1)
+        ends = []
+        for indices in self._lists[:2]:
+            padded = np.repeat(n_node.sum(axis=1, dtype=np.int32)[:, None], budget.n_edge, axis=1)  # the first padding node
+            padded[edge.batch, edge.place] = indices[self._lists[2][n_node.reshape(-1)][edge.graph] + edge.within] + first_node[edge.graph]
+            ends.append(padded)
+        packed = GraphsTuple(
+            nodes=jax.tree.map(lambda a: node.fill(a, len(flat), budget.n_node), self._nodes),
+            edges=jax.tree.map(lambda a: edge.fill(a, len(flat), budget.n_edge), self._edges),
+            senders=ends[0],
+            receivers=ends[1],
+            n_node=np.append(n_node, budget.n_node - n_node.sum(axis=1, keepdims=True), axis=1).astype(np.int32),
+            n_edge=np.append(n_edge, budget.n_edge - n_edge.sum(axis=1, keepdims=True), axis=1).astype(np.int32),
+            globals=None,
+        )
+        return jax.tree.map(lambda a: a.reshape(leading + a.shape[1:]), packed)
+
+
+def trimmed(loss: Callable[[Any, GraphsTuple, jax.Array], jax.Array], budgets: Sequence[Budget]) -> Callable[..., jax.Array]:
+    """``loss(params, batch, key)``, computed at the smallest of several budgets that holds the graphs of a padded batch.
+
+    Value and gradient with respect to ``params`` are those of ``loss``; there are no other derivatives. A batch that fits
+    none but the last is taken as it is.
+    """
+    *smaller, _ = budgets
+    if not smaller:
+        return loss
+
+    def at_smallest(function: Callable[..., Any], params: Any, batch: GraphsTuple, key: jax.Array) -> Any:
+        choices = [partial(_trim, budget=budget) for budget in smaller] + [lambda batch: batch]
+        real_nodes, real_edges = jnp.sum(batch.n_node[:-1]), jnp.sum(batch.n_edge[:-1])
+        fits = [(real_nodes < budget.n_node) & (real_edges <= budget.n_edge) for budget in smaller]
+        index = jnp.argmax(jnp.stack([*fits, jnp.ones((), bool)]))
+        return jax.lax.switch(index, [lambda trim=trim: function(params, trim(batch), key) for trim in choices])
+
+    @jax.custom_vjp
+    def value(params: Any, batch: GraphsTuple, key: jax.Array) -> jax.Array:
+        return at_smallest(loss, params, batch, key)
+
+    # Differentiated outside, each branch would keep room for what every other one has to remember.
+    def forward(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, Any]:
+        return at_smallest(jax.value_and_grad(loss), params, batch, key)
+
+    def backward(gradient: Any, cotangent: jax.Array) -> tuple[Any, None, None]:
+        return jax.tree.map(lambda g: cotangent * g, gradient), None, None
+
+    value.defvjp(forward, backward)
+    return value
+
+
+def _trim(batch: GraphsTuple, budget: Budget) -> GraphsTuple:
+    """A padded batch with less padding."""
+
+    def pad(counts: jax.Array, total: int) -> jax.Array:
+        return counts.at[-1].set((total - jnp.sum(counts[:-1])).astype(counts.dtype))
+
+    return batch._replace(
+        nodes=jax.tree.map(lambda a: a[: budget.n_node], batch.nodes),
+        edges=jax.tree.map(lambda a: a[: budget.n_edge], batch.edges),
+        senders=batch.senders[: budget.n_edge],
+        receivers=batch.receivers[: budget.n_edge],
+        n_node=pad(batch.n_node, budget.n_node),
+        n_edge=pad(batch.n_edge, budget.n_edge),
+    )
+
+
+class _Places:
+    """Where each node (or edge) of the batches comes from in the flat arrays, and where it goes.
+
+    Args:
+      counts: of the graphs of each batch (K, B).
+      all_counts: of all graphs (S,).
+      rows: the numbers of the graphs (K, B).
+    """
+
+    def __init__(self, counts: np.ndarray, all_counts: np.ndarray, rows: np.ndarray) -> None:
+        flat = counts.reshape(-1)
+        self.graph = np.repeat(np.arange(len(flat)), flat)
+        self.within = np.arange(len(self.graph)) - _starts(flat)[self.graph]
+        self.batch = self.graph // counts.shape[1]
+        self.place = _starts(counts).reshape(-1)[self.graph] + self.within
+        self._source = _starts(all_counts)[rows.reshape(-1)][self.graph] + self.within
+
+    def fill(self, values: np.ndarray, batches: int, budget: int) -> np.ndarray:
+        """The flat ``values`` as (batches, budget, …), padded with zeros."""
+        padded = np.zeros((batches, budget, *values.shape[1:]), values.dtype)
+        padded[self.batch, self.place] = values[self._source]
+        return padded
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Where each of several runs of so many entries starts, along the last axis."""
+    return np.cumsum(counts, axis=-1) - counts
+
+
+@cache
+def _edge_lists(largest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Senders and receivers of the complete graphs of 0 to ``largest`` nodes, one after the other, and where each starts."""
+    lists = [complete_edges(size) for size in range(largest + 1)]
+    senders, receivers = (np.concatenate(part) for part in zip(*lists, strict=True))
+    return senders, receivers, _starts(np.array([len(part) for part, _ in lists]))

@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax.data.packing import CompleteGraphs, trimmed
+from egnn_jax.graph import Nodes
+
+SIZES = np.array([3, 1, 5, 2, 4, 4])
+
+
+@pytest.fixture
+def graphs(rng):
+    nodes = {"h": rng.standard_normal((SIZES.sum(), 2)), "x": rng.standard_normal((SIZES.sum(), 3))}
+    return CompleteGraphs(SIZES, nodes, rng.standard_normal((np.sum(SIZES * (SIZES - 1)), 1))), nodes
+
+
+def single(graphs, nodes, k):
+    rows = slice(SIZES[:k].sum(), SIZES[: k + 1].sum())
+    first = np.sum(SIZES[:k] * (SIZES[:k] - 1))
+    edges = graphs._edges[first : first + SIZES[k] * (SIZES[k] - 1)]
+    return egnn.complete_graph(x=nodes["x"][rows], h=nodes["h"][rows], edges=edges)
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 2]], [[5, 4, 3], [2, 2, 2], [0, -1, 1], [-1, -1, -1]]])
+def test_a_batch_is_jraphs(x64, graphs, rows):
+    graphs, nodes = graphs
+    rows = np.array(rows)
+    packed = graphs.pack(rows)
+    assert packed.senders.shape == (*rows.shape[:1], graphs.budgets(3)[-1].n_edge)
+    for k, row in enumerate(rows):
+        got = jax.tree.map(lambda a: a[k], packed)  # noqa: B023
+        got = got._replace(nodes=Nodes(**got.nodes))
+        assert (np.diff(got.receivers) >= 0).all()
+        assert int(got.n_node.sum()) == len(got.nodes.h)
+        assert int(got.n_edge.sum()) == len(got.senders)
+        kept = [number for number in row if number >= 0]
+        if not kept:
+            assert (got.senders == 0).all()
+            continue
+        budget = egnn.Budget(len(got.nodes.h), len(got.senders), len(kept) + 1)
+        want = egnn.batch([single(graphs, nodes, number) for number in kept], budget)
+        for a, b in zip(jax.tree.leaves(got._replace(n_node=0, n_edge=0)), jax.tree.leaves(want._replace(n_node=0, n_edge=0)), strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(got.n_node[:-1][row >= 0], want.n_node[:-1])
+        np.testing.assert_array_equal(np.asarray(egnn.edge_mask(got)), np.asarray(egnn.edge_mask(want)))
+
+
+def test_a_batch_too_large_for_the_budget_loses_nothing():
+    sizes = np.array([2] * 400 + [30])
+    graphs = CompleteGraphs(sizes, np.arange(sizes.sum()))
+    packed = graphs.pack(np.array([[400] * 40]))
+    assert packed.n_node[0, :40].tolist() == [30] * 40
+    assert packed.nodes.shape == (1, 40 * 30 + 1)
+    assert graphs.budgets(40)[-1].n_node < 40 * 30
+
+
+def test_leading_axes_are_kept(graphs):
+    packed = graphs[0].pack(np.zeros((2, 3, 4), int))
+    assert all(a.shape[:2] == (2, 3) for a in jax.tree.leaves(packed))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_trimmed_changes_neither_value_nor_gradient(x64, rng, count):
+    sizes = rng.integers(2, 12, 200)
+    graphs = CompleteGraphs(sizes, rng.standard_normal((sizes.sum(), 1)), rng.standard_normal((np.sum(sizes * (sizes - 1)), 1)))
+    model = egnn.GNN(features=4, layers=1, coordinates=False)
+    batches = graphs.pack(rng.integers(0, 200, (20, count)))
+    seen = set()
+
+    def loss(params, batch, key):
+        seen.add(batch.senders.shape[0])
+        graph = batch._replace(nodes=Nodes(h=batch.nodes, x=jnp.zeros_like(batch.nodes)))
+        return jnp.sum(jnp.where(egnn.node_mask(graph)[:, None], model.apply(params, graph).nodes.h ** 2, 0)) * jax.random.normal(key)
+
+    first = jax.tree.map(lambda a: a[0], batches)
+    params = model.init(jax.random.key(0), first._replace(nodes=Nodes(h=first.nodes, x=jnp.zeros_like(first.nodes))))
+    key = jax.random.key(1)
+    assert len(graphs.budgets(count)) > 1
+    fast = jax.jit(jax.value_and_grad(trimmed(loss, graphs.budgets(count))))
+    for k in range(20):
+        batch = jax.tree.map(lambda a: a[k], batches)  # noqa: B023
+        want = jax.value_and_grad(loss)(params, batch, key)
+        for a, b in zip(jax.tree.leaves(fast(params, batch, key)), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    assert seen == {budget.n_edge for budget in graphs.budgets(count)}
