@@ -9,7 +9,8 @@ The names are those of the authors' repository (vgsatorras/egnn): ``nbody_egnn``
 
 The autoencoder's networks (``AE``, ``AE_EGNN``) are ``models.autoencoder.Autoencoder`` around ``GNN(features, layers,
 coordinates=False, embed=False, output_features=8)`` with ``embedding="h"``, and around ``EGNN(features, layers, embed=False,
-clip=100.0, shrinkage=1e-3)``.
+clip=100.0, shrinkage=1e-3)``. QM9's (``EGNN``) is ``models.readout.Readout(EGNN(features, layers, infer_edges=True,
+update_coordinates=False))``.
 
 The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on graphs with velocities;
 ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``, with ``infer_edges`` for its ``attention``.
@@ -27,6 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from egnn_jax.graph import complete_graph
 from egnn_jax.models import EGNN, GNN, RadialField
 from egnn_jax.models.autoencoder import Autoencoder
+from egnn_jax.models.readout import Readout
 
 _PARTS = {
     "phi_e": "edge_mlp",
@@ -43,7 +45,7 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
-      model: an ``EGNN``, ``GNN``, ``RadialField`` or ``Autoencoder`` of the network's size and options.
+      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout`` of the network's size and options.
 
     Raises:
       ValueError: entries are missing, left over or misshapen (all of them are listed), or the model has no counterpart.
@@ -74,11 +76,10 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
+    if path[0] == "encoder":
+        return _torch_name(path[1:], _encoder(model))
     if isinstance(model, Autoencoder):
-        part, *rest = path
-        if part == "encoder":
-            return _torch_name(tuple(rest), model.encoder)
-        return rest[0] if len(rest) == 1 else f"fc_dec.{'weight' if rest[-1] == 'kernel' else 'bias'}"
+        return path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
     *modules, leaf = path
     dense = modules.pop() if modules[-1].startswith("Dense_") else None
     name = "_".join(modules)
@@ -87,8 +88,8 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
     if layer := re.fullmatch(r"layer_(\d+)_(\w+)", name):
         k, part = layer.groups()
         name = f"gcl_{k}.{_PARTS[part]}.{position}"
-    elif name == "decoder":
-        name = f"decoder.{position}"
+    elif name in ("decoder", "node_dec", "graph_dec"):
+        name = f"{name}.{position}"
     elif name == "embedding" and isinstance(model, GNN):
         name = "embedding.0"
     elif name == "embedding_out" and isinstance(model, GNN):
@@ -107,7 +108,7 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, tu
         shape = given[name].shape if name in given else ()
         return max(shape[1] - less, least) if len(shape) == 2 else least
 
-    encoder: Any = model.encoder if isinstance(model, Autoencoder) else model
+    encoder: Any = _encoder(model)
     velocity = any("coord_mlp_vel" in name for name in given)
     n, features = 3, 1
     if isinstance(encoder, RadialField):
@@ -131,8 +132,12 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, tu
     return {_torch_name(path, model): (path, leaf.shape[::-1]) for path, leaf in leaves.items()}
 
 
+def _encoder(model: nn.Module) -> nn.Module:
+    return model.encoder if isinstance(model, Autoencoder | Readout) else model
+
+
 def _require_counterpart(model: nn.Module) -> None:
-    counterpart = model.encoder if isinstance(model, Autoencoder) else model
+    counterpart = _encoder(model)
     if not isinstance(counterpart, EGNN | GNN | RadialField):
         raise ValueError(f"{type(counterpart).__name__} has no counterpart in the authors' code; expected EGNN, GNN or RadialField")
 

@@ -28,7 +28,7 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     if len(tasks) > 1:
         raise ValueError(f"the runs are of the tasks {sorted(t.__name__ for t in tasks)}; expected runs of one task")
     folder.mkdir(parents=True, exist_ok=True)
-    written = [loss_curves({run.name: RunFolder(run).history() for run in runs}, tasks.pop().metric, folder / "loss.png")]
+    written = [loss_curves({run.name: RunFolder(run).history() for run in runs}, loaded[runs[0].name][0].task.metric, folder / "loss.png")]
     written += write_table(result_rows(results), folder / "table")
     for name, (config, model, params) in loaded.items():
         if config.seeds > 1:

@@ -14,6 +14,7 @@ from egnn_jax import interop
 from egnn_jax.data import nbody
 from egnn_jax.graph import GraphsTuple
 from egnn_jax.models.autoencoder import Autoencoder
+from egnn_jax.models.readout import Readout
 from tests.conftest import GOLDEN
 
 
@@ -39,6 +40,14 @@ def autoencoder(path, z, params):
     return Autoencoder(encoder, which), jax.tree.map(jnp.asarray, graph)
 
 
+def molecules(z, params):
+    width, layers = params["gcl_0.edge_mlp.2.weight"].shape[0], 1 + max(int(name[4]) for name in params if name.startswith("gcl_"))
+    encoder = egnn.EGNN(width, layers, infer_edges=True, update_coordinates=False)
+    parts = np.split(np.arange(len(z["input/x"])), np.cumsum(z["input/n_node"])[:-1])
+    graph = egnn.batch([egnn.complete_graph(x=z["input/x"][part], h=z["input/h"][part]) for part in parts])
+    return Readout(encoder), graph
+
+
 def adjacency(out, graph):
     """Â of eq. 9 as a matrix with 0 on the diagonal."""
     return jnp.zeros((graph.nodes.x.shape[0],) * 2).at[graph.receivers, graph.senders].set(jax.nn.sigmoid(out.edges[:, 0]))
@@ -48,6 +57,8 @@ def network(path, z, params):
     """The model and its input graph."""
     if path.stem.startswith("autoencoder"):
         return autoencoder(path, z, params)
+    if path.stem.startswith("qm9"):
+        return molecules(z, params)
     layers = 1 + max(int(name.split("_")[1].split(".")[0]) for name in params if name.startswith("gcl_"))
     x, v, h = z.get("input/x"), z.get("input/v"), z.get("input/h")
     if path.stem.startswith("nbody_gnn"):
@@ -92,6 +103,7 @@ def test_golden(x64, golden_file):
     outputs = {key.removeprefix("output/"): value for key, value in z.items() if key.startswith("output/")}
     place = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
     got = {
+        "prediction": lambda: model.apply(params, graph).globals[:, 0],
         "z": lambda: model.embedded(model.apply(params, graph)),
         "adjacency": lambda: adjacency(model.apply(params, graph), graph),
         "bce_sum": lambda: jnp.sum(sigmoid_binary_cross_entropy(model.apply(params, graph).edges, graph.edges)),

@@ -7,6 +7,7 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import interop, testing
 from egnn_jax.models.autoencoder import Autoencoder
+from egnn_jax.models.readout import Readout
 
 MODELS = [
     (egnn.EGNN(features=5, layers=2, clip=100.0), {"features": 1}),
@@ -21,6 +22,8 @@ MODELS = [
     (Autoencoder(egnn.GNN(features=5, layers=2, coordinates=False, embed=False, output_features=3), "h"), {"features": 1, "attributes": 1}),
     (Autoencoder(egnn.EGNN(features=5, layers=2, embed=False)), {"n": 8, "velocity": False}),
     (Autoencoder(egnn.RadialField(features=5, layers=2)), {"velocity": False}),
+    (Readout(egnn.EGNN(features=5, layers=2, infer_edges=True, update_coordinates=False)), {"velocity": False, "attributes": 0}),
+    (Readout(egnn.EGNN(features=5, layers=2), outputs=3), {}),
     (egnn.RadialField(features=5, layers=2), {}),
     (egnn.RadialField(features=5, layers=2), {"attributes": 0, "velocity": False}),
 ]
@@ -101,7 +104,7 @@ def test_models_without_a_counterpart_are_refused():
     params = {"params": {"time": np.ones(())}}
     with pytest.raises(ValueError, match="Linear has no counterpart"):
         interop.to_torch_state_dict(params, egnn.Linear())
-    for model in (egnn.Linear(), Autoencoder(egnn.Linear())):
+    for model in (egnn.Linear(), Autoencoder(egnn.Linear()), Readout(egnn.Linear())):
         with pytest.raises(ValueError, match="Linear has no counterpart"):
             interop.from_torch_state_dict({}, model)
 

@@ -340,15 +340,17 @@ def test_each_epoch_sees_every_sample_once_in_another_order(tmp_path):
     folder.close()
 
 
-def test_schedules_count_steps_once():
-    transform = optimiser(Optimizer(learning_rate=1.0, schedule="cosine", warmup_epochs=1, clip_norm=1.0), 10, 40)
+@pytest.mark.parametrize("half_periods", [1, 3])
+def test_schedules_count_steps_once(half_periods):
+    schedule = {"schedule": "cosine", "half_periods": half_periods, "warmup_epochs": 1}
+    transform = optimiser(Optimizer(learning_rate=1.0, clip_norm=1.0, **schedule), 10, 40)
     params = {"w": jnp.ones(())}
     state = transform.init(params)
     sizes = []
     for _ in range(40):
         updates, state = transform.update({"w": jnp.ones(())}, state, params)
         sizes.append(-float(updates["w"]))
-    expected = [*np.arange(10) / 10, *(0.5 * (1 + np.cos(np.pi * np.arange(30) / 30)))]
+    expected = [*np.arange(10) / 10, *(0.5 * (1 + np.cos(half_periods * np.pi * np.arange(30) / 30)))]
     np.testing.assert_allclose(sizes, expected, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Complete graphs of different sizes, packed side by side into batches of one static shape."""
+"""Graphs of different sizes, packed side by side into batches of one static shape."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -11,39 +11,74 @@ import numpy as np
 from egnn_jax.graph import Budget, GraphsTuple, complete_edges
 
 
-class CompleteGraphs:
-    """S complete graphs, kept flat so that any batch of them is gathered by NumPy alone.
+class GraphSet:
+    """S graphs of different sizes, kept flat so that any batch of them is gathered by NumPy alone.
 
     Args:
       n_node: the number of nodes M of each graph (S,).
       nodes: what nodes carry, arrays (ΣM, …).
-      edges: what edges carry, arrays (ΣM(M-1), …) in the order of :func:`egnn_jax.complete_edges`, or None.
+      edges: what edges carry, arrays (ΣE, …), or None.
+      globals_: what each graph carries, arrays (S, …), or None.
+      ends: n_edge (S,), and senders and receivers (ΣE,) counted from each graph's first node and sorted by receiver; every graph
+        is complete if not given, its edges in the order of :func:`egnn_jax.complete_edges`.
     """
 
-    def __init__(self, n_node: np.ndarray, nodes: Any, edges: Any = None) -> None:
+    def __init__(
+        self,
+        n_node: np.ndarray,
+        nodes: Any,
+        edges: Any = None,
+        globals_: Any = None,
+        ends: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         self._n_node = np.append(np.asarray(n_node, np.int32), 0)  # row -1 is a graph without nodes
-        self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
-        self._nodes, self._edges = nodes, edges
-        self._lists = _edge_lists(int(self._n_node.max()))
+        if ends is None:
+            self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
+            *self._ends, starts = _edge_lists(int(self._n_node.max()))
+            self._first_end = starts[self._n_node]
+        else:
+            self._n_edge, *self._ends = np.append(np.asarray(ends[0], np.int32), 0), *ends[1:]
+            self._first_end = _starts(self._n_edge)
+        self._nodes, self._edges, self._globals = nodes, edges, globals_
 
     def __len__(self) -> int:
         return len(self._n_node) - 1
 
-    def budgets(self, graphs: int) -> list[Budget]:
-        """Shapes for batches of so many graphs, the smallest first; practically every batch fits the last.
+    def deal(self, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator) -> np.ndarray:
+        """Graphs dealt into batches that are all of nearly the same size, so that one shape fits them with little waste.
 
-        For single graphs these are the quartiles of their sizes; for more, one and six standard deviations over the mean.
+        The graphs are put into B classes of similar size, and each batch gets one of each at random (stratified sampling).
+
+        Args:
+          rows: the graphs of an epoch (steps·B,).
+          steps, groups: how many batches, and how many parts of a batch (one a device).
+          generator: decides which graphs come together.
+
+        Returns:
+          (steps, groups, B/groups).
+        """
+        classes = rows[np.argsort(self._n_edge[rows], kind="stable")].reshape(-1, steps)
+        batches = generator.permuted(classes, axis=1).T
+        # Neighbouring classes go to the groups in turn, forth and back, as cards do.
+        turns = batches.reshape(steps, -1, groups)
+        turns[:, 1::2] = turns[:, 1::2, ::-1].copy()
+        return turns.swapaxes(1, 2)
+
+    def budgets(self, graphs: int) -> list[Budget]:
+        """Shapes for batches of so many graphs, the smallest first; every batch that :meth:`deal` makes fits the last.
+
+        For single graphs these are the quartiles of their sizes; for more there is only one.
         """
         if graphs == 1:
-            sizes = np.unique(np.quantile(self._n_node[:-1], [0.25, 0.5, 0.75, 1], method="inverted_cdf"))
-            return [Budget(size + 1, size * (size - 1), 2) for size in sizes.tolist()]
-        counts = np.stack([self._n_node[:-1], self._n_edge[:-1]])
-        shapes = []
-        for deviations in (1, 6):
-            likely = np.ceil(graphs * counts.mean(axis=1) + deviations * graphs**0.5 * counts.std(axis=1))
-            n_node, n_edge = np.minimum(likely, graphs * counts.max(axis=1)).astype(int).tolist()
-            shapes.append(Budget(n_node + 1, n_edge, graphs + 1))
-        return shapes
+            order = np.argsort(self._n_edge[:-1], kind="stable")
+            places = np.ceil(len(self) * np.array([0.25, 0.5, 0.75, 1])).astype(int)
+            largest = [order[:place] for place in places]
+            shapes = {(int(self._n_node[part].max()), int(self._n_edge[part].max())) for part in largest}
+            return [Budget(n_node + 1, n_edge, 2) for n_node, n_edge in sorted(shapes)]
+        # The largest of each class of ``deal``; the graphs left out of an epoch, fewer than a batch, shift the classes a little.
+        largest = np.minimum(np.ceil(np.arange(1, graphs + 1) * len(self) / graphs).astype(int) + 2 * graphs, len(self)) - 1
+        n_node, n_edge = (int(np.sort(count[:-1])[largest].sum()) for count in (self._n_node, self._n_edge))
+        return [Budget(n_node + 1, n_edge, graphs + 1)]
 
     def pack(self, rows: np.ndarray) -> GraphsTuple:
         """Batches of the graphs numbered ``rows`` (…, B), in their order, padded as jraph pads; -1 is no graph.
@@ -59,9 +94,9 @@ class CompleteGraphs:
         node, edge = _Places(n_node, self._n_node, flat), _Places(n_edge, self._n_edge, flat)
         first_node = _starts(n_node).reshape(-1)
         ends = []
-        for indices in self._lists[:2]:
+        for indices in self._ends:
             padded = np.repeat(n_node.sum(axis=1, dtype=np.int32)[:, None], budget.n_edge, axis=1)  # the first padding node
-            padded[edge.batch, edge.place] = indices[self._lists[2][n_node.reshape(-1)][edge.graph] + edge.within] + first_node[edge.graph]
+            padded[edge.batch, edge.place] = indices[self._first_end[flat].reshape(-1)[edge.graph] + edge.within] + first_node[edge.graph]
             ends.append(padded)
         packed = GraphsTuple(
             nodes=jax.tree.map(lambda a: node.fill(a, len(flat), budget.n_node), self._nodes),
@@ -70,9 +105,33 @@ class CompleteGraphs:
             receivers=ends[1],
             n_node=np.append(n_node, budget.n_node - n_node.sum(axis=1, keepdims=True), axis=1).astype(np.int32),
             n_edge=np.append(n_edge, budget.n_edge - n_edge.sum(axis=1, keepdims=True), axis=1).astype(np.int32),
-            globals=None,
+            globals=jax.tree.map(lambda a: np.append(a[flat], np.zeros_like(a[flat][:, :1]), axis=1), self._globals),
         )
         return jax.tree.map(lambda a: a.reshape(leading + a.shape[1:]), packed)
+
+
+def ends_within(n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 10_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ``ends`` of :class:`GraphSet` for nodes of one graph at most ``cutoff`` apart.
+
+    Args:
+      n_node: (S,).
+      x: coordinates (ΣM, n).
+      cutoff: a distance in the unit of x.
+      block: so many graphs at a time, to bound the memory.
+    """
+    *lists, starts = _edge_lists(int(n_node.max()))
+    parts = []
+    for first in range(0, len(n_node), block):
+        sizes = n_node[first : first + block]
+        count = sizes * np.maximum(sizes - 1, 0)
+        graph = np.repeat(np.arange(len(sizes)), count)
+        within = np.arange(len(graph)) - _starts(count)[graph]
+        senders, receivers = (part[starts[sizes][graph] + within] for part in lists)
+        origin = n_node[:first].sum() + _starts(sizes)[graph]
+        near = ((x[origin + receivers] - x[origin + senders]) ** 2).sum(axis=1) <= cutoff**2
+        parts.append((np.bincount(graph[near], minlength=len(sizes)), senders[near], receivers[near]))
+    n_edge, senders, receivers = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return n_edge.astype(np.int32), senders, receivers
 
 
 def trimmed(loss: Callable[[Any, GraphsTuple, jax.Array], jax.Array], budgets: Sequence[Budget]) -> Callable[..., jax.Array]:

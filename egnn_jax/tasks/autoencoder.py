@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from egnn_jax.data import random_graphs
-from egnn_jax.data.packing import CompleteGraphs, trimmed
+from egnn_jax.data.packing import GraphSet, trimmed
 from egnn_jax.graph import GraphsTuple, Nodes, edge_mask
 from egnn_jax.models.autoencoder import Autoencoder
 from egnn_jax.tasks.base import Apply, Sums
@@ -59,14 +59,17 @@ class GraphAutoencoder:
     noise: Literal["x", "h", "none"] = "x"
     draws: int = 10
 
-    metric: ClassVar[str] = "bce"
-
     def __post_init__(self) -> None:
         """Raises ValueError where a number makes no sense."""
         if self.dimensions < 1 or self.draws < 1:
             raise ValueError(f"task.dimensions is {self.dimensions} and task.draws {self.draws}; expected at least 1")
         if not 0 < self.edge_probability < 1:
             raise ValueError(f"task.edge_probability is {self.edge_probability}; expected a number between 0 and 1")
+
+    @property
+    def metric(self) -> str:
+        """The binary cross-entropy."""
+        return "bce"
 
     @property
     def paper(self) -> dict[str, float]:
@@ -78,7 +81,7 @@ class GraphAutoencoder:
         return rows if self.noise != "none" or self.embedding == "h" else {}
 
     @cached_property
-    def splits(self) -> dict[str, CompleteGraphs]:
+    def splits(self) -> dict[str, GraphSet]:
         """The three splits as complete graphs with h = 1 and a_ij = A_ij."""
         return {split: complete(self.graphs(split)) for split in random_graphs.SPLITS}
 
@@ -93,6 +96,10 @@ class GraphAutoencoder:
     def size(self, split: str) -> int:
         """The number of graphs in a split."""
         return len(self.splits[split])
+
+    def deal(self, split: str, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator) -> np.ndarray:
+        """Batches of as many edges each."""
+        return self.splits[split].deal(rows, steps, groups, generator)
 
     def pack(self, split: str, rows: np.ndarray) -> GraphsTuple:
         """Batches stacked along the leading axes of ``rows`` (…, B); a row of -1 is padding."""
@@ -204,12 +211,12 @@ class GraphAutoencoder:
         return graph
 
 
-def complete(graphs: list[nx.Graph]) -> CompleteGraphs:
+def complete(graphs: list[nx.Graph]) -> GraphSet:
     """The complete graphs over the nodes of ``graphs``, with h = 1 and a_ij = A_ij."""
     matrices = [(nx.to_numpy_array(graph) != 0).astype(np.float32) for graph in graphs]
     n_node = np.array([len(matrix) for matrix in matrices])
     pairs = [matrix[~np.eye(len(matrix), dtype=bool)] for matrix in matrices]
-    return CompleteGraphs(n_node, nodes=Nodes(h=np.ones((n_node.sum(), 1), np.float32), x=None), edges=np.concatenate(pairs)[:, None])
+    return GraphSet(n_node, nodes=Nodes(h=np.ones((n_node.sum(), 1), np.float32), x=None), edges=np.concatenate(pairs)[:, None])
 
 
 def _require_simple(graph: nx.Graph) -> None:

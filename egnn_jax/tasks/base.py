@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -20,8 +20,10 @@ Sums = tuple[jax.Array, jax.Array]
 class Task(Protocol):
     """Data, inputs, loss and metrics. A task is a frozen dataclass whose fields are its options."""
 
-    metric: ClassVar[str]
-    """The metric whose smallest validation value chooses the epoch."""
+    @property
+    def metric(self) -> str:
+        """The metric whose smallest validation value chooses the epoch."""
+        ...
 
     @property
     def paper(self) -> Mapping[str, float]:
@@ -39,6 +41,13 @@ class Task(Protocol):
 
     def size(self, split: str) -> int:
         """How many samples a split ("train", "valid", "test") has."""
+        ...
+
+    def deal(self, split: str, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator) -> np.ndarray:
+        """Sample numbers ``rows`` (steps·B,), in the order of an epoch, dealt into batches (steps, groups, B/groups).
+
+        A task whose samples differ in size may change the order, at random from ``generator``, so that batches do not.
+        """
         ...
 
     def pack(self, split: str, rows: np.ndarray) -> Any:

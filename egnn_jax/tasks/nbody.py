@@ -3,7 +3,7 @@
 import dataclasses
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -52,12 +52,15 @@ class NBody:
     huber: float | None = None
     augment: bool = False
 
-    metric: ClassVar[str] = "mse"
-
     def __post_init__(self) -> None:
         """Raises ValueError where a number makes no sense."""
         if self.huber is not None and not self.huber > 0:
             raise ValueError(f"task.huber is {self.huber}; expected a length above 0, or none")
+
+    @property
+    def metric(self) -> str:
+        """The mean squared error."""
+        return "mse"
 
     @property
     def paper(self) -> dict[str, float]:
@@ -95,6 +98,10 @@ class NBody:
     def size(self, split: str) -> int:
         """The number of trajectories in a split."""
         return len(self.splits[split].x)
+
+    def deal(self, split: str, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator) -> np.ndarray:
+        """Batches in the order given: all systems have the same size."""
+        return rows.reshape(steps, groups, -1)
 
     def pack(self, split: str, rows: np.ndarray) -> Batch:
         """Batches stacked along the leading axes of ``rows`` (…, B); a row of -1 is padding of weight 0."""

@@ -72,14 +72,14 @@ class Evaluation:
         self._packed: dict[str, Any] = {}
 
     def __call__(self, params: Any, split: str, draw: int = 0) -> dict[str, jax.Array]:
-        """Evaluate a split ("train", "valid" or "test") in order, the last batch filled with padding; ``draw`` numbers the key."""
+        """Evaluate a split ("train", "valid" or "test"), the last batch filled with padding; ``draw`` numbers the key."""
         if split not in self._packed:
             size, width = self.task.size(split), self.config.batch_size
-            rows = np.full(-(-size // width) * width, -1)
+            steps = -(-size // width)
+            rows = np.full(steps * width, -1)
             rows[:size] = np.arange(size)
-            self._packed[split] = jax.device_put(
-                self.task.pack(split, rows.reshape(-1, self._devices, width // self._devices)), self._spread
-            )
+            dealt = self.task.deal(split, rows, steps, self._devices, np.random.default_rng(0))
+            self._packed[split] = jax.device_put(self.task.pack(split, dealt), self._spread)
         return self._evaluate(params, self._packed[split], jax.random.fold_in(jax.random.PRNGKey(self.config.seed), draw))
 
 
@@ -187,11 +187,14 @@ class _Loop:
     def _pack(self, step: int) -> Any:
         """The ``chunk`` batches from ``step`` on; each epoch has its own order of samples."""
         first, skipped = divmod(step, self.per_epoch)
-        epochs = range(first, -(-(step + self.chunk) // self.per_epoch))
-        size, used = self.task.size("train"), self.per_epoch * self.config.batch_size
-        orders = [np.random.default_rng([self.config.seed, epoch]).permutation(size)[:used] for epoch in epochs]
-        rows = np.concatenate(orders).reshape(-1, self.config.batch_size)[skipped : skipped + self.chunk]
-        return jax.device_put(self.task.pack("train", rows.reshape(self.chunk, self.devices, -1)), self.spread)
+        rows = np.concatenate([self._epoch(epoch) for epoch in range(first, -(-(step + self.chunk) // self.per_epoch))])
+        return jax.device_put(self.task.pack("train", rows[skipped : skipped + self.chunk]), self.spread)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch in batches (steps, devices, B/devices)."""
+        generator = np.random.default_rng([self.config.seed, epoch])
+        rows = generator.permutation(self.task.size("train"))[: self.per_epoch * self.config.batch_size]
+        return self.task.deal("train", rows, self.per_epoch, self.devices, generator)
 
     def _stale(self, step: int) -> bool:
         epochs = step // self.per_epoch - int(np.max(self.best.epoch))

@@ -1,5 +1,6 @@
 """What training carries from step to step, and how the optimiser moves it."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +40,8 @@ def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.Grad
     """The optax chain a config describes; the schedule counts optimiser steps, once each."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1))
+        falls = math.pi * config.half_periods / max(steps - warmup, 1)
+        rate = lambda step: config.learning_rate * (1 + jnp.cos(falls * jnp.minimum(step, steps - warmup))) / 2  # noqa: E731
     else:
         rate = optax.constant_schedule(config.learning_rate)
     if warmup:

@@ -1,0 +1,159 @@
+"""The task on the real molecules: labels, padding, several targets in both ways, the cutoff, and a short training."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import config as configs
+from egnn_jax import testing
+from egnn_jax.config import build_model
+from egnn_jax.data import qm9
+from egnn_jax.models.readout import Readout
+from egnn_jax.tasks import QM9
+from egnn_jax.tasks.qm9 import TABLE3, atom_features
+from egnn_jax.training.loop import fit, load
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "qm9").glob("*.yaml"))
+TWO = QM9(targets=("homo", "U0"), train_size=500)
+
+
+def small(task, **options):
+    model = task.network(egnn.EGNN(8, 2, update_coordinates=False, **options))
+    batch = task.pack("train", np.arange(5))
+    return model, batch, model.init(jax.random.key(0), task.graph(batch))
+
+
+def test_atom_features_are_the_papers():
+    got = np.asarray(atom_features(jnp.array([1, 6, 7, 8, 9, 0], jnp.int8)))
+    for row, (place, number) in enumerate(enumerate((1, 6, 7, 8, 9))):
+        expected = np.zeros((5, 3))
+        expected[place] = [1, number / 9, (number / 9) ** 2]
+        np.testing.assert_allclose(got[row], expected.ravel(), rtol=1e-6)
+    assert (got[5] == 0).all()
+
+
+def test_labels_are_standardised_by_the_molecules_trained_on():
+    rows = TWO.molecules.splits["train"][:500]
+    homo, u0 = TWO.molecules.targets["homo"], qm9.relative_to_atoms("U0", TWO.molecules)
+    for k, values in enumerate((homo, u0)):
+        mean = values[rows].mean()
+        deviation = np.abs(values[rows] - mean).mean()
+        batch = TWO.pack("train", np.array([3, 7]))
+        np.testing.assert_allclose(batch.globals[:2, k], (values[rows[[3, 7]]] - mean) / deviation, rtol=1e-5)
+        np.testing.assert_allclose(TWO.statistics.mean[k], mean)
+
+
+def test_a_batch_holds_whole_molecules():
+    batch = TWO.pack("test", np.array([0, 11]))
+    data, starts = TWO.molecules, np.cumsum(TWO.molecules.n_atoms) - TWO.molecules.n_atoms
+    place = 0
+    for row in data.splits["test"][[0, 11]]:
+        count = data.n_atoms[row]
+        atoms = slice(starts[row], starts[row] + count)
+        np.testing.assert_array_equal(batch.nodes.x[place : place + count], data.positions[atoms])
+        np.testing.assert_array_equal(batch.nodes.h[place : place + count], data.atomic_numbers[atoms])
+        place += count
+    assert batch.n_edge[:2].tolist() == [n * (n - 1) for n in batch.n_node[:2].tolist()]
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_padding_and_the_other_molecules_do_not_matter(independent):
+    task = dataclasses.replace(TWO, independent=independent)
+    model, batch, params = small(task)
+    told = task.predict(model.apply, params, batch)
+    alone = task.predict(model.apply, params, task.pack("train", np.array([3, -1, -1])))
+    np.testing.assert_allclose(alone[0], told[3], rtol=1e-4, atol=1e-5)
+    key = jax.random.key(0)
+    error = np.abs(np.asarray(told - batch.globals))[:5]
+    sums = task.metrics(model.apply, params, batch, key)
+    for k, name in enumerate(task.targets):
+        assert float(sums[name][0] / sums[name][1]) == pytest.approx(error[:, k].mean() * task.statistics.deviation[k], rel=1e-5)
+    assert float(sums["relative"][0] / sums["relative"][1]) == pytest.approx(error.mean(), rel=1e-5)
+    assert float(task.loss(model.apply, params, batch, key)) == pytest.approx(error.mean() * (2 if independent else 1), rel=1e-5)
+
+
+def test_independent_networks_are_the_networks_of_single_targets():
+    task = dataclasses.replace(TWO, independent=True)
+    model, batch, params = small(task)
+    key = jax.random.key(0)
+    gradient = jax.grad(lambda params: task.loss(model.apply, params, batch, key))(params)
+    for k, target in enumerate(task.targets):
+        single = QM9(targets=(target,), train_size=500)
+        alone, one = single.network(egnn.EGNN(8, 2, update_coordinates=False)), single.pack("train", np.arange(5))
+        own = jax.tree.map(lambda a: a[k], params)  # noqa: B023
+        np.testing.assert_allclose(single.predict(alone.apply, own, one)[:, 0], task.predict(model.apply, params, batch)[:, k], rtol=1e-5)
+        expected = jax.grad(lambda params: single.loss(alone.apply, params, one, key))(own)  # noqa: B023
+        for a, b in zip(jax.tree.leaves(jax.tree.map(lambda a: a[k], gradient)), jax.tree.leaves(expected), strict=True):  # noqa: B023
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_readout_is_invariant(x64):
+    graph = testing.random_graph(velocity=False)
+    model = Readout(egnn.EGNN(5, 2), outputs=3)
+    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    testing.assert_equivariant(lambda g: model.apply(params, g), graph)
+    testing.assert_permutation_equivariant(lambda g: model.apply(params, g), graph)
+    assert model.apply(params, graph).globals.shape == (len(graph.n_node), 3)
+    with pytest.raises(ValueError, match="outputs is 0"):
+        Readout(egnn.EGNN(5, 2), outputs=0).init(jax.random.key(0), graph)
+
+
+def test_a_cutoff_leaves_out_far_atoms():
+    near = dataclasses.replace(TWO, train_size=50, cutoff=2.0)
+    batch, whole = near.pack("train", np.arange(5)), TWO.pack("train", np.arange(5))
+    x = batch.nodes.x
+    real = int(batch.n_edge[:-1].sum())
+    assert 0 < real < int(whole.n_edge[:-1].sum())
+    assert np.linalg.norm(x[batch.receivers[:real]] - x[batch.senders[:real]], axis=1).max() <= 2
+    assert dataclasses.replace(near, cutoff=1e3).pack("train", np.arange(5)).n_edge[:5].tolist() == whole.n_edge[:5].tolist()
+
+
+def test_a_short_training_learns_resumes_and_draws(tmp_path):
+    config = configs.load(CONFIGS[0].with_name("homo.yaml"))
+    config = dataclasses.replace(
+        config,
+        task=QM9(targets=("homo", "Cv"), train_size=960),
+        model=dataclasses.replace(config.model, features=16, layers=2),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=5e-3),
+        epochs=6,
+        batch_size=96,
+        chunk_steps=5,
+    )
+    result = fit(config.task, build_model(config), config, tmp_path)
+    assert result["metrics"]["test"]["Cv"] < 0.6 * float(config.task.statistics.deviation[1])
+    _, model, params = load(tmp_path)
+    told = config.task.predictions(model.apply, params, "test")
+    for k, name in enumerate(config.task.targets):
+        error = np.abs(told - config.task.labels[config.task.molecules.splits["test"]])[:, k].mean()
+        assert error == pytest.approx(result["metrics"]["test"][name], rel=1e-4)
+    assert config.task.draw(model.apply, params, tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": ()}, "one or more"),
+        ({"targets": ("homo", "homo")}, "each once"),
+        ({"train_size": 0}, "expected 1 to 100000"),
+        ({"cutoff": 0.0}, "distance above 0"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        QM9(**options)
+
+
+def test_every_column_of_table_3_has_a_config():
+    assert {path.stem for path in CONFIGS} == set(qm9.TARGETS)
+    for path in CONFIGS:
+        config = configs.load(path)
+        assert config.task.targets == (path.stem,)
+        assert config.task.paper["egnn"] == TABLE3["egnn"][qm9.TARGETS.index(path.stem)]
+        assert config.optimizer.learning_rate == (1e-3 if path.stem in ("gap", "homo", "lumo") else 5e-4)
+        model = build_model(config).encoder
+        assert (model.features, model.layers, model.infer_edges, model.update_coordinates) == (128, 7, True, False)
