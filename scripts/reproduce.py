@@ -104,7 +104,7 @@ def figure5(arguments: argparse.Namespace) -> None:
             row = {"encoder": encoder, "BCE": f"{test['bce']:.2f}", "% error": f"{test['error']:.3f}", "F1": f"{test['f1']:.4f}"}
             row |= {"draws": str(config.task.draws), "one draw: BCE": f"{first['bce']:.2f}"}
             row |= {"one draw: % error": f"{first['error']:.3f}", "one draw: F1": f"{first['f1']:.4f}"}
-            bce, error, f1 = paper.get(encoder, (None, None, None))
+            bce, error, f1 = paper.get(encoder.removesuffix("_best").removesuffix("_fast"), (None, None, None))
             row |= {
                 f"paper: {name}": "–" if value is None else f"{value:g}" for name, value in (("BCE", bce), ("% error", error), ("F1", f1))
             }

@@ -175,6 +175,18 @@ def test_a_damaged_config_of_a_run_is_named(finished, tmp_path, damage):
     assert refused > len(content) / 4
 
 
+def test_runs_of_an_older_version_can_still_be_read(tmp_path, monkeypatch):
+    """An option added since is not in their config.yaml, which the checksum is over."""
+    newer = configs.dump
+    monkeypatch.setattr(configs, "dump", lambda config: newer(config).replace("  half_periods: 1\n", ""))
+    run(tiny(), tmp_path)
+    monkeypatch.undo()
+    assert "half_periods" not in (tmp_path / "config.yaml").read_text()
+    assert load(tmp_path)[0] == tiny()
+    (tmp_path / "result.json").unlink()
+    run(tiny(), tmp_path)
+
+
 @damages
 def test_a_damaged_result_or_log_is_named(finished, tmp_path, damage):
     folder = tmp_path / "run"

@@ -58,6 +58,31 @@ def test_reproduce_table2(place):
     assert (place / "runs/report/table2.png").exists()
 
 
+def test_reproduce_figure5(place):
+    out = script("reproduce.py", "figure5", "--only", "baseline", "radial_field_best", "--epochs", "1", cwd=place)
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows if row[0] != "| ---"] == ["| encoder", "| baseline", "| radial_field_best"] * 2
+    baseline, radial = rows[2], rows[3]
+    assert baseline[2:4] == ["31.788", "0.0000"]
+    assert radial[8:11] == ["9.22", "1.19", "0.981"]
+    for name in ("community", "erdos_renyi"):
+        assert (place / f"runs/report/figure5-{name}.png").exists()
+
+
+def test_reproduce_figure5_overfit(place):
+    out = script("reproduce.py", "figure5-overfit", "--quick", "--epochs", "1", cwd=place)
+    assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| 0")] == ["| 0.1", "| 0.5", "| 0.9"]
+    assert (place / "runs/report/figure5-overfit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_draws_graphs_beside_their_reconstructions(place):
+    script("reproduce.py", "figure5", "--only", "baseline", "--epochs", "1", cwd=place)
+    out = script("report.py", "runs/autoencoder/community_baseline", cwd=place)
+    assert "| community_baseline |" in out
+    picture = place / "runs/autoencoder/community_baseline/report/community_baseline-predictions.png"
+    assert picture.stat().st_size > 10_000
+
+
 def test_training_again_reads_the_result(place):
     out = script("train.py", ROOT / "configs/nbody/linear.yaml", "--epochs", "5", cwd=place)
     assert "test mse" in out

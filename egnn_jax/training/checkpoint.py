@@ -134,9 +134,9 @@ class RunFolder:
         self._managers.clear()
 
     def _checksum(self, tree: Any) -> np.ndarray:
-        """SHA-256 (32,) of the config and of every array with its name; the same for a tree restored as dicts."""
+        """SHA-256 (32,) of config.yaml and of every array with its name; the same for a tree restored as dicts."""
         leaves = {jax.tree_util.keystr(path, simple=True): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        digest = hashlib.sha256(configs.dump(self.config()).encode())
+        digest = hashlib.sha256(self._config_file.read_bytes())  # as it was written: options added since have defaults
         for name in sorted(leaves):
             digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape} ".encode())
             digest.update(leaves[name].tobytes())
