@@ -144,6 +144,27 @@ def figure5_overfit(arguments: argparse.Namespace) -> None:
     print(f"{markdown(rows)}\n{save(figure, arguments.out / 'figure5-overfit.png')}")
 
 
+def table3(arguments: argparse.Namespace) -> None:
+    """Table 3: the error of each property of QM9 on the test molecules, in the paper's units, beside every row of the paper."""
+    from egnn_jax.data import qm9
+    from egnn_jax.report import markdown, write_table
+    from egnn_jax.tasks.qm9 import TABLE3
+
+    table: dict[str, dict[str, str]] = {row: {} for row in (*TABLE3, "ours")}
+    for target in arguments.targets:
+        config = with_arguments(configs.load(CONFIGS / "qm9" / f"{target}.yaml"), arguments)
+        run = arguments.runs / f"{target}-{config.epochs}-epochs"
+        print(f"== {target}: {config.epochs:,} epochs in {run}", file=sys.stderr)
+        column = f"{target} ({qm9.UNITS[target]})"
+        table["ours"][column] = f"{fit(config.task, build_model(config), config, run)['metrics']['test'][target]:.4g}"
+        for row, errors in TABLE3.items():
+            error = errors[qm9.TARGETS.index(target)]
+            table[row][column] = "–" if error is None else f"{error:g}"
+    rows = [{"method": row} | columns for row, columns in table.items()]
+    write_table(rows, arguments.out / "table3")
+    print(f"{markdown(rows)}\n{arguments.out / 'table3.md'}, {arguments.out / 'table3.png'}")
+
+
 def with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
     """The config with the command line's --seeds and --epochs, where given."""
     changes = {name: value for name in ("seeds", "epochs") if (value := getattr(arguments, name, None)) is not None}
@@ -170,12 +191,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     shared: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    for function in (table2, figure2, figure5, figure5_overfit):
+    folders = {table2: "nbody", figure2: "nbody", figure5: "autoencoder", figure5_overfit: "autoencoder", table3: "qm9"}
+    for function, folder in folders.items():
         name = function.__name__.replace("_", "-")
         command = commands.add_parser(name, help=function.__doc__, description=function.__doc__, **shared)
         command.set_defaults(function=function)
-        folder = Path("runs/nbody" if function in (table2, figure2) else "runs/autoencoder")
-        command.add_argument("--runs", type=Path, default=folder, help="where the runs are")
+        command.add_argument("--runs", type=Path, default=Path("runs") / folder, help="where the runs are")
         command.add_argument("--out", type=Path, default=Path("runs/report"), help="where tables and pictures go")
         command.add_argument("--seeds", type=int, help="train so many seeds at once (default: the config's)")
         if function is not figure2:
@@ -187,6 +208,11 @@ def main() -> None:
         if function is figure2:
             command.add_argument("--quick", action="store_true", help=f"only {FIGURE2_QUICK} trajectories, 3,000 steps a point")
             command.add_argument("--steps", type=int, help="steps a point (default: 30,000, or 3,000 with --quick)")
+        if function is table3:
+            targets = sorted(path.stem for path in (CONFIGS / "qm9").glob("*.yaml"))
+            command.add_argument(
+                "--targets", nargs="+", choices=targets, default=targets, metavar="TARGET", help=f"of {', '.join(targets)}"
+            )
     arguments = parser.parse_args()
     use_all_cores()
     show_progress()

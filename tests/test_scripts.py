@@ -1,5 +1,7 @@
 """The commands a user types, run as a user runs them, on a run made short."""
 
+import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -73,6 +75,26 @@ def test_reproduce_figure5_overfit(place):
     out = script("reproduce.py", "figure5-overfit", "--quick", "--epochs", "1", cwd=place)
     assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| 0")] == ["| 0.1", "| 0.5", "| 0.9"]
     assert (place / "runs/report/figure5-overfit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts/reproduce.py")
+    reproduce = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reproduce)
+    trained = []
+
+    def fit(task, model, config, run):  # an epoch of QM9 takes minutes
+        trained.append((task.targets, config.epochs, run.name))
+        return {"metrics": {"test": {task.targets[0]: 12.3456}}}
+
+    monkeypatch.setattr(reproduce, "fit", fit)
+    reproduce.table3(argparse.Namespace(targets=["homo", "U0"], epochs=25, seeds=None, runs=tmp_path, out=tmp_path))
+    assert trained == [(("homo",), 25, "homo-25-epochs"), (("U0",), 25, "U0-25-epochs")]
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0] == "| method | homo (meV) | U0 (meV) |"
+    assert "| egnn | 29 | 11 |" in rows
+    assert "| tfn | 40 | – |" in rows
+    assert "| ours | 12.35 | 12.35 |" in rows
 
 
 def test_report_draws_graphs_beside_their_reconstructions(place):

@@ -17,7 +17,7 @@ from egnn_jax.data import random_graphs
 from egnn_jax.data.packing import GraphSet, trimmed
 from egnn_jax.graph import GraphsTuple, Nodes, edge_mask
 from egnn_jax.models.autoencoder import Autoencoder
-from egnn_jax.tasks.base import Apply, Sums
+from egnn_jax.tasks.base import Apply, OfGraphSets, Sums
 
 FIGURE5 = {
     "community": {
@@ -39,7 +39,7 @@ FIGURE5 = {
 
 
 @dataclasses.dataclass(frozen=True)
-class GraphAutoencoder:
+class GraphAutoencoder(OfGraphSets):
     """Encode the complete graph with a_ij = A_ij, decode each pair of nodes, minimise the binary cross-entropy.
 
     Args:
@@ -92,18 +92,6 @@ class GraphAutoencoder:
     def network(self, model: nn.Module) -> Autoencoder:
         """The autoencoder with ``model`` as its encoder."""
         return Autoencoder(model, self.embedding)
-
-    def size(self, split: str) -> int:
-        """The number of graphs in a split."""
-        return len(self.splits[split])
-
-    def deal(self, split: str, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator) -> np.ndarray:
-        """Batches of as many edges each."""
-        return self.splits[split].deal(rows, steps, groups, generator)
-
-    def pack(self, split: str, rows: np.ndarray) -> GraphsTuple:
-        """Batches stacked along the leading axes of ``rows`` (…, B); a row of -1 is padding."""
-        return self.splits[split].pack(rows)
 
     def graph(self, batch: GraphsTuple, key: jax.Array) -> GraphsTuple:
         """The input of the encoder, noise drawn from ``key``."""

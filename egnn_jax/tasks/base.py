@@ -69,3 +69,22 @@ class Task(Protocol):
     def draw(self, apply: Apply, params: Any, path: Path) -> Path:
         """Write a picture of predictions beside the truth on the test split."""
         ...
+
+
+class OfGraphSets:
+    """What a task whose splits are sets of graphs needs no lines for."""
+
+    splits: Any
+    """The :class:`GraphSet` of each split, by name."""
+
+    def size(self, split: str) -> int:
+        """The number of graphs in a split."""
+        return len(self.splits[split])
+
+    def deal(self, split: str, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator) -> np.ndarray:
+        """Batches of about as many edges each, see :meth:`GraphSet.deal`."""
+        return self.splits[split].deal(rows, steps, groups, generator)
+
+    def pack(self, split: str, rows: np.ndarray) -> GraphsTuple:
+        """Batches stacked along the leading axes of ``rows`` (…, B); a row of -1 is padding."""
+        return self.splits[split].pack(rows)

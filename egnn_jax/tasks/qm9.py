@@ -14,7 +14,7 @@ from egnn_jax.data import qm9
 from egnn_jax.data.packing import GraphSet, ends_within
 from egnn_jax.graph import GraphsTuple, Nodes
 from egnn_jax.models.readout import Readout
-from egnn_jax.tasks.base import Apply, Sums
+from egnn_jax.tasks.base import Apply, OfGraphSets, Sums
 
 Target = Literal["alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve"]
 
@@ -40,7 +40,7 @@ class Statistics(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class QM9:
+class QM9(OfGraphSets):
     """Predict properties of molecules, mean absolute error.
 
     Labels are (y - mean) / MAD of the training split, thermochemistry relative to its atoms; the loss is L1.
@@ -131,18 +131,6 @@ class QM9:
         each: Any = nn.vmap
         axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "in_axes": None, "out_axes": 0}
         return each(Readout, **axes, axis_size=len(self.targets))(model, 1)
-
-    def size(self, split: str) -> int:
-        """The number of molecules in a split."""
-        return len(self.splits[split])
-
-    def deal(self, split: str, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator) -> np.ndarray:
-        """Batches of as many edges each."""
-        return self.splits[split].deal(rows, steps, groups, generator)
-
-    def pack(self, split: str, rows: np.ndarray) -> GraphsTuple:
-        """Batches stacked along the leading axes of ``rows`` (…, B); a row of -1 is padding."""
-        return self.splits[split].pack(rows)
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
         """The input: h the 15 features of :func:`atom_features`, x in Å; ``key`` is not used."""
