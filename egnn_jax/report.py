@@ -14,7 +14,7 @@ from egnn_jax.training.loop import load
 
 
 def report(runs: Sequence[Path], folder: Path) -> list[Path]:
-    """Write ``loss.png``, ``table.{md,png}`` and, for each run, its task's pictures into ``folder``.
+    """Write ``loss.png``, ``table.{md,png}`` and its task's pictures, of each run and of all together, into ``folder``.
 
     Returns:
       The files written.
@@ -34,7 +34,7 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
         if config.seeds > 1:
             params = _first_seed(params)
         written.append(config.task.draw(model.apply, params, folder / f"{name}-predictions.png"))
-    return written
+    return written + loaded[runs[0].name][0].task.compare(results, folder)
 
 
 def result_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:

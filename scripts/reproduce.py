@@ -118,30 +118,24 @@ def figure5(arguments: argparse.Namespace) -> None:
 
 def figure5_overfit(arguments: argparse.Namespace) -> None:
     """F1 on 100 graphs that were trained on, over the probability of an edge, for embeddings of 16 dimensions."""
-    import matplotlib.pyplot as plt
-
-    from egnn_jax.report import markdown, save, write_table
+    from egnn_jax.report import markdown, write_table
 
     probabilities = OVERFIT_QUICK if arguments.quick else OVERFIT_PROBABILITIES
-    scores: dict[str, list[float]] = {}
+    rows = {p: {"p_e": str(p)} for p in probabilities}
+    results = {}
     for name in ("egnn", "noise_gnn", "gnn"):
         for p in probabilities:
             config = with_arguments(configs.load(CONFIGS / "autoencoder" / f"overfit_{name}.yaml"), arguments)
             if arguments.quick and arguments.epochs is None:
                 config = dataclasses.replace(config, epochs=config.epochs // 10)
             config = dataclasses.replace(config, task=dataclasses.replace(config.task, edge_probability=p))  # pyright: ignore
+            run = f"{name}-{p}-{config.epochs}-epochs"
             print(f"== {name}, p_e {p}: {config.epochs:,} epochs", file=sys.stderr)
-            result = fit(config.task, build_model(config), config, arguments.runs / "overfit" / f"{name}-{p}-{config.epochs}-epochs")
-            scores.setdefault(name, []).append(result["metrics"]["test"]["f1"])
-    rows = [{"p_e": str(p)} | {name: f"{f1[k]:.4f}" for name, f1 in scores.items()} for k, p in enumerate(probabilities)]
-    write_table(rows, arguments.out / "figure5-overfit-table")
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for name, values in scores.items():
-        axes.plot(probabilities, values, marker="o", label=name)
-    axes.set(xlabel="p_e", ylabel="F1 on the training graphs", title="Figure 5, right: overfitting 100 graphs")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    print(f"{markdown(rows)}\n{save(figure, arguments.out / 'figure5-overfit.png')}")
+            results[run] = fit(config.task, build_model(config), config, arguments.runs / "overfit" / run)
+            rows[p][name] = f"{results[run]['metrics']['test']['f1']:.4f}"
+    write_table(list(rows.values()), arguments.out / "figure5-overfit-table")
+    (picture,) = config.task.compare(results, arguments.out)
+    print(f"{markdown(list(rows.values()))}\n{picture}")
 
 
 def table3(arguments: argparse.Namespace) -> None:

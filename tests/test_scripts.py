@@ -75,6 +75,8 @@ def test_reproduce_figure5_overfit(place):
     out = script("reproduce.py", "figure5-overfit", "--quick", "--epochs", "1", cwd=place)
     assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| 0")] == ["| 0.1", "| 0.5", "| 0.9"]
     assert (place / "runs/report/figure5-overfit.png").read_bytes().startswith(b"\x89PNG")
+    out = script("report.py", *(f"runs/autoencoder/overfit/gnn-{p}-1-epochs" for p in ("0.1", "0.9")), "--out", "again", cwd=place)
+    assert "again/figure5-overfit.png" in out.splitlines()
 
 
 def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +157,30 @@ class GraphAutoencoder(OfGraphSets):
         figure.savefig(path, dpi=110)
         plt.close(figure)
         return path
+
+    def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
+        """``figure5-overfit.png`` for runs on "overfit": F1 over p_e, one curve an encoder."""
+        import matplotlib.pyplot as plt
+
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for result in results.values():
+            task, model = result["config"]["task"], result["config"]["model"]["name"]
+            if task["dataset"] == "overfit":
+                point = (task["edge_probability"], result["metrics"]["test"]["f1"])
+                curves.setdefault(f"noise_{model}" if task["noise"] == "h" else model, []).append(point)
+        if not curves:
+            return []
+        figure, axes = plt.subplots(figsize=(6, 4))
+        for name, points in curves.items():
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+        axes.set(xlabel="p_e", ylabel="F1 on the training graphs", title="Figure 5, right: overfitting 100 graphs")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        path = folder / "figure5-overfit.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, bbox_inches="tight")
+        plt.close(figure)
+        return [path]
 
     def embed(self, model: nn.Module, params: Any, graph: nx.Graph, key: jax.Array | None = None) -> np.ndarray:
         """The embedding of one's own graph.

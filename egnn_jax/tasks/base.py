@@ -70,6 +70,10 @@ class Task(Protocol):
         """Write a picture of predictions beside the truth on the test split."""
         ...
 
+    def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
+        """Write pictures of several runs' results together, where the task has such; returns the files."""
+        ...
+
 
 class OfGraphSets:
     """What a task whose splits are sets of graphs needs no lines for."""

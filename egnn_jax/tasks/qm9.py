@@ -1,6 +1,7 @@
 """What are a molecule's properties, told from the positions of its atoms? Section 5.3 and Table 3."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -181,6 +182,10 @@ class QM9(OfGraphSets):
         figure.savefig(path, dpi=110)
         plt.close(figure)
         return path
+
+    def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
+        """Nothing beyond the table."""
+        return []
 
     def predictions(self, apply: Apply, params: Any, split: str, batch_size: int = 100) -> np.ndarray:
         """The targets (S, T) of a split's molecules in their units, relative to free atoms where atomic references are."""
