@@ -9,6 +9,7 @@ import numpy as np
 
 from egnn_jax import config as configs
 from egnn_jax.data.cache import write_atomically
+from egnn_jax.tasks.base import save
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.loop import load
 
@@ -81,14 +82,6 @@ def loss_curves(histories: dict[str, list[dict[str, Any]]], metric: str, path: P
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return save(figure, path)
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Write a figure and free it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
 
 
 def _first_seed(params: Any) -> Any:

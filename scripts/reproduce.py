@@ -52,7 +52,8 @@ def figure2(arguments: argparse.Namespace) -> None:
     """Test error against the number of training trajectories, each point trained for the same number of steps."""
     import matplotlib.pyplot as plt
 
-    from egnn_jax.report import markdown, save, write_table
+    from egnn_jax.report import markdown, write_table
+    from egnn_jax.tasks.base import save
 
     steps = arguments.steps or (3_000 if arguments.quick else 30_000)
     sizes = FIGURE2_QUICK if arguments.quick else FIGURE2_SIZES

@@ -18,7 +18,7 @@ from egnn_jax.data import random_graphs
 from egnn_jax.data.packing import GraphSet, trimmed
 from egnn_jax.graph import GraphsTuple, Nodes, edge_mask
 from egnn_jax.models.autoencoder import Autoencoder
-from egnn_jax.tasks.base import Apply, OfGraphSets, Sums
+from egnn_jax.tasks.base import Apply, OfGraphSets, Sums, save
 
 FIGURE5 = {
     "community": {
@@ -153,10 +153,7 @@ class GraphAutoencoder(OfGraphSets):
             row[2].set_title("adjacency", fontsize=9)
             row[3].set_title("decoded probabilities", fontsize=9)
         figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
-        return path
+        return save(figure, path, dpi=110, tight=False)
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """``figure5-overfit.png`` for runs on "overfit": F1 over p_e, one curve an encoder."""
@@ -176,11 +173,7 @@ class GraphAutoencoder(OfGraphSets):
         axes.set(xlabel="p_e", ylabel="F1 on the training graphs", title="Figure 5, right: overfitting 100 graphs")
         axes.grid(alpha=0.3)
         axes.legend()
-        path = folder / "figure5-overfit.png"
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130, bbox_inches="tight")
-        plt.close(figure)
-        return [path]
+        return [save(figure, folder / "figure5-overfit.png")]
 
     def embed(self, model: nn.Module, params: Any, graph: nx.Graph, key: jax.Array | None = None) -> np.ndarray:
         """The embedding of one's own graph.

@@ -75,6 +75,16 @@ class Task(Protocol):
         ...
 
 
+def save(figure: Any, path: Path, dpi: int = 130, tight: bool = True) -> Path:
+    """Write a matplotlib figure, cut to what is drawn if ``tight``, and free it."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, bbox_inches="tight" if tight else None)
+    plt.close(figure)
+    return path
+
+
 class OfGraphSets:
     """What a task whose splits are sets of graphs needs no lines for."""
 

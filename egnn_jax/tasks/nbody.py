@@ -15,7 +15,7 @@ import optax
 from egnn_jax.data import nbody
 from egnn_jax.geometry import random_orthogonal, safe_norm
 from egnn_jax.graph import GraphsTuple, Nodes, complete_edges
-from egnn_jax.tasks.base import Apply, Sums
+from egnn_jax.tasks.base import Apply, Sums, save
 
 TABLE2 = {"linear": 0.0819, "se3_transformer": 0.0244, "tfn": 0.0155, "gnn": 0.0107, "radial_field": 0.0104, "egnn": 0.0071}
 """The paper's test errors, by the registry's name of the model."""
@@ -170,10 +170,7 @@ class NBody:
             axes.tick_params(labelsize=6)
         figure.suptitle("1,000 steps of charged particles (red +, blue −): start •, true end ○, predicted end ×")
         figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-        plt.close(figure)
-        return path
+        return save(figure, path, tight=False)
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Nothing beyond the table."""

@@ -15,7 +15,7 @@ from egnn_jax.data import qm9
 from egnn_jax.data.packing import GraphSet, ends_within
 from egnn_jax.graph import GraphsTuple, Nodes
 from egnn_jax.models.readout import Readout
-from egnn_jax.tasks.base import Apply, OfGraphSets, Sums
+from egnn_jax.tasks.base import Apply, OfGraphSets, Sums, save
 
 Target = Literal["alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve"]
 
@@ -178,10 +178,7 @@ class QM9(OfGraphSets):
             axes.set(xlabel=f"true {name}{relative}, {unit}", ylabel=f"predicted, {unit}")
             axes.set_title(f"{name}: mean absolute error {np.abs(told - true)[:, k].mean():.4g} {unit}", fontsize=9)
         figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
-        return path
+        return save(figure, path, dpi=110, tight=False)
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Nothing beyond the table."""
