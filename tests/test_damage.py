@@ -49,7 +49,7 @@ def start():
 
 
 def test_killed_twenty_times_equals_an_undisturbed_run(tmp_path, start):
-    config = tiny(epochs=1_500, eval_every=10)
+    config = tiny(epochs=1_500, eval_every=10, chunk_steps=4)
     run(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
     folder, rng = tmp_path / "killed", np.random.default_rng(0)
     metrics = folder / "metrics.jsonl"

@@ -132,55 +132,69 @@ class _Loop:
         self.train = make_train(step, config.seeds, mesh)
         self.evaluate = Evaluation(task, model, config)
         self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
-        self.saved_best = -1
+        self.saved_best = 0
+        self.loss = np.zeros(config.seeds)  # the sum since the last evaluation
+        self.started = time.monotonic()
 
     def fit(self) -> dict[str, Any]:
-        step, seconds = self._resume()
-        started = time.monotonic() - seconds
+        step = self._resume()
         saved = time.monotonic()
-        losses: list[np.ndarray] = []
         bar = tqdm(total=self.total, initial=step, unit="step", desc=self.run.path.name)
         with bar, _interruptible() as interrupted:
             batches = self._pack(step)
             while step < self.total and not self._stale(step):
-                self.state, chunk_losses = self.train(self.state, batches)
+                self.state, losses = self.train(self.state, batches)
                 previous, step = step, step + self.chunk
                 batches = self._pack(step) if step < self.total else None  # while the device computes
-                losses.append(np.atleast_2d(np.asarray(chunk_losses)))
-                self._check_finite(losses[-1], previous)
+                losses = np.atleast_2d(np.asarray(losses, np.float64))
+                self._check_finite(losses, previous)
+                self.loss = self.loss + losses.sum(axis=1)
                 bar.update(self.chunk)
                 if step % self.interval == 0 or step == self.total:
-                    metrics = self.evaluate(self.state.evaluated, "valid")
-                    self.best = self.keep_best(self.best, self.state, metrics[self.task.metric], step // self.per_epoch)
-                    loss = np.concatenate(losses, axis=1).mean(axis=1)
-                    losses.clear()
-                    self._log(bar, step, time.monotonic() - started, loss, metrics)
-                    stop = interrupted.is_set()
-                    if stop or time.monotonic() - saved > self.config.checkpoint_seconds:
-                        self._save(step)
-                        saved = time.monotonic()
-                    if stop:
-                        self.run.wait()
-                        raise Interrupted(f"stopped at step {step:,} of {self.total:,}; the same command continues from there")
+                    self._evaluate(bar, step)
+                stop = interrupted.is_set()
+                if stop or time.monotonic() - saved > self.config.checkpoint_seconds:
+                    self._save(step)
+                    saved = time.monotonic()
+                if stop:
+                    self.run.wait()
+                    raise Interrupted(f"stopped at step {step:,} of {self.total:,}; the same command continues from there")
         self._save(step)
-        return self._finish(time.monotonic() - started)
+        return self._finish()
 
-    def _resume(self) -> tuple[int, float]:
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, in all the processes it took."""
+        return time.monotonic() - self.started
+
+    def _evaluate(self, bar: Any, step: int) -> None:
+        """Keep the best parameters as of ``step``, which ends an evaluation interval, and log it."""
+        metrics = self.evaluate(self.state.evaluated, "valid")
+        self.best = self.keep_best(self.best, self.state, metrics[self.task.metric], step // self.per_epoch)
+        self._log(bar, step, self.loss / ((step - 1) % self.interval + 1), metrics)
+        self.loss = np.zeros_like(self.loss)
+
+    def _resume(self) -> int:
+        """The step to go on from, with everything else as it was there."""
         step = self.run.latest("last")
         if step is None:
             self.run.rewind(-1)
-            return 0, 0.0
-        tree = self.run.restore("last", {"state": self.state, "best": self.best})
+            return 0
+        tree = self.run.restore("last", self._saved())
         self.state, self.best = jax.device_put((tree["state"], tree["best"]), self.everywhere)
-        history = self.run.rewind(step)
-        return step, history[-1]["seconds"] if history else 0.0
+        self.loss, self.started = tree["loss"], time.monotonic() - float(tree["seconds"])
+        self.run.rewind(step)
+        return step
+
+    def _saved(self) -> dict[str, Any]:
+        return {"state": self.state, "best": self.best, "loss": self.loss, "seconds": np.array(self.seconds)}
 
     def _save(self, step: int) -> None:
-        """Both checkpoints as of ``step``, which ends an evaluation interval."""
+        """Both checkpoints as of ``step``, which ends a chunk."""
         if self.run.latest("last") != step:
-            self.run.save("last", step, {"state": self.state, "best": self.best})
+            self.run.save("last", step, self._saved())
         best = int(np.max(self.best.epoch))
-        if self.saved_best != best and (self.run.latest("best") or -1) < step:
+        if best != self.saved_best and (self.run.latest("best") or -1) < step:
             self.run.save("best", step, self.best)
             self.saved_best = best
 
@@ -215,18 +229,18 @@ class _Loop:
             f"the loss is {losses[:, bad[0]].tolist()} at step {step} (epoch {epoch + 1}, batch {k + 1} of {self.per_epoch}); {checkpoint}"
         )
 
-    def _log(self, bar: Any, step: int, seconds: float, loss: np.ndarray, metrics: dict[str, jax.Array]) -> None:
+    def _log(self, bar: Any, step: int, loss: np.ndarray, metrics: dict[str, jax.Array]) -> None:
         valid = {name: _plain(value) for name, value in metrics.items()}
-        entry = {"epoch": step / self.per_epoch, "step": step, "seconds": round(seconds, 3)}
+        entry = {"epoch": step / self.per_epoch, "step": step, "seconds": round(self.seconds, 3)}
         self.run.log(entry | {"train": {"loss": _plain(loss if self.config.seeds > 1 else loss[0])}, "valid": valid})
         shown = {"epoch": f"{step // self.per_epoch}/{self.config.epochs}", "loss": f"{loss.mean():.5f}"}
         shown |= {"valid": f"{np.mean(valid[self.task.metric]):.5f}", "best": f"{np.mean(self.best.value):.5f}"}
         bar.set_postfix(shown)
 
-    def _finish(self, seconds: float) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         result = summary(self.evaluate, self.best.params) | {
             "best_epoch": _plain(self.best.epoch),
-            "seconds": round(seconds, 1),
+            "seconds": round(self.seconds, 1),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.best.params)) // self.config.seeds,
             "config": configs.to_dict(self.config),
             "versions": versions(),
@@ -258,7 +272,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
     def note(*_: Any) -> None:
         event.set()
-        print("\nCtrl-C: saving at the next evaluation; press again to stop at once", file=sys.stderr)
+        print("\nCtrl-C: saving after the steps under way; press again to stop at once", file=sys.stderr)
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, note)
