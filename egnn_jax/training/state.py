@@ -57,7 +57,7 @@ def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.Grad
 def init_state(model: nn.Module, graph: GraphsTuple, transform: optax.GradientTransformation, average: bool, seed: int) -> State:
     """The state before the first step; ``graph`` shows the model its input."""
     init_key, key = jax.random.split(jax.random.PRNGKey(seed))
-    params = model.init(init_key, graph)
+    params = model.lazy_init(init_key, jax.eval_shape(lambda: graph))  # without the forward pass, which takes time and memory
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
