@@ -8,10 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from egnn_jax import config as configs
-from egnn_jax.data.cache import write_atomically
-from egnn_jax.tasks.base import save
+from egnn_jax.tasks.base import save, write_table
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.loop import load
+from egnn_jax.training.loop import first_seed, load
 
 
 def report(runs: Sequence[Path], folder: Path) -> list[Path]:
@@ -32,9 +31,7 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     written = [loss_curves({run.name: RunFolder(run).history() for run in runs}, loaded[runs[0].name][0].task.metric, folder / "loss.png")]
     written += write_table(result_rows(results), folder / "table")
     for name, (config, model, params) in loaded.items():
-        if config.seeds > 1:
-            params = _first_seed(params)
-        written.append(config.task.draw(model.apply, params, folder / f"{name}-predictions.png"))
+        written.append(config.task.draw(model.apply, first_seed(config, params), folder / f"{name}-predictions.png"))
     return written + loaded[runs[0].name][0].task.compare(results, folder)
 
 
@@ -53,24 +50,6 @@ def result_rows(results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     return rows
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """A Markdown table; the first row's keys are its head."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([row[key] for key in rows[0]] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write_table(rows: Sequence[dict[str, str]], stem: Path) -> list[Path]:
-    """The table as ``stem``.md and ``stem``.png."""
-    text, picture = stem.with_suffix(".md"), stem.with_suffix(".png")
-    write_atomically(text, markdown(rows).encode())
-    figure, axes = plt.subplots(figsize=(1.6 * len(rows[0]), 0.4 * (len(rows) + 1)))
-    axes.axis("off")
-    table = axes.table([list(row.values()) for row in rows], colLabels=list(rows[0]), loc="center", cellLoc="center")
-    table.scale(1, 1.4)
-    save(figure, picture)
-    return [text, picture]
-
-
 def loss_curves(histories: dict[str, list[dict[str, Any]]], metric: str, path: Path) -> Path:
     """Training loss (thin) and validation metric over epochs, one colour a run."""
     figure, axes = plt.subplots(figsize=(7, 4.5))
@@ -82,7 +61,3 @@ def loss_curves(histories: dict[str, list[dict[str, Any]]], metric: str, path: P
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return save(figure, path)
-
-
-def _first_seed(params: Any) -> Any:
-    return {key: _first_seed(value) if isinstance(value, dict) else value[0] for key, value in params.items()}

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from egnn_jax.training.loop import Evaluation, load, summary
+from egnn_jax.training.loop import Evaluation, first_seed, load, summary
 from egnn_jax.training.step import use_all_cores
 
 
@@ -13,7 +13,8 @@ def main() -> None:
     parser.add_argument("run", help="the folder of a run")
     use_all_cores()
     config, model, params = load(parser.parse_args().run)
-    print(json.dumps(summary(Evaluation(config.task, model, config), params), indent=2))
+    found = summary(Evaluation(config.task, model, config), params) | config.task.details(model.apply, first_seed(config, params))
+    print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

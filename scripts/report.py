@@ -20,9 +20,8 @@ def main() -> None:
 
     out = arguments.out or (arguments.runs[0] / "report" if len(arguments.runs) == 1 else Path("runs/report"))
     written = report(arguments.runs, out)
-    print((out / "table.md").read_text(), end="")
     for path in written:
-        print(path)
+        print(f"{path.read_text()}\n{path}" if path.suffix == ".md" else path)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import numpy as np
 
 from egnn_jax import config as configs
 from egnn_jax.config import Config, build_model
+from egnn_jax.tasks.base import markdown, save, write_table
 from egnn_jax.training.logging import show_progress
-from egnn_jax.training.loop import Interrupted, fit, load
+from egnn_jax.training.loop import Interrupted, first_seed, fit, load
 from egnn_jax.training.step import use_all_cores
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -29,7 +30,7 @@ OVERFIT_QUICK = (0.1, 0.5, 0.9)
 
 def table2(arguments: argparse.Namespace) -> None:
     """Every row of Table 2 that has a config, and our best recipe."""
-    from egnn_jax.report import markdown, result_rows, write_table
+    from egnn_jax.report import result_rows
 
     rows = []
     for path in sorted((CONFIGS / "nbody").glob("*.yaml")):
@@ -51,9 +52,6 @@ def table2(arguments: argparse.Namespace) -> None:
 def figure2(arguments: argparse.Namespace) -> None:
     """Test error against the number of training trajectories, each point trained for the same number of steps."""
     import matplotlib.pyplot as plt
-
-    from egnn_jax.report import markdown, write_table
-    from egnn_jax.tasks.base import save
 
     steps = arguments.steps or (3_000 if arguments.quick else 30_000)
     sizes = FIGURE2_QUICK if arguments.quick else FIGURE2_SIZES
@@ -88,7 +86,6 @@ def figure2(arguments: argparse.Namespace) -> None:
 
 def figure5(arguments: argparse.Namespace) -> None:
     """The tables of Figure 5: every encoder on both sets of random graphs, and our best recipes."""
-    from egnn_jax.report import markdown, write_table
     from egnn_jax.tasks.autoencoder import FIGURE5
 
     for dataset, paper in FIGURE5.items():
@@ -119,7 +116,6 @@ def figure5(arguments: argparse.Namespace) -> None:
 
 def figure5_overfit(arguments: argparse.Namespace) -> None:
     """F1 on 100 graphs that were trained on, over the probability of an edge, for embeddings of 16 dimensions."""
-    from egnn_jax.report import markdown, write_table
 
     probabilities = OVERFIT_QUICK if arguments.quick else OVERFIT_PROBABILITIES
     rows = {p: {"p_e": str(p)} for p in probabilities}
@@ -141,23 +137,19 @@ def figure5_overfit(arguments: argparse.Namespace) -> None:
 
 def table3(arguments: argparse.Namespace) -> None:
     """Table 3: the error of each property of QM9 on the test molecules, in the paper's units, beside every row of the paper."""
-    from egnn_jax.data import qm9
-    from egnn_jax.report import markdown, write_table
-    from egnn_jax.tasks.qm9 import TABLE3
-
-    table: dict[str, dict[str, str]] = {row: {} for row in (*TABLE3, "ours")}
-    for target in arguments.targets:
-        config = with_arguments(configs.load(CONFIGS / "qm9" / f"{target}.yaml"), arguments)
-        run = arguments.runs / f"{target}-{config.epochs}-epochs"
-        print(f"== {target}: {config.epochs:,} epochs in {run}", file=sys.stderr)
-        column = f"{target} ({qm9.UNITS[target]})"
-        table["ours"][column] = f"{fit(config.task, build_model(config), config, run)['metrics']['test'][target]:.4g}"
-        for row, errors in TABLE3.items():
-            error = errors[qm9.TARGETS.index(target)]
-            table[row][column] = "–" if error is None else f"{error:g}"
-    rows = [{"method": row} | columns for row, columns in table.items()]
-    write_table(rows, arguments.out / "table3")
-    print(f"{markdown(rows)}\n{arguments.out / 'table3.md'}, {arguments.out / 'table3.png'}")
+    configured = {target: with_arguments(configs.load(CONFIGS / "qm9" / f"{target}.yaml"), arguments) for target in arguments.targets}
+    groups: dict[Any, list[str]] = {}
+    for target, config in configured.items():
+        groups.setdefault(config.optimizer if arguments.together else target, []).append(target)
+    results = {}
+    for targets in groups.values():
+        config = configured[targets[0]]
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, targets=tuple(targets), independent=len(targets) > 1))
+        run = arguments.runs / f"{'-'.join(targets)}-{config.epochs}-epochs"
+        print(f"== {', '.join(targets)}: {config.epochs:,} epochs in {run}", file=sys.stderr)
+        results[run.name] = fit(config.task, build_model(config), config, run)
+    table, picture = config.task.compare(results, arguments.out)
+    print(f"{table.read_text()}\n{table}, {picture}")
 
 
 def with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
@@ -169,8 +161,7 @@ def with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
 def forward_ms(run: Path, repeats: int = 20) -> float:
     """The median time of one forward pass of a batch of 100 through a run's best model, on one device."""
     config, model, params = load(run)
-    if config.seeds > 1:
-        params = jax.tree.map(lambda a: a[0], params)
+    params = first_seed(config, params)
     batch = config.task.pack("test", np.arange(100))
     forward = jax.jit(lambda params, batch: model.apply(params, config.task.graph(batch, jax.random.key(0))))
     jax.block_until_ready(forward(params, batch))
@@ -207,6 +198,9 @@ def main() -> None:
             targets = sorted(path.stem for path in (CONFIGS / "qm9").glob("*.yaml"))
             command.add_argument(
                 "--targets", nargs="+", choices=targets, default=targets, metavar="TARGET", help=f"of {', '.join(targets)}"
+            )
+            command.add_argument(
+                "--together", action="store_true", help="train the targets of one learning rate at once (vmapped), for a GPU"
             )
     arguments = parser.parse_args()
     use_all_cores()

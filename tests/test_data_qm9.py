@@ -95,12 +95,16 @@ def test_the_split_is_anderson_et_als(whole):
     np.testing.assert_array_equal(np.concatenate([whole.splits[split] for split in ("train", "valid", "test")]), order)
 
 
-def test_thermochemistry_is_relative_to_atoms(whole):
-    methane = qm9.relative_to_atoms("U0", whole)[0]
-    assert methane == pytest.approx((-40.47893 + 37.846772 + 4 * 0.500273) * 27211.4)
-    assert qm9.relative_to_atoms("Cv", whole)[0] == pytest.approx(6.469 - 5 * 2.981)
-    np.testing.assert_array_equal(qm9.relative_to_atoms("zpve", whole), whole.targets["zpve"])
-    np.testing.assert_array_equal(qm9.relative_to_atoms("homo", whole), whole.targets["homo"])
+def test_thermochemistry_of_free_atoms(whole):
+    methane = slice(0, 1), slice(0, 5)
+    of_atoms = lambda name: qm9.of_free_atoms(name, whole.n_atoms[methane[0]], whole.atomic_numbers[methane[1]])[0]
+    assert whole.targets["U0"][0] - of_atoms("U0") == pytest.approx((-40.47893 + 37.846772 + 4 * 0.500273) * 27211.4)
+    assert of_atoms("Cv") == pytest.approx(5 * 2.981)
+    assert of_atoms("zpve") == 0
+    assert of_atoms("homo") == 0
+    every = qm9.of_free_atoms("U0", whole.n_atoms, whole.atomic_numbers)
+    last = whole.atomic_numbers[-whole.n_atoms[-1] :]
+    assert every[-1] == pytest.approx(sum(qm9.REFERENCES["U0"][symbol] * (last == z).sum() for symbol, z in qm9.ELEMENTS.items()))
 
 
 def test_both_sources_give_the_same(tmp_path, whole):

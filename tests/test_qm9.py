@@ -39,7 +39,10 @@ def test_atom_features_are_the_papers():
 
 def test_labels_are_standardised_by_the_molecules_trained_on():
     rows = TWO.molecules.splits["train"][:500]
-    homo, u0 = TWO.molecules.targets["homo"], qm9.relative_to_atoms("U0", TWO.molecules)
+    homo, u0 = (
+        TWO.molecules.targets["homo"],
+        TWO.molecules.targets["U0"] - qm9.of_free_atoms("U0", TWO.molecules.n_atoms, TWO.molecules.atomic_numbers),
+    )
     for k, values in enumerate((homo, u0)):
         mean = values[rows].mean()
         deviation = np.abs(values[rows] - mean).mean()
@@ -133,6 +136,23 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
         assert error == pytest.approx(result["metrics"]["test"][name], rel=1e-4)
     assert config.task.draw(model.apply, params, tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
 
+    details = config.task.details(model.apply, params)
+    assert details["units"] == {"homo": "meV", "Cv": "cal/(mol K)"}
+    for split, classes in details["by_atoms"].items():
+        assert sum(c["molecules"] for c in classes.values()) == config.task.size(split)
+        for name in config.task.targets:
+            total = sum(c["molecules"] * c.get(name, 0.0) for c in classes.values())
+            assert total / config.task.size(split) == pytest.approx(result["metrics"][split][name], rel=1e-4)
+
+    data, rows = config.task.molecules, config.task.molecules.splits["test"][:3]
+    starts = np.cumsum(data.n_atoms) - data.n_atoms
+    atoms = np.concatenate([np.arange(starts[row], starts[row] + data.n_atoms[row]) for row in rows])
+    own = config.task.properties(model.apply, params, data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms])
+    atomic = [[0, qm9.REFERENCES["Cv"]["C"] * n] for n in data.n_atoms[rows]]
+    np.testing.assert_allclose(own, told[:3] + atomic, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"atomic_numbers has \[16\]; expected of \[1, 6, 7, 8, 9\]"):
+        config.task.properties(model.apply, params, np.array([1]), np.array([16]), np.zeros((1, 3)))
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -146,6 +166,25 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         QM9(**options)
+
+
+def test_ours_stand_beside_the_papers_rows(tmp_path):
+    def result(target, error, epochs=25):
+        config = configs.load(CONFIGS[0].with_name(f"{target}.yaml"))
+        return {"metrics": {"test": {target: error}}, "config": configs.to_dict(dataclasses.replace(config, epochs=epochs))}
+
+    results = {"a": result("homo", 12.345), "b": result("U0", 6.789), "c": result("homo", 30.0), "d": result("homo", 9.0, 1_000)}
+    table, picture = QM9().compare(results, tmp_path)
+    rows = table.read_text().splitlines()
+    assert rows[0] == "| model | homo (meV) | U0 (meV) |"
+    assert "| egnn | 29 | 11 |" in rows
+    assert "| tfn | 40 | – |" in rows
+    assert rows[-3:] == [
+        "| ours: egnn, 25 epochs | 12.3 | 6.79 |",
+        "| ours: egnn, 25 epochs (c) | 30 | – |",
+        "| ours: egnn, 1,000 epochs | 9 | – |",
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_column_of_table_3_has_a_config():

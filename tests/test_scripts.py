@@ -1,6 +1,7 @@
 """The commands a user types, run as a user runs them, on a run made short."""
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from egnn_jax import config as configs
+from egnn_jax.training.loop import fit
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--epochs", "2", "--eval-every", "1", "--task.train-size", "200", "--model.features", "8", "--batch-size", "50"]
@@ -87,16 +91,53 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
 
     def fit(task, model, config, run):  # an epoch of QM9 takes minutes
         trained.append((task.targets, config.epochs, run.name))
-        return {"metrics": {"test": {task.targets[0]: 12.3456}}}
+        assert task.independent == (len(task.targets) > 1)
+        return {"metrics": {"test": dict.fromkeys(task.targets, 12.3456)}, "config": configs.to_dict(config)}
 
     monkeypatch.setattr(reproduce, "fit", fit)
-    reproduce.table3(argparse.Namespace(targets=["homo", "U0"], epochs=25, seeds=None, runs=tmp_path, out=tmp_path))
+    table3 = lambda **options: reproduce.table3(argparse.Namespace(epochs=25, seeds=None, runs=tmp_path, out=tmp_path, **options))
+    table3(targets=["homo", "U0"], together=False)
     assert trained == [(("homo",), 25, "homo-25-epochs"), (("U0",), 25, "U0-25-epochs")]
     rows = capsys.readouterr().out.splitlines()
-    assert rows[0] == "| method | homo (meV) | U0 (meV) |"
+    assert rows[0] == "| model | homo (meV) | U0 (meV) |"
     assert "| egnn | 29 | 11 |" in rows
-    assert "| tfn | 40 | – |" in rows
-    assert "| ours | 12.35 | 12.35 |" in rows
+    assert "| ours: egnn, 25 epochs | 12.3 | 12.3 |" in rows
+    trained.clear()
+    table3(targets=["alpha", "homo", "lumo", "U0"], together=True)
+    assert trained == [(("alpha", "U0"), 25, "alpha-U0-25-epochs"), (("homo", "lumo"), 25, "homo-lumo-25-epochs")]
+    assert "| ours: egnn, 25 epochs | 12.3 | 12.3 | 12.3 | 12.3 |" in capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture(scope="module")
+def qm9_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qm9") / "run"
+    config = configs.load(ROOT / "configs/qm9/homo.yaml")
+    task = dataclasses.replace(config.task, targets=("homo", "U0"), train_size=96)
+    config = dataclasses.replace(config, task=task, model=dataclasses.replace(config.model, features=4, layers=1), epochs=1)
+    fit(config.task, configs.build_model(config), config, folder)
+    return folder
+
+
+def test_evaluate_tells_units_and_errors_by_the_size_of_molecules(qm9_run, tmp_path):
+    told = json.loads(script("evaluate.py", qm9_run, cwd=tmp_path))
+    assert told["units"] == {"homo": "meV", "U0": "meV"}
+    assert set(told["by_atoms"]) == {"valid", "test"}
+    assert told["by_atoms"]["test"]["18 to 20"]["homo"] > 0
+
+
+def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
+    (tmp_path / "two.smi").write_text("C[S] with sulfur\nCC ethane\n")
+    out = script("predict.py", qm9_run, "two.smi", "O", "--out", "table.csv", cwd=tmp_path)
+    head, _, sulfur, ethane, water, _, *errors = [line.strip("| ").split(" | ") for line in out.splitlines()]
+    assert head == ["molecule", "formula", "geometry", "homo (meV)", "U0 (meV)", "outside QM9"]
+    assert sulfur == ["with sulfur", "CH3S", "MMFF94", "–", "–", "it has S; QM9 has H, C, N, O, F"]
+    assert ethane[:3] + ethane[5:] == ["ethane", "C2H6", "MMFF94", "no"]
+    assert -2.3e6 < float(ethane[4]) < -2.1e6  # two carbons and six hydrogens, -79.8 hartree
+    assert water[:2] == ["O", "H2O"]
+    found = json.loads((qm9_run / "result.json").read_text())["metrics"]["test"]
+    assert errors == [[f"mean absolute error on QM9's test molecules: homo {found['homo']:.4g} meV, U0 {found['U0']:.4g} meV"]]
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[2].startswith("ethane,C2H6,MMFF94,")
+    assert "is a run of" not in out
 
 
 def test_report_draws_graphs_beside_their_reconstructions(place):
@@ -119,6 +160,8 @@ def test_training_again_reads_the_result(place):
         (["train.py", ROOT / "configs/nbody/linear.yaml", "--epochs", "6"], "epochs 5 -> 6"),
         (["train.py", ROOT / "configs/nbody/linear.yaml", "--epochs", "-1", "--run", "x"], "epochs is -1; expected at least 1"),
         (["evaluate.py", "runs"], "runs is no run"),
+        (["predict.py", "runs/nbody/linear", "O"], "is a run of NBody; expected one on QM9"),
+        (["predict.py", "runs/nbody/linear", "no.xyz"], "no.xyz is no file"),
         (["report.py", "runs/none"], "runs/none has no result.json"),
         (["reproduce.py", "table2", "--only", "transformer"], "names no config"),
     ],
@@ -131,7 +174,7 @@ def test_mistakes_are_one_clear_line(place, arguments, message):
     assert not (place / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "report.py", "reproduce.py"])
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "report.py", "reproduce.py", "predict.py"])
 def test_help(name, tmp_path):
     assert "usage" in script(name, "--help", cwd=tmp_path).lower()
 

@@ -205,14 +205,19 @@ def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
     } | {f"targets/{name}": _IN_MEV[name] * properties[:, ARCHIVE_ORDER.index(name)] for name in TARGETS}
 
 
-def relative_to_atoms(name: str, molecules: QM9) -> np.ndarray:
-    """A target (S,) less what its molecule's atoms have of it by themselves, where :data:`REFERENCES` has that."""
+def of_free_atoms(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
+    """What the atoms of each molecule have of a target by themselves (S,), from :data:`REFERENCES`; 0 where that has none.
+
+    Args:
+      name: the target.
+      n_atoms: (S,).
+      atomic_numbers: (ΣM,).
+    """
     if name not in REFERENCES:
-        return molecules.targets[name]
+        return np.zeros(len(n_atoms))
     of_element = np.zeros(max(ELEMENTS.values()) + 1)
     of_element[list(ELEMENTS.values())] = [REFERENCES[name][symbol] for symbol in ELEMENTS]
-    starts = np.cumsum(molecules.n_atoms) - molecules.n_atoms
-    return molecules.targets[name] - np.add.reduceat(of_element[molecules.atomic_numbers], starts)
+    return np.add.reduceat(of_element[atomic_numbers], np.cumsum(n_atoms) - n_atoms)
 
 
 def check(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

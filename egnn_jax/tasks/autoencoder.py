@@ -125,6 +125,10 @@ class GraphAutoencoder(OfGraphSets):
             "f1": (2 * hits, 2 * hits + wrong),
         }
 
+    def details(self, apply: Apply, params: Any) -> dict[str, Any]:
+        """Nothing beyond the metrics."""
+        return {}
+
     def draw(self, apply: Apply, params: Any, path: Path) -> Path:
         """A picture of four test graphs, their reconstructions (missed edges dashed, false ones red) and adjacency matrices."""
         import matplotlib.pyplot as plt

@@ -1,6 +1,6 @@
 """What the training loop asks of a task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from egnn_jax.data.cache import write_atomically
 from egnn_jax.graph import GraphsTuple
 
 Apply = Callable[..., Any]
@@ -66,12 +67,16 @@ class Task(Protocol):
         """What evaluation reports, as sums over the real samples of a batch."""
         ...
 
+    def details(self, apply: Apply, params: Any) -> dict[str, Any]:
+        """What there is to say of the predictions beyond the metrics, as plain values; may be empty."""
+        ...
+
     def draw(self, apply: Apply, params: Any, path: Path) -> Path:
         """Write a picture of predictions beside the truth on the test split."""
         ...
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
-        """Write pictures of several runs' results together, where the task has such; returns the files."""
+        """Write tables and pictures of several runs' results together, where the task has such; returns the files."""
         ...
 
 
@@ -83,6 +88,26 @@ def save(figure: Any, path: Path, dpi: int = 130, tight: bool = True) -> Path:
     figure.savefig(path, dpi=dpi, bbox_inches="tight" if tight else None)
     plt.close(figure)
     return path
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """A Markdown table; the first row's keys are its head."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([row[key] for key in rows[0]] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_table(rows: Sequence[dict[str, str]], stem: Path) -> list[Path]:
+    """The table as ``stem``.md and ``stem``.png."""
+    import matplotlib.pyplot as plt
+
+    text, picture = stem.with_suffix(".md"), stem.with_suffix(".png")
+    write_atomically(text, markdown(rows).encode())
+    figure, axes = plt.subplots(figsize=(1.6 * len(rows[0]), 0.4 * (len(rows) + 1)))
+    axes.axis("off")
+    table = axes.table([list(row.values()) for row in rows], colLabels=list(rows[0]), loc="center", cellLoc="center")
+    table.scale(1, 1.4)
+    save(figure, picture)
+    return [text, picture]
 
 
 class OfGraphSets:

@@ -149,6 +149,10 @@ class NBody:
         squared = jnp.sum((self.predict(apply, params, batch) - batch.target) ** 2, axis=(1, 2))
         return {"mse": (jnp.sum(squared * batch.weight), jnp.sum(batch.weight) * batch.x[0].size)}
 
+    def details(self, apply: Apply, params: Any) -> dict[str, Any]:
+        """Nothing beyond the metrics."""
+        return {}
+
     def draw(self, apply: Apply, params: dict, path: Path, systems: int = 6) -> Path:
         """A picture of the first test systems in 3-D: the true path of each particle and where it was predicted to end."""
         import matplotlib.pyplot as plt

@@ -15,7 +15,7 @@ from egnn_jax.data import qm9
 from egnn_jax.data.packing import GraphSet, ends_within
 from egnn_jax.graph import GraphsTuple, Nodes
 from egnn_jax.models.readout import Readout
-from egnn_jax.tasks.base import Apply, OfGraphSets, Sums, save
+from egnn_jax.tasks.base import Apply, OfGraphSets, Sums, save, write_table
 
 Target = Literal["alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve"]
 
@@ -31,6 +31,9 @@ TABLE3 = {
     "egnn": (0.071, 48, 29, 25, 0.029, 0.031, 12, 12, 0.106, 12, 11, 1.55),
 }
 """The paper's mean absolute errors, by model, in the order and units of :data:`egnn_jax.data.qm9.TARGETS`."""
+
+SIZES = ((3, 11), (12, 14), (15, 17), (18, 20), (21, 23), (24, 29))
+"""The least and most atoms of the molecules whose errors are told together."""
 
 
 class Statistics(NamedTuple):
@@ -95,7 +98,12 @@ class QM9(OfGraphSets):
     @cached_property
     def labels(self) -> np.ndarray:
         """The targets (S, T), in their units, relative to free atoms where atomic references are."""
-        return np.stack([qm9.relative_to_atoms(name, self.molecules) for name in self.targets], axis=1)
+        return np.stack([self.molecules.targets[name] for name in self.targets], axis=1) - self._references(
+            self.molecules.n_atoms, self.molecules.atomic_numbers
+        )
+
+    def _references(self, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
+        return np.stack([qm9.of_free_atoms(name, n_atoms, atomic_numbers) for name in self.targets], axis=1)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -180,20 +188,65 @@ class QM9(OfGraphSets):
         figure.tight_layout()
         return save(figure, path, dpi=110, tight=False)
 
-    def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
-        """Nothing beyond the table."""
-        return []
+    def details(self, apply: Apply, params: Any) -> dict[str, Any]:
+        """The targets' units, and on valid and test the mean absolute errors of small to large molecules."""
+        by_atoms: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
+        for split, classes in by_atoms.items():
+            rows = self._rows(split)
+            error = np.abs(self.predictions(apply, params, split) - self.labels[rows])
+            for least, most in SIZES:
+                inside = (self.molecules.n_atoms[rows] >= least) & (self.molecules.n_atoms[rows] <= most)
+                errors = dict(zip(self.targets, error[inside].mean(axis=0).tolist(), strict=True)) if inside.any() else {}
+                classes[f"{least} to {most}"] = {"molecules": int(inside.sum())} | errors
+        return {"units": {name: qm9.UNITS[name] for name in self.targets}, "by_atoms": by_atoms}
 
-    def predictions(self, apply: Apply, params: Any, split: str, batch_size: int = 100) -> np.ndarray:
+    def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
+        """Table 3's rows and ours, one for the runs of each model and number of epochs, as ``table3.{md,png}``."""
+        targets = [name for name in qm9.TARGETS if any(name in result["metrics"]["test"] for result in results.values())]
+        table: dict[str, dict[str, float | None]] = {row: dict(zip(qm9.TARGETS, errors, strict=True)) for row, errors in TABLE3.items()}
+        for run, result in results.items():
+            errors = {name: error for name, error in result["metrics"]["test"].items() if name in targets}
+            row = f"ours: {result['config']['model']['name']}, {result['config']['epochs']:,} epochs"
+            if set(errors) & set(table.get(row, {})):
+                row = f"{row} ({run})"
+            table.setdefault(row, {}).update(errors)
+        shown = lambda error: "–" if error is None else f"{error:.3g}"  # noqa: E731
+        rows = [
+            {"model": row} | {f"{name} ({qm9.UNITS[name]})": shown(errors.get(name)) for name in targets} for row, errors in table.items()
+        ]
+        return write_table(rows, folder / "table3")
+
+    def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
         """The targets (S, T) of a split's molecules in their units, relative to free atoms where atomic references are."""
-        size = self.size(split)
-        rows = np.full(-(-size // batch_size) * batch_size, -1)
+        return self._told(apply, params, self.splits[split])
+
+    def properties(self, apply: Apply, params: Any, n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The targets (S, T) of any molecules, in their units.
+
+        Args:
+          apply: the model.
+          params: its parameters.
+          n_atoms: (S,).
+          atomic_numbers: of H, C, N, O and F alone, (ΣM,).
+          positions: (ΣM, 3) in Å.
+
+        Raises:
+          ValueError: another element.
+        """
+        if len(unknown := set(atomic_numbers.tolist()) - set(qm9.ELEMENTS.values())):
+            raise ValueError(f"atomic_numbers has {sorted(unknown)}; expected of {sorted(qm9.ELEMENTS.values())}, the elements of QM9")
+        graphs = molecular_graphs(n_atoms, atomic_numbers, positions.astype(np.float32), cutoff=self.cutoff)
+        return self._told(apply, params, graphs) + self._references(n_atoms, atomic_numbers)
+
+    def _told(self, apply: Apply, params: Any, graphs: GraphSet) -> np.ndarray:
+        size = len(graphs)
+        width = min(size, 100)
+        rows = np.full(-(-size // width) * width, -1)
         rows[:size] = np.arange(size)
-        dealt = self.deal(split, rows, len(rows) // batch_size, 1, np.random.default_rng(0))[:, 0]
         predict = jax.jit(lambda params, batch: self.predict(apply, params, batch)[:-1])
         told = np.zeros((size, len(self.targets)))
-        for batch in dealt:
-            told[batch[batch >= 0]] = np.asarray(predict(params, self.pack(split, batch)))[batch >= 0]
+        for batch in graphs.deal(rows, len(rows) // width, 1, np.random.default_rng(0))[:, 0]:
+            told[batch[batch >= 0]] = np.asarray(predict(params, graphs.pack(batch)))[batch >= 0]
         return told * self.statistics.deviation + self.statistics.mean
 
 

@@ -113,6 +113,11 @@ def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
         run.close()
 
 
+def first_seed(config: Config, params: Any) -> Any:
+    """The parameters of the first seed, of a run of one or several."""
+    return params if config.seeds == 1 else jax.tree.map(lambda a: a[0], params)
+
+
 class _Loop:
     def __init__(self, task: Task, model: nn.Module, config: Config, run: RunFolder) -> None:
         self.task, self.config, self.run = task, config, run

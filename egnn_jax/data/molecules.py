@@ -1,0 +1,173 @@
+"""Molecules of your own: from ``.xyz`` files (read by ASE), ``.sdf``, ``.mol`` and ``.smi`` files and SMILES (by RDKit)."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egnn_jax.data import qm9
+
+HEAVY = 9
+"""The largest number of atoms other than hydrogen of a molecule of QM9."""
+SMALLEST = 3
+"""The smallest number of atoms of a molecule of QM9."""
+NEAREST = (0.9, 1.6)
+"""How far the atom nearest to another is, Å; in QM9 it is 0.959 to 1.568."""
+READ = (".xyz", ".sdf", ".mol", ".smi")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A molecule and its geometry.
+
+    Args:
+      name: from its file.
+      symbols: of its M elements.
+      positions: (M, 3) in Å.
+      charge: in elementary charges; 0 where the file does not say.
+      geometry: "as given", or the force field it was made with.
+    """
+
+    name: str
+    symbols: list[str]
+    positions: np.ndarray
+    charge: int = 0
+    geometry: str = "as given"
+
+    @property
+    def formula(self) -> str:
+        """In Hill's order: C, H, then the others by letter."""
+        first = [symbol for symbol in ("C", "H") if "C" in self.symbols]
+        order = first + sorted(set(self.symbols) - set(first))
+        counts = [(symbol, self.symbols.count(symbol)) for symbol in order if symbol in self.symbols]
+        return "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in counts)
+
+
+def read(source: str) -> list[Structure]:
+    """The molecules of a file or, where there is no such file, of a SMILES.
+
+    SMILES, and files without coordinates in space, get hydrogens and a geometry (ETKDG, then MMFF94).
+
+    Raises:
+      ValueError: it is neither, cannot be read, is empty, or a molecule lacks hydrogens or is periodic; which one is named.
+    """
+    for package in ("ase", "rdkit"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"your own molecules need {package}: pip install 'egnn-jax[chem]'")
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix in READ and not path.is_file():
+        raise ValueError(f"{path} is no file")
+    if path.is_file() and suffix not in READ:
+        raise ValueError(f"{path} is a file of an unknown kind; expected one of {', '.join(READ)}")
+    if suffix not in READ:
+        return [_from_smiles(source, source)]
+    found = list({".xyz": _from_xyz, ".smi": _from_smi}.get(suffix, _from_sdf)(path))
+    if not found:
+        raise ValueError(f"{path} holds no molecules")
+    return found
+
+
+def outside(molecule: Structure) -> list[str]:
+    """In what a molecule differs from all of QM9's, so that what a network learnt there may not hold; empty where it does not."""
+    reasons = []
+    if unknown := sorted(set(molecule.symbols) - set(qm9.ELEMENTS)):
+        reasons.append(f"it has {', '.join(unknown)}; QM9 has {', '.join(qm9.ELEMENTS)}")
+    size, heavy = len(molecule.symbols), sum(symbol != "H" for symbol in molecule.symbols)
+    if not SMALLEST <= size <= qm9.LARGEST:
+        reasons.append(f"it has {size} atoms; QM9's have {SMALLEST} to {qm9.LARGEST}")
+    if heavy > HEAVY:
+        reasons.append(f"it has {heavy} atoms other than H; QM9's have at most {HEAVY}")
+    if molecule.charge:
+        reasons.append(f"its charge is {molecule.charge:+d}; QM9's are neutral")
+    elif not unknown and sum(qm9.ELEMENTS[symbol] for symbol in molecule.symbols) % 2:
+        reasons.append("its number of electrons is odd; QM9's are even")
+    if size > 1 and not unknown:
+        distances = np.linalg.norm(molecule.positions[:, None] - molecule.positions, axis=-1)
+        nearest = np.min(distances, axis=1, where=~np.eye(size, dtype=bool), initial=np.inf)
+        for value in (nearest.min(), nearest.max()):
+            if not NEAREST[0] <= value <= NEAREST[1]:
+                reasons.append(f"an atom is {value:.2f} Å from its nearest; in QM9 it is {NEAREST[0]} to {NEAREST[1]} Å")
+    return reasons
+
+
+def _from_xyz(path: Path) -> Iterator[Structure]:
+    import ase.io
+
+    try:
+        frames: Any = ase.io.read(path, index=":")
+    except Exception as error:  # ASE's readers raise whatever they stumble over
+        raise ValueError(f"{path} cannot be read as .xyz ({error})") from error
+    for k, atoms in enumerate(frames, 1):
+        name = path.stem if len(frames) == 1 else f"{path.stem} {k}"
+        if atoms.pbc.any():
+            raise ValueError(f"{path}: {name} is periodic; expected a molecule")
+        yield _checked(Structure(name, atoms.get_chemical_symbols(), atoms.get_positions(), int(atoms.info.get("charge", 0))), path)
+
+
+def _from_sdf(path: Path) -> Iterator[Structure]:
+    from rdkit import Chem, rdBase
+
+    if not path.read_bytes().strip():
+        return
+    with rdBase.BlockLogs():
+        molecules = list(Chem.SDMolSupplier(str(path), removeHs=False))
+    for k, molecule in enumerate(molecules, 1):
+        if molecule is None:
+            raise ValueError(f"{path}: molecule {k} cannot be read")
+        name = (molecule.GetProp("_Name") if molecule.HasProp("_Name") else "") or f"{path.stem} {k}"
+        if not (molecule.GetNumConformers() and molecule.GetConformer().Is3D()):
+            yield _embedded(molecule, name)
+        elif missing := sum(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
+            raise ValueError(f"{path}: {name} lacks {missing} hydrogens; expected every atom with its coordinates")
+        else:
+            yield _checked(_structure(molecule, name, "as given"), path)
+
+
+def _from_smi(path: Path) -> Iterator[Structure]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.strip():
+            smiles, *name = line.split(maxsplit=1)
+            yield _from_smiles(smiles, name[0].strip() if name else smiles)
+
+
+def _from_smiles(smiles: str, name: str) -> Structure:
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None or not molecule.GetNumAtoms():
+        raise ValueError(f"{smiles!r} is neither a file ({', '.join(READ)}) nor a SMILES")
+    return _embedded(molecule, name)
+
+
+def _embedded(molecule: Any, name: str) -> Structure:
+    from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
+    molecule = Chem.AddHs(molecule)
+    settings = rdDistGeom.ETKDGv3()
+    settings.randomSeed = 0
+    with rdBase.BlockLogs():
+        if rdDistGeom.EmbedMolecule(molecule, settings) != 0:
+            raise ValueError(f"no geometry was found for {name}; give one as .xyz or .sdf")
+        if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+            return _structure(molecule, name, "ETKDG")
+        rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=5_000)
+    return _structure(molecule, name, "MMFF94")
+
+
+def _structure(molecule: Any, name: str, geometry: str) -> Structure:
+    from rdkit import Chem
+
+    symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
+    return Structure(name, symbols, molecule.GetConformer().GetPositions(), Chem.GetFormalCharge(molecule), geometry)
+
+
+def _checked(molecule: Structure, path: Path) -> Structure:
+    if not np.isfinite(molecule.positions).all():
+        raise ValueError(f"{path}: {molecule.name} has a coordinate that is not finite")
+    return molecule
