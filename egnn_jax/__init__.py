@@ -16,17 +16,20 @@ from egnn_jax.graph import (
     sum_nodes,
     unbatch,
 )
-from egnn_jax.models import EGCL, EGNN, GNN, MODELS, Linear, RadialField
+from egnn_jax.models import EGCL, EGNN, GNN, MODELS, TFN, Linear, RadialField, SchNet, SE3Transformer
 
 __all__ = [
     "EGCL",
     "EGNN",
     "GNN",
     "MODELS",
+    "TFN",
     "Budget",
     "Linear",
     "Nodes",
     "RadialField",
+    "SE3Transformer",
+    "SchNet",
     "batch",
     "complete_edges",
     "complete_graph",

@@ -185,6 +185,11 @@ def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     return jax.ops.segment_sum(values, graph.receivers, graph.nodes.x.shape[0], indices_are_sorted=True)
 
 
+def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
+    """(E, …) to (E, …): exp(logits_ij) / Σ_j exp(logits_ij), over the edges that end in one node."""
+    return _jraph.segment_softmax(logits, graph.receivers, graph.nodes.x.shape[0], indices_are_sorted=True)
+
+
 def in_degree(graph: GraphsTuple) -> jax.Array:
     """(N, 1) the number of edges that end in each node."""
     return sum_at_receivers(graph, jnp.ones((graph.receivers.shape[0], 1), graph.nodes.x.dtype))

@@ -15,7 +15,7 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import testing
 
-SIZES = {"features": 6, "layers": 2}
+SIZES = {"features": 6, "layers": 2, "gaussians": 4}
 UNSEEN = {"clip": 1e3}
 """Values for options that are not equivariant where they act: they must not act."""
 ABOUT_THE_ORIGIN = {"shrinkage": 0.1}
@@ -34,6 +34,10 @@ def variants(model):
             yield {name: not field.default}
         elif get_origin(hints[name]) is Literal:
             yield from ({name: value} for value in get_args(hints[name]) if value != field.default)
+        elif hints[name] is int:
+            yield {name: 3}
+        elif hints[name] is float:
+            yield {name: 5.0}
         elif int in get_args(hints[name]):
             yield {name: 3}
         else:

@@ -1,0 +1,78 @@
+"""SchNet (Schütt et al. 2017) of Table 1: continuous-filter convolutions; invariant features, or an energy and its forces."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.geometry import safe_norm
+from egnn_jax.graph import GraphsTuple, sum_at_receivers
+from egnn_jax.models.mlp import Dense, Symmetry, require_positive
+from egnn_jax.models.radial import cosine_cutoff, gaussian_basis
+
+
+def shifted_softplus(x: jax.Array) -> jax.Array:
+    """ln(eˣ/2 + 1/2)."""
+    return nn.softplus(x) - jnp.log(2.0).astype(x.dtype)
+
+
+class SchNet(nn.Module):
+    """m_ij = φ_cf(‖r_ij‖, a_ij) φ_s(h_j), h_i' = h_i + φ_h(Σ_j m_ij).
+
+    φ_cf = Linear·ssp·Linear·ssp of a Gaussian basis, times a cosine cutoff; φ_s linear without bias; φ_h = Linear·ssp·Linear.
+
+    Args:
+      features: width of every layer.
+      layers: number of interactions.
+      gaussians: how many functions describe a distance.
+      cutoff: where they and all interactions end, in the unit of x.
+      forces: move x along the forces of an energy, x' = x - ∂E/∂x + t v with a learned time t (0 without v),
+        E = Σ_i Linear·ssp·Linear(h_i); otherwise x stays (the invariant network of QM9).
+
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with h (N, features).
+    """
+
+    symmetry: ClassVar[Symmetry] = "E(n)"
+
+    features: int = 64
+    layers: int = 4
+    gaussians: int = 50
+    cutoff: float = 10.0
+    forces: bool = False
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(features=self.features, layers=self.layers, gaussians=self.gaussians)
+        if not self.cutoff > 0:
+            raise ValueError(f"cutoff is {self.cutoff}; expected a distance above 0")
+        if not self.forces:
+            return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, graph.nodes.x)))
+
+        def energy(model: "SchNet", x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            h = model._features(graph, x)
+            of_nodes = Dense(1, name="energy_out")(shifted_softplus(Dense(model.features, name="energy")(h)))
+            return jnp.sum(of_nodes), h
+
+        x, v = graph.nodes.x, graph.nodes.v
+        (_, h), (gradient,) = nn.value_and_grad(energy, self, x, has_aux=True)
+        if v is not None:
+            x += self.param("t", nn.initializers.ones, (), v.dtype) * v
+        return graph._replace(nodes=graph.nodes.replace(h=h, x=x - gradient))
+
+    def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
+        """h (N, features) of a graph with its nodes at x."""
+        distance = safe_norm(x[graph.receivers] - x[graph.senders])
+        s_ij = gaussian_basis(distance, self.gaussians, self.cutoff)
+        if graph.edges is not None:
+            s_ij = jnp.concatenate([s_ij, graph.edges], axis=-1)
+        within = cosine_cutoff(distance, self.cutoff)[:, None]
+        h = Dense(self.features, name="embedding")(graph.nodes.h)
+        for layer in range(self.layers):
+            name = f"layer_{layer}_{{}}".format
+            filters = shifted_softplus(Dense(self.features, name=name("phi_cf_0"))(s_ij))
+            filters = shifted_softplus(Dense(self.features, name=name("phi_cf_1"))(filters)) * within
+            sent = Dense(self.features, use_bias=False, name=name("phi_s"))(h)
+            m_i = sum_at_receivers(graph, filters * sent[graph.senders])
+            h += Dense(self.features, name=name("phi_h_1"))(shifted_softplus(Dense(self.features, name=name("phi_h_0"))(m_i)))
+        return h

@@ -1,0 +1,156 @@
+"""Tensor Field Network (Thomas et al. 2018) of Table 1: features of degree 0, 1, … that turn as spherical harmonics do."""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.geometry import safe_norm
+from egnn_jax.graph import GraphsTuple, sum_at_receivers
+from egnn_jax.models.mlp import MLP, Symmetry, require_positive
+
+Parity = Literal["natural", "ignored"]
+"""What a reflection does to a feature of degree l: times (-1)^l as to Y_l, or nothing is promised."""
+
+
+class Edges(NamedTuple):
+    """What a convolution knows of an edge: ``harmonics`` (E,) Y_0(r̂_ij) to Y_l(r̂_ij), ``invariants`` (E, 1 + A) ‖r_ij‖ and a_ij."""
+
+    harmonics: e3nn.IrrepsArray
+    invariants: jax.Array
+
+
+def irreps(channels: int, degree: int, parity: Parity) -> e3nn.Irreps:
+    """So many channels of each degree from 0 to ``degree``."""
+    odd = "e" if parity == "ignored" else "o"
+    return e3nn.Irreps([(channels, f"{k}{odd if k % 2 else 'e'}") for k in range(degree + 1)])
+
+
+def embed(graph: GraphsTuple, parity: Parity) -> e3nn.IrrepsArray:
+    """The input of a steerable network: h as degree 0, the velocity as degree 1.
+
+    Raises:
+      ValueError: x has not 3 coordinates, or ``parity`` is unknown.
+    """
+    h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
+    if x.shape[-1] != 3:
+        raise ValueError(
+            f"x has {x.shape[-1]} coordinates; expected 3, since spherical harmonics and their products are those of rotations "
+            "in three dimensions (EGNN works in any)"
+        )
+    if parity not in ("natural", "ignored"):
+        raise ValueError(f"parity is {parity!r}; expected 'natural' or 'ignored'")
+    scalars = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
+    return scalars if v is None else e3nn.concatenate([scalars, e3nn.IrrepsArray(irreps(1, 1, parity)[1:], v)])
+
+
+def look_at_edges(graph: GraphsTuple, degree: int, parity: Parity) -> Edges:
+    """The edges of a graph, with harmonics up to ``degree``."""
+    r_ij = graph.nodes.x[graph.receivers] - graph.nodes.x[graph.senders]
+    distance = safe_norm(r_ij, keepdims=True)
+    direction = r_ij / jnp.where(distance == 0, 1, distance)
+    harmonics = e3nn.spherical_harmonics(irreps(1, degree, "natural"), direction, normalize=False)
+    invariants = distance if graph.edges is None else jnp.concatenate([distance, graph.edges], axis=-1)
+    return Edges(e3nn.IrrepsArray(irreps(1, degree, parity), harmonics.array), invariants)
+
+
+def product(graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges, degree: int) -> e3nn.IrrepsArray:
+    """Y(r̂_ij) ⊗ V_j up to ``degree``, channel by channel, (E,)."""
+    wanted = {ir for _, ir in e3nn.tensor_product(features.irreps, edges.harmonics.irreps) if ir.l <= degree}
+    kept = [ir for ir in wanted if ir in edges.harmonics.irreps]
+    return e3nn.tensor_product(features[graph.senders], edges.harmonics, filter_ir_out=kept)
+
+
+def gather(graph: GraphsTuple, messages: e3nn.IrrepsArray) -> e3nn.IrrepsArray:
+    """(E,) to (N,): the sum over the edges that end in each node."""
+    return e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
+
+
+def linear(out: e3nn.Irreps, name: str) -> nn.Module:
+    """Mixes the channels of each degree; with a bias for degree 0."""
+    return e3nn.flax.Linear(out, biases=True, gradient_normalization="element", force_irreps_out=True, name=name)
+
+
+class NormNonlinearity(nn.Module):
+    """SiLU of degree 0; V times sigmoid(‖V‖ + b) of the others, with a learned b for each channel."""
+
+    @nn.compact
+    def __call__(self, features: e3nn.IrrepsArray) -> e3nn.IrrepsArray:
+        chunks = []
+        for (channels, ir), chunk in zip(features.irreps, features.chunks, strict=True):
+            if ir.l == 0:
+                chunks.append(nn.silu(chunk))
+            else:
+                bias = self.param(f"bias_{ir}", nn.initializers.zeros, (channels,), chunk.dtype)
+                chunks.append(chunk * nn.sigmoid(safe_norm(chunk) + bias)[..., None])
+        return e3nn.from_chunks(features.irreps, chunks, features.shape[:-1], features.dtype)
+
+
+class TFNLayer(nn.Module):
+    """V_i' = W V_i + W' Σ_j R(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j, then the norm nonlinearity.
+
+    R = Linear·SiLU·Linear gives a weight for each channel of each product of degrees; W and W' mix channels of one degree.
+
+    Args:
+      features: channels of each degree.
+      degree: the highest one.
+      radial: width of R.
+      parity: see :class:`TFN`.
+    """
+
+    features: int
+    degree: int
+    radial: int
+    parity: Parity = "natural"
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges) -> e3nn.IrrepsArray:
+        out = irreps(self.features, self.degree, self.parity)
+        products = product(graph, features, edges, self.degree)
+        messages = products * MLP(self.radial, products.irreps.num_irreps, name="radial")(edges.invariants)
+        kept = linear(out, "self_interaction")(features)
+        summed = linear(out, "mix")(gather(graph, messages))
+        return NormNonlinearity(name="nonlinearity")(kept + summed)
+
+
+class TFN(nn.Module):
+    """Tensor Field Network: a stack of :class:`TFNLayer`; x' = x + one vector of the last features.
+
+    Equivariant to rotations and translations. With parity "natural" a feature of degree l has parity (-1)^l, products that
+    break it, such as the cross product of two vectors, are left out, and the network is equivariant to reflections too.
+
+    Args:
+      features: channels of each degree.
+      layers: number of layers.
+      degree: the highest degree of features; filters go up to twice that.
+      radial: width of the radial MLPs.
+      parity: "natural", or "ignored" for all products, as in the paper of 2018.
+
+    Call: a graph with h (N, F), x (N, 3), v (N, 3) or None and edges (E, A) or None (invariants), to the same with
+    h (N, features) and x moved.
+
+    Raises:
+      ValueError: x has not 3 coordinates, or an option is unknown.
+    """
+
+    symmetry: ClassVar[Symmetry] = "SE(3)"
+
+    features: int = 16
+    layers: int = 4
+    degree: int = 1
+    radial: int = 32
+    parity: Parity = "natural"
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(features=self.features, layers=self.layers, degree=self.degree, radial=self.radial)
+        features = embed(graph, self.parity)
+        edges = look_at_edges(graph, 2 * self.degree, self.parity)
+        features = linear(irreps(self.features, self.degree, self.parity), "embedding")(features)
+        for layer in range(self.layers):
+            features = TFNLayer(self.features, self.degree, self.radial, self.parity, name=f"layer_{layer}")(graph, features, edges)
+        vector = linear(irreps(1, 1, self.parity)[1:], "out")(features).array
+        nodes = graph.nodes.replace(h=features.chunks[0][..., 0], x=graph.nodes.x + vector)
+        return graph._replace(nodes=nodes)
