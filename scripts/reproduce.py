@@ -137,7 +137,9 @@ def figure5_overfit(arguments: argparse.Namespace) -> None:
 
 def table3(arguments: argparse.Namespace) -> None:
     """Table 3: the error of each property of QM9 on the test molecules, in the paper's units, beside every row of the paper."""
-    configured = {target: with_arguments(configs.load(CONFIGS / "qm9" / f"{target}.yaml"), arguments) for target in arguments.targets}
+    prefix = "" if arguments.model == "egnn" else f"{arguments.model}_"
+    files = {target: CONFIGS / "qm9" / f"{prefix}{target}.yaml" for target in arguments.targets}
+    configured = {target: with_arguments(configs.load(file), arguments) for target, file in files.items()}
     groups: dict[Any, list[str]] = {}
     for target, config in configured.items():
         groups.setdefault(config.optimizer if arguments.together else target, []).append(target)
@@ -145,7 +147,7 @@ def table3(arguments: argparse.Namespace) -> None:
     for targets in groups.values():
         config = configured[targets[0]]
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, targets=tuple(targets), independent=len(targets) > 1))
-        run = arguments.runs / f"{'-'.join(targets)}-{config.epochs}-epochs"
+        run = arguments.runs / f"{prefix}{'-'.join(targets)}-{config.epochs}-epochs"
         print(f"== {', '.join(targets)}: {config.epochs:,} epochs in {run}", file=sys.stderr)
         results[run.name] = fit(config.task, build_model(config), config, run)
     table, picture = config.task.compare(results, arguments.out)
@@ -195,7 +197,8 @@ def main() -> None:
             command.add_argument("--quick", action="store_true", help=f"only {FIGURE2_QUICK} trajectories, 3,000 steps a point")
             command.add_argument("--steps", type=int, help="steps a point (default: 30,000, or 3,000 with --quick)")
         if function is table3:
-            targets = sorted(path.stem for path in (CONFIGS / "qm9").glob("*.yaml"))
+            targets = sorted(path.stem for path in (CONFIGS / "qm9").glob("*.yaml") if "_" not in path.stem)
+            command.add_argument("--model", choices=("egnn", "schnet"), default="egnn", help="which network")
             command.add_argument(
                 "--targets", nargs="+", choices=targets, default=targets, metavar="TARGET", help=f"of {', '.join(targets)}"
             )

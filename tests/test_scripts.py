@@ -95,7 +95,9 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
         return {"metrics": {"test": dict.fromkeys(task.targets, 12.3456)}, "config": configs.to_dict(config)}
 
     monkeypatch.setattr(reproduce, "fit", fit)
-    table3 = lambda **options: reproduce.table3(argparse.Namespace(epochs=25, seeds=None, runs=tmp_path, out=tmp_path, **options))
+    table3 = lambda **options: reproduce.table3(
+        argparse.Namespace(epochs=25, seeds=None, runs=tmp_path, out=tmp_path, model="egnn", **options)
+    )
     table3(targets=["homo", "U0"], together=False)
     assert trained == [(("homo",), 25, "homo-25-epochs"), (("U0",), 25, "U0-25-epochs")]
     rows = capsys.readouterr().out.splitlines()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph import GraphsTuple, softmax_at_receivers
 from egnn_jax.models.mlp import MLP, Symmetry, require_positive
-from egnn_jax.models.tfn import Edges, NormNonlinearity, Parity, embed, gather, irreps, linear, look_at_edges, product
+from egnn_jax.models.tfn import Edges, NormNonlinearity, Parity, embed, gather, irreps, linear, look_at_edges, product, read_out
 
 
 class AttentionLayer(nn.Module):
@@ -93,6 +93,4 @@ class SE3Transformer(nn.Module):
         for layer in range(self.layers):
             options = (self.features, self.degree, self.radial, self.heads, self.parity)
             features = AttentionLayer(*options, name=f"layer_{layer}")(graph, features, edges)
-        vector = linear(irreps(1, 1, self.parity)[1:], "out")(features).array
-        nodes = graph.nodes.replace(h=features.chunks[0][..., 0], x=graph.nodes.x + vector)
-        return graph._replace(nodes=nodes)
+        return read_out(graph, features, self.parity)

@@ -1,6 +1,6 @@
 """Tensor Field Network (Thomas et al. 2018) of Table 1: features of degree 0, 1, … that turn as spherical harmonics do."""
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -25,7 +25,12 @@ class Edges(NamedTuple):
 def irreps(channels: int, degree: int, parity: Parity) -> e3nn.Irreps:
     """So many channels of each degree from 0 to ``degree``."""
     odd = "e" if parity == "ignored" else "o"
-    return e3nn.Irreps([(channels, f"{k}{odd if k % 2 else 'e'}") for k in range(degree + 1)])
+    return e3nn.Irreps("+".join(f"{channels}x{k}{odd if k % 2 else 'e'}" for k in range(degree + 1)))
+
+
+def vector(parity: Parity) -> e3nn.Irreps:
+    """One channel of degree 1."""
+    return e3nn.Irreps("1e" if parity == "ignored" else "1o")
 
 
 def embed(graph: GraphsTuple, parity: Parity) -> e3nn.IrrepsArray:
@@ -43,7 +48,7 @@ def embed(graph: GraphsTuple, parity: Parity) -> e3nn.IrrepsArray:
     if parity not in ("natural", "ignored"):
         raise ValueError(f"parity is {parity!r}; expected 'natural' or 'ignored'")
     scalars = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
-    return scalars if v is None else e3nn.concatenate([scalars, e3nn.IrrepsArray(irreps(1, 1, parity)[1:], v)])
+    return scalars if v is None else e3nn.concatenate([scalars, e3nn.IrrepsArray(vector(parity), v)])
 
 
 def look_at_edges(graph: GraphsTuple, degree: int, parity: Parity) -> Edges:
@@ -58,8 +63,7 @@ def look_at_edges(graph: GraphsTuple, degree: int, parity: Parity) -> Edges:
 
 def product(graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges, degree: int) -> e3nn.IrrepsArray:
     """Y(r̂_ij) ⊗ V_j up to ``degree``, channel by channel, (E,)."""
-    wanted = {ir for _, ir in e3nn.tensor_product(features.irreps, edges.harmonics.irreps) if ir.l <= degree}
-    kept = [ir for ir in wanted if ir in edges.harmonics.irreps]
+    kept = [ir for _, ir in edges.harmonics.irreps if ir.l <= degree]
     return e3nn.tensor_product(features[graph.senders], edges.harmonics, filter_ir_out=kept)
 
 
@@ -68,9 +72,15 @@ def gather(graph: GraphsTuple, messages: e3nn.IrrepsArray) -> e3nn.IrrepsArray:
     return e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
 
 
-def linear(out: e3nn.Irreps, name: str) -> nn.Module:
+def linear(out: e3nn.Irreps, name: str) -> Any:
     """Mixes the channels of each degree; with a bias for degree 0."""
     return e3nn.flax.Linear(out, biases=True, gradient_normalization="element", force_irreps_out=True, name=name)
+
+
+def read_out(graph: GraphsTuple, features: e3nn.IrrepsArray, parity: Parity) -> GraphsTuple:
+    """The graph with h the features of degree 0, and x moved by one vector of those of degree 1."""
+    moved = graph.nodes.x + linear(vector(parity), "out")(features).array
+    return graph._replace(nodes=graph.nodes.replace(h=features.filter(e3nn.Irreps("0e")).array, x=moved))
 
 
 class NormNonlinearity(nn.Module):
@@ -78,8 +88,9 @@ class NormNonlinearity(nn.Module):
 
     @nn.compact
     def __call__(self, features: e3nn.IrrepsArray) -> e3nn.IrrepsArray:
+        inputs: Any = features.chunks
         chunks = []
-        for (channels, ir), chunk in zip(features.irreps, features.chunks, strict=True):
+        for (channels, ir), chunk in zip(features.irreps, inputs, strict=True):
             if ir.l == 0:
                 chunks.append(nn.silu(chunk))
             else:
@@ -151,6 +162,4 @@ class TFN(nn.Module):
         features = linear(irreps(self.features, self.degree, self.parity), "embedding")(features)
         for layer in range(self.layers):
             features = TFNLayer(self.features, self.degree, self.radial, self.parity, name=f"layer_{layer}")(graph, features, edges)
-        vector = linear(irreps(1, 1, self.parity)[1:], "out")(features).array
-        nodes = graph.nodes.replace(h=features.chunks[0][..., 0], x=graph.nodes.x + vector)
-        return graph._replace(nodes=nodes)
+        return read_out(graph, features, self.parity)

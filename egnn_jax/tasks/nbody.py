@@ -38,6 +38,7 @@ class NBody:
     Args:
       dataset: the paper's data: "small" for Table 2, "sweep" for Figure 2.
       train_size: train on the first so many trajectories.
+      node_feature: what h is: the "speed" ‖v‖, or the "charge" for models that take v as it is.
       edge_distance: give ‖x_i − x_j‖² of the input as an edge attribute, beside c_i c_j.
       edge_velocity: give also the invariants r_ij·v_i, r_ij·v_j and v_i·v_j of the input, which neither ‖v‖ nor
         distances tell (not in the paper).
@@ -48,6 +49,7 @@ class NBody:
 
     dataset: Literal["small", "sweep"] = "small"
     train_size: int = 3_000
+    node_feature: Literal["speed", "charge"] = "speed"
     edge_distance: bool = True
     edge_velocity: bool = False
     huber: float | None = None
@@ -55,6 +57,8 @@ class NBody:
 
     def __post_init__(self) -> None:
         """Raises ValueError where a number makes no sense."""
+        if self.node_feature not in ("speed", "charge"):
+            raise ValueError(f"task.node_feature is {self.node_feature!r}; expected 'speed' or 'charge'")
         if self.huber is not None and not self.huber > 0:
             raise ValueError(f"task.huber is {self.huber}; expected a length above 0, or none")
 
@@ -110,7 +114,7 @@ class NBody:
         return Batch(data.x[rows], data.v[rows], data.target[rows], data.charges[rows], (rows >= 0).astype(np.float32))
 
     def graph(self, batch: Batch, key: jax.Array | None = None) -> GraphsTuple:
-        """The complete graphs of a batch: h = ‖v‖, a_ij = c_i c_j and the invariants asked for; ``key`` is not used."""
+        """The complete graphs of a batch: h = ‖v‖ or the charge, a_ij = c_i c_j and the invariants asked for; ``key`` is not used."""
         n_graph, n_node, n_dim = batch.x.shape
         x, v, charges = batch.x.reshape(-1, n_dim), batch.v.reshape(-1, n_dim), batch.charges.reshape(-1, 1)
         first = np.arange(0, n_graph * n_node, n_node, dtype=np.int32)[:, None]
@@ -119,8 +123,9 @@ class NBody:
         invariants = [(r_ij, r_ij)] * self.edge_distance + [(r_ij, v_i), (r_ij, v_j), (v_i, v_j)] * self.edge_velocity
         products = [jnp.sum(a * b, axis=-1, keepdims=True) for a, b in invariants]
         edges = jnp.concatenate([charges[receivers] * charges[senders], *products], axis=-1)
+        h = charges if self.node_feature == "charge" else safe_norm(v, keepdims=True)
         return GraphsTuple(
-            nodes=Nodes(h=safe_norm(v, keepdims=True), x=x, v=v),
+            nodes=Nodes(h=h, x=x, v=v),
             edges=edges,
             senders=senders,
             receivers=receivers,
