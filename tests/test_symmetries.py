@@ -140,11 +140,9 @@ def table() -> str:
         for double in (True, False):
             with jax.enable_x64(double):
                 worst.append(max(largest_error(model, options) for other, options in EQUIVARIANT if other is model))
-        count, n = len(list(variants(model))), dimensions(model)
+        count, n = len(list(variants(model))), "3" if model.symmetry == "SE(3)" else "1 to 8"
         moves = "rotation, translation" if model.symmetry == "SE(3)" else "rotation, reflection, translation"
-        rows.append(
-            f"| {model.__name__} | {count} | {f'{n[0]} to {n[-1]}' if len(n) > 1 else n[0]} | {moves} | {worst[0]:.1e} | {worst[1]:.1e} |"
-        )
+        rows.append(f"| {model.__name__} | {count} | {n} | {moves} | {worst[0]:.1e} | {worst[1]:.1e} |")
     return "\n".join(rows)
 
 
