@@ -151,6 +151,7 @@ def _embedded(molecule: Any, name: str) -> Structure:
     molecule = Chem.AddHs(molecule)
     settings = rdDistGeom.ETKDGv3()
     settings.randomSeed = 0
+    settings.useRandomCoords = True  # finds more of the strained cages that QM9 is full of
     with rdBase.BlockLogs():
         if rdDistGeom.EmbedMolecule(molecule, settings) != 0:
             raise ValueError(f"no geometry was found for {name}; give one as .xyz or .sdf")
