@@ -116,7 +116,6 @@ def figure5(arguments: argparse.Namespace) -> None:
 
 def figure5_overfit(arguments: argparse.Namespace) -> None:
     """F1 on 100 graphs that were trained on, over the probability of an edge, for embeddings of 16 dimensions."""
-
     probabilities = OVERFIT_QUICK if arguments.quick else OVERFIT_PROBABILITIES
     rows = {p: {"p_e": str(p)} for p in probabilities}
     results = {}

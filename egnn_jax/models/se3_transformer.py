@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph import GraphsTuple, softmax_at_receivers
 from egnn_jax.models.mlp import MLP, Symmetry, require_positive
-from egnn_jax.models.tfn import Edges, NormNonlinearity, Parity, embed, gather, irreps, linear, look_at_edges, product, read_out
+from egnn_jax.models.tfn import Edges, Parity, embed, irreps, linear, look_at_edges, product, read_out, update
 
 
 class AttentionLayer(nn.Module):
@@ -35,7 +35,6 @@ class AttentionLayer(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges) -> e3nn.IrrepsArray:
-        out = irreps(self.features, self.degree, self.parity)
         products = product(graph, features, edges, self.degree)
         weights = MLP(self.radial, 2 * products.irreps.num_irreps, name="radial")(edges.invariants)
         weights_k, weights_v = jnp.split(weights, 2, axis=-1)
@@ -44,9 +43,7 @@ class AttentionLayer(nn.Module):
         logits = jnp.sum(self._by_head(agreement), axis=(-3, -1)) * (self.heads / products.irreps.dim) ** 0.5
         attention = softmax_at_receivers(graph, logits)[:, None, :, None]
         values = products * (self._by_head(weights_v) * attention).reshape(weights_v.shape)
-        kept = linear(out, "self_interaction")(features)
-        summed = linear(out, "mix")(gather(graph, values))
-        return NormNonlinearity(name="nonlinearity")(kept + summed)
+        return update(graph, features, values, irreps(self.features, self.degree, self.parity))
 
     def _by_head(self, weights: jax.Array) -> jax.Array:
         """(E, products·features) to (E, products, heads, features of a head)."""
@@ -87,9 +84,8 @@ class SE3Transformer(nn.Module):
         require_positive(features=self.features, layers=self.layers, degree=self.degree, radial=self.radial, heads=self.heads)
         if self.features % self.heads:
             raise ValueError(f"features is {self.features}; expected a multiple of heads, which is {self.heads}")
-        features = embed(graph, self.parity)
+        features = embed(graph, self.features, self.degree, self.parity)
         edges = look_at_edges(graph, 2 * self.degree, self.parity)
-        features = linear(irreps(self.features, self.degree, self.parity), "embedding")(features)
         for layer in range(self.layers):
             options = (self.features, self.degree, self.radial, self.heads, self.parity)
             features = AttentionLayer(*options, name=f"layer_{layer}")(graph, features, edges)

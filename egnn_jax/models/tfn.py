@@ -33,8 +33,8 @@ def vector(parity: Parity) -> e3nn.Irreps:
     return e3nn.Irreps("1e" if parity == "ignored" else "1o")
 
 
-def embed(graph: GraphsTuple, parity: Parity) -> e3nn.IrrepsArray:
-    """The input of a steerable network: h as degree 0, the velocity as degree 1.
+def embed(graph: GraphsTuple, channels: int, degree: int, parity: Parity) -> e3nn.IrrepsArray:
+    """The first features of a steerable network, from h as degree 0 and the velocity as degree 1.
 
     Raises:
       ValueError: x has not 3 coordinates, or ``parity`` is unknown.
@@ -47,8 +47,10 @@ def embed(graph: GraphsTuple, parity: Parity) -> e3nn.IrrepsArray:
         )
     if parity not in ("natural", "ignored"):
         raise ValueError(f"parity is {parity!r}; expected 'natural' or 'ignored'")
-    scalars = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
-    return scalars if v is None else e3nn.concatenate([scalars, e3nn.IrrepsArray(vector(parity), v)])
+    given = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
+    if v is not None:
+        given = e3nn.concatenate([given, e3nn.IrrepsArray(vector(parity), v)])
+    return linear(irreps(channels, degree, parity), "embedding")(given)
 
 
 def look_at_edges(graph: GraphsTuple, degree: int, parity: Parity) -> Edges:
@@ -65,11 +67,6 @@ def product(graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges, degree
     """Y(r̂_ij) ⊗ V_j up to ``degree``, channel by channel, (E,)."""
     kept = [ir for _, ir in edges.harmonics.irreps if ir.l <= degree]
     return e3nn.tensor_product(features[graph.senders], edges.harmonics, filter_ir_out=kept)
-
-
-def gather(graph: GraphsTuple, messages: e3nn.IrrepsArray) -> e3nn.IrrepsArray:
-    """(E,) to (N,): the sum over the edges that end in each node."""
-    return e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
 
 
 def linear(out: e3nn.Irreps, name: str) -> Any:
@@ -99,6 +96,13 @@ class NormNonlinearity(nn.Module):
         return e3nn.from_chunks(features.irreps, chunks, features.shape[:-1], features.dtype)
 
 
+def update(graph: GraphsTuple, features: e3nn.IrrepsArray, messages: e3nn.IrrepsArray, out: e3nn.Irreps) -> e3nn.IrrepsArray:
+    """W V_i + W' Σ_j messages_ij as ``out``, then the norm nonlinearity: (N,) and (E,) to (N,)."""
+    kept = linear(out, "self_interaction")(features)
+    summed = e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
+    return NormNonlinearity(name="nonlinearity")(kept + linear(out, "mix")(summed))
+
+
 class TFNLayer(nn.Module):
     """V_i' = W V_i + W' Σ_j R(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j, then the norm nonlinearity.
 
@@ -118,12 +122,9 @@ class TFNLayer(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges) -> e3nn.IrrepsArray:
-        out = irreps(self.features, self.degree, self.parity)
         products = product(graph, features, edges, self.degree)
         messages = products * MLP(self.radial, products.irreps.num_irreps, name="radial")(edges.invariants)
-        kept = linear(out, "self_interaction")(features)
-        summed = linear(out, "mix")(gather(graph, messages))
-        return NormNonlinearity(name="nonlinearity")(kept + summed)
+        return update(graph, features, messages, irreps(self.features, self.degree, self.parity))
 
 
 class TFN(nn.Module):
@@ -157,9 +158,8 @@ class TFN(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(features=self.features, layers=self.layers, degree=self.degree, radial=self.radial)
-        features = embed(graph, self.parity)
+        features = embed(graph, self.features, self.degree, self.parity)
         edges = look_at_edges(graph, 2 * self.degree, self.parity)
-        features = linear(irreps(self.features, self.degree, self.parity), "embedding")(features)
         for layer in range(self.layers):
             features = TFNLayer(self.features, self.degree, self.radial, self.parity, name=f"layer_{layer}")(graph, features, edges)
         return read_out(graph, features, self.parity)
