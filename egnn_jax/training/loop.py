@@ -124,7 +124,10 @@ class _Loop:
         self.per_epoch = task.size("train") // config.batch_size
         self.total = config.epochs * self.per_epoch
         self.interval = min(config.eval_every, config.epochs) * self.per_epoch
-        self.chunk = max(d for d in range(1, config.chunk_steps + 1) if math.gcd(self.interval, self.total) % d == 0)
+        most = min(config.chunk_steps, self.interval)
+        even = max(d for d in range(1, most + 1) if math.gcd(self.interval, self.total) % d == 0)
+        # One length of scan is compiled where a fair divisor allows; short scans waste time in getting their memory.
+        self.chunk = even if 2 * even > most else most
         transform = optimiser(config.optimizer, self.per_epoch, self.total)
         graph = task.graph(task.pack("valid", np.zeros(config.batch_size, int)), jax.random.PRNGKey(0))
         states = [init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)]
@@ -149,12 +152,12 @@ class _Loop:
             batches = self._pack(step)
             while step < self.total and not self._stale(step):
                 self.state, losses = self.train(self.state, batches)
-                previous, step = step, step + self.chunk
+                previous, step = step, self._end(step)
                 batches = self._pack(step) if step < self.total else None  # while the device computes
                 losses = np.atleast_2d(np.asarray(losses, np.float64))
                 self._check_finite(losses, previous)
                 self.loss = self.loss + losses.sum(axis=1)
-                bar.update(self.chunk)
+                bar.update(step - previous)
                 if step % self.interval == 0 or step == self.total:
                     self._evaluate(bar, step)
                 stop = interrupted.is_set()
@@ -203,11 +206,16 @@ class _Loop:
             self.run.save("best", step, self.best)
             self.saved_best = best
 
+    def _end(self, step: int) -> int:
+        """Where the chunk that begins at ``step`` ends; none goes beyond an evaluation."""
+        return min(step + self.chunk, step - step % self.interval + self.interval, self.total)
+
     def _pack(self, step: int) -> Any:
-        """The ``chunk`` batches from ``step`` on; each epoch has its own order of samples."""
+        """The batches of the chunk from ``step`` on; each epoch has its own order of samples."""
+        count = self._end(step) - step
         first, skipped = divmod(step, self.per_epoch)
-        rows = np.concatenate([self._epoch(epoch) for epoch in range(first, -(-(step + self.chunk) // self.per_epoch))])
-        return jax.device_put(self.task.pack("train", rows[skipped : skipped + self.chunk]), self.spread)
+        rows = np.concatenate([self._epoch(epoch) for epoch in range(first, -(-(step + count) // self.per_epoch))])
+        return jax.device_put(self.task.pack("train", rows[skipped : skipped + count]), self.spread)
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """The samples of an epoch in batches (steps, devices, B/devices)."""
