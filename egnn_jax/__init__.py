@@ -4,6 +4,7 @@ from egnn_jax.geometry import random_orthogonal, safe_norm, transform
 from egnn_jax.graph import (
     Budget,
     Nodes,
+    PeriodicEdges,
     batch,
     complete_edges,
     complete_graph,
@@ -11,12 +12,14 @@ from egnn_jax.graph import (
     graph_from_adjacency,
     graph_from_edges,
     graph_mask,
+    knn_graph,
     mean_nodes,
     node_mask,
+    radius_graph,
     sum_nodes,
     unbatch,
 )
-from egnn_jax.models import EGCL, EGNN, GNN, MODELS, TFN, Linear, RadialField, SchNet, SE3Transformer
+from egnn_jax.models import EGCL, EGNN, GNN, MODELS, TFN, Linear, MixedPrecision, RadialField, SchNet, SE3Transformer
 
 __all__ = [
     "EGCL",
@@ -26,7 +29,9 @@ __all__ = [
     "TFN",
     "Budget",
     "Linear",
+    "MixedPrecision",
     "Nodes",
+    "PeriodicEdges",
     "RadialField",
     "SE3Transformer",
     "SchNet",
@@ -37,8 +42,10 @@ __all__ = [
     "graph_from_adjacency",
     "graph_from_edges",
     "graph_mask",
+    "knn_graph",
     "mean_nodes",
     "node_mask",
+    "radius_graph",
     "random_orthogonal",
     "safe_norm",
     "sum_nodes",

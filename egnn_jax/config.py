@@ -12,7 +12,8 @@ import flax.linen as nn
 import tyro
 import yaml
 
-from egnn_jax.models import MODELS
+from egnn_jax.models import MODELS, MixedPrecision
+from egnn_jax.models.precision import ComputeDtype, MatmulPrecision
 from egnn_jax.tasks import TASKS, Task
 
 
@@ -59,6 +60,9 @@ class Config:
       seeds: train so many seeds at once, as one vmapped state.
       chunk_steps: at most so many steps in one compiled call.
       checkpoint_seconds: time between two checkpoints.
+      compute_dtype: what features and products are computed in, see :class:`egnn_jax.MixedPrecision`; parameters, coordinates,
+        loss and optimiser stay in float32.
+      matmul_precision: "default", or "high" or "highest" for more exact float32 products on GPUs and TPUs.
     """
 
     task: Task
@@ -72,6 +76,8 @@ class Config:
     seeds: int = 1
     chunk_steps: int = 200
     checkpoint_seconds: float = 30.0
+    compute_dtype: ComputeDtype = "float32"
+    matmul_precision: MatmulPrecision = "default"
 
     def __post_init__(self) -> None:
         """Raises ValueError where a number makes no sense."""
@@ -90,7 +96,10 @@ class Config:
 
 def build_model(config: Config) -> nn.Module:
     """The flax module that ``config.model`` describes, with the readout of the task."""
-    return config.task.network(MODELS[_name_of(config.model)](**dataclasses.asdict(config.model)))
+    model = MODELS[_name_of(config.model)](**dataclasses.asdict(config.model))
+    if (config.compute_dtype, config.matmul_precision) != ("float32", "default"):
+        model = MixedPrecision(model, config.compute_dtype, config.matmul_precision)
+    return config.task.network(model)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

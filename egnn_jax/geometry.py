@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph import GraphsTuple
+from egnn_jax.graph import GraphsTuple, PeriodicEdges
 
 
 def safe_norm(x: jax.Array, axis: int = -1, keepdims: bool = False) -> jax.Array:
@@ -28,7 +28,9 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
 
 
 def transform(graph: GraphsTuple, matrix: jax.Array, translation: jax.Array | float = 0.0) -> GraphsTuple:
-    """The graph with x moved to ``matrix @ x + translation`` and v to ``matrix @ v``; h and edges stay."""
-    nodes = graph.nodes
+    """The graph with x moved to ``matrix @ x + translation``, v and the shifts of edges by ``matrix``; all else stays."""
+    nodes, edges = graph.nodes, graph.edges
+    if isinstance(edges, PeriodicEdges):
+        edges = edges.replace(shift=edges.shift @ matrix.T)
     v = None if nodes.v is None else nodes.v @ matrix.T
-    return graph._replace(nodes=nodes.replace(x=nodes.x @ matrix.T + translation, v=v))
+    return graph._replace(nodes=nodes.replace(x=nodes.x @ matrix.T + translation, v=v), edges=edges)

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
+
+from egnn_jax import checks, neighbours
 
 
 class Nodes(flax.struct.PyTreeNode):
@@ -23,6 +24,13 @@ class Nodes(flax.struct.PyTreeNode):
     h: Any
     x: Any
     v: Any = None
+
+
+class PeriodicEdges(flax.struct.PyTreeNode):
+    """What an edge in a periodic cell carries: ``shift`` (E, n) from the sender to its image, and attributes ``a`` (E, A) or None."""
+
+    shift: Any
+    a: Any = None
 
 
 if TYPE_CHECKING:
@@ -93,6 +101,7 @@ def graph_from_edges(
     h: ArrayLike | None = None,
     v: ArrayLike | None = None,
     edges: ArrayLike | None = None,
+    shift: ArrayLike | None = None,
 ) -> GraphsTuple:
     """One graph from an edge list; edge k goes from node ``senders[k]`` to node ``receivers[k]``.
 
@@ -102,28 +111,93 @@ def graph_from_edges(
       senders, receivers: node indices (E,).
       x, h, v: as in :func:`complete_graph`. They may be traced, which skips the check of their values.
       edges: attributes (E, A), in the order of ``senders``.
+      shift: what takes each sender to its image in a periodic cell (E, n), in the unit of x.
 
     Raises:
       ValueError: a shape does not fit, an index is out of range, or a value is not finite.
     """
-    x = _matrix("x", x)
+    x = checks.matrix("x", x)
     n_node, n_dim = x.shape
-    h = jnp.ones((n_node, 1), x.dtype) if h is None else _matrix("h", h, rows=n_node)
-    v = None if v is None else _matrix("v", v, rows=n_node, columns=n_dim)
-    senders, receivers = (_indices(k, i, n_node) for k, i in (("senders", senders), ("receivers", receivers)))
+    h = jnp.ones((n_node, 1), x.dtype) if h is None else checks.matrix("h", h, rows=n_node)
+    v = None if v is None else checks.matrix("v", v, rows=n_node, columns=n_dim)
+    senders, receivers = (checks.indices(k, i, n_node) for k, i in (("senders", senders), ("receivers", receivers)))
     if senders.shape != receivers.shape:
         raise ValueError(f"senders has {senders.size} entries but receivers has {receivers.size}; expected one pair per edge")
     order = np.argsort(receivers, kind="stable")
-    edges = None if edges is None else _matrix("edges", edges, rows=len(order))[order]
+    a = None if edges is None else checks.matrix("edges", edges, rows=len(order))[order]
     return GraphsTuple(
         nodes=Nodes(h=h, x=x, v=v),
-        edges=edges,
+        edges=a
+        if shift is None
+        else PeriodicEdges(checks.matrix("shift", shift, rows=len(order), columns=n_dim)[order].astype(x.dtype), a),
         senders=jnp.asarray(senders[order]),
         receivers=jnp.asarray(receivers[order]),
         n_node=jnp.asarray([n_node], jnp.int32),
         n_edge=jnp.asarray([len(order)], jnp.int32),
         globals=None,
     )
+
+
+def radius_graph(
+    x: ArrayLike,
+    cutoff: float,
+    h: ArrayLike | None = None,
+    v: ArrayLike | None = None,
+    cell: ArrayLike | None = None,
+    periodic: bool | Sequence[bool] = True,
+) -> GraphsTuple:
+    """One graph in which nodes at most ``cutoff`` apart send to each other, found on the host in O(M).
+
+    In a periodic cell these are images of nodes, and every pair of images within the cutoff is an edge, also where the cutoff is
+    longer than the cell. Edges are made once, from the values of x: as x moves under ``jit``, in ``graph.nodes``, they stay.
+
+    Args:
+      x: coordinates (M, n), n from 1 to 3, inside the cell or not.
+      cutoff: a distance in the unit of x.
+      h, v: as in :func:`complete_graph`.
+      cell: lattice vectors as rows (n, n), in the unit of x; open space if not given.
+      periodic: whether space repeats along the lattice vectors, for all or for each.
+
+    Raises:
+      ValueError: as in :func:`complete_graph`; the cutoff is no distance, n is above 3, or the cell has no volume.
+    """
+    if not 0 < cutoff < np.inf:
+        raise ValueError(f"cutoff is {cutoff}; expected a finite distance above 0")
+    if np.ndim(x) == 2 and np.shape(x)[1] > 3:
+        raise ValueError(f"x has {np.shape(x)[1]} coordinates; expected 1 to 3 (knn_graph takes any number)")
+    points = checks.points("x", x)
+    lattice = None if cell is None else checks.lattice(cell, periodic, points.shape[1])
+    senders, receivers, shift = neighbours.within(points, cutoff, lattice)
+    return graph_from_edges(senders, receivers, x=x, h=h, v=v, shift=shift)
+
+
+def knn_graph(
+    x: ArrayLike,
+    k: int,
+    h: ArrayLike | None = None,
+    v: ArrayLike | None = None,
+    cell: ArrayLike | None = None,
+    periodic: bool | Sequence[bool] = True,
+) -> GraphsTuple:
+    """One graph in which each node receives from the ``k`` nearest others, or from their images in a periodic cell.
+
+    Of nodes equally far away any may be taken, so prefer :func:`radius_graph` in a crystal. Edges stay as x moves.
+
+    Args:
+      x: coordinates (M, n), in any unit.
+      k: the in-degree of every node.
+      h, v, cell, periodic: as in :func:`radius_graph`.
+
+    Raises:
+      ValueError: as in :func:`complete_graph`; k is below 1 or there are too few nodes, or the cell has no volume.
+    """
+    points = checks.points("x", x)
+    lattice = None if cell is None else checks.lattice(cell, periodic, points.shape[1])
+    others = len(points) - 1 if lattice is None or not lattice.periodic.any() else np.inf
+    if not 1 <= k <= others:
+        raise ValueError(f"k is {k}; expected at least 1 and at most {others}, the number of other nodes")
+    senders, receivers, shift = neighbours.nearest(points, k, lattice)
+    return graph_from_edges(senders, receivers, x=x, h=h, v=v, shift=shift)
 
 
 def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> GraphsTuple:
@@ -180,9 +254,20 @@ def graph_of_node(graph: GraphsTuple) -> jax.Array:
     return jnp.repeat(jnp.arange(n_node.shape[0]), n_node, total_repeat_length=graph.nodes.x.shape[0])
 
 
+def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
+    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the image of the sender where edges have a shift."""
+    r_ij = x[graph.receivers] - x[graph.senders]
+    return r_ij - graph.edges.shift if isinstance(graph.edges, PeriodicEdges) else r_ij
+
+
+def edge_attributes(graph: GraphsTuple) -> jax.Array | None:
+    """a_ij (E, A), or None."""
+    return graph.edges.a if isinstance(graph.edges, PeriodicEdges) else graph.edges
+
+
 def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """(E, …) to (N, …): the sum over the edges that end in each node, sum_j values_ij."""
-    return jax.ops.segment_sum(values, graph.receivers, graph.nodes.x.shape[0], indices_are_sorted=True)
+    """(E, …) to (N, …): the sum over the edges that end in each node, Σ_j values_ij."""
+    return _segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
 
 
 def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
@@ -197,7 +282,7 @@ def in_degree(graph: GraphsTuple) -> jax.Array:
 
 def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """Readout (N, …) to (G, …): the sum over the nodes of each graph."""
-    return jax.ops.segment_sum(values, graph_of_node(graph), graph.n_node.shape[0], indices_are_sorted=True)
+    return _segment_sum(values, graph_of_node(graph), graph.n_node.shape[0])
 
 
 def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
@@ -206,27 +291,6 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     return sum_nodes(graph, values) / n_node.reshape((-1,) + (1,) * (values.ndim - 1))
 
 
-def _matrix(name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None) -> jax.Array:
-    shape = np.shape(value)
-    expected = f"({'M' if rows is None else rows}, {'any width' if columns is None else columns})"
-    if len(shape) != 2 or (rows is not None and shape[0] != rows) or (columns is not None and shape[1] != columns):
-        raise ValueError(f"{name} has shape {shape}; expected {expected}")
-    if not isinstance(value, Tracer):
-        value = np.asarray(value)
-        if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
-            raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
-        bad = np.argwhere(~np.isfinite(value))
-        if len(bad):
-            raise ValueError(f"{name} is {value[tuple(bad[0])]} at row {bad[0][0]}, column {bad[0][1]}; expected finite numbers")
-    value = jnp.asarray(value)
-    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
-
-
-def _indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
-    value = np.asarray(value)
-    if value.ndim != 1 or (value.size and not np.issubdtype(value.dtype, np.integer)):
-        raise ValueError(f"{name} has shape {value.shape} and dtype {value.dtype}; expected a list of integers")
-    outside = value[(value < 0) | (value >= n_node)]
-    if len(outside):
-        raise ValueError(f"{name} holds {outside[0]}; expected node indices from 0 to {n_node - 1}")
-    return value.astype(np.int32)
+def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
+    wide = jnp.float32 if values.dtype in (jnp.bfloat16, jnp.float16) else values.dtype
+    return jax.ops.segment_sum(values.astype(wide), segments, number, indices_are_sorted=True).astype(values.dtype)

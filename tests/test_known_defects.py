@@ -106,21 +106,22 @@ def the_schedule_advances_once_a_step(module):
     np.testing.assert_allclose(sizes, 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20)), atol=1e-4)
 
 
+SUMS = "m_i, dx = jax.tree.map(partial(sum_at_receivers, graph), messages(self, graph))"
 DEFECTS = [
     (
         messages_and_moves_arrive_at_receivers,
         egnn_module,
-        "total = sum_at_receivers(graph, moves)",
-        "total = jax.ops.segment_sum(moves, graph.senders, graph.nodes.x.shape[0])",
+        SUMS,
+        "m_i, dx = messages(self, graph); m_i = sum_at_receivers(graph, m_i); dx = jax.ops.segment_sum(dx, graph.senders, len(x))",
     ),
     (
         velocity_gate_reads_h_before_its_update,
         egnn_module,
-        'name="phi_v")(h) * v',
-        'name="phi_v")(h + MLP(self.features, self.features, name="early_phi_h")(jnp.concatenate([h, m_i], axis=-1))) * v',
+        "self.phi_v(h)",
+        "self.phi_v(h + self.phi_h(jnp.concatenate([h, m_i], axis=-1)))",
     ),
-    (inferred_edges_are_one_number_an_edge, egnn_module, 'Dense(1, name="phi_inf")', 'Dense(self.features, name="phi_inf")'),
-    (coordinates_move_by_the_mean, egnn_module, "return total / jnp.maximum(in_degree(graph), 1)", "return total"),
+    (inferred_edges_are_one_number_an_edge, egnn_module, "self.phi_inf = Dense(1)", "self.phi_inf = Dense(self.features)"),
+    (coordinates_move_by_the_mean, egnn_module, "return 1 / jnp.maximum(in_degree(graph), 1)", "return jnp.ones((), dtype)"),
     (
         derivatives_at_the_same_place_are_finite,
         egnn_module,
@@ -130,10 +131,15 @@ DEFECTS = [
     (
         nodes_at_the_same_place_do_not_push_each_other,
         egnn_module,
-        "r_ij = x[graph.receivers] - x[graph.senders]",
-        "r_ij = x[graph.receivers] - x[graph.senders] + 1e-8",
+        "r_ij = edge_vectors(graph, x)",
+        "r_ij = edge_vectors(graph, x) + 1e-8",
     ),
-    (only_neighbours_count, egnn_module, "m_i = sum_at_receivers(graph, m_ij)", "m_i = jnp.zeros_like(h) + m_ij.sum(axis=0)"),
+    (
+        only_neighbours_count,
+        egnn_module,
+        SUMS,
+        "m_i, dx = messages(self, graph); m_i = jnp.zeros_like(h) + m_i.sum(axis=0); dx = sum_at_receivers(graph, dx)",
+    ),
     (
         the_schedule_advances_once_a_step,
         state_module,

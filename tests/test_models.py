@@ -1,6 +1,8 @@
 """Models against plain loops, how they start, and what they refuse; symmetries are test_symmetries', golden values test_golden's."""
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -97,9 +99,49 @@ def test_messages_are_not_concatenated():
     assert "72,65" not in jax.jit(model.apply).lower(params, graph).as_text().replace("x", ",")
 
 
+BLOCKED = [{}, {"infer_edges": True, "coordinate_aggregation": "all_nodes", "clip": 0.5}, {"update_coordinates": False}]
+
+
+@pytest.mark.parametrize("options", BLOCKED)
+@pytest.mark.parametrize("edge_block", [1, 7, 1_000])
+def test_edges_in_blocks_give_the_same(x64, options, edge_block):
+    """Values, gradients and derivatives of gradients, with the same parameters."""
+    graph = testing.random_graph()
+    whole = egnn.EGNN(features=5, layers=2, **options)
+    blocked = egnn.EGNN(features=5, layers=2, edge_block=edge_block, **options)
+    shapes = [jax.eval_shape(model.init, jax.random.key(0), graph) for model in (whole, blocked)]
+    chex.assert_trees_all_equal(*shapes)
+    params = testing.randomise_parameters(shapes[0])
+
+    def of(model):
+        def energy(params, nodes, edges):
+            return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(model.apply(params, graph._replace(nodes=nodes, edges=edges)).nodes))
+
+        inputs = (params, graph.nodes, graph.edges)
+        gradient = jax.grad(energy, argnums=(0, 1, 2))
+        return energy(*inputs), jax.jvp(gradient, inputs, inputs)
+
+    chex.assert_trees_all_close(of(blocked), of(whole), rtol=1e-9, atol=1e-9)
+
+
+def test_memory_of_edges_in_blocks_does_not_grow_with_the_edges():
+    """Of the compiled gradient: an edge more costs a few numbers, not as many as it has features."""
+
+    def temporaries(neighbours, edge_block):
+        graph = egnn.knn_graph(np.random.default_rng(0).standard_normal((300, 3)), neighbours)
+        model = egnn.EGNN(features=32, layers=2, edge_block=edge_block)
+        params = jax.eval_shape(model.init, jax.random.key(0), graph)
+        loss = lambda params, graph: jnp.sum(model.apply(params, graph).nodes.x ** 2)
+        return jax.jit(jax.grad(loss)).lower(params, graph).compile().memory_analysis().temp_size_in_bytes
+
+    grows = {edge_block: (temporaries(100, edge_block) - temporaries(50, edge_block)) / (300 * 50) / 4 for edge_block in (None, 256)}
+    assert grows[256] < 8 < 2 * 32 < grows[None]
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (egnn.EGNN(edge_block=0), "edge_block is 0"),
         (egnn.EGNN(coordinate_aggregation="max"), "coordinate_aggregation is 'max'"),
         (egnn.EGCL(features=3), "h has 1 features; expected 3"),
         (egnn.EGNN(velocity="none"), "velocity is 'none'"),

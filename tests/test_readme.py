@@ -15,10 +15,11 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     config = dataclasses.replace(config, epochs=1, batch_size=50)
     fit(config.task, build_model(config), config, "runs/autoencoder/erdos_renyi_egnn_fast")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names = {}
     for block in blocks:
         exec(block, names)
+    assert names["forces"].shape == (500, 3)
     assert names["x"].shape == (10, 5, 3)
     assert names["z"].shape == (10, 8)
     assert len(names["again"]) == 10

@@ -5,6 +5,7 @@ docs/trust.md.
 """
 
 import dataclasses
+from functools import partial
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import chex
@@ -132,18 +133,60 @@ def test_jit_and_vmap_give_the_same(x64, model, options):
     chex.assert_trees_all_close(jax.jit(apply)(first), apply(first), rtol=1e-10)
 
 
+@pytest.mark.parametrize("model", egnn.MODELS.values(), ids=describe)
+def test_senders_in_other_cells(x64, model):
+    graph = testing.random_graph(padding=False)
+    shift = jax.random.normal(jax.random.key(0), (graph.senders.shape[0], 3))
+    graph = graph._replace(edges=egnn.PeriodicEdges(shift, graph.edges))
+    apply = build(model, {}, graph)[2]
+    testing.assert_permutation_equivariant(apply, graph)
+    testing.assert_padding_invariant(apply, graph)
+    if model.symmetry != "none":
+        testing.assert_equivariant(apply, graph)
+
+
+@pytest.mark.parametrize("model", egnn.MODELS.values(), ids=describe)
+def test_mixed_precision_computes_in_bfloat16_and_moves_in_float32(model):
+    graph = testing.random_graph()
+    model, params, apply = build(model, {}, graph)
+    mixed = egnn.MixedPrecision(model)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(mixed.init, jax.random.key(0), graph), params)
+    exact, rounded = apply(graph), mixed.apply(params, graph)
+    chex.assert_trees_all_equal_shapes_and_dtypes(exact, rounded)
+    products = [line for line in jax.jit(mixed.apply).lower(params, graph).as_text().splitlines() if "dot_general" in line]
+    assert sum("xbf16>" in line for line in products) >= len(products) / 2
+    assert 0 < distance(rounded, exact) < 0.1
+
+
+def distance(graph, other):
+    """The largest difference of h or x, relative to the largest entry of each."""
+    fields = [(graph.nodes.h, other.nodes.h), (graph.nodes.x, other.nodes.x)]
+    return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in fields)
+
+
+def mixed_error(model, options):
+    """How far a rotation before the network and one after it are apart, computed in bfloat16."""
+    graph = testing.random_graph()
+    model, params, _ = build(model, options, graph)
+    apply = partial(egnn.MixedPrecision(model).apply, params)
+    q = egnn.random_orthogonal(jax.random.key(0), 3, 1)
+    return distance(apply(egnn.transform(graph, q)), egnn.transform(apply(graph), q))
+
+
 def table() -> str:
     """The largest relative errors of each model over all its options, dimensions and symmetries."""
-    rows = ["| model | options | dimensions | symmetries | largest error, float64 | float32 |", "| --- | --- | --- | --- | --- | --- |"]
+    head = ["model", "options", "dimensions", "symmetries", "largest error, float64", "float32", "bfloat16"]
+    rows = [head, ["---"] * len(head)]
     for model in dict.fromkeys(model for model, _ in EQUIVARIANT):
+        mine = [options for other, options in EQUIVARIANT if other is model]
         worst = []
         for double in (True, False):
             with jax.enable_x64(double):
-                worst.append(max(largest_error(model, options) for other, options in EQUIVARIANT if other is model))
-        count, n = len(list(variants(model))), "3" if model.symmetry == "SE(3)" else "1 to 8"
-        moves = "rotation, translation" if model.symmetry == "SE(3)" else "rotation, reflection, translation"
-        rows.append(f"| {model.__name__} | {count} | {n} | {moves} | {worst[0]:.1e} | {worst[1]:.1e} |")
-    return "\n".join(rows)
+                worst.append(max(largest_error(model, options) for options in mine))
+        worst.append(max(mixed_error(model, options) for options in mine))
+        n, also = ("3", "") if model.symmetry == "SE(3)" else ("1 to 8", "reflection, ")
+        rows.append([model.__name__, str(len(mine)), n, f"rotation, {also}translation", *(f"{error:.1e}" for error in worst)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

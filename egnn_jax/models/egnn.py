@@ -1,14 +1,16 @@
 """E(n)-equivariant graph neural networks, Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, graph_of_node, in_degree, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive, small_kernel
+from egnn_jax.graph import GraphsTuple, edge_attributes, edge_vectors, graph_of_node, in_degree, sum_at_receivers
+from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive, small_kernel, with_attributes
 
 
 class EGCL(nn.Module):
@@ -41,6 +43,8 @@ class EGCL(nn.Module):
       update_coordinates: False leaves x and v alone (the invariant network of QM9).
       residual: add h to φ_h.
       shrinkage: multiply x' by 1 - shrinkage.
+      edge_block: walk through the edges in blocks of so many, computing each block again in the backward pass: memory then
+        grows with the nodes instead of the edges, at the price of a third more products. All at once if not given.
 
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with h (N, features).
 
@@ -58,58 +62,104 @@ class EGCL(nn.Module):
     update_coordinates: bool = True
     residual: bool = True
     shrinkage: float = 0.0
+    edge_block: int | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Linear·SiLU·Linear each, but for φ_inf and the second SiLU of φ_e."""
+        self.phi_e = EdgeMLP(self.features)
+        self.phi_inf = Dense(1)
+        self.phi_x = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel)
+        self.phi_v = MLP(self.features, 1)
+        self.phi_h = MLP(self.features, self.features)
+
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
-        require_positive(features=self.features)
+        require_positive(features=self.features, **{} if self.edge_block is None else {"edge_block": self.edge_block})
         if self.velocity not in ("input", "carried"):
             raise ValueError(f"velocity is {self.velocity!r}; expected 'input' or 'carried'")
         if self.residual and h.shape[-1] != self.features:
             raise ValueError(f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds h to φ_h(h, m)")
+        a_ij = edge_attributes(graph)
+        projected = self.phi_e.at_nodes(h, 1 if a_ij is None else 1 + a_ij.shape[-1])
 
-        r_ij = x[graph.receivers] - x[graph.senders]
-        s_ij = jnp.sum(r_ij**2, axis=-1, keepdims=True)
-        if graph.edges is not None:
-            s_ij = jnp.concatenate([s_ij, graph.edges], axis=-1)
-        m_ij = EdgeMLP(self.features, name="phi_e")(graph, h, s_ij)  # eq. 3
-        if self.infer_edges:
-            m_ij *= nn.sigmoid(Dense(1, name="phi_inf")(m_ij))  # eq. 8
-        m_i = sum_at_receivers(graph, m_ij)  # eq. 5
+        def messages(layer: EGCL, graph: GraphsTuple) -> tuple[jax.Array, jax.Array | None]:
+            r_ij = edge_vectors(graph, x)
+            s_ij = with_attributes(graph, jnp.sum(r_ij**2, axis=-1, keepdims=True))
+            m_ij = layer.phi_e.at_edges(graph, projected, s_ij)  # eq. 3
+            if layer.infer_edges:
+                m_ij *= nn.sigmoid(layer.phi_inf(m_ij))  # eq. 8
+            return m_ij, layer._moves(r_ij, m_ij) if layer.update_coordinates else None
+
+        if self.edge_block is None:
+            m_i, dx = jax.tree.map(partial(sum_at_receivers, graph), messages(self, graph))  # eq. 5
+        else:
+            sums = (jnp.zeros((x.shape[0], self.features), h.dtype), jnp.zeros_like(x) if self.update_coordinates else None)
+            m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
 
         if self.update_coordinates:
-            dx = self._displacement(graph, r_ij, m_ij)  # eq. 4
+            dx *= self._mean(graph, x.dtype)  # eq. 4
             if v is not None:
-                dx += MLP(self.features, 1, name="phi_v")(h) * v  # eq. 7
+                dx += self.phi_v(h).astype(x.dtype) * v  # eq. 7
                 v = dx if self.velocity == "carried" else v
             x = x + dx
             if self.shrinkage:
                 x *= 1 - self.shrinkage
 
-        dh = MLP(self.features, self.features, name="phi_h")(jnp.concatenate([h, m_i], axis=-1))  # eq. 6
+        dh = self.phi_h(jnp.concatenate([h, m_i], axis=-1))  # eq. 6
         return graph._replace(nodes=graph.nodes.replace(h=h + dh if self.residual else dh, x=x, v=v))
 
-    def _displacement(self, graph: GraphsTuple, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
-        """C Σ_j r_ij φ_x(m_ij), (N, n)."""
-        weight = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel, name="phi_x")(m_ij)
+    def _moves(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
+        """r_ij φ_x(m_ij), (E, n)."""
+        weight = self.phi_x(m_ij).astype(r_ij.dtype)
         if self.tanh:
             weight = jnp.tanh(weight)
         if self.normalize:
             r_ij /= jax.lax.stop_gradient(safe_norm(r_ij, keepdims=True)) + 1e-8
         moves = r_ij * weight
-        if self.clip is not None:
-            moves = jnp.clip(moves, -self.clip, self.clip)
-        total = sum_at_receivers(graph, moves)
+        return moves if self.clip is None else jnp.clip(moves, -self.clip, self.clip)
+
+    def _mean(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
+        """C, (N, 1) or a scalar."""
         match self.coordinate_aggregation:
             case "mean":
-                return total / jnp.maximum(in_degree(graph), 1)
+                return 1 / jnp.maximum(in_degree(graph), 1)
             case "sum":
-                return total
+                return jnp.ones((), dtype)
             case "all_nodes":
-                others = jnp.maximum(jnp.asarray(graph.n_node) - 1, 1).astype(total.dtype)
-                return total / others[graph_of_node(graph)][:, None]
+                others = jnp.maximum(jnp.asarray(graph.n_node) - 1, 1).astype(dtype)
+                return 1 / others[graph_of_node(graph)][:, None]
             case unknown:
                 raise ValueError(f"coordinate_aggregation is {unknown!r}; expected 'mean', 'sum' or 'all_nodes'")
+
+
+def sum_in_blocks(layer: nn.Module, messages: Callable[..., Any], graph: GraphsTuple, size: int, sums: Any) -> Any:
+    """Σ_j messages_ij at receivers, ``size`` edges at a time.
+
+    No array over all edges is formed, in the backward pass neither: what a block needs there is computed again.
+
+    Args:
+      layer: the module whose parameters ``messages`` uses.
+      messages: from the layer and a graph with E edges to arrays (E, …).
+      graph: all edges.
+      size: edges of a block.
+      sums: zeros of the shapes of the sums (N, …).
+    """
+    n_node, n_edge = graph.nodes.x.shape[0], graph.senders.shape[0]
+    blocks = -(-n_edge // size)
+
+    def stack(a: jax.Array, padding: int = 0) -> jax.Array:
+        filled = jnp.pad(a, [(0, blocks * size - n_edge)] + [(0, 0)] * (a.ndim - 1), constant_values=padding)
+        return filled.reshape(blocks, size, *a.shape[1:])
+
+    def add(layer: nn.Module, sums: Any, block: Any) -> tuple[Any, None]:
+        senders, receivers, edges = block
+        part = graph._replace(senders=senders, receivers=receivers, edges=edges)
+        found = nn.remat(messages)(layer, part)
+        return jax.tree.map(lambda total, values: total + sum_at_receivers(part, values), sums, found), None
+
+    # The last block's padding ends at no node, so its sum is dropped.
+    ends = stack(jnp.asarray(graph.senders)), stack(jnp.asarray(graph.receivers), n_node), jax.tree.map(stack, graph.edges)
+    return nn.scan(add, variable_broadcast="params", split_rngs={"params": False})(layer, sums, ends)[0]
 
 
 class EGNN(nn.Module):
@@ -129,6 +179,7 @@ class EGNN(nn.Module):
       update_coordinates: False leaves x and v alone.
       residual: add h to φ_h.
       shrinkage: multiply x by 1 - shrinkage after each layer.
+      edge_block: walk through the edges in blocks of so many, for graphs whose edges do not fit in memory.
 
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same graph with
     h (N, output_features or features) and x, v moved.
@@ -149,6 +200,7 @@ class EGNN(nn.Module):
     update_coordinates: bool = True
     residual: bool = True
     shrinkage: float = 0.0
+    edge_block: int | None = None
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
@@ -167,6 +219,7 @@ class EGNN(nn.Module):
                 update_coordinates=self.update_coordinates,
                 residual=self.residual and graph.nodes.h.shape[-1] == self.features,
                 shrinkage=self.shrinkage,
+                edge_block=self.edge_block,
                 name=f"layer_{layer}",
             )(graph)
         if self.output_features is not None:

@@ -5,8 +5,9 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from egnn_jax.graph import GraphsTuple, sum_at_receivers
+from egnn_jax.graph import GraphsTuple, edge_attributes, sum_at_receivers
 from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive
+from egnn_jax.models.precision import compute_dtype
 
 
 class GNN(nn.Module):
@@ -37,16 +38,16 @@ class GNN(nn.Module):
         require_positive(features=self.features, layers=self.layers)
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         if self.coordinates:
-            h = x if v is None else jnp.concatenate([x, v], axis=-1)
+            h = (x if v is None else jnp.concatenate([x, v], axis=-1)).astype(compute_dtype(graph))
         if self.embed:
             h = Dense(self.features, name="embedding")(h)
         for layer in range(self.layers):
-            m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, graph.edges)
+            m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, edge_attributes(graph))
             m_i = sum_at_receivers(graph, m_ij)
             dh = MLP(self.features, self.features, name=f"layer_{layer}_phi_h")(jnp.concatenate([h, m_i], axis=-1))
             h = h + dh if h.shape[-1] == self.features else dh
         if self.coordinates:
-            x = MLP(self.features, x.shape[-1], name="decoder")(h)
+            x = MLP(self.features, x.shape[-1], name="decoder")(h).astype(x.dtype)
         if self.output_features is not None:
             h = Dense(self.output_features, name="embedding_out")(h)
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x))

@@ -25,4 +25,4 @@ class Linear(nn.Module):
         if nodes.v is None:
             raise ValueError("the graph has v=None; Linear expects velocities (N, n)")
         t = self.param("time", nn.initializers.ones, (), nodes.x.dtype)
-        return graph._replace(nodes=nodes.replace(x=nodes.x + t * nodes.v))
+        return graph._replace(nodes=nodes.replace(x=nodes.x + t.astype(nodes.x.dtype) * nodes.v))

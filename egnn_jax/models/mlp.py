@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph import GraphsTuple
+from egnn_jax.graph import GraphsTuple, edge_attributes
 
 Initializer = Callable[..., jax.Array]
 
@@ -36,6 +36,12 @@ def torch_bias(fan_in: int) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def with_attributes(graph: GraphsTuple, s_ij: jax.Array) -> jax.Array:
+    """(E, S) to (E, S + A): what else is known of each edge, and its attributes."""
+    a_ij = edge_attributes(graph)
+    return s_ij if a_ij is None else jnp.concatenate([s_ij, a_ij], axis=-1)
 
 
 @jax.custom_jvp
@@ -97,13 +103,25 @@ class EdgeMLP(nn.Module):
 
     features: int
 
-    @nn.compact
+    def setup(self) -> None:
+        """The second layer; the first one's width is known when it is called."""
+        self.Dense_0 = Dense(self.features)
+
     def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
-        n_h, n_s = h.shape[-1], 0 if s_ij is None else s_ij.shape[-1]
+        return self.at_edges(graph, self.at_nodes(h, 0 if s_ij is None else s_ij.shape[-1]), s_ij)
+
+    @nn.compact
+    def at_nodes(self, h: jax.Array, n_s: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What the first layer makes of h_i and of h_j (N, features), and its kernel for s_ij (S, features)."""
+        n_h = h.shape[-1]
         kernel = self.param("kernel", torch_kernel, (2 * n_h + n_s, self.features), h.dtype)
         bias = self.param("bias", torch_bias(2 * n_h + n_s), (self.features,), h.dtype)
-        h_i, h_j = h @ kernel[:n_h] + bias, h @ kernel[n_h : 2 * n_h]
+        return h @ kernel[:n_h] + bias, h @ kernel[n_h : 2 * n_h], kernel[2 * n_h :]
+
+    def at_edges(self, graph: GraphsTuple, projected: tuple[jax.Array, jax.Array, jax.Array], s_ij: jax.Array | None) -> jax.Array:
+        """φ_e (E, features) from what :meth:`at_nodes` gave."""
+        h_i, h_j, kernel = projected
         first = h_i[graph.receivers] + h_j[graph.senders]
         if s_ij is not None:
-            first += s_ij @ kernel[2 * n_h :]
-        return silu(Dense(self.features)(silu(first)))
+            first += s_ij.astype(kernel.dtype) @ kernel
+        return silu(self.Dense_0(silu(first)))

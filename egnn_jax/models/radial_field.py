@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, in_degree, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Symmetry, require_positive, small_kernel
+from egnn_jax.graph import GraphsTuple, edge_vectors, in_degree, sum_at_receivers
+from egnn_jax.models.mlp import MLP, Symmetry, require_positive, small_kernel, with_attributes
+from egnn_jax.models.precision import compute_dtype
 
 
 class RadialField(nn.Module):
@@ -33,17 +34,17 @@ class RadialField(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(features=self.features, layers=self.layers)
-        x, v = graph.nodes.x, graph.nodes.v
+        x, v, dtype = graph.nodes.x, graph.nodes.v, compute_dtype(graph)
         for layer in range(self.layers):
-            r_ij = x[graph.receivers] - x[graph.senders]
-            s_ij = safe_norm(r_ij, keepdims=True)
-            if graph.edges is not None:
-                s_ij = jnp.concatenate([s_ij, graph.edges], axis=-1)
-            weight = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel, name=f"layer_{layer}_phi_rf")(s_ij)
+            r_ij = edge_vectors(graph, x)
+            s_ij = with_attributes(graph, safe_norm(r_ij, keepdims=True))
+            phi_rf = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel, name=f"layer_{layer}_phi_rf")
+            weight = phi_rf(s_ij.astype(dtype)).astype(x.dtype)
             m_ij = r_ij * (jnp.tanh(weight) if self.tanh else weight)
             x = x + sum_at_receivers(graph, m_ij) / jnp.maximum(in_degree(graph), 1)
             if v is not None:
-                x += MLP(self.features, 1, name=f"layer_{layer}_phi_v")(safe_norm(v, keepdims=True)) * v
+                speed = safe_norm(v, keepdims=True).astype(dtype)
+                x += MLP(self.features, 1, name=f"layer_{layer}_phi_v")(speed).astype(x.dtype) * v
             if self.shrinkage:
                 x *= 1 - self.shrinkage
         return graph._replace(nodes=graph.nodes.replace(x=x))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, sum_at_receivers
-from egnn_jax.models.mlp import Dense, Symmetry, require_positive
+from egnn_jax.graph import GraphsTuple, edge_vectors, sum_at_receivers
+from egnn_jax.models.mlp import Dense, Symmetry, require_positive, with_attributes
 from egnn_jax.models.radial import cosine_cutoff, gaussian_basis
 
 
@@ -57,17 +57,15 @@ class SchNet(nn.Module):
         x, v = graph.nodes.x, graph.nodes.v
         (_, h), (gradient,) = nn.value_and_grad(energy, self, x, has_aux=True)
         if v is not None:
-            x += self.param("t", nn.initializers.ones, (), v.dtype) * v
+            x += self.param("t", nn.initializers.ones, (), v.dtype).astype(v.dtype) * v
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x - gradient))
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """h (N, features) of a graph with its nodes at x."""
-        distance = safe_norm(x[graph.receivers] - x[graph.senders])
-        s_ij = gaussian_basis(distance, self.gaussians, self.cutoff)
-        if graph.edges is not None:
-            s_ij = jnp.concatenate([s_ij, graph.edges], axis=-1)
-        within = cosine_cutoff(distance, self.cutoff)[:, None]
+        distance = safe_norm(edge_vectors(graph, x))
         h = Dense(self.features, name="embedding")(graph.nodes.h)
+        s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(h.dtype)
+        within = cosine_cutoff(distance, self.cutoff)[:, None].astype(h.dtype)
         for layer in range(self.layers):
             name = f"layer_{layer}_{{}}".format
             filters = shifted_softplus(Dense(self.features, name=name("phi_cf_0"))(s_ij))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Symmetry, require_positive
+from egnn_jax.graph import GraphsTuple, edge_vectors, sum_at_receivers
+from egnn_jax.models.mlp import MLP, Symmetry, require_positive, with_attributes
+from egnn_jax.models.precision import compute_dtype
 
 Parity = Literal["natural", "ignored"]
 """What a reflection does to a feature of degree l: times (-1)^l as to Y_l, or nothing is promised."""
@@ -49,18 +50,19 @@ def embed(graph: GraphsTuple, channels: int, degree: int, parity: Parity) -> e3n
         raise ValueError(f"parity is {parity!r}; expected 'natural' or 'ignored'")
     given = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
     if v is not None:
-        given = e3nn.concatenate([given, e3nn.IrrepsArray(vector(parity), v)])
+        given = e3nn.concatenate([given, e3nn.IrrepsArray(vector(parity), v.astype(h.dtype))])
     return linear(irreps(channels, degree, parity), "embedding")(given)
 
 
 def look_at_edges(graph: GraphsTuple, degree: int, parity: Parity) -> Edges:
     """The edges of a graph, with harmonics up to ``degree``."""
-    r_ij = graph.nodes.x[graph.receivers] - graph.nodes.x[graph.senders]
+    r_ij = edge_vectors(graph, graph.nodes.x)
     distance = safe_norm(r_ij, keepdims=True)
     direction = r_ij / jnp.where(distance == 0, 1, distance)
     harmonics = e3nn.spherical_harmonics(irreps(1, degree, "natural"), direction, normalize=False)
-    invariants = distance if graph.edges is None else jnp.concatenate([distance, graph.edges], axis=-1)
-    return Edges(e3nn.IrrepsArray(irreps(1, degree, parity), harmonics.array), invariants)
+    invariants = with_attributes(graph, distance)
+    dtype = compute_dtype(graph)
+    return Edges(e3nn.IrrepsArray(irreps(1, degree, parity), harmonics.array.astype(dtype)), invariants.astype(dtype))
 
 
 def product(graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges, degree: int) -> e3nn.IrrepsArray:
@@ -76,7 +78,7 @@ def linear(out: e3nn.Irreps, name: str) -> Any:
 
 def read_out(graph: GraphsTuple, features: e3nn.IrrepsArray, parity: Parity) -> GraphsTuple:
     """The graph with h the features of degree 0, and x moved by one vector of those of degree 1."""
-    moved = graph.nodes.x + linear(vector(parity), "out")(features).array
+    moved = graph.nodes.x + linear(vector(parity), "out")(features).array.astype(graph.nodes.x.dtype)
     return graph._replace(nodes=graph.nodes.replace(h=features.filter(e3nn.Irreps("0e")).array, x=moved))
 
 

@@ -184,6 +184,7 @@ class QM9(OfGraphSets):
             axes.scatter(true[:, k], told[:, k], s=1, alpha=0.3)
             unit, relative = qm9.UNITS[name], " (relative to atoms)" if name in qm9.REFERENCES else ""
             axes.set(xlabel=f"true {name}{relative}, {unit}", ylabel=f"predicted, {unit}")
+            axes.locator_params(nbins=5)
             axes.set_title(f"{name}: mean absolute error {np.abs(told - true)[:, k].mean():.4g} {unit}", fontsize=9)
         figure.tight_layout()
         return save(figure, path, dpi=110, tight=False)
