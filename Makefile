@@ -1,10 +1,12 @@
 # make train: a trained EGNN, its error beside the paper's, and pictures. make test: everything CI runs.
+# make benchmark: how much faster ours is than PyTorch and plain JAX; `make benchmark CASES="nbody qm9"` runs some cases alone.
 # Needs only Python 3.11 or newer; `make train PYTHON=python3.12` picks another.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.installed
+BENCH := .venv/.installed-bench
 
-.PHONY: setup train test lint
+.PHONY: setup train test lint benchmark
 
 setup: $(SETUP)
 
@@ -26,3 +28,10 @@ lint: $(SETUP)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+$(BENCH): $(SETUP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
+
+benchmark: $(BENCH)
+	$(BIN)/python scripts/benchmark.py $(if $(CASES),--cases $(CASES))

@@ -1,0 +1,187 @@
+"""What the benchmark compares and counts, without its clock; PyTorch's side is test_peers'."""
+
+import json
+import sys
+
+import benchmark
+import benchmark_report
+import contenders
+import costs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import textbook
+
+import egnn_jax as egnn
+from egnn_jax import testing
+from egnn_jax.config import Optimizer
+from egnn_jax.data import nbody
+from egnn_jax.models.autoencoder import Autoencoder
+from egnn_jax.models.readout import Readout
+from egnn_jax.tasks import NBody
+from egnn_jax.tasks.nbody import Batch
+from egnn_jax.training.state import init_state, optimiser
+from egnn_jax.training.step import AXIS, make_mesh, make_step, make_train
+
+AUTOENCODER = Autoencoder(egnn.EGNN(features=5, layers=2, embed=False, shrinkage=1e-3))
+READOUT = Readout(egnn.EGNN(features=5, layers=2, infer_edges=True, update_coordinates=False))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "shrinkage"),
+    [
+        (egnn.EGNN(features=5, layers=2), {"features": 1, "attributes": 2}, 0.0),
+        (AUTOENCODER, {"features": 1, "attributes": 1, "velocity": False}, 1e-3),
+        (READOUT, {"velocity": False, "attributes": 0}, 0.0),
+    ],
+    ids=["nbody", "autoencoder", "qm9"],
+)
+def test_the_textbook_egnn_is_ours(x64, model, options, shrinkage):
+    graph = testing.random_graph(**options)
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
+    ours, theirs = model.apply(params, graph), textbook.egnn(params, graph, shrinkage)
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(other, mine, rtol=1e-10, atol=1e-10 * max(1, np.abs(mine).max()))
+
+
+def test_the_literal_loop_is_our_simulation():
+    made, ours = textbook.trajectories("small", "train", 1), nbody._generate("small", "train", 1)
+    for name in ("x", "target"):
+        np.testing.assert_array_equal(made[name], ours[name])
+
+
+def test_products_are_counted():
+    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
+    assert costs.flops(lambda a, b: a @ b, a, b) == 2 * 3 * 4 * 5
+    assert costs.flops(lambda a, b: (a @ b)[:, :0].sum() + a.sum(), a, b) == 120  # used, if for nothing
+    assert costs.flops(lambda a, b: (a @ b, a)[1], a, b) == 0
+    assert costs.flops(jax.jit(lambda a, b: jax.lax.scan(lambda c, _: (c @ b @ b.T, None), a, length=7)[0]), a, b) == 7 * 240
+    assert costs.flops(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a @ b @ b.T @ b), a, b) == 120
+    assert costs.flops(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2)), a, b) == 240
+
+
+def train(seeds=1):
+    task, mesh = NBody(), make_mesh(4)
+    batch = Batch(*(np.zeros((3, mesh.size, 4 // mesh.size, *shape), np.float32) for shape in ((5, 3), (5, 3), (5, 3), (5,), ())))
+    transform = optimiser(Optimizer(), 10, 10)
+    model = egnn.EGNN(features=8, layers=1)
+    state = init_state(model, task.graph(jax.tree.map(lambda a: a[0, 0], batch)), transform, average=False, seed=0)
+    step = make_step(task, model.apply, transform, 0.0, AXIS if mesh.size > 1 else None)
+    return make_train(step, seeds, mesh), state, batch
+
+
+def test_the_scan_over_steps_never_reaches_for_the_host_and_donates_its_state():
+    function, state, batches = train()
+    found = costs.compiled(function.lower(state, batches).compile().as_text())
+    assert found == {"host_transfers": [], "donated": len(jax.tree.leaves(state))}
+
+
+def test_reaching_for_the_host_is_seen():
+    def step(x):
+        jax.debug.callback(lambda x: None, x)
+        return x + 1
+
+    assert costs.compiled(jax.jit(step).lower(1.0).compile().as_text())["host_transfers"]
+    assert costs.compiled(jax.jit(lambda x: x + 1).lower(1.0).compile().as_text()) == {"host_transfers": [], "donated": 0}
+    for line in ("%x = (f32[2]{0}, token[]) infeed(token[] %t)", "%s = (f32[], u32[], token[]) send(f32[] %x)", "f32[8]{0:S(5)} copy(%x)"):
+        assert costs.compiled(line)["host_transfers"]
+
+
+def test_neighbours_do_not_get_fewer_in_small_clouds():
+    x = np.random.default_rng(0).uniform(size=(2_000, 3))
+    near = ((x[:, None] - x) ** 2).sum(-1) < costs.relative_cutoff(50 / 1_999) ** 2
+    assert near.sum() / 2_000 - 1 == pytest.approx(50, rel=0.02)
+
+
+def test_ratios_are_formed_in_each_repeat():
+    rounds = [{"ours": ours, "matmul": 0.01, "torch_eager": theirs} for ours, theirs in ((1.0, 3.0), (2.0, 4.0), (1.0, 5.0))]
+    found = benchmark.summary(rounds)
+    assert found["ours_ms"] == 1e3
+    assert found["matmul_gflops"] == pytest.approx(100)
+    assert [found[f"ratio_vs_torch_eager{which}"] for which in ("", "_min", "_max")] == [3, 2, 5]
+    assert benchmark.exponents((10, 100, 1_000), (1.0, 10.0, 1_000.0)) == pytest.approx([1, 2])
+
+
+def test_different_maths_is_refused():
+    ours = np.ones((2, 3)), 0.5
+    benchmark.require_agreement("theirs", ours, (ours[0] + 1e-5, 0.5), "cpu (cpu)")
+    for theirs in ((ours[0] + 1e-2, 0.5), (ours[0], 0.51), (ours[0] * np.nan, 0.5), (np.ones((3, 2)), 0.5)):
+        with pytest.raises(ValueError, match=r"theirs.*; expected"):
+            benchmark.require_agreement("theirs", ours, theirs, "cpu (cpu)")
+
+
+RATIO = {"ratio_vs_torch_eager": 3.25, "ratio_vs_torch_eager_min": 3.0, "ratio_vs_torch_eager_max": 3.5}
+HERE = {"machine": "2 cores", "date": "2026-11-25", "python": "3.11.7", "jax": "0.10.1", "flax": "0.12.8"}
+SIZE = {
+    "nodes": [10, 100], "peak_gib": 2.5, **{f"{part}_{name}": value for part in ("forward", "gradient") for name, value in
+    {"edges": [500, 5_000], "s": [0.1, 1.0], "floor_s": [0.05, 0.5], "peak_gib": [0.5, 2.5], "exponents": [1.0]}.items()},
+}  # fmt: skip
+
+
+def test_results_of_other_cases_stay(tmp_path):
+    out = tmp_path / "runs" / "benchmark.json"
+    benchmark.write(out, "nbody_train_step", {"ours_ms": 1.0})
+    benchmark.write(out, "qm9_train_step", {"ours_ms": 2.0})
+    benchmark.write(out, "nbody_train_step", {"ours_ms": 3.0})
+    assert {name: result["ours_ms"] for name, result in json.loads(out.read_text()).items()} == {
+        "nbody_train_step": 3.0,
+        "qm9_train_step": 2.0,
+    }
+    for damaged in ("[1]", '{"nbody": 1}', "{"):
+        out.write_text(damaged)
+        with pytest.raises(ValueError, match=r"benchmark\.json .*expected results"):
+            benchmark.read(out)
+
+
+def test_tables_and_plot(tmp_path):
+    results = {
+        "nbody_train_step": {"ours_ms": 8.5, "floor_ms": 4.0, "left_out": {"torch_compiled": "there is no compiler"}} | RATIO | HERE,
+        "data_small": {"ours_ms": 2.5, "small_ours_s": 18.0, "small_numpy_loop_s": 1_860.0} | HERE,
+        "size": SIZE | HERE,
+        "qm9_forward": {"ours_ms": 9.9} | HERE | {"machine": "another"},
+        "nbody_4_seeds": {"metrics": {}},
+    }
+    told = benchmark_report.text(results, "2 cores")
+    assert "| nbody_train_step | 8.5 | 4 | 3.25 × (3.00 to 3.50; asked 3) | 2026-11-25 |" in told
+    assert "| data_small | 2.5 | – | – | 2026-11-25 |" in told
+    assert "- nbody_train_step without torch_compiled: there is no compiler\n" in told
+    assert "| 100 | 5,000 | 1 | 0.5 | 2.50 | 1 | 0.5 | 2.50 |" in told
+    assert "18 s, and 31 minutes" in told
+    assert "qm9" not in told
+    assert benchmark_report.draw(results, "2 cores", tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_document_holds_one_part_a_machine():
+    document = "# Measured\n\ntext\n"
+    once = benchmark_report.recorded(document, "2 cores", "first\n")
+    both = benchmark_report.recorded(once, "a GPU", "other\n")
+    again = benchmark_report.recorded(both + "\n## After\n\nend\n", "2 cores", "second\n")
+    assert once.startswith(document.rstrip("\n"))
+    assert once.endswith("\n### 2 cores\n\nfirst\n")
+    assert both.endswith("\n### 2 cores\n\nfirst\n\n### a GPU\n\nother\n")
+    assert again.endswith("\n### 2 cores\n\nsecond\n\n### a GPU\n\nother\n\n## After\n\nend\n")
+    assert again.count("## Benchmark\n") == 1
+    assert benchmark_report.recorded(again, "2 cores", "second\n") == again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "nbody", "molecules"], r"--cases has \['molecules'\]; expected some of nbody, autoencoder, qm9, data, size"),
+        (["--repeats", "0"], "--repeats is 0"),
+        (["--gpu-campaign", "--seconds", "nan"], "--seconds nan"),
+        (["--cases", "data", "qm9"], r"torch and egnn_pytorch not found; expected what pip install -e '\.\[bench\]' brings"),
+    ],
+)
+def test_mistakes_are_told(monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        benchmark.main()
+
+
+def test_every_case_has_a_setting():
+    names = {name for group in benchmark.CASES.values() for name in group}
+    assert names - {"data", "size"} == set(contenders.SETTINGS)
+    assert all((contenders.CONFIGS / setting.config).is_file() for setting in contenders.SETTINGS.values())
