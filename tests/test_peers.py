@@ -1,4 +1,8 @@
-"""Our EGNN against the PyPI package egnn-pytorch with the same weights, where both define the same maths: pytest -m peers."""
+"""What the extra `bench` installs: pytest -m peers.
+
+The benchmark's PyTorch networks in the authors' form against the authors' values, to 1e-10, and our EGNN against the PyPI package
+egnn-pytorch with the same weights, where both define the same maths.
+"""
 
 import dataclasses
 
@@ -8,6 +12,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import interop, testing
+from tests.conftest import GOLDEN
 
 pytestmark = pytest.mark.peers
 
@@ -85,3 +90,78 @@ def test_some_nodes_masked_out(x64, torch):
     real = np.arange(M) < 6
     pairs = np.argwhere(real[:, None] & real[None])
     compare(torch, OURS, pairs, False, lambda torch: {"mask": torch.from_numpy(real)[None]})
+
+
+@pytest.fixture
+def peers():
+    pytest.importorskip("torch")
+    return pytest.importorskip("peers")
+
+
+def golden(network, name, compiled):
+    """The network with the authors' parameters, compiled or not, and the file's other tensors, in float64."""
+    import torch
+
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        z = {key: torch.from_numpy(file[key]) for key in file}
+    network.double().load_state_dict({key.removeprefix("param/"): value for key, value in z.items() if key.startswith("param/")})
+    return torch.compile(network) if compiled else network, z
+
+
+def close(got, want):
+    want = np.asarray(want)
+    np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-10, atol=1e-10 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_authors_form_of_nbody(peers, compiled):
+    network, z = golden(peers.NBodyEGNN(width=16, layers=2), "nbody_egnn", compiled)
+    x = z["input/x"].requires_grad_()
+    out = network(z["input/h"], x, (z["input/receivers"], z["input/senders"]), z["input/v"], z["input/edge_attr"])
+    close(out, z["output/x"])
+    (out**2).sum().backward()
+    close(x.grad, z["output/grad_x_of_sum_x2"])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_authors_form_of_the_autoencoder(peers, compiled):
+    import torch
+
+    network, z = golden(peers.AutoencoderEGNN(width=16, layers=2), "autoencoder_egnn", compiled)
+    edges, h = (z["input/receivers"], z["input/senders"]), z["input/noise"].new_ones(9, 1)
+    close(network.encode(h, z["input/noise"], edges, z["input/edge_attr"]), z["output/z"])
+    told = network(h, z["input/noise"], edges, z["input/edge_attr"])
+    close(told[:, 0], z["output/adjacency"][edges])
+    close(torch.nn.functional.binary_cross_entropy(told, z["input/edge_attr"], reduction="sum"), z["output/bce_sum"])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_authors_form_of_qm9(peers, compiled):
+    import torch_contenders
+
+    network, z = golden(peers.QM9EGNN(width=16, layers=2), "qm9_egnn", compiled)
+    b = torch_contenders.molecules(*(z[f"input/{name}"].numpy() for name in ("n_node", "h", "x")), np.zeros(3))
+    close(network(b.h, b.x, b.edges, None, b.node_mask, b.edge_mask, b.n_nodes), z["output/prediction"])
+
+
+def test_a_checkouts_autoencoder_is_given_our_noise(peers):
+    import torch
+
+    ours, z = golden(peers.AutoencoderEGNN(width=16, layers=2), "autoencoder_egnn", False)
+
+    class Theirs(torch.nn.Module):
+        """As ``AE_EGNN`` is called, and what it tells."""
+
+        def __init__(self):
+            super().__init__()
+            self.ours = ours
+
+        def forward(self, nodes, edges, edge_attr):
+            matrix = torch.zeros(9, 9).double()
+            matrix[edges] = self.ours(nodes, torch.randn(9, 8), edges, edge_attr)[:, 0]
+            return matrix, None
+
+    arguments = z["input/noise"].new_ones(9, 1), z["input/noise"], (z["input/receivers"], z["input/senders"]), z["input/edge_attr"]
+    close(peers.TheirAutoencoder(Theirs())(*arguments), ours(*arguments).detach())
+    with pytest.raises(peers.Unavailable, match="one graph at a time"):
+        peers.TheirAutoencoder(Theirs())(*arguments[:3], z["input/edge_attr"][:-1])
