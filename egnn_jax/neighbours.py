@@ -35,8 +35,8 @@ def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> Edge
     if lattice is not None:
         box[:n, :n], repeats[:n] = lattice
     search = vesin.NeighborList(cutoff=cutoff, full_list=True)
-    receivers, senders, steps = search.compute(points, box, repeats, quantities="ijS")
-    return _sorted(senders.astype(np.int64), receivers.astype(np.int64), steps[:, :n], lattice)
+    receivers, senders, *steps = search.compute(points, box, repeats, quantities="ij" if lattice is None else "ijS")
+    return _sorted(senders, receivers, lattice, *(step[:, :n] for step in steps))
 
 
 def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> Edges:
@@ -59,7 +59,7 @@ def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> Edges:
     own = (owners[near] == np.arange(len(x))[:, None]) & ~steps[near].any(axis=-1)
     own[~own.any(axis=1), -1] = True  # a point that coincides with k others or more may be missing among its nearest
     near = near[~own]
-    return _sorted(owners[near], np.repeat(np.arange(len(x)), k), steps[near], lattice)
+    return _sorted(owners[near], np.repeat(np.arange(len(x)), k), lattice, steps[near])
 
 
 def _images(x: np.ndarray, reach: float, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,6 +81,9 @@ def _images(x: np.ndarray, reach: float, lattice: Lattice | None) -> tuple[np.nd
     return points, owners, steps
 
 
-def _sorted(senders: np.ndarray, receivers: np.ndarray, steps: np.ndarray, lattice: Lattice | None) -> Edges:
+def _sorted(senders: np.ndarray, receivers: np.ndarray, lattice: Lattice | None, steps: np.ndarray | None = None) -> Edges:
+    if lattice is None or steps is None:
+        order = np.lexsort((senders, receivers))
+        return senders[order], receivers[order], None
     order = np.lexsort((*steps.T[::-1], senders, receivers))
-    return senders[order], receivers[order], None if lattice is None else steps[order] @ lattice.cell
+    return senders[order], receivers[order], steps[order] @ lattice.cell
