@@ -205,8 +205,9 @@ def matmul() -> tuple[Callable[[], Any], float]:
     return lambda: jax.block_until_ready([product(a, a) for a in matrices for _ in range(10)]), 20e-9 * size**3 * len(devices)
 
 
+@functools.cache
 def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
-    """The scan over training steps as ``fit`` makes it, compiled, with its state and batches."""
+    """The scan over training steps as ``fit`` makes it, compiled, with its batches and the state, which the first call donates."""
     mesh = make_mesh(inputs.setting.batch_size)
     rows = np.tile(inputs.rows(mesh.size), (inputs.setting.scans, 1, 1))
     batches = jax.device_put(inputs.task.pack("train", rows), NamedSharding(mesh, P(None, AXIS)))
@@ -230,14 +231,14 @@ def ours_forward(inputs: Inputs) -> Callable[[], Any]:
     """One call a batch, spread over the devices as in evaluation."""
     mesh = make_mesh(inputs.setting.batch_size)
 
-    def forward(params: Any, batch: Any) -> jax.Array:
-        return output(inputs.task, inputs.model.apply, params, jax.tree.map(lambda a: a[0], batch), inputs.key)
+    def forward(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+        return output(inputs.task, inputs.model.apply, params, jax.tree.map(lambda a: a[0], batch), key)
 
-    spread = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False))
-    params = jax.device_put(inputs.state.params, NamedSharding(mesh, P()))
+    spread = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS), check_vma=False))
+    params, key = jax.device_put((inputs.state.params, inputs.key), NamedSharding(mesh, P()))
     packed = inputs.task.pack("train", inputs.rows(mesh.size))
     batches = [jax.device_put(jax.tree.map(lambda a: a[k], packed), NamedSharding(mesh, P(AXIS))) for k in range(inputs.setting.batches)]  # noqa: B023
-    return lambda: [jax.block_until_ready(spread(params, batch)) for batch in batches]
+    return lambda: [jax.block_until_ready(spread(params, batch, key)) for batch in batches]
 
 
 def textbook_train(inputs: Inputs) -> Callable[[], Any]:
