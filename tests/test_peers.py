@@ -14,7 +14,7 @@ import egnn_jax as egnn
 from egnn_jax import interop, testing
 from tests.conftest import GOLDEN
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]  # which its compiler calls
 
 M, FEATURES, LAYERS = 9, 6, 3
 # Theirs sums over all j, itself included: our graphs have self-loops, whose r_ij is 0.
