@@ -153,7 +153,7 @@ class _Loop:
             while step < self.total and not self._stale(step):
                 self.state, losses = self.train(self.state, batches)
                 previous, step = step, self._end(step)
-                batches = self._pack(step) if step < self.total else None  # while the device computes
+                batches = self._pack(step)  # while the device computes
                 losses = np.atleast_2d(np.asarray(losses, np.float64))
                 self._check_finite(losses, previous)
                 self.loss = self.loss + losses.sum(axis=1)
@@ -211,7 +211,9 @@ class _Loop:
         return min(step + self.chunk, step - step % self.interval + self.interval, self.total)
 
     def _pack(self, step: int) -> Any:
-        """The batches of the chunk from ``step`` on; each epoch has its own order of samples."""
+        """The batches of the chunk from ``step`` on, None at the end; each epoch has its own order of samples."""
+        if step == self.total:
+            return None
         count = self._end(step) - step
         first, skipped = divmod(step, self.per_epoch)
         rows = np.concatenate([self._epoch(epoch) for epoch in range(first, -(-(step + count) // self.per_epoch))])
