@@ -54,6 +54,8 @@ class Config:
       optimizer: how parameters move.
       epochs: passes over the training split.
       batch_size: samples per step; the last partial batch of an epoch is dropped.
+      micro_batches: on a CPU, compute the gradient of a batch in so many parts, one after the other: that takes less memory, and
+        less time where a part fits the cache and the batch does not. Other devices take the batch at once.
       eval_every: epochs between two evaluations on the validation split.
       patience: stop after so many epochs without a better validation value; 0 for never.
       seed: of the initial parameters (and, for several seeds, of the first) and of the order of samples.
@@ -70,6 +72,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     epochs: int = 100
     batch_size: int = 100
+    micro_batches: int = 1
     eval_every: int = 5
     patience: int = 0
     seed: int = 0
@@ -81,8 +84,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError where a number makes no sense."""
-        for name in ("epochs", "batch_size", "eval_every", "seeds", "chunk_steps"):
+        for name in ("epochs", "batch_size", "micro_batches", "eval_every", "seeds", "chunk_steps"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        expected = f"a divisor of {self.batch_size}, the batch_size"
+        _check(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, expected)
         for name in ("patience", "seed", "checkpoint_seconds"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("learning_rate", "weight_decay", "warmup_epochs"):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import textbook
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import egnn_jax as egnn
@@ -29,7 +29,7 @@ from egnn_jax.data import nbody
 from egnn_jax.tasks import QM9, GraphAutoencoder, NBody, Task
 from egnn_jax.tasks.base import Apply
 from egnn_jax.training.state import init_state, optimiser
-from egnn_jax.training.step import AXIS, make_mesh, make_step, make_train, use_all_cores
+from egnn_jax.training.step import AXIS, make_mesh, make_step, make_train, micro_batches, use_all_cores
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -86,15 +86,21 @@ class Inputs:
         graph = self.task.graph(self.task.pack("train", self.rows(1)[0, 0]), self.key)
         self.state = jax.device_get(init_state(self.model, graph, self.transform, average=False, seed=0))
 
-    def rows(self, devices: int) -> np.ndarray:
-        """The samples of each batch (K, devices, B/devices): the first batches of an epoch, the same for any number of devices."""
+    def rows(self, groups: int) -> np.ndarray:
+        """The samples of each batch (K, groups, B/groups): the first batches of an epoch, the same for any number of groups."""
         generator = np.random.default_rng(0)
         rows = generator.permutation(self.task.size("train"))[: self.per_epoch * self.setting.batch_size]
-        return self.task.deal("train", rows, self.per_epoch, devices, generator)[: self.setting.batches]
+        return self.task.deal("train", rows, self.per_epoch, groups, generator)[: self.setting.batches]
 
     def batches(self) -> Any:
         """Batches (K, …) as one device takes them."""
-        return self.task.pack("train", self.rows(1)[:, 0])
+        return jax.tree.map(lambda a: a[:, 0], self.task.pack("train", self.rows(1)))
+
+    def spread(self) -> tuple[Mesh, np.ndarray]:
+        """The devices that ours takes, and the samples as its training deals them to these and their micro-batches."""
+        parts = micro_batches(self.config)
+        mesh = make_mesh(self.setting.batch_size // parts)
+        return mesh, self.rows(mesh.size * parts)
 
     def first(self) -> Any:
         return jax.tree.map(lambda a: a[0], self.batches())
@@ -208,11 +214,12 @@ def matmul() -> tuple[Callable[[], Any], float]:
 @functools.cache
 def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
     """The scan over training steps as ``fit`` makes it, compiled, with its batches and the state, which the first call donates."""
-    mesh = make_mesh(inputs.setting.batch_size)
-    rows = np.tile(inputs.rows(mesh.size), (inputs.setting.scans, 1, 1))
+    mesh, rows = inputs.spread()
+    rows = np.tile(rows, (inputs.setting.scans, 1, 1))
     batches = jax.device_put(inputs.task.pack("train", rows), NamedSharding(mesh, P(None, AXIS)))
     state = jax.device_put(inputs.state, NamedSharding(mesh, P()))
-    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0, AXIS if mesh.size > 1 else None)
+    axis = AXIS if mesh.size > 1 else None
+    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0, axis, micro_batches(inputs.config))
     return make_train(step, 1, mesh).lower(state, batches).compile(), state, batches
 
 
@@ -228,15 +235,16 @@ def ours_train(inputs: Inputs) -> Callable[[], Any]:
 
 
 def ours_forward(inputs: Inputs) -> Callable[[], Any]:
-    """One call a batch, spread over the devices as in evaluation."""
-    mesh = make_mesh(inputs.setting.batch_size)
+    """One call a batch, spread over devices and micro-batches as in training."""
+    mesh, rows = inputs.spread()
 
     def forward(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        return output(inputs.task, inputs.model.apply, params, jax.tree.map(lambda a: a[0], batch), key)
+        told = jax.lax.map(lambda part: output(inputs.task, inputs.model.apply, params, part, key), batch)
+        return told.reshape(-1, *told.shape[2:])
 
     spread = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS), check_vma=False))
     params, key = jax.device_put((inputs.state.params, inputs.key), NamedSharding(mesh, P()))
-    packed = inputs.task.pack("train", inputs.rows(mesh.size))
+    packed = inputs.task.pack("train", rows)
     batches = [jax.device_put(jax.tree.map(lambda a: a[k], packed), NamedSharding(mesh, P(AXIS))) for k in range(inputs.setting.batches)]  # noqa: B023
     return lambda: [jax.block_until_ready(spread(params, batch, key)) for batch in batches]
 

@@ -92,7 +92,8 @@ def test_dealt_batches_hold_every_graph_once_and_fit_with_little_waste(rng, step
     assert rows.shape == (steps, groups, batch // groups)
     assert sorted(rows.ravel()) == sorted(epoch)
     edges = (sizes * (sizes - 1))[rows].sum(axis=-1)
-    assert edges.max() <= graphs.budgets(batch // groups)[-1].n_edge
+    assert edges.max() <= graphs.budgets(batch // groups, groups)[-1].n_edge
+    assert graphs.pack(rows).senders.shape[-1] == graphs.budgets(batch // groups, groups)[-1].n_edge
     if steps > 1 and batch > 1:
         plain = (sizes * (sizes - 1))[epoch.reshape(rows.shape)].sum(axis=-1)
         assert edges.std() < plain.std() / 2

@@ -100,20 +100,21 @@ def test_one_step_equals_a_hand_written_one(x64, name):
     assert after.step == 1
 
 
-def over(devices, batches):
-    """Batches (K, B, …) as (K, devices, B / devices, …)."""
-    return jax.tree.map(lambda a: a.reshape(len(a), devices, -1, *a.shape[2:]), batches)
+def over(groups, batches):
+    """Batches (K, B, …) as (K, groups, B / groups, …)."""
+    return jax.tree.map(lambda a: a.reshape(len(a), groups, -1, *a.shape[2:]), batches)
 
 
-def test_a_batch_spread_over_two_devices_is_the_same_step():
+@pytest.mark.parametrize("micro", [1, 5])
+def test_a_batch_spread_over_two_devices_is_the_same_step(micro):
     config = tiny(optimizer={})
     model, transform, batches, state = parts(config)
     assert make_mesh(20).size == 2
     assert make_mesh(5).size == 1
     alone = make_step(config.task, model.apply, transform, 0.0)
-    together = make_train(make_step(config.task, model.apply, transform, 0.0, "data"), 1, make_mesh(20))
+    together = make_train(make_step(config.task, model.apply, transform, 0.0, "data", micro), 1, make_mesh(20))
     expected = jax.lax.scan(alone, state, batches)
-    got = together(state, over(2, batches))
+    got = together(state, over(2 * micro, batches))
     chex.assert_trees_all_close(got[1], expected[1], rtol=1e-6)
     chex.assert_trees_all_close(got[0].params, expected[0].params, rtol=1e-4, atol=1e-6)
 
@@ -139,6 +140,13 @@ def test_a_whole_run_compiles_training_and_evaluation_once(tmp_path, monkeypatch
     monkeypatch.setattr(loop, "make_step", counted)
     run(tiny(epochs=6), tmp_path)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_micro_batches_change_nothing_but_rounding(tmp_path, seeds):
+    whole, parts = (run(tiny(seeds=seeds, micro_batches=micro), tmp_path / str(micro)) for micro in (1, 5))
+    for split in ("valid", "test"):
+        np.testing.assert_allclose(parts["metrics"][split]["mse"], whole["metrics"][split]["mse"], rtol=1e-4)
 
 
 def equal_runs(one: Path, other: Path):

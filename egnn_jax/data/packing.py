@@ -59,13 +59,10 @@ class GraphSet:
         """
         classes = rows[np.argsort(self._n_edge[rows], kind="stable")].reshape(-1, steps)
         batches = generator.permuted(classes, axis=1).T
-        # Neighbouring classes go to the groups in turn, forth and back, as cards do.
-        turns = batches.reshape(steps, -1, groups)
-        turns[:, 1::2] = turns[:, 1::2, ::-1].copy()
-        return turns.swapaxes(1, 2)
+        return _in_turns(batches.reshape(steps, -1, groups)).swapaxes(1, 2)
 
-    def budgets(self, graphs: int) -> list[Budget]:
-        """Shapes for batches of so many graphs, the smallest first; every batch that :meth:`deal` makes fits the last.
+    def budgets(self, graphs: int, groups: int = 1) -> list[Budget]:
+        """Shapes for so many graphs in each of the groups of a batch, the smallest first; whatever :meth:`deal` makes fits the last.
 
         For single graphs these are the quartiles of their sizes; for more there is only one.
         """
@@ -76,19 +73,22 @@ class GraphSet:
             shapes = {(int(self._n_node[part].max()), int(self._n_edge[part].max())) for part in largest}
             return [Budget(n_node + 1, n_edge, 2) for n_node, n_edge in sorted(shapes)]
         # The largest of each class of ``deal``; the graphs left out of an epoch, fewer than a batch, shift the classes a little.
-        largest = np.minimum(np.ceil(np.arange(1, graphs + 1) * len(self) / graphs).astype(int) + 2 * graphs, len(self)) - 1
-        n_node, n_edge = (int(np.sort(count[:-1])[largest].sum()) for count in (self._n_node, self._n_edge))
+        size = graphs * groups
+        largest = np.minimum(np.ceil(np.arange(1, size + 1) * len(self) / size).astype(int) + 2 * size, len(self)) - 1
+        n_node, n_edge = (
+            int(_in_turns(np.sort(count[:-1])[largest].reshape(graphs, groups)).sum(axis=0).max()) for count in (self._n_node, self._n_edge)
+        )
         return [Budget(n_node + 1, n_edge, graphs + 1)]
 
     def pack(self, rows: np.ndarray) -> GraphsTuple:
-        """Batches of the graphs numbered ``rows`` (…, B), in their order, padded as jraph pads; -1 is no graph.
+        """The graphs numbered ``rows``, (B,) or (…, groups, B/groups) as :meth:`deal` gives them, padded as jraph pads; -1 is no graph.
 
         Every field gets the leading axes of ``rows`` and the shape of the last of :meth:`budgets`. If one of the batches does not
         fit, all get that of B graphs of the largest size, which costs a compilation and loses nothing.
         """
         leading, (size, flat) = rows.shape[:-1], (rows.shape[-1], rows.reshape(-1, rows.shape[-1]))
         n_node, n_edge = self._n_node[flat], self._n_edge[flat]
-        budget = self.budgets(size)[-1]
+        budget = self.budgets(size, *leading[-1:])[-1]
         if n_node.sum(axis=1).max() >= budget.n_node or n_edge.sum(axis=1).max() > budget.n_edge:
             budget = Budget(size * int(self._n_node.max()) + 1, size * int(self._n_edge.max()), size + 1)
         node, edge = _Places(n_node, self._n_node, flat), _Places(n_edge, self._n_edge, flat)
@@ -204,6 +204,13 @@ class _Places:
         padded = np.zeros((batches, budget, *values.shape[1:]), values.dtype)
         padded[self.batch, self.place] = values[self._source]
         return padded
+
+
+def _in_turns(classes: np.ndarray) -> np.ndarray:
+    """Neighbours of the classes (…, rounds, groups) given to the groups forth and back, as cards are."""
+    dealt = classes.copy()
+    dealt[..., 1::2, :] = dealt[..., 1::2, ::-1]
+    return dealt
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -12,9 +12,20 @@ from egnn_jax.models.mlp import Dense, Symmetry, require_positive, with_attribut
 from egnn_jax.models.radial import cosine_cutoff, gaussian_basis
 
 
+@jax.custom_jvp
 def shifted_softplus(x: jax.Array) -> jax.Array:
-    """ln(eˣ/2 + 1/2)."""
-    return nn.softplus(x) - jnp.log(2.0).astype(x.dtype)
+    """ln(eˣ/2 + 1/2), elementwise.
+
+    Value and derivative, which is sigmoid(x), share one exponential.
+    """
+    return jnp.maximum(x, 0) + jnp.log((1 + jnp.exp(-jnp.abs(x))) / 2)
+
+
+@shifted_softplus.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    e = jnp.exp(-jnp.abs(x))
+    return jnp.maximum(x, 0) + jnp.log((1 + e) / 2), dx * (jnp.where(x < 0, e, 1) / (1 + e))
 
 
 class SchNet(nn.Module):

@@ -24,7 +24,7 @@ from egnn_jax.config import Config
 from egnn_jax.tasks import Task
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.state import init_best, init_state, keep_best, optimiser
-from egnn_jax.training.step import AXIS, make_evaluate, make_mesh, make_step, make_train
+from egnn_jax.training.step import AXIS, make_evaluate, make_mesh, make_step, make_train, micro_batches
 
 
 class Interrupted(Exception):
@@ -65,7 +65,8 @@ class Evaluation:
     """The task's metrics over whole splits, compiled once: (params, split) -> {metric: value, (seeds,) if several}."""
 
     def __init__(self, task: Task, model: nn.Module, config: Config) -> None:
-        mesh = make_mesh(config.batch_size)
+        self._width = config.batch_size // micro_batches(config)
+        mesh = make_mesh(self._width)
         self.task, self.config = task, config
         self._devices, self._spread = mesh.size, NamedSharding(mesh, PartitionSpec(None, AXIS))
         self._evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
@@ -74,9 +75,9 @@ class Evaluation:
     def __call__(self, params: Any, split: str, draw: int = 0) -> dict[str, jax.Array]:
         """Evaluate a split ("train", "valid" or "test"), the last batch filled with padding; ``draw`` numbers the key."""
         if split not in self._packed:
-            size, width = self.task.size(split), self.config.batch_size
-            steps = -(-size // width)
-            rows = np.full(steps * width, -1)
+            size = self.task.size(split)
+            steps = -(-size // self._width)
+            rows = np.full(steps * self._width, -1)
             rows[:size] = np.arange(size)
             dealt = self.task.deal(split, rows, steps, self._devices, np.random.default_rng(0))
             self._packed[split] = jax.device_put(self.task.pack(split, dealt), self._spread)
@@ -131,12 +132,14 @@ class _Loop:
         transform = optimiser(config.optimizer, self.per_epoch, self.total)
         graph = task.graph(task.pack("valid", np.zeros(config.batch_size, int)), jax.random.PRNGKey(0))
         states = [init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)]
-        mesh = make_mesh(config.batch_size)
+        parts = micro_batches(config)
+        mesh = make_mesh(config.batch_size // parts)
         state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        self.devices, self.spread = mesh.size, NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self.groups, self.spread = mesh.size * parts, NamedSharding(mesh, PartitionSpec(None, AXIS))
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.state, self.best = jax.device_put((state, init_best(state)), self.everywhere)
-        step = make_step(task, model.apply, transform, config.optimizer.average, AXIS if mesh.size > 1 else None)
+        axis = AXIS if mesh.size > 1 else None
+        step = make_step(task, model.apply, transform, config.optimizer.average, axis, parts)
         self.train = make_train(step, config.seeds, mesh)
         self.evaluate = Evaluation(task, model, config)
         self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
@@ -220,10 +223,10 @@ class _Loop:
         return jax.device_put(self.task.pack("train", rows[skipped : skipped + count]), self.spread)
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch in batches (steps, devices, B/devices)."""
+        """The samples of an epoch in batches (steps, groups, B/groups)."""
         generator = np.random.default_rng([self.config.seed, epoch])
         rows = generator.permutation(self.task.size("train"))[: self.per_epoch * self.config.batch_size]
-        return self.task.deal("train", rows, self.per_epoch, self.devices, generator)
+        return self.task.deal("train", rows, self.per_epoch, self.groups, generator)
 
     def _stale(self, step: int) -> bool:
         epochs = step // self.per_epoch - int(np.max(self.best.epoch))

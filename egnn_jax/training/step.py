@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from egnn_jax.config import Config
 from egnn_jax.tasks import Task
 from egnn_jax.tasks.base import Apply
 from egnn_jax.training.state import State
@@ -32,13 +33,20 @@ def use_all_cores() -> None:
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+def micro_batches(config: Config) -> int:
+    """How many parts a device takes its share of a batch in: those of the config on a CPU, 1 elsewhere."""
+    return config.micro_batches if jax.default_backend() == "cpu" else 1
+
+
 def make_mesh(batch_size: int) -> Mesh:
     """As many devices as divide a batch evenly."""
     devices = max(d for d in range(1, len(jax.local_devices()) + 1) if batch_size % d == 0)
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
 
 
-def make_step(task: Task, apply: Apply, transform: optax.GradientTransformation, decay: float, axis: str | None = None) -> Step:
+def make_step(
+    task: Task, apply: Apply, transform: optax.GradientTransformation, decay: float, axis: str | None = None, parts: int = 1
+) -> Step:
     """A pure (state, batch) -> (state, loss).
 
     Args:
@@ -47,13 +55,26 @@ def make_step(task: Task, apply: Apply, transform: optax.GradientTransformation,
       transform: the optimiser.
       decay: that of the averaged parameters, where the state has them.
       axis: the mapped axis over which the batch is spread, so that loss and gradient are averaged over it.
+      parts: how many micro-batches, stacked along a leading axis, a batch consists of if there are several; loss and gradient
+        are computed of one after the other and averaged.
     """
+
+    def gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return jax.value_and_grad(lambda params: task.loss(apply, params, batch, key))(params)
+
+    def mean_gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient_of(params, *part)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        total, _ = jax.lax.scan(add, zeros, (batch, jax.random.split(key, parts)))
+        return jax.tree.map(lambda a: a / parts, total)
 
     def step(state: State, batch: Any) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(state.key, state.step)
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        loss, gradient = jax.value_and_grad(lambda params: task.loss(apply, params, batch, key))(state.params)
+        loss, gradient = (gradient_of if parts == 1 else mean_gradient_of)(state.params, batch, key)
         if axis is not None:
             flat, unravel = ravel_pytree((loss, gradient))  # one exchange instead of one per array
             loss, gradient = unravel(jax.lax.pmean(flat, axis))
@@ -70,7 +91,7 @@ def make_step(task: Task, apply: Apply, transform: optax.GradientTransformation,
 
 
 def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:
-    """K steps in one compiled call: (state, batches stacked (K, devices, …)) -> (state, losses (K,)).
+    """K steps in one compiled call: (state, batches stacked (K, devices·parts, …)) -> (state, losses (K,)).
 
     With several seeds, state and losses have a leading axis of that size and all see the same batches. The state
     passed in is donated, so it cannot be used again.
@@ -99,5 +120,5 @@ def make_evaluate(task: Task, apply: Apply, seeds: int, mesh: Mesh) -> Callable[
 
 
 def _own(batches: Any) -> Any:
-    """The part (K, …) of batches (K, devices, …) that is on this device."""
-    return jax.tree.map(lambda a: a[:, 0], batches)
+    """Of batches (K, devices·parts, …) those on this device: (K, …), or (K, parts, …) where there are several."""
+    return jax.tree.map(lambda a: a[:, 0] if a.shape[1] == 1 else a, batches)
