@@ -270,6 +270,11 @@ def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     return _segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
 
 
+def add_at_receivers(graph: GraphsTuple, sums: jax.Array, values: jax.Array) -> jax.Array:
+    """(N, …) and (E, …) to (N, …): sums_i + Σ_j values_ij; a receiver that is no node, as N, is left out."""
+    return sums.at[graph.receivers].add(values.astype(sums.dtype), indices_are_sorted=True, mode="drop")
+
+
 def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
     """(E, …) to (E, …): exp(logits_ij) / Σ_j exp(logits_ij), over the edges that end in one node."""
     return _jraph.segment_softmax(logits, graph.receivers, graph.nodes.x.shape[0], indices_are_sorted=True)

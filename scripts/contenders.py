@@ -298,7 +298,7 @@ def size(nodes: int, part: str, repeats: int) -> dict[str, float]:
     side = nodes ** (1 / 3)
     x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
     graph = egnn.radius_graph(x, side * costs.relative_cutoff(NEIGHBOURS / (nodes - 1)))
-    model: Any = egnn.EGNN(features=64, layers=4, edge_block=65_536)
+    model: Any = egnn.EGNN(features=64, layers=4, edge_block=16_384)
     params = model.lazy_init(jax.random.PRNGKey(0), jax.eval_shape(lambda: graph))
 
     def value(params: Any, graph: egnn.graph.GraphsTuple) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, edge_attributes, edge_vectors, graph_of_node, in_degree, sum_at_receivers
+from egnn_jax.graph import GraphsTuple, add_at_receivers, edge_attributes, edge_vectors, graph_of_node, in_degree, sum_at_receivers
 from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive, small_kernel, with_attributes
 
 
@@ -93,8 +93,10 @@ class EGCL(nn.Module):
         if self.edge_block is None:
             m_i, dx = jax.tree.map(partial(sum_at_receivers, graph), messages(self, graph))  # eq. 5
         else:
-            sums = (jnp.zeros((x.shape[0], self.features), h.dtype), jnp.zeros_like(x) if self.update_coordinates else None)
+            wide = jnp.promote_types(h.dtype, jnp.float32)
+            sums = (jnp.zeros((x.shape[0], self.features), wide), jnp.zeros_like(x) if self.update_coordinates else None)
             m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
+            m_i = m_i.astype(h.dtype)
 
         if self.update_coordinates:
             dx *= self._mean(graph, x.dtype)  # eq. 4
@@ -154,8 +156,7 @@ def sum_in_blocks(layer: nn.Module, messages: Callable[..., Any], graph: GraphsT
     def add(layer: nn.Module, sums: Any, block: Any) -> tuple[Any, None]:
         senders, receivers, edges = block
         part = graph._replace(senders=senders, receivers=receivers, edges=edges)
-        found = nn.remat(messages)(layer, part)
-        return jax.tree.map(lambda total, values: total + sum_at_receivers(part, values), sums, found), None
+        return jax.tree.map(partial(add_at_receivers, part), sums, nn.remat(messages)(layer, part)), None
 
     # The last block's padding ends at no node, so its sum is dropped.
     ends = stack(jnp.asarray(graph.senders)), stack(jnp.asarray(graph.receivers), n_node), jax.tree.map(stack, graph.edges)
