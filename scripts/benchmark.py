@@ -26,12 +26,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import benchmark_report
-import contenders
-import costs
 import numpy as np
-from benchmark_report import PEERS
-from contenders import Unavailable
+from bench import contenders, costs, report
+from bench.contenders import Unavailable
+from bench.report import PEERS
 
 from egnn_jax import config as configs
 from egnn_jax.config import build_model
@@ -157,12 +155,12 @@ def measure(arguments: argparse.Namespace, again: bool = True) -> None:
         for name, result in made:
             write(arguments.out, name, result)
     results = read(arguments.out)
-    table = benchmark_report.text(results, here)
+    table = report.text(results, here)
     write_atomically(arguments.out.with_suffix(".md"), table.encode())
-    picture = benchmark_report.draw(results, here, arguments.out.with_suffix(".png"))
+    picture = report.draw(results, here, arguments.out.with_suffix(".png"))
     print(f"{here}\n\n{table}\n{arguments.out}, {picture}")
     if arguments.record:
-        write_atomically(DOCUMENT, benchmark_report.recorded(DOCUMENT.read_text(), here, table).encode())
+        write_atomically(DOCUMENT, report.recorded(DOCUMENT.read_text(), here, table).encode())
 
 
 def read(out: Path) -> dict[str, Result]:

@@ -7,14 +7,11 @@ import signal
 import sys
 
 import benchmark
-import benchmark_report
-import contenders
-import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import textbook
+from bench import contenders, costs, report, textbook
 
 import egnn_jax as egnn
 from egnn_jax import testing
@@ -145,27 +142,27 @@ def test_tables_and_plot(tmp_path):
         "qm9_forward": {"ours_ms": 9.9} | HERE | {"machine": "another"},
         "nbody_4_seeds": {"metrics": {}},
     }
-    told = benchmark_report.text(results, "2 cores")
+    told = report.text(results, "2 cores")
     assert "| nbody_train_step | 8.5 | 4 | 3.25 × (3.00 to 3.50; asked 3) | 2026-11-25 |" in told
     assert "| data_small | 2.5 | – | – | 2026-11-25 |" in told
     assert "- nbody_train_step without torch_compiled: there is no compiler\n" in told
     assert "| 100 | 5,000 | 1 | 0.5 | 2.50 | 1 | 0.5 | 2.50 |" in told
     assert "18 s, and 31 minutes" in told
     assert "qm9" not in told
-    assert benchmark_report.draw(results, "2 cores", tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert report.draw(results, "2 cores", tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_document_holds_one_part_a_machine():
     document = "# Measured\n\ntext\n"
-    once = benchmark_report.recorded(document, "2 cores", "first\n")
-    both = benchmark_report.recorded(once, "a GPU", "other\n")
-    again = benchmark_report.recorded(both + "\n## After\n\nend\n", "2 cores", "second\n")
+    once = report.recorded(document, "2 cores", "first\n")
+    both = report.recorded(once, "a GPU", "other\n")
+    again = report.recorded(both + "\n## After\n\nend\n", "2 cores", "second\n")
     assert once.startswith(document.rstrip("\n"))
     assert once.endswith("\n### 2 cores\n\nfirst\n")
     assert both.endswith("\n### 2 cores\n\nfirst\n\n### a GPU\n\nother\n")
     assert again.endswith("\n### 2 cores\n\nsecond\n\n### a GPU\n\nother\n\n## After\n\nend\n")
     assert again.count("## Benchmark\n") == 1
-    assert benchmark_report.recorded(again, "2 cores", "second\n") == again
+    assert report.recorded(again, "2 cores", "second\n") == again
 
 
 @pytest.mark.parametrize(

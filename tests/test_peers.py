@@ -95,7 +95,7 @@ def test_some_nodes_masked_out(x64, torch):
 @pytest.fixture
 def peers():
     pytest.importorskip("torch")
-    return pytest.importorskip("peers")
+    return pytest.importorskip("bench.peers")
 
 
 def golden(network, name, compiled):
@@ -137,7 +137,7 @@ def test_the_authors_form_of_the_autoencoder(peers, compiled):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_authors_form_of_qm9(peers, compiled):
-    import torch_contenders
+    from bench import torch_contenders
 
     network, z = golden(peers.QM9EGNN(width=16, layers=2), "qm9_egnn", compiled)
     b = torch_contenders.molecules(*(z[f"input/{name}"].numpy() for name in ("n_node", "h", "x")), np.zeros(3))

@@ -10,7 +10,7 @@ from unittest import mock
 
 import egnn_pytorch
 import torch
-from contenders import Unavailable
+from bench.contenders import Unavailable
 from torch import Tensor, nn
 
 Edges = tuple[Tensor, Tensor]

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import costs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import textbook
+from bench import costs, textbook
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -31,7 +30,7 @@ from egnn_jax.tasks.base import Apply
 from egnn_jax.training.state import init_state, optimiser
 from egnn_jax.training.step import AXIS, make_mesh, make_step, make_train, micro_batches, use_all_cores
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class Setting(NamedTuple):
@@ -147,7 +146,7 @@ def told(case: str, name: str, reference: str | None = None) -> tuple[np.ndarray
         return np.concatenate([made["x"], made["target"]]), 0.0
     inputs = inputs_of(case)
     if name not in ("ours", "textbook_jax"):
-        import torch_contenders
+        from bench import torch_contenders
 
         return attempt(name, lambda: torch_contenders.told(inputs, name, reference))
     apply = inputs.model.apply if name == "ours" else textbook_apply(inputs)
@@ -186,7 +185,7 @@ def contender(case: str, part: str, name: str, reference: str | None) -> tuple[C
         elif name == "textbook_jax":
             run = (textbook_train if part == "train_step" else textbook_forward)(inputs)
         else:
-            import torch_contenders
+            from bench import torch_contenders
 
             run = torch_contenders.contender(inputs, part, name, reference)
     attempt(name, run)

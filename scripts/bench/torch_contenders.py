@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import Inputs, Unavailable
-from peers import QM9EGNN, AutoencoderEGNN, Dense, NBodyEGNN, TheirAutoencoder
+from bench.contenders import Inputs, Unavailable
+from bench.peers import QM9EGNN, AutoencoderEGNN, Dense, NBodyEGNN, TheirAutoencoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
