@@ -79,12 +79,12 @@ def dimensions(model):
     return (3,) if model.symmetry == "SE(3)" else range(1, 9)
 
 
-def largest_error(model, options):
-    """Over rotations, reflections and translations in every dimension, relative to the largest entry of a field."""
+def largest_error(model, options, dimensions):
+    """Over rotations, reflections and translations in these dimensions, relative to the largest entry of a field."""
     moves = {"reflection": model.symmetry != "SE(3)", "translation": not options.keys() & ABOUT_THE_ORIGIN.keys()}
     return max(
         testing.assert_equivariant(build(model, options, graph)[2], graph, rtol=RTOL[str(graph.nodes.x.dtype)], **moves)
-        for n in dimensions(model)
+        for n in dimensions
         for graph in graphs(model, n)
     )
 
@@ -96,7 +96,7 @@ EQUIVARIANT = [(model, options) for model, options in CASES if model.symmetry !=
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 def test_equivariant(model, options, double):
     with jax.enable_x64(double):
-        largest_error(model, options)
+        largest_error(model, options, dimensions(model) if double else [3])  # but for rounding, the dimension is nothing new
 
 
 @pytest.mark.parametrize(("model", "options"), [case for case in CASES if case not in EQUIVARIANT], ids=describe)
@@ -165,12 +165,12 @@ def distance(graph, other):
 
 
 def mixed_error(model, options):
-    """How far a rotation before the network and one after it are apart, computed in bfloat16."""
+    """How far a rotation before the network and one after it are apart, computed in bfloat16: the largest of 20."""
     graph = testing.random_graph()
     model, params, _ = build(model, options, graph)
-    apply = partial(egnn.MixedPrecision(model).apply, params)
-    q = egnn.random_orthogonal(jax.random.key(0), 3, 1)
-    return distance(apply(egnn.transform(graph, q)), egnn.transform(apply(graph), q))
+    apply = jax.jit(partial(egnn.MixedPrecision(model).apply, params))
+    turns = [egnn.random_orthogonal(jax.random.key(k), 3, 1) for k in range(20)]
+    return max(distance(apply(egnn.transform(graph, q)), egnn.transform(apply(graph), q)) for q in turns)
 
 
 def table() -> str:
@@ -182,7 +182,7 @@ def table() -> str:
         worst = []
         for double in (True, False):
             with jax.enable_x64(double):
-                worst.append(max(largest_error(model, options) for options in mine))
+                worst.append(max(largest_error(model, options, dimensions(model)) for options in mine))
         worst.append(max(mixed_error(model, options) for options in mine))
         n, also = ("3", "") if model.symmetry == "SE(3)" else ("1 to 8", "reflection, ")
         rows.append([model.__name__, str(len(mine)), n, f"rotation, {also}translation", *(f"{error:.1e}" for error in worst)])

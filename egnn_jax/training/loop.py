@@ -24,7 +24,7 @@ from egnn_jax.config import Config
 from egnn_jax.tasks import Task
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.state import init_best, init_state, keep_best, optimiser
-from egnn_jax.training.step import AXIS, make_evaluate, make_mesh, make_step, make_train, micro_batches
+from egnn_jax.training.step import AXIS, free_heaps, make_evaluate, make_mesh, make_step, make_train, micro_batches
 
 
 class Interrupted(Exception):
@@ -208,6 +208,7 @@ class _Loop:
         if best != self.saved_best and (self.run.latest("best") or -1) < step:
             self.run.save("best", step, self.best)
             self.saved_best = best
+        free_heaps()  # of compilations, evaluations and checkpoints: half a gigabyte over a long run
 
     def _end(self, step: int) -> int:
         """Where the chunk that begins at ``step`` ends; none goes beyond an evaluation."""
