@@ -296,6 +296,11 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     return sum_nodes(graph, values) / n_node.reshape((-1,) + (1,) * (values.ndim - 1))
 
 
+def dtype_of_sums(values: jax.Array) -> jnp.dtype:
+    """In what type many values are added: float32 where they have fewer bits, otherwise their own."""
+    return jnp.dtype(jnp.float32) if values.dtype in (jnp.bfloat16, jnp.float16) else values.dtype
+
+
 def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
-    wide = jnp.float32 if values.dtype in (jnp.bfloat16, jnp.float16) else values.dtype
-    return jax.ops.segment_sum(values.astype(wide), segments, number, indices_are_sorted=True).astype(values.dtype)
+    wide = values.astype(dtype_of_sums(values))
+    return jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True).astype(values.dtype)

@@ -38,7 +38,7 @@ def variants(model):
         elif get_origin(hints[name]) is Literal:
             yield from ({name: value} for value in get_args(hints[name]) if value != field.default)
         elif hints[name] is int:
-            yield {name: 3}
+            yield {name: 3 if field.default > 1 else 2}
         elif hints[name] is float:
             yield {name: 5.0}
         elif int in get_args(hints[name]):

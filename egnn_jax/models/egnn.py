@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, add_at_receivers, edge_attributes, edge_vectors, graph_of_node, in_degree, sum_at_receivers
+from egnn_jax.graph import (
+    GraphsTuple,
+    add_at_receivers,
+    dtype_of_sums,
+    edge_attributes,
+    edge_vectors,
+    graph_of_node,
+    in_degree,
+    sum_at_receivers,
+)
 from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive, small_kernel, with_attributes
 
 
@@ -93,8 +102,7 @@ class EGCL(nn.Module):
         if self.edge_block is None:
             m_i, dx = jax.tree.map(partial(sum_at_receivers, graph), messages(self, graph))  # eq. 5
         else:
-            wide = jnp.promote_types(h.dtype, jnp.float32)
-            sums = (jnp.zeros((x.shape[0], self.features), wide), jnp.zeros_like(x) if self.update_coordinates else None)
+            sums = (jnp.zeros((x.shape[0], self.features), dtype_of_sums(h)), jnp.zeros_like(x) if self.update_coordinates else None)
             m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
             m_i = m_i.astype(h.dtype)
 
