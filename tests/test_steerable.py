@@ -123,6 +123,16 @@ def test_radial_functions():
     np.testing.assert_allclose(shifted_softplus(jnp.array([0.0, 2.0])), [0, np.log(np.exp(2) / 2 + 0.5)], atol=1e-6)
 
 
+def test_derivatives_of_the_shifted_softplus(x64):
+    x = jnp.array([-800.0, -3.0, 0.0, 2.0, 800.0])
+    gate = jax.nn.sigmoid(x)
+    first, second, third = gate, gate * (1 - gate), gate * (1 - gate) * (1 - 2 * gate)
+    f = shifted_softplus
+    for expected in (jax.nn.softplus(x) - np.log(2), first, second, third):
+        np.testing.assert_allclose(jax.vmap(f)(x), expected, rtol=1e-12, atol=1e-15)
+        f = jax.grad(f)
+
+
 def test_beyond_the_cutoff_nothing_is_felt(x64):
     graph = egnn.complete_graph(x=np.array([[0.0, 0, 0], [1, 0, 0], [9, 0, 0]]))
     model = egnn.SchNet(features=5, layers=2, cutoff=4.0)

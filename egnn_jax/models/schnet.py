@@ -18,14 +18,14 @@ def shifted_softplus(x: jax.Array) -> jax.Array:
 
     Value and derivative, which is sigmoid(x), share one exponential.
     """
-    return jnp.maximum(x, 0) + jnp.log((1 + jnp.exp(-jnp.abs(x))) / 2)
+    gate = nn.sigmoid(x)
+    return jnp.maximum(x, 0) - jnp.log(2 * jnp.maximum(gate, 1 - gate))
 
 
 @shifted_softplus.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
-    e = jnp.exp(-jnp.abs(x))
-    return jnp.maximum(x, 0) + jnp.log((1 + e) / 2), dx * (jnp.where(x < 0, e, 1) / (1 + e))
+    return shifted_softplus(x), dx * nn.sigmoid(x)
 
 
 class SchNet(nn.Module):
