@@ -55,7 +55,8 @@ def text(results: Results, machine: str) -> str:
         forward, gradient = (max(mine["size"][f"{part}_exponents"]) for part in ("forward", "gradient"))
         parts.append(
             "EGNN(features=64, layers=4, edge_block=16_384); random points, listed cell by cell. "
-            f"Time grows as nodes^{forward:.2f} and nodes^{gradient:.2f} (asked: 1.05); the largest gradient takes {mine['size']['peak_gib']:.2f} GiB (asked: 3).\n"
+            f"Time grows as nodes^{forward:.2f} and nodes^{gradient:.2f} (asked: 1.05); "
+            f"the largest gradient takes {mine['size']['peak_gib']:.2f} GiB (asked: 3).\n"
         )
     return "\n".join(parts)
 
