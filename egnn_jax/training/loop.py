@@ -208,7 +208,7 @@ class _Loop:
         if best != self.saved_best and (self.run.latest("best") or -1) < step:
             self.run.save("best", step, self.best)
             self.saved_best = best
-        free_heaps()  # of compilations, evaluations and checkpoints: half a gigabyte over a long run
+        free_heaps()  # of compilations, evaluations and checkpoints
 
     def _end(self, step: int) -> int:
         """Where the chunk that begins at ``step`` ends; none goes beyond an evaluation."""
