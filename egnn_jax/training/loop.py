@@ -24,7 +24,7 @@ from egnn_jax.config import Config
 from egnn_jax.tasks import Task
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.state import init_best, init_state, keep_best, optimiser
-from egnn_jax.training.step import AXIS, free_heaps, make_evaluate, make_mesh, make_step, make_train, micro_batches
+from egnn_jax.training.step import AXIS, free_heaps, layout, make_evaluate, make_step, make_train
 
 
 class Interrupted(Exception):
@@ -65,9 +65,8 @@ class Evaluation:
     """The task's metrics over whole splits, compiled once: (params, split) -> {metric: value, (seeds,) if several}."""
 
     def __init__(self, task: Task, model: nn.Module, config: Config) -> None:
-        self._width = config.batch_size // micro_batches(config)
-        mesh = make_mesh(self._width)
-        self.task, self.config = task, config
+        mesh, parts = layout(config)
+        self.task, self.config, self._width = task, config, config.batch_size // parts
         self._devices, self._spread = mesh.size, NamedSharding(mesh, PartitionSpec(None, AXIS))
         self._evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
         self._packed: dict[str, Any] = {}
@@ -132,8 +131,7 @@ class _Loop:
         transform = optimiser(config.optimizer, self.per_epoch, self.total)
         graph = task.graph(task.pack("valid", np.zeros(config.batch_size, int)), jax.random.PRNGKey(0))
         states = [init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k) for k in range(config.seeds)]
-        parts = micro_batches(config)
-        mesh = make_mesh(config.batch_size // parts)
+        mesh, parts = layout(config)
         state = states[0] if config.seeds == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         self.groups, self.spread = mesh.size * parts, NamedSharding(mesh, PartitionSpec(None, AXIS))
         self.everywhere = NamedSharding(mesh, PartitionSpec())

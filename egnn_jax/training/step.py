@@ -41,15 +41,16 @@ def free_heaps() -> None:
         trim(0)
 
 
-def micro_batches(config: Config) -> int:
-    """How many parts a device takes its share of a batch in: those of the config on a CPU, 1 elsewhere."""
-    return config.micro_batches if jax.default_backend() == "cpu" else 1
-
-
 def make_mesh(batch_size: int) -> Mesh:
     """As many devices as divide a batch evenly."""
     devices = max(d for d in range(1, len(jax.local_devices()) + 1) if batch_size % d == 0)
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
+
+
+def layout(config: Config) -> tuple[Mesh, int]:
+    """The devices that a batch is spread over, and in how many parts each takes its share: ``micro_batches`` on a CPU, else 1."""
+    parts = config.micro_batches if jax.default_backend() == "cpu" else 1
+    return make_mesh(config.batch_size // parts), parts
 
 
 def make_step(

@@ -6,6 +6,7 @@ first turn, before the clock starts.
 
 import dataclasses
 import functools
+import operator
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from bench import costs, textbook
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import egnn_jax as egnn
@@ -28,7 +29,7 @@ from egnn_jax.data import nbody
 from egnn_jax.tasks import QM9, GraphAutoencoder, NBody, Task
 from egnn_jax.tasks.base import Apply
 from egnn_jax.training.state import init_state, optimiser
-from egnn_jax.training.step import AXIS, make_mesh, make_step, make_train, micro_batches, use_all_cores
+from egnn_jax.training.step import AXIS, layout, make_step, make_train, use_all_cores
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -75,7 +76,7 @@ class Inputs:
 
     def __init__(self, case: str) -> None:
         self.setting = SETTINGS[case]
-        self.config = configs.load(CONFIGS / self.setting.config)
+        self.config = dataclasses.replace(configs.load(CONFIGS / self.setting.config), batch_size=self.setting.batch_size)
         task: Any = self.config.task
         self.task: Task = dataclasses.replace(task, train_size=MOLECULES) if isinstance(task, QM9) else task
         self.model = configs.build_model(self.config)
@@ -94,12 +95,6 @@ class Inputs:
     def batches(self) -> Any:
         """Batches (K, …) as one device takes them."""
         return jax.tree.map(lambda a: a[:, 0], self.task.pack("train", self.rows(1)))
-
-    def spread(self) -> tuple[Mesh, np.ndarray]:
-        """The devices that ours takes, and the samples as its training deals them to these and their micro-batches."""
-        parts = micro_batches(self.config)
-        mesh = make_mesh(self.setting.batch_size // parts)
-        return mesh, self.rows(mesh.size * parts)
 
     def first(self) -> Any:
         return jax.tree.map(lambda a: a[0], self.batches())
@@ -213,12 +208,12 @@ def matmul() -> tuple[Callable[[], Any], float]:
 @functools.cache
 def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
     """The scan over training steps as ``fit`` makes it, compiled, with its batches and the state, which the first call donates."""
-    mesh, rows = inputs.spread()
-    rows = np.tile(rows, (inputs.setting.scans, 1, 1))
+    mesh, parts = layout(inputs.config)
+    rows = np.tile(inputs.rows(mesh.size * parts), (inputs.setting.scans, 1, 1))
     batches = jax.device_put(inputs.task.pack("train", rows), NamedSharding(mesh, P(None, AXIS)))
     state = jax.device_put(inputs.state, NamedSharding(mesh, P()))
     axis = AXIS if mesh.size > 1 else None
-    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0, axis, micro_batches(inputs.config))
+    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0, axis, parts)
     return make_train(step, 1, mesh).lower(state, batches).compile(), state, batches
 
 
@@ -235,7 +230,7 @@ def ours_train(inputs: Inputs) -> Callable[[], Any]:
 
 def ours_forward(inputs: Inputs) -> Callable[[], Any]:
     """One call a batch, spread over devices and micro-batches as in training."""
-    mesh, rows = inputs.spread()
+    mesh, parts = layout(inputs.config)
 
     def forward(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         told = jax.lax.map(lambda part: output(inputs.task, inputs.model.apply, params, part, key), batch)
@@ -243,14 +238,13 @@ def ours_forward(inputs: Inputs) -> Callable[[], Any]:
 
     spread = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS), check_vma=False))
     params, key = jax.device_put((inputs.state.params, inputs.key), NamedSharding(mesh, P()))
-    packed = inputs.task.pack("train", rows)
-    batches = [jax.device_put(jax.tree.map(lambda a: a[k], packed), NamedSharding(mesh, P(AXIS))) for k in range(inputs.setting.batches)]  # noqa: B023
+    batches = separate(inputs.task.pack("train", inputs.rows(mesh.size * parts)), NamedSharding(mesh, P(AXIS)))
     return lambda: [jax.block_until_ready(spread(params, batch, key)) for batch in batches]
 
 
 def textbook_train(inputs: Inputs) -> Callable[[], Any]:
     """One jitted step called from Python, again and again."""
-    apply, batches = textbook_apply(inputs), separate(inputs)
+    apply, batches = textbook_apply(inputs), separate(inputs.batches())
     params, opt_state = jax.device_put((inputs.state.params, inputs.state.opt_state))
 
     @jax.jit
@@ -270,13 +264,14 @@ def textbook_train(inputs: Inputs) -> Callable[[], Any]:
 
 def textbook_forward(inputs: Inputs) -> Callable[[], Any]:
     forward = jax.jit(functools.partial(output, inputs.task, textbook_apply(inputs)))
-    params, batches = jax.device_put(inputs.state.params), separate(inputs)
+    params, batches = jax.device_put(inputs.state.params), separate(inputs.batches())
     return lambda: [jax.block_until_ready(forward(params, batch, inputs.key)) for batch in batches]
 
 
-def separate(inputs: Inputs) -> list[Any]:
-    packed = inputs.batches()
-    return [jax.device_put(jax.tree.map(lambda a: a[k], packed)) for k in range(inputs.setting.batches)]  # noqa: B023
+def separate(batches: Any, where: NamedSharding | None = None) -> list[Any]:
+    """Stacked batches (K, …) as K of their own, on the device or spread over devices."""
+    count = len(jax.tree.leaves(batches)[0])
+    return [jax.device_put(jax.tree.map(operator.itemgetter(k), batches), where) for k in range(count)]
 
 
 def facts(case: str, part: str) -> dict[str, Any]:
