@@ -1,4 +1,4 @@
-"""What users pass, checked: each function returns it as it is used, or raises a ValueError that says what was expected."""
+"""What users pass, checked: each function returns it as it is used, if at all, or raises a ValueError that says what was expected."""
 
 from collections.abc import Sequence
 
@@ -37,6 +37,18 @@ def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
     if len(outside):
         raise ValueError(f"{name} holds {outside[0]}; expected node indices from 0 to {n_node - 1}")
     return value.astype(np.int32)
+
+
+def fit(sizes: Sequence[tuple[int, int]], budget: tuple[int, int, int]) -> None:
+    """Raises where graphs of so many (nodes, edges) do not fit a budget (nodes, edges, graphs) beside a padding node and graph."""
+    nodes = edges = 0
+    for k, (n_node, n_edge) in enumerate(sizes):
+        nodes, edges = nodes + n_node, edges + n_edge
+        if nodes > budget[0] - 1 or edges > budget[1] or k + 1 > budget[2] - 1:
+            raise ValueError(
+                f"graph {k} with {n_node} nodes and {n_edge} edges does not fit: the batch would hold {nodes} nodes, {edges} edges and "
+                f"{k + 1} graphs; the budget is {budget} of which one node and one graph are padding"
+            )
 
 
 def points(name: str, value: ArrayLike) -> np.ndarray:

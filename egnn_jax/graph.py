@@ -213,15 +213,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     if len({(jax.tree.structure(g), *(np.shape(leaf)[1:] for leaf in jax.tree.leaves((g.nodes, g.edges)))) for g in graphs}) > 1:
         raise ValueError("the graphs differ in what they carry (v, edges, globals or a width); expected all alike")
     if budget is not None:
-        nodes = edges = 0
-        for k, graph in enumerate(graphs):
-            nodes, edges = nodes + int(np.sum(graph.n_node)), edges + int(np.sum(graph.n_edge))
-            if nodes > budget.n_node - 1 or edges > budget.n_edge or k + 1 > budget.n_graph - 1:
-                raise ValueError(
-                    f"graph {k} with {int(np.sum(graph.n_node))} nodes and {int(np.sum(graph.n_edge))} edges does not fit: "
-                    f"the batch would hold {nodes} nodes, {edges} edges and {k + 1} graphs; the budget is {budget} "
-                    "of which one node and one graph are padding"
-                )
+        checks.fit([(int(np.sum(g.n_node)), int(np.sum(g.n_edge))) for g in graphs], budget)
     batched = _jraph.batch_np([jax.tree.map(np.asarray, g) for g in graphs])
     if budget is not None:
         batched = _jraph.pad_with_graphs(batched, *budget)

@@ -11,13 +11,15 @@ nodes, nodes at the same place and nodes at rest; parameters are of order one, s
 that could be seen to be wrong. Work in float64 (``jax.enable_x64``) where you can: a wrong term of 1e-6 then shows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax import compare
 from egnn_jax.geometry import random_orthogonal, transform
 from egnn_jax.graph import Budget, GraphsTuple, batch, graph_from_edges, unbatch
 
@@ -58,7 +60,7 @@ def random_graph(
             "expected at least one graph, attributes of at least 0, all else of at least 1"
         )
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.standard_normal(shape).astype(jnp.result_type(float))  # noqa: E731
+    draw = lambda *shape: rng.standard_normal(shape).astype(jnp.result_type(float))
     graphs = []
     for size in sizes:
         adjacency = (rng.random((size, size)) < 0.7) & ~np.eye(size, dtype=bool)
@@ -83,7 +85,7 @@ def pad_with_noise(graph: GraphsTuple, seed: int = 0, n_node: int = 3, n_edge: i
     real_nodes, real_edges = graph.nodes.x.shape[0], graph.senders.shape[0]
     padded = batch([graph], Budget(real_nodes + n_node, real_edges + n_edge, graph.n_node.shape[0] + n_graph))
     rng = np.random.default_rng([seed, 1])
-    noise = lambda real: lambda a: a.at[real:].set(rng.standard_normal(a[real:].shape).astype(a.dtype))  # noqa: E731
+    noise = lambda real: lambda a: a.at[real:].set(rng.standard_normal(a[real:].shape).astype(a.dtype))
     return padded._replace(nodes=jax.tree.map(noise(real_nodes), padded.nodes), edges=jax.tree.map(noise(real_edges), padded.edges))
 
 
@@ -139,13 +141,13 @@ def assert_equivariant(
     scale = float(jnp.abs(graph.nodes.x).max())
     shift = scale * jax.random.normal(jax.random.fold_in(key, 1), (n,), graph.nodes.x.dtype)
     identity, still = jnp.eye(n, dtype=graph.nodes.x.dtype), jnp.zeros_like(shift)
-    turn = lambda determinant: random_orthogonal(key, n, determinant).astype(graph.nodes.x.dtype)  # noqa: E731
+    turn = lambda determinant: random_orthogonal(key, n, determinant).astype(graph.nodes.x.dtype)
     moves = [("a rotation", turn(1), still)] * rotation + [("a reflection", turn(-1), still)] * reflection
     moves += [("a translation", identity, shift)] * translation
     worst = 0.0
     for name, q, t in moves:
         expected = transform(out, q, t) if isinstance(out, GraphsTuple) else out
-        worst = max(worst, _assert_close(fn(_moved(graph, q, t)), expected, rtol, f"after {name} of the input"))
+        worst = max(worst, compare.assert_close(fn(_moved(graph, q, t)), expected, rtol, f"after {name} of the input"))
     return worst
 
 
@@ -164,7 +166,7 @@ def assert_permutation_equivariant(fn: GraphFunction, graph: GraphsTuple, *, see
     edges = edges[np.argsort(receivers[edges], kind="stable")]
 
     def permuted(g: GraphsTuple) -> GraphsTuple:
-        take = lambda rows: lambda a: a[rows]  # noqa: E731
+        take = lambda rows: lambda a: a[rows]
         return g._replace(
             nodes=jax.tree.map(take(nodes), g.nodes),
             edges=jax.tree.map(take(edges), g.edges),
@@ -174,7 +176,7 @@ def assert_permutation_equivariant(fn: GraphFunction, graph: GraphsTuple, *, see
 
     out = fn(graph)
     expected = permuted(out) if isinstance(out, GraphsTuple) else out
-    return _assert_close(fn(permuted(graph)), expected, _tolerance(graph, rtol), "after the nodes and edges were permuted")
+    return compare.assert_close(fn(permuted(graph)), expected, _tolerance(graph, rtol), "after the nodes and edges were permuted")
 
 
 def assert_padding_invariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None) -> float:
@@ -195,13 +197,13 @@ def assert_padding_invariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int
     rtol = _tolerance(graph, rtol)
     out = fn(graph)
     padded = fn(pad_with_noise(graph, seed))
-    worst = _assert_close(jax.tree.map(lambda a, like: a[: len(like)], padded, out), out, rtol, "after padding was appended")
+    worst = compare.assert_close(jax.tree.map(lambda a, like: a[: len(like)], padded, out), out, rtol, "after padding was appended")
     if isinstance(out, GraphsTuple):
         parts = unbatch(out)
     else:
-        parts = [jax.tree.map(lambda a: a[k : k + 1], out) for k in range(graph.n_node.shape[0])]  # noqa: B023
+        parts = [jax.tree.map(itemgetter(slice(k, k + 1)), out) for k in range(graph.n_node.shape[0])]
     for k, (single, part) in enumerate(zip(unbatch(graph), parts, strict=True)):
-        worst = max(worst, _assert_close(fn(single), part, rtol, f"between graph {k} alone and in the batch"))
+        worst = max(worst, compare.assert_close(fn(single), part, rtol, f"between graph {k} alone and in the batch"))
     return worst
 
 
@@ -233,10 +235,12 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
         return {"the gradient": gradient, "the second derivative": second, "the jvp": jax.jvp(energy, (inputs,), (ones,))[1]}
 
     for name, tree in derivatives(inputs).items():
-        for field, value in _fields(tree):
+        for field, value in compare.fields(tree):
             bad = np.argwhere(~np.isfinite(value))
             if len(bad):
-                raise AssertionError(f"{name} with respect to {field or 'the input'}{_place(field, bad[0])} is {value[tuple(bad[0])]}")
+                raise AssertionError(
+                    f"{name} with respect to {field or 'the input'}{compare.place(field, bad[0])} is {value[tuple(bad[0])]}"
+                )
 
 
 def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:
@@ -264,7 +268,7 @@ def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: flo
     other = fn(graph._replace(nodes=graph.nodes.replace(x=stretched)))
     if isinstance(out, GraphsTuple):
         out, other = (g._replace(nodes=g.nodes.replace(x=None)) for g in (out, other))
-    changes = [_error(a, b)[0] for (_, a), (_, b) in zip(_fields(other), _fields(out), strict=True)]
+    changes = [compare.largest_error(a, b)[0] for (_, a), (_, b) in zip(compare.fields(other), compare.fields(out), strict=True)]
     if max(changes, default=0.0) <= seen:
         raise AssertionError(
             f"the output changes by {max(changes, default=0.0):.1e} of its size when the coordinates are stretched, expected more "
@@ -277,41 +281,3 @@ def _tolerance(graph: GraphsTuple, rtol: float | None) -> float:
     if rtol is None and dtype not in RTOL:
         raise ValueError(f"x has dtype {dtype}, which has no default tolerance; expected float64 or float32, or rtol to be given")
     return RTOL[dtype] if rtol is None else rtol
-
-
-def _fields(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
-
-
-def _error(got: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[int, ...]]:
-    """The largest error relative to the largest entry, and where it is; not finite on one side only counts as infinite."""
-    if expected.size == 0:
-        return 0.0, ()
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
-    difference[~np.isfinite(difference)] = np.inf
-    where = np.unravel_index(np.argmax(difference), difference.shape)
-    return float(difference[where] / max(np.abs(expected[np.isfinite(expected)]).max(initial=0.0), 1e-30)), tuple(map(int, where))
-
-
-def _assert_close(got: Any, expected: Any, rtol: float, when: str) -> float:
-    got, expected = dict(_fields(got)), dict(_fields(expected))
-    if got.keys() != expected.keys() or any(got[field].shape != expected[field].shape for field in got):
-        shapes = [{field: value.shape for field, value in side.items()} for side in (got, expected)]
-        raise AssertionError(f"the output has the fields {shapes[0]} {when}; expected {shapes[1]}")
-    errors = {field: _error(got[field], expected[field]) for field in got}
-    for field, (error, where) in errors.items():
-        if error > rtol:
-            raise AssertionError(
-                f"{field or 'the output'}{_place(field, where)} is {got[field][where]:.6g} {when}; expected "
-                f"{expected[field][where]:.6g}: {abs(got[field][where] - expected[field][where]):.2g} apart, {error:.1e} of the "
-                f"field's size (tolerance {rtol:.0e})"
-            )
-    return max((error for error, _ in errors.values()), default=0.0)
-
-
-def _place(field: str, where: Sequence[int]) -> str:
-    kind = {"nodes": "node", "edges": "edge", "globals": "graph"}.get(field.split(".")[0], "row")
-    rest = "".join(f", column {k}" for k in where[1:])
-    return f" of {kind} {where[0]}{rest}" if len(where) else ""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import contenders, costs, report
+from bench import contenders, costs, report, sizes
 from bench.contenders import Unavailable
 from bench.report import PEERS
 
@@ -82,7 +82,7 @@ def compare(case: str, parts: Sequence[str], repeats: int, reference: str | None
             rounds = []
             for k in range(repeats):
                 print(f"== {name}: repeat {k + 1} of {repeats}", file=sys.stderr)
-                place = lambda contender: ours if contender in ("ours", "matmul") else others  # noqa: E731
+                place = lambda contender: ours if contender in ("ours", "matmul") else others
                 rounds.append({who: place(who)(contenders.turn, case, part, who, reference) for who in taking_part})
             result = summary(rounds)
             if case == "data":  # what is measured is a part of the trajectories
@@ -129,16 +129,16 @@ def size(repeats: int) -> Result:
         for nodes in SIZES:
             print(f"== size: {part} of {nodes:,} nodes", file=sys.stderr)
             with worker() as alone:
-                found, machine = alone(contenders.size, nodes, part, repeats), alone(costs.machine)
+                found, machine = alone(sizes.measure, nodes, part, repeats), alone(costs.machine)
             for name, value in found.items():
                 result.setdefault(f"{part}_{name}", []).append(value)
         result[f"{part}_exponents"] = exponents(SIZES, result[f"{part}_s"])
     return result | {"peak_gib": result["gradient_peak_gib"][-1]} | machine
 
 
-def exponents(sizes: Sequence[float], times: Sequence[float]) -> list[float]:
+def exponents(nodes: Sequence[float], times: Sequence[float]) -> list[float]:
     """p of time ~ size^p, between each size and the next."""
-    return (np.diff(np.log(times)) / np.diff(np.log(sizes))).tolist()
+    return (np.diff(np.log(times)) / np.diff(np.log(nodes))).tolist()
 
 
 def measure(arguments: argparse.Namespace, again: bool = True) -> None:

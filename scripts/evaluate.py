@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 
-from egnn_jax.training.loop import Evaluation, first_seed, load, summary
+from egnn_jax.training.evaluation import Evaluation, summary
+from egnn_jax.training.loop import first_seed, load
 from egnn_jax.training.step import use_all_cores
 
 

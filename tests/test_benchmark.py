@@ -22,7 +22,7 @@ from egnn_jax.models.readout import Readout
 from egnn_jax.tasks import NBody
 from egnn_jax.tasks.nbody import Batch
 from egnn_jax.training.state import init_state, optimiser
-from egnn_jax.training.step import AXIS, make_mesh, make_step, make_train
+from egnn_jax.training.step import make_mesh, make_step, make_train
 
 AUTOENCODER = Autoencoder(egnn.EGNN(features=5, layers=2, embed=False, shrinkage=1e-3))
 READOUT = Readout(egnn.EGNN(features=5, layers=2, infer_edges=True, update_coordinates=False))
@@ -67,7 +67,7 @@ def train(seeds=1):
     transform = optimiser(Optimizer(), 10, 10)
     model = egnn.EGNN(features=8, layers=1)
     state = init_state(model, task.graph(jax.tree.map(lambda a: a[0, 0], batch)), transform, average=False, seed=0)
-    step = make_step(task, model.apply, transform, 0.0, AXIS if mesh.size > 1 else None)
+    step = make_step(task, model.apply, transform, 0.0, mesh)
     return make_train(step, seeds, mesh), state, batch
 
 

@@ -19,7 +19,8 @@ from egnn_jax.config import Config, Optimizer, build_model
 from egnn_jax.tasks import NBody
 from egnn_jax.training import loop
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.loop import Evaluation, fit, load
+from egnn_jax.training.evaluation import Evaluation
+from egnn_jax.training.loop import fit, load
 from egnn_jax.training.state import init_state, optimiser
 from egnn_jax.training.step import make_mesh, make_step, make_train
 
@@ -112,7 +113,7 @@ def test_a_batch_spread_over_two_devices_is_the_same_step(micro):
     assert make_mesh(20).size == 2
     assert make_mesh(5).size == 1
     alone = make_step(config.task, model.apply, transform, 0.0)
-    together = make_train(make_step(config.task, model.apply, transform, 0.0, "data", micro), 1, make_mesh(20))
+    together = make_train(make_step(config.task, model.apply, transform, 0.0, make_mesh(20), micro), 1, make_mesh(20))
     expected = jax.lax.scan(alone, state, batches)
     got = together(state, over(2 * micro, batches))
     chex.assert_trees_all_close(got[1], expected[1], rtol=1e-6)

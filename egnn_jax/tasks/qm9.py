@@ -211,7 +211,7 @@ class QM9(OfGraphSets):
             if set(errors) & set(table.get(row, {})):
                 row = f"{row} ({run})"
             table.setdefault(row, {}).update(errors)
-        shown = lambda error: "–" if error is None else f"{error:.3g}"  # noqa: E731
+        shown = lambda error: "–" if error is None else f"{error:.3g}"
         rows = [
             {"model": row} | {f"{name} ({qm9.UNITS[name]})": shown(errors.get(name)) for name in targets} for row, errors in table.items()
         ]

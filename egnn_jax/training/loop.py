@@ -23,8 +23,9 @@ from egnn_jax import config as configs
 from egnn_jax.config import Config
 from egnn_jax.tasks import Task
 from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.evaluation import Evaluation, summary
 from egnn_jax.training.state import init_best, init_state, keep_best, optimiser
-from egnn_jax.training.step import AXIS, free_heaps, layout, make_evaluate, make_step, make_train
+from egnn_jax.training.step import AXIS, free_heaps, layout, make_step, make_train
 
 
 class Interrupted(Exception):
@@ -59,44 +60,6 @@ def fit(task: Task, model: nn.Module, config: Config, folder: Path | str) -> dic
         return loop.fit()
     finally:
         run.close()
-
-
-class Evaluation:
-    """The task's metrics over whole splits, compiled once: (params, split) -> {metric: value, (seeds,) if several}."""
-
-    def __init__(self, task: Task, model: nn.Module, config: Config) -> None:
-        mesh, parts = layout(config)
-        self.task, self.config, self._width = task, config, config.batch_size // parts
-        self._devices, self._spread = mesh.size, NamedSharding(mesh, PartitionSpec(None, AXIS))
-        self._evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
-        self._packed: dict[str, Any] = {}
-
-    def __call__(self, params: Any, split: str, draw: int = 0) -> dict[str, jax.Array]:
-        """Evaluate a split ("train", "valid" or "test"), the last batch filled with padding; ``draw`` numbers the key."""
-        if split not in self._packed:
-            size = self.task.size(split)
-            steps = -(-size // self._width)
-            rows = np.full(steps * self._width, -1)
-            rows[:size] = np.arange(size)
-            dealt = self.task.deal(split, rows, steps, self._devices, np.random.default_rng(0))
-            self._packed[split] = jax.device_put(self.task.pack(split, dealt), self._spread)
-        return self._evaluate(params, self._packed[split], jax.random.fold_in(jax.random.PRNGKey(self.config.seed), draw))
-
-
-def summary(evaluate: Evaluation, params: Any) -> dict[str, Any]:
-    """``metrics`` on valid and test: the mean over the task's ``draws``, with ``first_draw`` where there are several.
-
-    Where there are several seeds, the mean over them, with ``std`` and ``seeds``.
-    """
-    draws = {split: [evaluate(params, split, draw) for draw in range(evaluate.task.draws)] for split in ("valid", "test")}
-    every = {split: {name: np.array([m[name] for m in each], np.float64) for name in each[0]} for split, each in draws.items()}
-    values = _map(every, lambda a: a.mean(axis=0))
-    result = {"metrics": _map(values, lambda a: float(a.mean()))}
-    if evaluate.task.draws > 1:
-        result |= {"first_draw": _map(every, lambda a: float(a[0].mean()))}
-    if evaluate.config.seeds > 1:
-        result |= {"std": _map(values, lambda a: float(a.std(ddof=1))), "seeds": _map(values, lambda a: a.tolist())}
-    return result
 
 
 def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
@@ -136,8 +99,7 @@ class _Loop:
         self.groups, self.spread = mesh.size * parts, NamedSharding(mesh, PartitionSpec(None, AXIS))
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.state, self.best = jax.device_put((state, init_best(state)), self.everywhere)
-        axis = AXIS if mesh.size > 1 else None
-        step = make_step(task, model.apply, transform, config.optimizer.average, axis, parts)
+        step = make_step(task, model.apply, transform, config.optimizer.average, mesh, parts)
         self.train = make_train(step, config.seeds, mesh)
         self.evaluate = Evaluation(task, model, config)
         self.keep_best = jax.jit(keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None)))
@@ -301,7 +263,3 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _plain(value: Any) -> Any:
     return np.asarray(value).tolist()
-
-
-def _map(tree: dict[str, dict[str, np.ndarray]], f: Any) -> dict[str, dict[str, Any]]:
-    return {split: {name: f(value) for name, value in metrics.items()} for split, metrics in tree.items()}

@@ -41,7 +41,7 @@ def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.Grad
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
         falls = math.pi * config.half_periods / max(steps - warmup, 1)
-        rate = lambda step: config.learning_rate * (1 + jnp.cos(falls * jnp.minimum(step, steps - warmup))) / 2  # noqa: E731
+        rate = lambda step: config.learning_rate * (1 + jnp.cos(falls * jnp.minimum(step, steps - warmup))) / 2
     else:
         rate = optax.constant_schedule(config.learning_rate)
     if warmup:
@@ -79,5 +79,5 @@ def init_best(state: State) -> Best:
 def keep_best(best: Best, state: State, value: jax.Array, epoch: jax.Array) -> Best:
     """``best``, or the state's parameters where ``value`` is smaller."""
     better = value < best.value
-    pick = lambda new, old: jnp.where(better, new, old)  # noqa: E731
+    pick = lambda new, old: jnp.where(better, new, old)
     return Best(jax.tree.map(pick, state.evaluated, best.params), pick(value, best.value), pick(epoch, best.epoch))

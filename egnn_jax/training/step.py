@@ -54,7 +54,7 @@ def layout(config: Config) -> tuple[Mesh, int]:
 
 
 def make_step(
-    task: Task, apply: Apply, transform: optax.GradientTransformation, decay: float, axis: str | None = None, parts: int = 1
+    task: Task, apply: Apply, transform: optax.GradientTransformation, decay: float, mesh: Mesh | None = None, parts: int = 1
 ) -> Step:
     """A pure (state, batch) -> (state, loss).
 
@@ -63,10 +63,11 @@ def make_step(
       apply: the model.
       transform: the optimiser.
       decay: that of the averaged parameters, where the state has them.
-      axis: the mapped axis over which the batch is spread, so that loss and gradient are averaged over it.
+      mesh: the devices that the batch is spread over, where there are several; loss and gradient are averaged over them.
       parts: how many micro-batches, stacked along a leading axis, a batch consists of if there are several; loss and gradient
         are computed of one after the other and averaged.
     """
+    spread = mesh is not None and mesh.size > 1
 
     def gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         return jax.value_and_grad(lambda params: task.loss(apply, params, batch, key))(params)
@@ -81,12 +82,12 @@ def make_step(
 
     def step(state: State, batch: Any) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(state.key, state.step)
-        if axis is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        if spread:
+            key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, gradient = (gradient_of if parts == 1 else mean_gradient_of)(state.params, batch, key)
-        if axis is not None:
+        if spread:
             flat, unravel = ravel_pytree((loss, gradient))  # one exchange instead of one per array
-            loss, gradient = unravel(jax.lax.pmean(flat, axis))
+            loss, gradient = unravel(jax.lax.pmean(flat, AXIS))
         updates, opt_state = transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average

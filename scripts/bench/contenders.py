@@ -9,7 +9,6 @@ import functools
 import operator
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ from bench import costs, textbook
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import egnn_jax as egnn
 from egnn_jax import config as configs
 from egnn_jax.data import nbody
 from egnn_jax.tasks import QM9, GraphAutoencoder, NBody, Task
@@ -55,8 +53,6 @@ MOLECULES = 9_600
 """Of QM9, to pack batches from."""
 TRAJECTORIES = 8
 """Of the literal loop in a turn."""
-NEIGHBOURS = 50
-"""Of a node in the graphs of growing size, on average."""
 
 
 class Unavailable(Exception):
@@ -212,8 +208,7 @@ def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
     rows = np.tile(inputs.rows(mesh.size * parts), (inputs.setting.scans, 1, 1))
     batches = jax.device_put(inputs.task.pack("train", rows), NamedSharding(mesh, P(None, AXIS)))
     state = jax.device_put(inputs.state, NamedSharding(mesh, P()))
-    axis = AXIS if mesh.size > 1 else None
-    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0, axis, parts)
+    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0, mesh, parts)
     return make_train(step, 1, mesh).lower(state, batches).compile(), state, batches
 
 
@@ -284,28 +279,3 @@ def facts(case: str, part: str) -> dict[str, Any]:
     train, state, _ = compiled_train(inputs)
     compiled = costs.compiled(train.as_text())
     return {"flops": costs.flops(step, inputs.state, inputs.first())} | compiled | {"leaves": len(jax.tree.leaves(state))}
-
-
-def size(nodes: int, part: str, repeats: int) -> dict[str, float]:
-    """EGNN 4 x 64 on a graph of so many nodes, in a worker of its own: seconds, and the most memory the process ever had."""
-    sys.modules["torch"] = None  # type: ignore  # vesin would bring it along, whose memory is not ours
-    side = nodes ** (1 / 3)
-    x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
-    x = x[np.lexsort(np.floor(x / 4).T)]  # cell by cell, as the atoms of a material are listed: neighbours are near in memory
-    graph = egnn.radius_graph(x, side * costs.relative_cutoff(NEIGHBOURS / (nodes - 1)))
-    model: Any = egnn.EGNN(features=64, layers=4, edge_block=16_384)
-    params = model.lazy_init(jax.random.PRNGKey(0), jax.eval_shape(lambda: graph))
-
-    def value(params: Any, graph: egnn.graph.GraphsTuple) -> jax.Array:
-        out = model.apply(params, graph).nodes
-        return jnp.mean(out.x**2) + jnp.mean(out.h**2)
-
-    function = jax.jit(jax.grad(value) if part == "gradient" else value)
-    times = []
-    for _ in range(repeats + 1):  # the first compiles
-        begun = time.perf_counter()
-        jax.block_until_ready(function(params, graph))
-        times.append(time.perf_counter() - begun)
-    peak, flops = costs.peak_gib(), costs.flops(function, params, graph)
-    rate = 1 / turn("size", part, "matmul")
-    return {"edges": len(graph.senders), "s": float(np.median(times[1:])), "peak_gib": peak, "floor_s": 1e-9 * flops / rate}
