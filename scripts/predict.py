@@ -15,6 +15,7 @@ import numpy as np
 
 from egnn_jax.data import molecules, qm9
 from egnn_jax.data.cache import write_atomically
+from egnn_jax.data.molecules import Structure
 from egnn_jax.tasks import QM9
 from egnn_jax.tasks.base import markdown
 from egnn_jax.training.checkpoint import RunFolder
@@ -33,7 +34,8 @@ def main() -> None:
     if not isinstance(task, QM9):
         raise ValueError(f"{arguments.run} is a run of {type(task).__name__}; expected one on QM9")
 
-    known = [s for s in structures if set(s.symbols) <= set(qm9.ELEMENTS) and len(s.symbols) <= qm9.LARGEST]
+    usable = [s for s in structures if isinstance(s, Structure)]
+    known = [s for s in usable if set(s.symbols) <= set(qm9.ELEMENTS) and len(s.symbols) <= qm9.LARGEST]
     told = iter(
         task.properties(
             model.apply,
@@ -47,12 +49,13 @@ def main() -> None:
     )
     rows = []
     for structure in structures:
-        row = {"molecule": structure.name, "formula": structure.formula, "geometry": structure.geometry}
+        read = isinstance(structure, Structure)
+        row = {"molecule": structure.name, "formula": structure.formula if read else "–", "geometry": structure.geometry if read else "–"}
         values = next(told) if structure in known else [None] * len(task.targets)
         for name, value in zip(task.targets, values, strict=True):
             digits = 1 if qm9.UNITS[name] == "meV" else 3
             row[f"{name} ({qm9.UNITS[name]})"] = "–" if value is None else f"{value:.{digits}f}"
-        reasons = molecules.outside(structure)
+        reasons = molecules.outside(structure) if read else [structure.reason]
         rows.append(row | {"outside QM9": "; ".join(reasons) if reasons else "no"})
     print(markdown(rows), end="")
     if (run := RunFolder(arguments.run)).result_file.exists():
@@ -65,6 +68,8 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(arguments.out, text.getvalue().encode())
+    if refused := len(structures) - len(usable):
+        raise ValueError(f"{refused} of {len(structures)} molecules cannot be used; the table's last column says why")
 
 
 if __name__ == "__main__":

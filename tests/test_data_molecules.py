@@ -1,6 +1,7 @@
 """Molecules of a user's own: every kind of file, what is outside QM9, and what is no molecule."""
 
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 
 from egnn_jax.data import molecules, qm9
-from egnn_jax.data.molecules import Structure, outside, read
+from egnn_jax.data.molecules import Refused, Structure, outside, read
 
 WATER = "3\n\nO 0 0 0.1174\nH 0 0.7572 -0.4696\nH 0 -0.7572 -0.4696\n"
 
@@ -93,27 +94,47 @@ def test_coordinates_in_another_unit_are_outside(tmp_path):
     [
         ("a.xyz", "", "a.xyz cannot be read as .xyz"),
         ("a.xyz", "three\n\nO 0 0 0\n", "cannot be read as .xyz"),
-        ("a.xyz", WATER.replace("0.1174", "nan"), "not finite"),
-        ("a.xyz", WATER.replace("3\n\n", '3\nLattice="5 0 0 0 5 0 0 0 5" Properties=species:S:1:pos:R:3\n'), "a is periodic"),
         ("a.sdf", "", "a.sdf holds no molecules"),
-        ("a.sdf", "nonsense\n" * 5 + "$$$$\n", "molecule 1 cannot be read"),
-        ("a.sdf", block("CCO", "ethanol", hydrogens=False), "ethanol lacks 6 hydrogens"),
         ("a.smi", "\n", "holds no molecules"),
-        ("a.smi", "CCO ethanol\nnonsense\n", "'nonsense' is neither a file"),
         ("a.pdb", "ATOM\n", "a.pdb is a file of an unknown kind"),
     ],
 )
-def test_what_is_no_molecule_is_named(tmp_path, name, text, message):
+def test_what_is_no_file_of_molecules_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "refused", "reason", "others"),
+    [
+        ("a.xyz", WATER + WATER.replace("0.1174", "nan"), "a 2", "not finite", ["a 1"]),
+        ("a.xyz", WATER.replace("3\n\n", '3\nLattice="5 0 0 0 5 0 0 0 5" Properties=species:S:1:pos:R:3\n'), "a", "it is periodic", []),
+        ("a.sdf", "nonsense\n" * 5 + "$$$$\n" + block("C", "methane"), "a 1", "molecule 1 cannot be read", ["methane"]),
+        ("a.sdf", block("CCO", "ethanol", hydrogens=False), "ethanol", "it lacks 6 hydrogens", []),
+        ("a.smi", "smiles name\nCCO ethanol\n", "name", r"a\.smi, line 1: 'smiles' is no SMILES", ["ethanol"]),
+        ("a.smi", "C\n[Na+].[Cl-] salt\nO\n", "salt", "line 2: it is 2 molecules", ["C", "O"]),
+    ],
+)
+def test_a_molecule_that_cannot_be_used_is_refused_and_no_other(tmp_path, name, text, refused, reason, others):
+    (tmp_path / name).write_text(text)
+    found = read(str(tmp_path / name))
+    (one,) = (molecule for molecule in found if isinstance(molecule, Refused))
+    assert one.name == refused
+    assert re.search(reason, one.reason)
+    assert [molecule.name for molecule in found if isinstance(molecule, Structure)] == others
+
+
+def test_two_molecules_of_one_smiles_are_refused_as_their_places_are_not_known():
+    (one,) = read("O.O")
+    assert one == Refused("O.O", "it is 2 molecules, whose places are not known; give each alone, or all with coordinates")
+
+
 def test_missing_files_smiles_and_packages(monkeypatch):
     with pytest.raises(ValueError, match=r"no\.sdf is no file"):
         read("no.sdf")
-    with pytest.raises(ValueError, match="'water' is neither a file"):
+    with pytest.raises(ValueError, match="'water' is no SMILES, nor a file"):
         read("water")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install 'egnn-jax\\[chem\\]'"):
+    with pytest.raises(ValueError, match="pip install -e '\\.\\[chem\\]'"):
         molecules.read("O")

@@ -140,6 +140,12 @@ def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
     assert errors == [[f"mean absolute error on QM9's test molecules: homo {found['homo']:.4g} meV, U0 {found['U0']:.4g} meV"]]
     assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[2].startswith("ethane,C2H6,MMFF94,")
     assert "is a run of" not in out
+    (tmp_path / "three.smi").write_text("O\nwatr\nC\n")
+    errors = script("predict.py", qm9_run, "three.smi", "--out", "rest.csv", cwd=tmp_path, ok=False)
+    assert "1 of 3 molecules cannot be used" in errors
+    lines = (tmp_path / "rest.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["O", "watr", "C"]
+    assert "line 2: 'watr' is no SMILES" in lines[2]
 
 
 def test_report_draws_graphs_beside_their_reconstructions(place):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,26 @@ class Structure:
         return "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in counts)
 
 
-def read(source: str) -> list[Structure]:
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A molecule that cannot be used: its name, and why."""
+
+    name: str
+    reason: str
+
+
+def read(source: str) -> list[Structure | Refused]:
     """The molecules of a file or, where there is no such file, of a SMILES.
 
-    SMILES, and files without coordinates in space, get hydrogens and a geometry (ETKDG, then MMFF94).
+    SMILES, and files without coordinates in space, get hydrogens and a geometry (ETKDG, then MMFF94). A molecule that has no
+    geometry, lacks hydrogens, is periodic, is several, or cannot be read is refused; the others of its file are not.
 
     Raises:
-      ValueError: it is neither, cannot be read, is empty, or a molecule lacks hydrogens or is periodic; which one is named.
+      ValueError: the source is neither, cannot be read as a whole, or is empty.
     """
     for package in ("ase", "rdkit"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"your own molecules need {package}: pip install 'egnn-jax[chem]'")
+            raise ValueError(f"your own molecules need {package}: pip install -e '.[chem]'")
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix in READ and not path.is_file():
@@ -64,7 +73,11 @@ def read(source: str) -> list[Structure]:
     if path.is_file() and suffix not in READ:
         raise ValueError(f"{path} is a file of an unknown kind; expected one of {', '.join(READ)}")
     if suffix not in READ:
-        return [_from_smiles(source, source)]
+        try:
+            molecule = _parsed(source)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor a file ({', '.join(READ)})") from None
+        return [_attempt(source, _embedded, molecule, source)]
     found = list({".xyz": _from_xyz, ".smi": _from_smi}.get(suffix, _from_sdf)(path))
     if not found:
         raise ValueError(f"{path} holds no molecules")
@@ -88,13 +101,20 @@ def outside(molecule: Structure) -> list[str]:
     if size > 1 and not unknown:
         distances = np.linalg.norm(molecule.positions[:, None] - molecule.positions, axis=-1)
         nearest = np.min(distances, axis=1, where=~np.eye(size, dtype=bool), initial=np.inf)
-        for value in (nearest.min(), nearest.max()):
+        for value in sorted({nearest.min(), nearest.max()}):
             if not NEAREST[0] <= value <= NEAREST[1]:
                 reasons.append(f"an atom is {value:.2f} Å from its nearest; in QM9 it is {NEAREST[0]} to {NEAREST[1]} Å")
     return reasons
 
 
-def _from_xyz(path: Path) -> Iterator[Structure]:
+def _attempt(name: str, make: Callable[..., Structure], *arguments: Any, where: str = "") -> Structure | Refused:
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        return Refused(name, f"{where}{error}")
+
+
+def _from_xyz(path: Path) -> Iterator[Structure | Refused]:
     import ase.io
 
     try:
@@ -103,12 +123,16 @@ def _from_xyz(path: Path) -> Iterator[Structure]:
         raise ValueError(f"{path} cannot be read as .xyz ({error})") from error
     for k, atoms in enumerate(frames, 1):
         name = path.stem if len(frames) == 1 else f"{path.stem} {k}"
-        if atoms.pbc.any():
-            raise ValueError(f"{path}: {name} is periodic; expected a molecule")
-        yield _checked(Structure(name, atoms.get_chemical_symbols(), atoms.get_positions(), int(atoms.info.get("charge", 0))), path)
+        yield _attempt(name, _from_ase, atoms, name)
 
 
-def _from_sdf(path: Path) -> Iterator[Structure]:
+def _from_ase(atoms: Any, name: str) -> Structure:
+    if atoms.pbc.any():
+        raise ValueError("it is periodic; expected a molecule")
+    return _checked(Structure(name, atoms.get_chemical_symbols(), atoms.get_positions(), int(atoms.info.get("charge", 0))))
+
+
+def _from_sdf(path: Path) -> Iterator[Structure | Refused]:
     from rdkit import Chem, rdBase
 
     if not path.read_bytes().strip():
@@ -117,44 +141,51 @@ def _from_sdf(path: Path) -> Iterator[Structure]:
         molecules = list(Chem.SDMolSupplier(str(path), removeHs=False))
     for k, molecule in enumerate(molecules, 1):
         if molecule is None:
-            raise ValueError(f"{path}: molecule {k} cannot be read")
-        name = (molecule.GetProp("_Name") if molecule.HasProp("_Name") else "") or f"{path.stem} {k}"
-        if not (molecule.GetNumConformers() and molecule.GetConformer().Is3D()):
-            yield _embedded(molecule, name)
-        elif missing := sum(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
-            raise ValueError(f"{path}: {name} lacks {missing} hydrogens; expected every atom with its coordinates")
+            yield Refused(f"{path.stem} {k}", f"{path}: molecule {k} cannot be read")
         else:
-            yield _checked(_structure(molecule, name, "as given"), path)
+            name = (molecule.GetProp("_Name") if molecule.HasProp("_Name") else "") or f"{path.stem} {k}"
+            yield _attempt(name, _from_block, molecule, name)
 
 
-def _from_smi(path: Path) -> Iterator[Structure]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _from_block(molecule: Any, name: str) -> Structure:
+    if not (molecule.GetNumConformers() and molecule.GetConformer().Is3D()):
+        return _embedded(molecule, name)
+    if missing := sum(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
+        raise ValueError(f"it lacks {missing} hydrogens; expected every atom with its coordinates")
+    return _checked(_structure(molecule, name, "as given"))
+
+
+def _from_smi(path: Path) -> Iterator[Structure | Refused]:
+    for k, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
-            smiles, *name = line.split(maxsplit=1)
-            yield _from_smiles(smiles, name[0].strip() if name else smiles)
+            smiles, *names = line.split(maxsplit=1)
+            name = names[0].strip() if names else smiles
+            yield _attempt(name, lambda smiles, name: _embedded(_parsed(smiles), name), smiles, name, where=f"{path}, line {k}: ")
 
 
-def _from_smiles(smiles: str, name: str) -> Structure:
+def _parsed(smiles: str) -> Any:
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
         molecule = Chem.MolFromSmiles(smiles)
     if molecule is None or not molecule.GetNumAtoms():
-        raise ValueError(f"{smiles!r} is neither a file ({', '.join(READ)}) nor a SMILES")
-    return _embedded(molecule, name)
+        raise ValueError(f"{smiles!r} is no SMILES")
+    return molecule
 
 
 def _embedded(molecule: Any, name: str) -> Structure:
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
+    if (parts := len(Chem.GetMolFrags(molecule))) > 1:
+        raise ValueError(f"it is {parts} molecules, whose places are not known; give each alone, or all with coordinates")
     molecule = Chem.AddHs(molecule)
     settings = rdDistGeom.ETKDGv3()
     settings.randomSeed = 0
     settings.useRandomCoords = True  # finds more of the strained cages that QM9 is full of
     with rdBase.BlockLogs():
         if rdDistGeom.EmbedMolecule(molecule, settings) != 0:
-            raise ValueError(f"no geometry was found for {name}; give one as .xyz or .sdf")
+            raise ValueError("no geometry was found; give one as .xyz or .sdf")
         if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
             return _structure(molecule, name, "ETKDG")
         rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=5_000)
@@ -168,7 +199,7 @@ def _structure(molecule: Any, name: str, geometry: str) -> Structure:
     return Structure(name, symbols, molecule.GetConformer().GetPositions(), Chem.GetFormalCharge(molecule), geometry)
 
 
-def _checked(molecule: Structure, path: Path) -> Structure:
+def _checked(molecule: Structure) -> Structure:
     if not np.isfinite(molecule.positions).all():
-        raise ValueError(f"{path}: {molecule.name} has a coordinate that is not finite")
+        raise ValueError("it has a coordinate that is not finite")
     return molecule
