@@ -19,7 +19,7 @@ def matrix(name: str, value: ArrayLike, rows: int | None = None, columns: int | 
         raise ValueError(f"{name} has shape {shape}; expected {expected}")
     if not isinstance(value, Tracer):
         value = np.asarray(value)
-        if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+        if not jnp.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
             raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
         bad = np.argwhere(~np.isfinite(value))
         if len(bad):

@@ -14,7 +14,7 @@ def fields(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def largest_error(got: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[int, ...]]:
-    """The largest error relative to the largest entry, and where it is; not finite on one side only counts as infinite."""
+    """The largest error relative to the largest entry, and where it is; where either is not finite it counts as infinite."""
     if expected.size == 0:
         return 0.0, ()
     with np.errstate(invalid="ignore"):

@@ -83,13 +83,20 @@ class Config:
     matmul_precision: MatmulPrecision = "default"
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a number makes no sense."""
+        """Raises ValueError where an option has the wrong type or a number makes no sense."""
+        parts: Any = {"task.": self.task, "model.": self.model, "optimizer.": self.optimizer}
+        for where, part in parts.items():
+            hints = get_type_hints(type(part))
+            for field in dataclasses.fields(part):
+                _convert(getattr(part, field.name), hints[field.name], f"{where}{field.name}")
         for name in ("epochs", "batch_size", "micro_batches", "eval_every", "seeds", "chunk_steps"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         expected = f"a divisor of {self.batch_size}, the batch_size"
         _check(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, expected)
         for name in ("patience", "seed", "checkpoint_seconds"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        shortest = f"0, or at least {self.eval_every}, the eval_every"
+        _check(self.patience == 0 or self.patience >= self.eval_every, "patience", self.patience, shortest)
         for name in ("learning_rate", "weight_decay", "warmup_epochs"):
             value = getattr(self.optimizer, name)
             _check(math.isfinite(value) and value >= 0, f"optimizer.{name}", value, "a finite number, at least 0")
@@ -229,7 +236,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
                 return float(value)  # YAML 1.1 reads 5e-4 as text
             except (ValueError, OverflowError):
                 continue
-    expected = " or ".join("none" if c is type(None) else str(get_args(c)) if get_origin(c) is Literal else c.__name__ for c in choices)
+    expected = " or ".join(
+        "none" if c is type(None) else str(get_args(c)) if get_origin(c) is Literal else "a list" if get_origin(c) is tuple else c.__name__
+        for c in choices
+    )
     raise ValueError(f"{where} is {value!r}; expected {expected}")
 
 

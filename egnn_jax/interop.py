@@ -68,11 +68,19 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     """The inverse of :func:`from_torch_state_dict`, exactly: NumPy arrays under the authors' names.
 
     Raises:
-      ValueError: the model has no counterpart there.
+      ValueError: the model has no counterpart there, or the parameters are not its own, such as those of several seeds.
     """
     _require_counterpart(model)
-    leaves = flatten_dict(params["params"])
-    return {_torch_name(path, model): np.asarray(value).T.copy() for path, value in leaves.items()}
+    state = {_torch_name(path, model): np.asarray(value).T.copy() for path, value in flatten_dict(params["params"]).items()}
+    expected = {name: shape for name, (_, shape) in _expected(state, model).items()}
+    found = {name: value.shape for name, value in state.items()}
+    if wrong := [
+        f"{name} {found.get(name)}, expected {expected.get(name)}"
+        for name in sorted(found | expected)
+        if found.get(name) != expected.get(name)
+    ]:
+        raise ValueError(f"the parameters are not those of one {model!r} (of several seeds, take one): " + "; ".join(wrong))
+    return state
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:

@@ -46,7 +46,10 @@ def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> Edges:
     """
     from scipy.spatial import KDTree
 
-    reach = 0.0
+    reach, cells = 0.0, np.zeros(x.shape, np.int64)
+    if lattice is not None:  # points far from their cell, as of a long simulation, would need all the images in between
+        cells = np.where(lattice.periodic, np.floor(x @ np.linalg.inv(lattice.cell)), 0).astype(np.int64)
+        x = x - cells @ lattice.cell
     while True:
         points, owners, steps = _images(x, reach, lattice)
         distances, places = KDTree(points).query(x, k + 1)
@@ -58,8 +61,8 @@ def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> Edges:
     near = np.asarray(places)
     own = (owners[near] == np.arange(len(x))[:, None]) & ~steps[near].any(axis=-1)
     own[~own.any(axis=1), -1] = True  # a point that coincides with k others or more may be missing among its nearest
-    near = near[~own]
-    return _sorted(owners[near], np.repeat(np.arange(len(x)), k), lattice, steps[near])
+    near, receivers = near[~own], np.repeat(np.arange(len(x)), k)
+    return _sorted(owners[near], receivers, lattice, steps[near] + cells[receivers] - cells[owners[near]])
 
 
 def _images(x: np.ndarray, reach: float, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ def main() -> None:
     for split, metrics in result["metrics"].items():
         for name, value in metrics.items():
             spread = f" ± {result['std'][split][name]:.5f} over {config.seeds} seeds" if config.seeds > 1 else ""
-            print(f"{split} {name}: {value:.5f}{spread}")
+            print(f"{split} {name}: {value:.5f}{spread} {config.task.units.get(name, '')}".rstrip())
     print(f"best epoch {result['best_epoch']}, {result['seconds']:.0f} s; {run}/result.json")
 
 

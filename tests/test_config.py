@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from egnn_jax import config as configs
 from egnn_jax.models import MODELS
+from egnn_jax.tasks import QM9, GraphAutoencoder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 PLAIN = {"task": {"name": "nbody"}, "model": {"name": "egnn"}}
@@ -42,11 +43,27 @@ def test_every_config_loads_builds_and_round_trips(path):
         ({"epochs": True}, "epochs is True; expected int"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"seed": -1}, "seed is -1"),
+        ({"eval_every": 5, "patience": 3}, "patience is 3; expected 0, or at least 5, the eval_every"),
+        ({"task": {"name": "qm9", "targets": "homo"}}, "task.targets is 'homo'; expected a list"),
     ],
 )
 def test_nonsense_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         configs.from_dict(PLAIN | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": configs.Optimizer(name="sgd")}, r"optimizer\.name is 'sgd'; expected \('adam', 'adamw'\)"),
+        ({"optimizer": configs.Optimizer(schedule="linear")}, r"optimizer\.schedule is 'linear'"),
+        ({"task": QM9(("homo", "lomo"))}, r"task\.targets\[1\] is 'lomo'"),
+        ({"task": GraphAutoencoder(noise="coords")}, r"task\.noise is 'coords'"),
+    ],
+)
+def test_nonsense_is_refused_from_python_too(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(configs.from_dict(PLAIN), **change)
 
 
 def test_yaml_floats_without_a_dot_are_read():

@@ -125,6 +125,10 @@ def test_a_molecule_that_cannot_be_used_is_refused_and_no_other(tmp_path, name, 
     assert [molecule.name for molecule in found if isinstance(molecule, Structure)] == others
 
 
+def test_a_smiles_may_be_longer_than_a_file_name():
+    assert "it is 201 molecules" in read("O." * 200 + "O")[0].reason
+
+
 def test_two_molecules_of_one_smiles_are_refused_as_their_places_are_not_known():
     (one,) = read("O.O")
     assert one == Refused("O.O", "it is 2 molecules, whose places are not known; give each alone, or all with coordinates")

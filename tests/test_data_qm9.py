@@ -165,6 +165,13 @@ def test_damaged_tables_are_named(tmp_path, change, message):
         list(qm9.from_csv(tmp_path / "part.csv"))
 
 
+@pytest.mark.parametrize("text", ["", "Index,N_atoms\n", line(METHANE)])
+def test_tables_without_their_head_are_named(tmp_path, text):
+    (tmp_path / "part.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"part.csv has no column Dipole_debye"):
+        list(qm9.from_csv(tmp_path / "part.csv"))
+
+
 def test_damaged_and_missing_archives(tmp_path):
     path, listed = archive(tmp_path, {"dsgdb9nsd_000001.xyz": METHANE})
     with pytest.raises(ValueError, match=r"not all of QM9: its molecules is 1; expected 130831"):
@@ -185,8 +192,10 @@ def test_damaged_and_missing_archives(tmp_path):
 
 def test_what_to_install_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "qm9pack", None)
-    with pytest.raises(ValueError, match=r"pip install 'egnn-jax\[qm9\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[qm9\]'"):
         list(qm9.from_package())
+    with pytest.raises(ValueError, match=r"uncharacterized is list\.txt without an archive"):
+        qm9.load(uncharacterized="list.txt")
 
 
 def test_another_data_set_is_refused(whole):

@@ -87,6 +87,11 @@ def test_nonsense_is_refused_with_what_was_received(build, message):
         build()
 
 
+def test_bfloat16_is_a_type_of_real_numbers():
+    graph = egnn.complete_graph(x=X, h=jnp.ones((3, 2), jnp.bfloat16))
+    assert graph.nodes.h.dtype == jnp.bfloat16
+
+
 def test_graphs_are_built_inside_differentiated_functions():
     def energy(x):
         graph = egnn.complete_graph(x=x)

@@ -109,6 +109,13 @@ def test_models_without_a_counterpart_are_refused():
             interop.from_torch_state_dict({}, model)
 
 
+def test_parameters_of_several_seeds_are_refused():
+    model = egnn.EGNN(features=5, layers=1)
+    params, _ = of(model, {})
+    with pytest.raises(ValueError, match=r"(?s)of several seeds, take one.*embedding\.weight \(5, 2, 2\)"):
+        interop.to_torch_state_dict(jax.tree.map(lambda a: np.stack([a, a]), params), model)
+
+
 def test_torch_tensors_are_read():
     torch = pytest.importorskip("torch")
     model = egnn.EGNN(features=5, layers=2)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import egnn_jax as egnn
 from egnn_jax import testing
+from egnn_jax.models.autoencoder import Autoencoder
 from tests import reference
 
 graphs = st.fixed_dictionaries(
@@ -145,6 +146,9 @@ def test_memory_of_edges_in_blocks_does_not_grow_with_the_edges():
         (egnn.EGNN(coordinate_aggregation="max"), "coordinate_aggregation is 'max'"),
         (egnn.EGCL(features=3), "h has 1 features; expected 3"),
         (egnn.EGNN(velocity="none"), "velocity is 'none'"),
+        (egnn.EGNN(clip=-100.0), "clip is -100.0"),
+        (egnn.SchNet(cutoff=float("inf")), "cutoff is inf; expected a finite distance"),
+        (Autoencoder(egnn.EGNN(), "z"), "embedding is 'z'"),
     ],
 )
 def test_nonsense_options_are_refused(model, message):

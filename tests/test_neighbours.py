@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import egnn_jax as egnn
 from egnn_jax import testing
+from egnn_jax.graph import edge_vectors
 
 REACH = 7
 
@@ -73,6 +74,20 @@ def test_knn_graph_of_coincident_nodes_has_no_self_loops():
     graph = egnn.knn_graph(np.zeros((6, 3)), 2)
     assert (np.asarray(graph.senders) != np.asarray(graph.receivers)).all()
     assert np.bincount(graph.receivers).tolist() == [2] * 6
+
+
+@pytest.mark.parametrize("periodic", [True, (True, False, True)])
+def test_nearest_of_points_that_have_left_their_cell(x64, rng, periodic):
+    cell = np.array([[3.0, 0.2, 0.0], [0.1, 3.5, 0.3], [0.4, 0.0, 2.8]])
+    x = rng.random((10, 3)) @ cell
+    steps = np.where(periodic, rng.integers(-1_000, 1_000, (10, 3)), 0)  # all images between would not fit into memory
+    inside, drifted = (egnn.knn_graph(points, 5, cell=cell, periodic=periodic) for points in (x, x + steps @ cell))
+
+    def lengths(graph):
+        return np.sort(np.linalg.norm(edge_vectors(graph, graph.nodes.x), axis=1).reshape(10, 5), axis=1)
+
+    np.testing.assert_allclose(lengths(drifted), lengths(inside), atol=1e-9)
+    assert np.asarray(drifted.receivers).tolist() == np.asarray(inside.receivers).tolist()
 
 
 def test_neighbours_in_many_dimensions(rng):

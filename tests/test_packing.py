@@ -7,7 +7,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax.data.packing import GraphSet, ends_within, trimmed
-from egnn_jax.graph import Nodes
+from egnn_jax.graph import Nodes, complete_edges
 
 SIZES = np.array([3, 1, 5, 2, 4, 4])
 
@@ -56,6 +56,13 @@ def test_a_batch_too_large_for_the_budget_loses_nothing():
     assert packed.n_node[0, :40].tolist() == [30] * 40
     assert packed.nodes.shape == (1, 40 * 30 + 1)
     assert graphs.budgets(40)[-1].n_node < 40 * 30
+
+
+def test_one_large_graph_takes_the_memory_of_one():
+    graphs = GraphSet(np.array([400]), np.arange(400))
+    assert [len(ends) for ends in graphs._ends] == [400 * 399] * 2
+    packed = graphs.pack(np.array([0]))
+    np.testing.assert_array_equal(np.stack([packed.senders, packed.receivers]), complete_edges(400))
 
 
 def test_leading_axes_are_kept(graphs):

@@ -170,7 +170,7 @@ def test_training_again_reads_the_result(place):
         (["evaluate.py", "runs"], "runs is no run"),
         (["predict.py", "runs/nbody/linear", "O"], "is a run of NBody; expected one on QM9"),
         (["predict.py", "runs/nbody/linear", "no.xyz"], "no.xyz is no file"),
-        (["report.py", "runs/none"], "runs/none has no result.json"),
+        (["report.py", "runs/none"], "runs/none is no run"),
         (["reproduce.py", "table2", "--only", "transformer"], "names no config"),
     ],
     ids=lambda v: " ".join(str(a).split("/")[-1] for a in v) if isinstance(v, list) else "",

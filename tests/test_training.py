@@ -283,6 +283,47 @@ def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_validation_value_that_never_is_finite_is_no_result(tmp_path, seeds):
+    class Blind(NBody):
+        def metrics(self, apply, params, batch, key):
+            total, number = super().metrics(apply, params, batch, key)["mse"]
+            return {"mse": (total * jnp.nan, number)}
+
+    config = tiny(seeds=seeds)
+    with pytest.raises(FloatingPointError, match="mse on the validation split was never finite"):
+        fit(Blind(train_size=210), build_model(config), config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_parameters_that_are_not_finite_are_no_checkpoint(tmp_path):
+    class Flat(NBody):
+        def loss(self, apply, params, batch, key):  # finite, but with no gradient in the third step
+            value = super().loss(apply, params, batch, key)
+            return value + jnp.sqrt(jnp.where(batch.x[0, 0, 0] == 7.0, 0.0 * value, 1.0))
+
+        def pack(self, split, rows):
+            batch = super().pack(split, rows)
+            Flat.calls += split == "train"
+            if split == "train" and Flat.calls == 3:
+                batch.x[..., 0, 0, 0] = 7.0
+            return batch
+
+        calls = 0
+
+    config = tiny(chunk_steps=1)
+    with pytest.raises(FloatingPointError, match=r"parameters are not finite after step 3; the last good checkpoint is .*/last/2"):
+        fit(Flat(train_size=210), build_model(config), config, tmp_path)
+
+
+def test_reading_a_run_leaves_alone_what_is_being_written(tmp_path):
+    run(tiny(epochs=1), tmp_path)
+    unfinished = tmp_path / "checkpoints" / "best" / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    load(tmp_path)
+    assert unfinished.exists()
+
+
 def test_another_config_in_the_same_folder_is_refused(tmp_path):
     run(tiny(epochs=1), tmp_path)
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate 0\.01 -> 0\.5"):

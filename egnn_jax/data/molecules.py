@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,10 @@ def read(source: str) -> list[Structure | Refused]:
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"your own molecules need {package}: pip install -e '.[chem]'")
     path = Path(source)
-    suffix = path.suffix.lower()
-    if suffix in READ and not path.is_file():
+    suffix, exists = path.suffix.lower(), os.path.isfile(source)  # Path.is_file fails for a long SMILES
+    if suffix in READ and not exists:
         raise ValueError(f"{path} is no file")
-    if path.is_file() and suffix not in READ:
+    if exists and suffix not in READ:
         raise ValueError(f"{path} is a file of an unknown kind; expected one of {', '.join(READ)}")
     if suffix not in READ:
         try:

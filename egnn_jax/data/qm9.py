@@ -101,6 +101,8 @@ def load(archive: Path | str | None = None, uncharacterized: Path | str | None =
       ValueError: the source is missing, damaged or not all of QM9; what is wrong, and in which molecule, is named.
     """
     folder = default_folder() if folder is None else Path(folder)
+    if archive is None and uncharacterized is not None:
+        raise ValueError(f"uncharacterized is {uncharacterized} without an archive; expected both, or neither")
 
     def build() -> dict[str, np.ndarray]:
         if archive is None:
@@ -128,8 +130,8 @@ def from_package() -> Iterator[Molecule]:
     found = importlib.util.find_spec("qm9pack")
     if found is None or not found.submodule_search_locations:
         raise ValueError(
-            "QM9 needs its data: pip install 'egnn-jax[qm9]' (which brings the package qm9pack, 104 MB), or give the path of "
-            "dsgdb9nsd.xyz.tar.bz2"
+            "QM9 needs its data: pip install -e '.[qm9]' (which brings the package qm9pack, 104 MB), or, once, "
+            "python -c \"from egnn_jax.data import qm9; qm9.load('dsgdb9nsd.xyz.tar.bz2')\" with the path of the original archive"
         )
     data = Path(found.submodule_search_locations[0]) / "data"
     for part in (1, 2, 3):
@@ -146,7 +148,9 @@ def from_csv(path: Path) -> Iterator[Molecule]:
         raise ValueError(f"{path} is missing; install qm9pack again")
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.reader(file)
-        columns = {name: k for k, name in enumerate(next(rows))}
+        columns = {name: k for k, name in enumerate(next(rows, []))}
+        if missing := {"Index", "N_atoms", "Elements", "XYZ_Ang", "Dipole_debye"} - set(columns):
+            raise ValueError(f"{path} has no column {sorted(missing)[0]}; install qm9pack again")
         first = columns["Dipole_debye"]
         for row in rows:
             try:

@@ -46,6 +46,8 @@ class Autoencoder(nn.Module):
 
     def setup(self) -> None:
         """The decoder that belongs to the embedding."""
+        if self.embedding not in ("x", "h"):
+            raise ValueError(f"embedding is {self.embedding!r}; expected 'x' or 'h'")
         self.decoder = Decoder(linear=self.embedding == "h")
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:

@@ -86,6 +86,8 @@ class EGCL(nn.Module):
         require_positive(features=self.features, **{} if self.edge_block is None else {"edge_block": self.edge_block})
         if self.velocity not in ("input", "carried"):
             raise ValueError(f"velocity is {self.velocity!r}; expected 'input' or 'carried'")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; expected a number above 0, or None")
         if self.residual and h.shape[-1] != self.features:
             raise ValueError(f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds h to φ_h(h, m)")
         a_ij = edge_attributes(graph)
@@ -177,7 +179,7 @@ class EGNN(nn.Module):
     Args:
       features: width of every layer.
       layers: number of EGCLs.
-      embed: project h to ``features`` first; otherwise the first layer does, without a residual.
+      embed: project h to ``features`` first; otherwise the first layer does, without a residual where the width changes.
       output_features: project h to this width at the end.
       velocity: see :class:`EGCL`, as for all that follow.
       infer_edges: weigh messages by a learned e_ij, eq. 8.

@@ -18,7 +18,7 @@ class GNN(nn.Module):
       layers: number of message-passing layers.
       coordinates: embed [x, v] instead of h, and decode x from the last h (the N-body network of section 5.1);
         False takes h and leaves x and v alone.
-      embed: project the input to ``features`` first; otherwise the first layer does, without a residual.
+      embed: project the input to ``features`` first; otherwise the first layer does, without a residual where the width changes.
       output_features: project h to this width at the end.
 
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with

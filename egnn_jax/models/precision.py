@@ -49,6 +49,8 @@ class MixedPrecision(nn.Module):
                 return jax.tree.map(lambda a: a.astype(self.compute_dtype), tree)
 
             h = graph.nodes.h
+            if h is None:
+                raise ValueError(f"nodes have no h; expected features to compute in {self.compute_dtype}")
             run: Any = nn.map_variables(lambda model, graph: model(graph), "params", trans_in_fn=cast)
             out = run(self.model, graph._replace(nodes=graph.nodes.replace(h=cast(h))))
         return out._replace(nodes=out.nodes.replace(h=out.nodes.h.astype(h.dtype)))

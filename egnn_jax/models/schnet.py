@@ -55,8 +55,8 @@ class SchNet(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(features=self.features, layers=self.layers, gaussians=self.gaussians)
-        if not self.cutoff > 0:
-            raise ValueError(f"cutoff is {self.cutoff}; expected a distance above 0")
+        if not 0 < self.cutoff < float("inf"):
+            raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, graph.nodes.x)))
 

@@ -73,6 +73,11 @@ class GraphAutoencoder(OfGraphSets):
         return "bce"
 
     @property
+    def units(self) -> dict[str, str]:
+        """Of the share of wrong edges."""
+        return {"error": "%"}
+
+    @property
     def paper(self) -> dict[str, float]:
         """The paper's BCE on this data set, by the registry's name of the encoder."""
         rows = {name: row[0] for name, row in FIGURE5.get(self.dataset, {}).items() if row[0] is not None}

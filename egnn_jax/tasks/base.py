@@ -32,6 +32,11 @@ class Task(Protocol):
         ...
 
     @property
+    def units(self) -> Mapping[str, str]:
+        """The units of the metrics that have one."""
+        ...
+
+    @property
     def draws(self) -> int:
         """How many passes the final metrics are averaged over, each with a random key of its own; 1 where keys do not matter."""
         ...

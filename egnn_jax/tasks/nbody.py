@@ -73,6 +73,11 @@ class NBody:
         return TABLE2
 
     @property
+    def units(self) -> dict[str, str]:
+        """None: the simulation's length is its own."""
+        return {}
+
+    @property
     def draws(self) -> int:
         """Nothing is random in evaluation."""
         return 1

@@ -86,6 +86,11 @@ class QM9(OfGraphSets):
         return {model: error for model, error in column.items() if error is not None}
 
     @property
+    def units(self) -> dict[str, str]:
+        """Table 3's."""
+        return {name: qm9.UNITS[name] for name in self.targets}
+
+    @property
     def draws(self) -> int:
         """Nothing is random in evaluation."""
         return 1
@@ -199,7 +204,7 @@ class QM9(OfGraphSets):
                 inside = (self.molecules.n_atoms[rows] >= least) & (self.molecules.n_atoms[rows] <= most)
                 errors = dict(zip(self.targets, error[inside].mean(axis=0).tolist(), strict=True)) if inside.any() else {}
                 classes[f"{least} to {most}"] = {"molecules": int(inside.sum())} | errors
-        return {"units": {name: qm9.UNITS[name] for name in self.targets}, "by_atoms": by_atoms}
+        return {"units": self.units, "by_atoms": by_atoms}
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Table 3's rows and ours, one for the runs of each model and number of epochs, as ``table3.{md,png}``."""

@@ -20,9 +20,13 @@ _REMEDY = {
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}`` of one run."""
+    """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}`` of one run.
+
+    Only :meth:`start` makes it writable, and then it has to be the only one that is.
+    """
 
     def __init__(self, path: Path | str) -> None:
+        self._reading = True
         self.path = Path(path).absolute()
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
@@ -40,13 +44,14 @@ class RunFolder:
         return configs.load(self._config_file)
 
     def start(self, config: Config) -> None:
-        """Make the folder, or see that it holds a run of the same config, to be resumed.
+        """Make the folder, or see that it holds a run of the same config, to be resumed; from then on it may be written to.
 
         Raises:
           ValueError: it holds a run of another config; the differences are named.
         """
         if not self._config_file.exists():
             write_atomically(self._config_file, configs.dump(config).encode())
+            self._reading = False
             return
         before, now = (_flat(configs.to_dict(c)) for c in (self.config(), config))
         different = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
@@ -55,6 +60,7 @@ class RunFolder:
                 f"{self.path} holds a run of another config ({', '.join(different)}); expected the same config to resume it, "
                 "another --run folder, or that one deleted"
             )
+        self._reading = False
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Write a checkpoint and its checksum in the background; the one before stays until it is whole."""
@@ -88,7 +94,10 @@ class RunFolder:
         except Exception as error:
             raise ValueError(f"{path} cannot be read ({error}); {_REMEDY[kind]}") from error
         if not np.array_equal(self._checksum(tree), expected):
-            raise ValueError(f"{path} is damaged, or {self._config_file} was changed (their SHA-256 does not match); {_REMEDY[kind]}")
+            raise ValueError(
+                f"{path} is damaged, or {self._config_file} was changed (their SHA-256 does not match); undo what was changed, a comment "
+                f"too, or else {_REMEDY[kind]}"
+            )
         return tree
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -121,9 +130,10 @@ class RunFolder:
         """What :meth:`finish` wrote.
 
         Raises:
-          ValueError: the run is not complete, or the file is damaged.
+          ValueError: this is no run, it is not complete, or the file is damaged.
         """
         if not self.result_file.is_file():
+            self.config()
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
         return _parse(self.result_file.read_text(errors="replace"), str(self.result_file))
 
@@ -144,7 +154,9 @@ class RunFolder:
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
-            options = ocp.CheckpointManagerOptions(max_to_keep=2 if kind == "last" else 1, cleanup_tmp_directories=True)
+            # A reader leaves alone what a training under way is about to write.
+            reading: dict[str, Any] = {"read_only": True} if self._reading else {"cleanup_tmp_directories": True}
+            options = ocp.CheckpointManagerOptions(max_to_keep=2 if kind == "last" else 1, **reading)
             self._managers[kind] = ocp.CheckpointManager(self.path / "checkpoints" / kind, options=options)
         return self._managers[kind]
 

@@ -35,8 +35,8 @@ class Interrupted(Exception):
 def fit(task: Task, model: nn.Module, config: Config, folder: Path | str) -> dict[str, Any]:
     """Train, evaluate the best on valid and test, and leave all of it in ``folder``.
 
-    The order of samples and every random key follow from ``config.seed`` and the step number alone, so that a run
-    that was stopped, in whatever way, ends in the same numbers when it is called again.
+    The order of samples and every random key follow from ``config.seed``, the step number and the number of devices alone, so
+    that a run that was stopped, in whatever way, ends in the same numbers when it is called again on such a machine.
 
     Returns:
       What ``result.json`` holds: ``metrics`` by split (the mean over seeds), ``best_epoch``, ``seconds``, ``config``,
@@ -44,7 +44,8 @@ def fit(task: Task, model: nn.Module, config: Config, folder: Path | str) -> dic
 
     Raises:
       ValueError: the folder holds another run, or the training split is smaller than a batch.
-      FloatingPointError: a loss is not finite; the step, the batch and the last good checkpoint are named.
+      FloatingPointError: a loss or the parameters are not finite; the step, the batch and the last good checkpoint are named. Or
+        the validation value never was.
       Interrupted: Ctrl-C.
     """
     size = task.size("train")
@@ -163,6 +164,8 @@ class _Loop:
     def _save(self, step: int) -> None:
         """Both checkpoints as of ``step``, which ends a chunk."""
         if self.run.latest("last") != step:
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(self.state.params))):
+                raise FloatingPointError(f"the parameters are not finite after step {step}; {self._last_good()}")
             self.run.save("last", step, self._saved())
         best = int(np.max(self.best.epoch))
         if best != self.saved_best and (self.run.latest("best") or -1) < step:
@@ -199,14 +202,13 @@ class _Loop:
             return
         step += int(bad[0])
         epoch, k = divmod(step, self.per_epoch)
+        where = f"step {step} (epoch {epoch + 1}, batch {k + 1} of {self.per_epoch})"
+        raise FloatingPointError(f"the loss is {losses[:, bad[0]].tolist()} at {where}; {self._last_good()}")
+
+    def _last_good(self) -> str:
         self.run.wait()
         last = self.run.latest("last")
-        checkpoint = (
-            "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self.run.path}/checkpoints/last/{last}"
-        )
-        raise FloatingPointError(
-            f"the loss is {losses[:, bad[0]].tolist()} at step {step} (epoch {epoch + 1}, batch {k + 1} of {self.per_epoch}); {checkpoint}"
-        )
+        return "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self.run.path}/checkpoints/last/{last}"
 
     def _log(self, bar: Any, step: int, loss: np.ndarray, metrics: dict[str, jax.Array]) -> None:
         valid = {name: _plain(value) for name, value in metrics.items()}
@@ -217,6 +219,8 @@ class _Loop:
         bar.set_postfix(shown)
 
     def _finish(self) -> dict[str, Any]:
+        if not np.all(self.best.epoch):
+            raise FloatingPointError(f"{self.task.metric} on the validation split was never finite; nothing is known to be worth keeping")
         result = summary(self.evaluate, self.best.params) | {
             "best_epoch": _plain(self.best.epoch),
             "seconds": round(self.seconds, 1),
@@ -236,7 +240,7 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
-        "device": f"{device.platform} ({device.device_kind})",
+        "device": f"{jax.local_device_count()} x {device.platform} ({device.device_kind})",
     }
 
 
