@@ -141,11 +141,15 @@ def exponents(nodes: Sequence[float], times: Sequence[float]) -> list[float]:
     return (np.diff(np.log(times)) / np.diff(np.log(nodes))).tolist()
 
 
-def measure(arguments: argparse.Namespace, again: bool = True) -> None:
-    """Measure the cases and write each result as soon as it is there, then tell all; not ``again`` those measured on this machine."""
+def measure(arguments: argparse.Namespace, again: bool = True) -> dict[str, str]:
+    """Measure the cases and write each result as soon as it is there, then tell all; not ``again`` those measured on this machine.
+
+    Returns:
+      What :func:`bench.costs.machine` says of the machine.
+    """
     with worker() as alone:
-        here = alone(costs.machine)["machine"]
-    done = {name for name, result in read(arguments.out).items() if result.get("machine") == here and not again}
+        here = alone(costs.machine)
+    done = {name for name, result in read(arguments.out).items() if result.get("machine") == here["machine"] and not again}
     for case in (case for group in arguments.cases for case in CASES[group]):
         if case == "size":
             made = [] if case in done else [(case, size(min(arguments.repeats, 3)))]
@@ -154,6 +158,12 @@ def measure(arguments: argparse.Namespace, again: bool = True) -> None:
             made = compare(case, parts, arguments.repeats, arguments.reference) if parts else []
         for name, result in made:
             write(arguments.out, name, result)
+    tell(arguments, here["machine"])
+    return here
+
+
+def tell(arguments: argparse.Namespace, here: str) -> None:
+    """Write what was measured on this machine as table and picture, and print it."""
     results = read(arguments.out)
     table = report.text(results, here)
     write_atomically(arguments.out.with_suffix(".md"), table.encode())
@@ -189,12 +199,13 @@ def campaign(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, arguments.seconds)
-    measure(arguments, again=False)
+    here = measure(arguments, again=False)
     use_all_cores()
     config = dataclasses.replace(configs.load(contenders.CONFIGS / "nbody" / "egnn.yaml"), seeds=4)
     found = fit(config.task, build_model(config), config, Path("runs/nbody/egnn-4-seeds"))
-    write(arguments.out, "nbody_4_seeds", {name: found[name] for name in ("metrics", "std", "best_epoch", "seconds", "versions")})
-    table3 = {"model": "egnn", "targets": arguments.targets, "together": True, "epochs": arguments.qm9_epochs, "seeds": None}
+    write(arguments.out, "nbody_4_seeds", {name: found[name] for name in ("metrics", "std", "best_epoch", "seconds")} | here)
+    tell(arguments, here["machine"])
+    table3 = {"model": "egnn", "targets": arguments.targets, "together": True, "epochs": arguments.qm9_epochs}
     reproduce.table3(argparse.Namespace(**table3, runs=Path("runs/qm9"), out=arguments.out.parent))
 
 

@@ -6,7 +6,7 @@
 #
 # When the seconds are over the command is interrupted, as by Ctrl-C, and runs/, the benchmark's results among it, is packed into
 # out/runs.tgz (12 MB a target of QM9); the same command with that file in the root goes on from there, on this machine or another.
-# Takes along: data/qm9/qm9.npz (34 MB) and, for a machine without network, wheels of the missing packages in .whl/:
+# Takes along: data/qm9/qm9.npz* (34 MB) and, for a machine without network, wheels of the missing packages in .whl/:
 #   python -c "from egnn_jax.data import qm9; qm9.load()"
 #   pip download --no-deps -d .whl jraph tyro docstring-parser tqdm-loggable   # and for the benchmark: egnn-pytorch einops
 set -eu
@@ -16,13 +16,17 @@ if [ -d .whl ]; then
     python3 -m pip install -q --no-index --no-deps --upgrade --target .site .whl/*.whl
     export PYTHONPATH="$PWD/.site${PYTHONPATH:+:$PYTHONPATH}"
 fi
-if [ -f runs.tgz ] && [ ! -d runs ]; then tar xzf runs.tgz; fi
+if [ -d runs ]; then
+    [ ! -f runs.tgz ] || echo "runs.tgz is left alone: there is runs/ already" >&2
+elif [ -f runs.tgz ]; then
+    tar xzf runs.tgz
+fi
 mkdir -p "$out" runs
 status=0
 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" timeout --signal=INT --kill-after=60 "$seconds" "$@" || status=$?
-# The newest checkpoint is enough to go on from.
+# The newest whole checkpoint is enough to go on from; one cut short has no number for a name.
 find runs -path '*/checkpoints/last' -type d | while read -r last; do
-    ls "$last" | sort -n | sed '$d' | while read -r step; do rm -r "${last:?}/$step"; done
+    ls "$last" | grep -x '[0-9]*' | sort -n | sed '$d' | while read -r step; do rm -r "${last:?}/$step"; done
 done
 tar czf "$out/runs.tgz" runs
 cp runs/benchmark.* "$out" 2>/dev/null || true

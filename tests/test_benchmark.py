@@ -119,6 +119,9 @@ SIZE = {
 }  # fmt: skip
 
 
+FOUR_SEEDS = {"metrics": {"test": {"mse": 0.0065}}, "std": {"test": {"mse": 0.0002}}, "best_epoch": [1] * 4, "seconds": 40.0}
+
+
 def test_results_of_other_cases_stay(tmp_path):
     out = tmp_path / "runs" / "benchmark.json"
     benchmark.write(out, "nbody_train_step", {"ours_ms": 1.0})
@@ -140,7 +143,7 @@ def test_tables_and_plot(tmp_path):
         "data_small": {"ours_ms": 2.5, "small_ours_s": 18.0, "small_numpy_loop_s": 1_860.0} | HERE,
         "size": SIZE | HERE,
         "qm9_forward": {"ours_ms": 9.9} | HERE | {"machine": "another"},
-        "nbody_4_seeds": {"metrics": {}},
+        "nbody_4_seeds": FOUR_SEEDS | HERE,
     }
     told = report.text(results, "2 cores")
     assert "| nbody_train_step | 8.5 | 4 | 3.25 × (3.00 to 3.50; asked 3) | 2026-11-25 |" in told
@@ -148,6 +151,7 @@ def test_tables_and_plot(tmp_path):
     assert "- nbody_train_step without torch_compiled: there is no compiler\n" in told
     assert "| 100 | 5,000 | 1 | 0.5 | 2.50 | 1 | 0.5 | 2.50 |" in told
     assert "18 s, and 31 minutes" in told
+    assert "10 s a seed (asked of a GPU: 60), test MSE 0.00650 ± 0.00020" in told
     assert "qm9" not in told
     assert report.draw(results, "2 cores", tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
@@ -190,13 +194,17 @@ def test_the_campaign_stops_in_time_and_goes_on(monkeypatch, tmp_path):
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
         if len(done) < 3:
             signal.raise_signal(signal.SIGALRM)
-        return dict.fromkeys(("metrics", "std", "best_epoch", "seconds", "versions"), 1)
+        return FOUR_SEEDS
 
-    monkeypatch.setattr(benchmark, "measure", lambda arguments, again: done.append(again))
+    def measure(arguments, again):
+        done.append(again)
+        return HERE
+
+    monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "use_all_cores", lambda: None)
     monkeypatch.setattr(benchmark, "fit", fit)
     monkeypatch.setattr(importlib.import_module("reproduce"), "table3", lambda arguments: done.append(arguments.targets))
-    arguments = argparse.Namespace(seconds=500, out=tmp_path / "benchmark.json", targets=["homo"], qm9_epochs=3)
+    arguments = argparse.Namespace(seconds=500, out=tmp_path / "benchmark.json", targets=["homo"], qm9_epochs=3, record=False)
     try:
         with pytest.raises(KeyboardInterrupt):
             benchmark.campaign(arguments)
@@ -204,7 +212,8 @@ def test_the_campaign_stops_in_time_and_goes_on(monkeypatch, tmp_path):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     assert done == [False, (NBody(), 4, 10_000), False, (NBody(), 4, 10_000), ["homo"]]
-    assert benchmark.read(arguments.out)["nbody_4_seeds"]["seconds"] == 1
+    assert benchmark.read(arguments.out)["nbody_4_seeds"]["seconds"] == 40
+    assert "10 s a seed" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_every_case_has_a_setting():

@@ -98,6 +98,9 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
     table3 = lambda **options: reproduce.table3(
         argparse.Namespace(epochs=25, seeds=None, runs=tmp_path, out=tmp_path, model="egnn", **options)
     )
+    table3(targets=["homo"], together=False, half_periods=3)
+    assert trained.pop() == (("homo",), 25, "homo-25-epochs-3-half-periods")
+    assert "| ours: egnn, 25 epochs, 3 half-periods | 12.3 |" in capsys.readouterr().out.splitlines()
     table3(targets=["homo", "U0"], together=False)
     assert trained == [(("homo",), 25, "homo-25-epochs"), (("U0",), 25, "U0-25-epochs")]
     rows = capsys.readouterr().out.splitlines()
@@ -146,6 +149,20 @@ def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
     lines = (tmp_path / "rest.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["O", "watr", "C"]
     assert "line 2: 'watr' is no SMILES" in lines[2]
+
+
+def test_report_puts_runs_of_different_targets_together(qm9_run, tmp_path):
+    config = configs.load(qm9_run / "config.yaml")
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, targets=("mu",)))
+    other = tmp_path / "elsewhere" / qm9_run.name
+    fit(config.task, configs.build_model(config), config, other)
+    out = script("report.py", qm9_run, other, cwd=tmp_path).splitlines()
+    head, _, first, second = [line.strip("| ").split(" | ") for line in out if line.startswith("| ")][:4]
+    assert len({first[0], second[0]}) == 2
+    assert {"test homo (meV)", "test U0 (meV)", "test mu (D)"} < set(head)
+    assert [first[head.index("test mu (D)")], second[head.index("test homo (meV)")]] == ["–", "–"]
+    assert {"| model | homo (meV) | mu (D) | U0 (meV) |", "| egnn | 29 | 0.029 | 11 |"} < set(out)
+    assert len(list((tmp_path / "runs/report").glob("*-predictions.png"))) == 2
 
 
 def test_report_draws_graphs_beside_their_reconstructions(place):

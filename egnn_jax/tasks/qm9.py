@@ -213,6 +213,8 @@ class QM9(OfGraphSets):
         for run, result in results.items():
             errors = {name: error for name, error in result["metrics"]["test"].items() if name in targets}
             row = f"ours: {result['config']['model']['name']}, {result['config']['epochs']:,} epochs"
+            if (periods := result["config"]["optimizer"]["half_periods"]) > 1:
+                row += f", {periods} half-periods"
             if set(errors) & set(table.get(row, {})):
                 row = f"{row} ({run})"
             table.setdefault(row, {}).update(errors)

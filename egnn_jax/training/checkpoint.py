@@ -155,8 +155,8 @@ class RunFolder:
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
             # A reader leaves alone what a training under way is about to write.
-            reading: dict[str, Any] = {"read_only": True} if self._reading else {"cleanup_tmp_directories": True}
-            options = ocp.CheckpointManagerOptions(max_to_keep=2 if kind == "last" else 1, **reading)
+            most = 2 if kind == "last" else 1
+            options = ocp.CheckpointManagerOptions(max_to_keep=most, cleanup_tmp_directories=not self._reading, create=not self._reading)
             self._managers[kind] = ocp.CheckpointManager(self.path / "checkpoints" / kind, options=options)
         return self._managers[kind]
 
