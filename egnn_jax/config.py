@@ -62,9 +62,9 @@ class Config:
       seeds: train so many seeds at once, as one vmapped state.
       chunk_steps: at most so many steps in one compiled call.
       checkpoint_seconds: time between two checkpoints.
-      compute_dtype: what features and products are computed in, see :class:`egnn_jax.MixedPrecision`; parameters, coordinates,
-        loss and optimiser stay in float32.
-      matmul_precision: "default", or "high" or "highest" for more exact float32 products on GPUs and TPUs.
+      compute_dtype: what the model's features and products are computed in, see :class:`egnn_jax.MixedPrecision`; parameters,
+        coordinates, the task's readout or decoder, loss and optimiser stay in float32.
+      matmul_precision: of the model; "default", or "high" or "highest" for more exact float32 products on GPUs and TPUs.
     """
 
     task: Task
