@@ -28,10 +28,12 @@ AXIS = "data"
 def use_all_cores() -> None:
     """Make each CPU core a device, so that batches are spread over them; call before the first JAX computation.
 
-    One thread per half batch scales far better than two threads per matrix product. Without effect on accelerators.
+    One thread per half batch scales far better than two threads per matrix product, and vectors of 512 bits, where a CPU has them,
+    than XLA's 256. Flags in ``$XLA_FLAGS`` stay as they are. Without effect on accelerators.
     """
-    if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    for flag, value in (("xla_cpu_multi_thread_eigen", "false"), ("xla_cpu_prefer_vector_width", "512")):
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{flag}={value}".strip()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
