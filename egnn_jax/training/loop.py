@@ -240,7 +240,8 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
-        "device": f"{jax.local_device_count()} x {device.platform} ({device.device_kind})",
+        "device": f"{device.platform} ({device.device_kind})",
+        "devices": str(jax.local_device_count()),
     }
 
 
