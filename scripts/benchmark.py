@@ -197,6 +197,7 @@ def campaign(arguments: argparse.Namespace) -> None:
     """What is to be measured on a GPU, in order; stopped by the timer or by Ctrl-C, the same command goes on from there."""
     import reproduce
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, arguments.seconds)
     here = measure(arguments, again=False)
