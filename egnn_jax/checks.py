@@ -41,10 +41,11 @@ def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
 
 def fit(sizes: Sequence[tuple[int, int]], budget: tuple[int, int, int]) -> None:
     """Raises where graphs of so many (nodes, edges) do not fit a budget (nodes, edges, graphs) beside a padding node and graph."""
+    most_nodes, most_edges, most_graphs = budget
     nodes = edges = 0
     for k, (n_node, n_edge) in enumerate(sizes):
         nodes, edges = nodes + n_node, edges + n_edge
-        if nodes > budget[0] - 1 or edges > budget[1] or k + 1 > budget[2] - 1:
+        if nodes > most_nodes - 1 or edges > most_edges or k + 1 > most_graphs - 1:
             raise ValueError(
                 f"graph {k} with {n_node} nodes and {n_edge} edges does not fit: the batch would hold {nodes} nodes, {edges} edges and "
                 f"{k + 1} graphs; the budget is {budget} of which one node and one graph are padding"

@@ -30,6 +30,9 @@ from egnn_jax.models import EGNN, GNN, RadialField
 from egnn_jax.models.autoencoder import Autoencoder
 from egnn_jax.models.readout import Readout
 
+Wanted = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
+"""The Flax path and the PyTorch shape of each entry, by its PyTorch name."""
+
 _PARTS = {
     "phi_e": "edge_mlp",
     "phi_x": "coord_mlp",
@@ -52,15 +55,8 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
     """
     given = {name: _numpy(value) for name, value in state_dict.items()}
     wanted = _expected(given, model)
-    problems = [f"{name} {shape} is missing" for name, (_, shape) in wanted.items() if name not in given]
-    problems += [f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted]
-    problems += [
-        f"{name} has shape {given[name].shape}, expected {shape}"
-        for name, (_, shape) in wanted.items()
-        if name in given and given[name].shape != shape
-    ]
-    if problems:
-        raise ValueError(f"the state dict does not fit {model!r}: " + "; ".join(problems))
+    if problems := _misfits(given, wanted):
+        raise ValueError(f"the state dict does not fit {model!r}: {problems}")
     return {"params": unflatten_dict({path: given[name].T.copy() for name, (path, _) in wanted.items()})}
 
 
@@ -72,15 +68,21 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     """
     _require_counterpart(model)
     state = {_torch_name(path, model): np.asarray(value).T.copy() for path, value in flatten_dict(params["params"]).items()}
-    expected = {name: shape for name, (_, shape) in _expected(state, model).items()}
-    found = {name: value.shape for name, value in state.items()}
-    if wrong := [
-        f"{name} {found.get(name)}, expected {expected.get(name)}"
-        for name in sorted(found | expected)
-        if found.get(name) != expected.get(name)
-    ]:
-        raise ValueError(f"the parameters are not those of one {model!r} (of several seeds, take one): " + "; ".join(wrong))
+    if problems := _misfits(state, _expected(state, model)):
+        raise ValueError(f"the parameters are not those of one {model!r} (of several seeds, take one): {problems}")
     return state
+
+
+def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
+    """All that is missing, left over or misshapen, in words; empty where nothing is."""
+    problems = [f"{name} {shape} is missing" for name, (_, shape) in wanted.items() if name not in given]
+    problems += [f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted]
+    problems += [
+        f"{name} has shape {given[name].shape}, expected {shape}"
+        for name, (_, shape) in wanted.items()
+        if name in given and given[name].shape != shape
+    ]
+    return "; ".join(problems)
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
@@ -107,7 +109,7 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
     return f"{name}.{'weight' if leaf == 'kernel' else leaf}"
 
 
-def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
     """Flax path and PyTorch shape by PyTorch name: those of the model on a graph as wide as the state dict says."""
 
     _require_counterpart(model)

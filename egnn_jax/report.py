@@ -25,13 +25,14 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.resolve()).strip("/").replace("/", "-") for run in runs]
-    results = {name: RunFolder(run).result() for name, run in zip(names, runs, strict=True)}
-    loaded = {name: load(run) for name, run in zip(names, runs, strict=True)}
+    named = dict(zip(names, runs, strict=True))
+    results = {name: RunFolder(run).result() for name, run in named.items()}
+    loaded = {name: load(run) for name, run in named.items()}
     tasks = {type(config.task) for config, _, _ in loaded.values()}
     if len(tasks) > 1:
         raise ValueError(f"the runs are of the tasks {sorted(t.__name__ for t in tasks)}; expected runs of one task")
     folder.mkdir(parents=True, exist_ok=True)
-    histories = {name: RunFolder(run).history() for name, run in zip(names, runs, strict=True)}
+    histories = {name: RunFolder(run).history() for name, run in named.items()}
     written = [loss_curves(histories, {name: config.task.metric for name, (config, *_) in loaded.items()}, folder / "loss.png")]
     written += write_table(result_rows(results), folder / "table")
     for name, (config, model, params) in loaded.items():

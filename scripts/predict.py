@@ -49,13 +49,15 @@ def main() -> None:
     )
     rows = []
     for structure in structures:
-        read = isinstance(structure, Structure)
-        row = {"molecule": structure.name, "formula": structure.formula if read else "–", "geometry": structure.geometry if read else "–"}
+        if isinstance(structure, Structure):
+            formula, geometry, reasons = structure.formula, structure.geometry, molecules.outside(structure)
+        else:
+            formula, geometry, reasons = "–", "–", [structure.reason]
+        row = {"molecule": structure.name, "formula": formula, "geometry": geometry}
         values = next(told) if structure in known else [None] * len(task.targets)
         for name, value in zip(task.targets, values, strict=True):
             digits = 1 if qm9.UNITS[name] == "meV" else 3
             row[f"{name} ({qm9.UNITS[name]})"] = "–" if value is None else f"{value:.{digits}f}"
-        reasons = molecules.outside(structure) if read else [structure.reason]
         rows.append(row | {"outside QM9": "; ".join(reasons) if reasons else "no"})
     print(markdown(rows), end="")
     if (run := RunFolder(arguments.run)).result_file.exists():

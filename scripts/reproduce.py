@@ -150,8 +150,8 @@ def table3(arguments: argparse.Namespace) -> None:
     for targets in groups.values():
         config = configured[targets[0]]
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, targets=tuple(targets), independent=len(targets) > 1))
-        periods = config.optimizer.half_periods
-        run = arguments.runs / f"{prefix}{'-'.join(targets)}-{config.epochs}-epochs{f'-{periods}-half-periods' if periods > 1 else ''}"
+        schedule = "" if config.optimizer.half_periods == 1 else f"-{config.optimizer.half_periods}-half-periods"
+        run = arguments.runs / f"{prefix}{'-'.join(targets)}-{config.epochs}-epochs{schedule}"
         print(f"== {', '.join(targets)}: {config.epochs:,} epochs in {run}", file=sys.stderr)
         results[run.name] = fit(config.task, build_model(config), config, run)
         table, picture = config.task.compare(results, arguments.out)  # already now: the next may take days

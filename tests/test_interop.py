@@ -112,7 +112,7 @@ def test_models_without_a_counterpart_are_refused():
 def test_parameters_of_several_seeds_are_refused():
     model = egnn.EGNN(features=5, layers=1)
     params, _ = of(model, {})
-    with pytest.raises(ValueError, match=r"(?s)of several seeds, take one.*embedding\.weight \(5, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"(?s)of several seeds, take one.*embedding\.weight has shape \(5, 2, 2\), expected \(5, 1\)"):
         interop.to_torch_state_dict(jax.tree.map(lambda a: np.stack([a, a]), params), model)
 
 

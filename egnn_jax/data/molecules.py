@@ -78,7 +78,7 @@ def read(source: str) -> list[Structure | Refused]:
             molecule = _parsed(source)
         except ValueError as error:
             raise ValueError(f"{error}, nor a file ({', '.join(READ)})") from None
-        return [_attempt(source, _embedded, molecule, source)]
+        return [_attempt(_embedded, molecule, source)]
     found = list({".xyz": _from_xyz, ".smi": _from_smi}.get(suffix, _from_sdf)(path))
     if not found:
         raise ValueError(f"{path} holds no molecules")
@@ -108,9 +108,9 @@ def outside(molecule: Structure) -> list[str]:
     return reasons
 
 
-def _attempt(name: str, make: Callable[..., Structure], *arguments: Any, where: str = "") -> Structure | Refused:
+def _attempt(make: Callable[[Any, str], Structure], given: Any, name: str, where: str = "") -> Structure | Refused:
     try:
-        return make(*arguments)
+        return make(given, name)
     except ValueError as error:
         return Refused(name, f"{where}{error}")
 
@@ -124,7 +124,7 @@ def _from_xyz(path: Path) -> Iterator[Structure | Refused]:
         raise ValueError(f"{path} cannot be read as .xyz ({error})") from error
     for k, atoms in enumerate(frames, 1):
         name = path.stem if len(frames) == 1 else f"{path.stem} {k}"
-        yield _attempt(name, _from_ase, atoms, name)
+        yield _attempt(_from_ase, atoms, name)
 
 
 def _from_ase(atoms: Any, name: str) -> Structure:
@@ -145,7 +145,7 @@ def _from_sdf(path: Path) -> Iterator[Structure | Refused]:
             yield Refused(f"{path.stem} {k}", f"{path}: molecule {k} cannot be read")
         else:
             name = (molecule.GetProp("_Name") if molecule.HasProp("_Name") else "") or f"{path.stem} {k}"
-            yield _attempt(name, _from_block, molecule, name)
+            yield _attempt(_from_block, molecule, name)
 
 
 def _from_block(molecule: Any, name: str) -> Structure:
@@ -161,7 +161,11 @@ def _from_smi(path: Path) -> Iterator[Structure | Refused]:
         if line.strip():
             smiles, *names = line.split(maxsplit=1)
             name = names[0].strip() if names else smiles
-            yield _attempt(name, lambda smiles, name: _embedded(_parsed(smiles), name), smiles, name, where=f"{path}, line {k}: ")
+            yield _attempt(_from_smiles, smiles, name, f"{path}, line {k}: ")
+
+
+def _from_smiles(smiles: str, name: str) -> Structure:
+    return _embedded(_parsed(smiles), name)
 
 
 def _parsed(smiles: str) -> Any:

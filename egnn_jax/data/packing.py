@@ -1,7 +1,7 @@
 """Graphs of different sizes, packed side by side into batches of one static shape."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ class GraphSet:
         self._n_node = np.append(np.asarray(n_node, np.int32), 0)  # row -1 is a graph without nodes
         if ends is None:
             self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
-            *self._ends, starts = _edge_lists(tuple(np.unique(self._n_node).tolist()))
+            *self._ends, starts = _edge_lists(self._n_node)
             self._first_end = starts[self._n_node]
         else:
             self._n_edge, *self._ends = np.append(np.asarray(ends[0], np.int32), 0), *ends[1:]
@@ -119,7 +119,7 @@ def ends_within(n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 1
       cutoff: a distance in the unit of x.
       block: so many graphs at a time, to bound the memory.
     """
-    *lists, starts = _edge_lists(tuple(np.unique(n_node).tolist()))
+    *lists, starts = _edge_lists(n_node)
     parts = []
     for first in range(0, len(n_node), block):
         sizes = n_node[first : first + block]
@@ -218,11 +218,11 @@ def _starts(counts: np.ndarray) -> np.ndarray:
     return np.cumsum(counts, axis=-1) - counts
 
 
-@cache
-def _edge_lists(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Senders and receivers of the complete graphs of so many nodes, one after the other, and by number of nodes where each starts."""
+def _edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Senders and receivers of a complete graph of each size that occurs, one after the other, and by number of nodes where each starts."""
+    sizes = np.unique(n_node)
     lists = [complete_edges(size) for size in sizes]
     senders, receivers = (np.concatenate(part) for part in zip(*lists, strict=True))
-    starts = np.zeros(max(sizes) + 1, np.int64)
-    starts[list(sizes)] = _starts(np.array([len(part) for part, _ in lists]))
+    starts = np.zeros(sizes.max() + 1, np.int64)
+    starts[sizes] = _starts(np.array([len(part) for part, _ in lists]))
     return senders, receivers, starts

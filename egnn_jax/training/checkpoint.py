@@ -26,7 +26,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._reading = True
+        self._writable = False
         self.path = Path(path).absolute()
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
@@ -49,18 +49,17 @@ class RunFolder:
         Raises:
           ValueError: it holds a run of another config; the differences are named.
         """
-        if not self._config_file.exists():
+        if self._config_file.exists():
+            before, now = (_flat(configs.to_dict(c)) for c in (self.config(), config))
+            different = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+            if different:
+                raise ValueError(
+                    f"{self.path} holds a run of another config ({', '.join(different)}); expected the same config to resume it, "
+                    "another --run folder, or that one deleted"
+                )
+        else:
             write_atomically(self._config_file, configs.dump(config).encode())
-            self._reading = False
-            return
-        before, now = (_flat(configs.to_dict(c)) for c in (self.config(), config))
-        different = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-        if different:
-            raise ValueError(
-                f"{self.path} holds a run of another config ({', '.join(different)}); expected the same config to resume it, "
-                "another --run folder, or that one deleted"
-            )
-        self._reading = False
+        self._writable = True
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Write a checkpoint and its checksum in the background; the one before stays until it is whole."""
@@ -133,7 +132,7 @@ class RunFolder:
           ValueError: this is no run, it is not complete, or the file is damaged.
         """
         if not self.result_file.is_file():
-            self.config()
+            self.config()  # raises where this is no run at all
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
         return _parse(self.result_file.read_text(errors="replace"), str(self.result_file))
 
@@ -156,7 +155,7 @@ class RunFolder:
         if kind not in self._managers:
             # A reader leaves alone what a training under way is about to write.
             most = 2 if kind == "last" else 1
-            options = ocp.CheckpointManagerOptions(max_to_keep=most, cleanup_tmp_directories=not self._reading, create=not self._reading)
+            options = ocp.CheckpointManagerOptions(max_to_keep=most, cleanup_tmp_directories=self._writable, create=self._writable)
             self._managers[kind] = ocp.CheckpointManager(self.path / "checkpoints" / kind, options=options)
         return self._managers[kind]
 

@@ -17,7 +17,7 @@ NEIGHBOURS = 50
 
 def measure(nodes: int, part: str, repeats: int) -> dict[str, float]:
     """EGNN 4 x 64 on a graph of so many nodes, in a worker of its own: seconds, and the most memory the process ever had."""
-    sys.modules["torch"] = None  # type: ignore  # vesin would bring it along, whose memory is not ours
+    sys.modules["torch"] = None  # vesin would bring it along, whose memory is not ours
     side = nodes ** (1 / 3)
     x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
     x = x[np.lexsort(np.floor(x / 4).T)]  # cell by cell, as the atoms of a material are listed: neighbours are near in memory
