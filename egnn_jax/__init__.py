@@ -1,7 +1,7 @@
 """E(n)-equivariant graph neural networks (Satorras, Hoogeboom and Welling, ICML 2021) for JAX."""
 
-from egnn_jax.geometry import random_orthogonal, safe_norm, transform
-from egnn_jax.graph import (
+from egnn_jax.graph.geometry import random_orthogonal, safe_norm, transform
+from egnn_jax.graph.graph import (
     Budget,
     Nodes,
     PeriodicEdges,
@@ -19,7 +19,18 @@ from egnn_jax.graph import (
     sum_nodes,
     unbatch,
 )
-from egnn_jax.models import EGCL, EGNN, GNN, MODELS, TFN, Linear, MixedPrecision, RadialField, SchNet, SE3Transformer
+from egnn_jax.models import (
+    EGCL,
+    EGNN,
+    GNN,
+    MODELS,
+    TFN,
+    Linear,
+    MixedPrecision,
+    RadialField,
+    SchNet,
+    SE3Transformer,
+)
 
 __all__ = [
     "EGCL",

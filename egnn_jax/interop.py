@@ -1,19 +1,21 @@
 """Parameters from the authors' PyTorch networks, and back.
 
-The names are those of the authors' repository (vgsatorras/egnn): ``nbody_egnn`` (``EGNN_vel``), ``nbody_gnn``,
-``nbody_radial_field``, and ``egnn_clean.py``, the file that most other projects copied::
+The names are those of the authors' repository (vgsatorras/egnn): ``nbody_egnn`` (``EGNN_vel``),
+``nbody_gnn``, ``nbody_radial_field``, and ``egnn_clean.py``, the file that most other projects
+copied::
 
     params = interop.from_torch_state_dict(torch.load("egnn.pt"), egnn.EGNN(features=64, layers=4))
     state = interop.to_torch_state_dict(params, egnn.EGNN(features=64, layers=4))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
 
-The autoencoder's networks (``AE``, ``AE_EGNN``) are ``models.autoencoder.Autoencoder`` around ``GNN(features, layers,
-coordinates=False, embed=False, output_features=8)`` with ``embedding="h"``, and around ``EGNN(features, layers, embed=False,
-clip=100.0, shrinkage=1e-3)``. QM9's (``EGNN``) is ``models.readout.Readout(EGNN(features, layers, infer_edges=True,
-update_coordinates=False))``.
+The autoencoder's networks (``AE``, ``AE_EGNN``) are ``models.autoencoder.Autoencoder`` around
+``GNN(features, layers, coordinates=False, embed=False, output_features=8)`` with ``embedding="h"``,
+and around ``EGNN(features, layers, embed=False, clip=100.0, shrinkage=1e-3)``. QM9's (``EGNN``) is
+``models.readout.Readout(EGNN(features, layers, infer_edges=True, update_coordinates=False))``.
 
-The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on graphs with velocities;
-``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``, with ``infer_edges`` for its ``attention``.
+The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on
+graphs with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``,
+with ``infer_edges`` for its ``attention``.
 """
 
 import re
@@ -25,10 +27,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from egnn_jax.graph import complete_graph
+from egnn_jax.graph.graph import complete_graph
 from egnn_jax.models import EGNN, GNN, RadialField
-from egnn_jax.models.autoencoder import Autoencoder
-from egnn_jax.models.readout import Readout
+from egnn_jax.nn.heads import Autoencoder, Readout
 
 Wanted = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 """The Flax path and the PyTorch shape of each entry, by its PyTorch name."""
@@ -44,39 +45,55 @@ _PARTS = {
 
 
 def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """``{"params": …}`` of ``model`` from the authors' parameter names, as NumPy arrays that share no memory.
+    """``{"params": …}`` of ``model`` from the authors' parameter names, as NumPy arrays that share
+    no memory.
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
-      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout`` of the network's size and options.
+      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout`` of the network's
+        size and options.
 
     Raises:
-      ValueError: entries are missing, left over or misshapen (all of them are listed), or the model has no counterpart.
+      ValueError: entries are missing, left over or misshapen (all of them are listed), or the model
+        has no counterpart.
     """
     given = {name: _numpy(value) for name, value in state_dict.items()}
     wanted = _expected(given, model)
     if problems := _misfits(given, wanted):
         raise ValueError(f"the state dict does not fit {model!r}: {problems}")
-    return {"params": unflatten_dict({path: given[name].T.copy() for name, (path, _) in wanted.items()})}
+    return {
+        "params": unflatten_dict({path: given[name].T.copy() for name, (path, _) in wanted.items()})
+    }
 
 
 def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
     """The inverse of :func:`from_torch_state_dict`, exactly: NumPy arrays under the authors' names.
 
     Raises:
-      ValueError: the model has no counterpart there, or the parameters are not its own, such as those of several seeds.
+      ValueError: the model has no counterpart there, or the parameters are not its own, such as
+        those of several seeds.
     """
     _require_counterpart(model)
-    state = {_torch_name(path, model): np.asarray(value).T.copy() for path, value in flatten_dict(params["params"]).items()}
+    state = {
+        _torch_name(path, model): np.asarray(value).T.copy()
+        for path, value in flatten_dict(params["params"]).items()
+    }
     if problems := _misfits(state, _expected(state, model)):
-        raise ValueError(f"the parameters are not those of one {model!r} (of several seeds, take one): {problems}")
+        raise ValueError(
+            f"the parameters are not those of one {model!r} (of several seeds, take one): "
+            f"{problems}"
+        )
     return state
 
 
 def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
     """All that is missing, left over or misshapen, in words; empty where nothing is."""
-    problems = [f"{name} {shape} is missing" for name, (_, shape) in wanted.items() if name not in given]
-    problems += [f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted]
+    problems = [
+        f"{name} {shape} is missing" for name, (_, shape) in wanted.items() if name not in given
+    ]
+    problems += [
+        f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted
+    ]
     problems += [
         f"{name} has shape {given[name].shape}, expected {shape}"
         for name, (_, shape) in wanted.items()
@@ -89,12 +106,17 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
     if path[0] == "encoder":
         return _torch_name(path[1:], _encoder(model))
     if isinstance(model, Autoencoder):
-        return path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
+        return (
+            path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
+        )
     *modules, leaf = path
     dense = modules.pop() if modules[-1].startswith("Dense_") else None
     name = "_".join(modules)
-    # Position in the authors' Sequential, whose odd entries are activations. φ_e's first layer is a kernel of its own here.
-    position = 0 if dense is None else 2 * int(dense.removeprefix("Dense_")) + 2 * name.endswith("phi_e")
+    # Position in the authors' Sequential, whose odd entries are activations. φ_e's first layer is a
+    # kernel of its own here.
+    position = (
+        0 if dense is None else 2 * int(dense.removeprefix("Dense_")) + 2 * name.endswith("phi_e")
+    )
     if layer := re.fullmatch(r"layer_(\d+)_(\w+)", name):
         k, part = layer.groups()
         name = f"gcl_{k}.{_PARTS[part]}.{position}"
@@ -110,7 +132,9 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
 
 
 def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
-    """Flax path and PyTorch shape by PyTorch name: those of the model on a graph as wide as the state dict says."""
+    """Flax path and PyTorch shape by PyTorch name: those of the model on a graph as wide as the
+    state dict says.
+    """
 
     _require_counterpart(model)
 
@@ -125,7 +149,11 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
         attributes = columns("gcl_0.phi.0.weight", 1, 0)
     else:
         embedding = _torch_name(("embedding", "kernel"), encoder)
-        features = columns(embedding, 0, 1) if encoder.embed else columns("gcl_0.node_mlp.0.weight", encoder.features, 1)
+        features = (
+            columns(embedding, 0, 1)
+            if encoder.embed
+            else columns("gcl_0.node_mlp.0.weight", encoder.features, 1)
+        )
         if isinstance(encoder, GNN) and encoder.coordinates:
             n = given["decoder.2.weight"].shape[0] if "decoder.2.weight" in given else 3
             velocity = features != n
@@ -138,7 +166,9 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
         v=x if velocity else None,
         edges=np.zeros((2, attributes), np.float32) if attributes else None,
     )
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), graph)["params"])
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(
+        jax.eval_shape(model.init, jax.random.key(0), graph)["params"]
+    )
     return {_torch_name(path, model): (path, leaf.shape[::-1]) for path, leaf in leaves.items()}
 
 
@@ -149,7 +179,10 @@ def _encoder(model: nn.Module) -> nn.Module:
 def _require_counterpart(model: nn.Module) -> None:
     counterpart = _encoder(model)
     if not isinstance(counterpart, EGNN | GNN | RadialField):
-        raise ValueError(f"{type(counterpart).__name__} has no counterpart in the authors' code; expected EGNN, GNN or RadialField")
+        raise ValueError(
+            f"{type(counterpart).__name__} has no counterpart in the authors' code; expected "
+            f"EGNN, GNN or RadialField"
+        )
 
 
 def _numpy(value: Any) -> np.ndarray:

@@ -6,9 +6,10 @@ A layer is any function of a graph. Three lines test one::
     params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
     testing.assert_equivariant(lambda g: model.apply(params, g), graph)
 
-A check is only as good as its input. Random graphs here are ragged, directed and padded, with isolated nodes, single
-nodes, nodes at the same place and nodes at rest; parameters are of order one, since an untrained φ_x moves nothing
-that could be seen to be wrong. Work in float64 (``jax.enable_x64``) where you can: a wrong term of 1e-6 then shows.
+A check is only as good as its input. Random graphs here are ragged, directed and padded, with
+isolated nodes, single nodes, nodes at the same place and nodes at rest; parameters are of order
+one, since an untrained φ_x moves nothing that could be seen to be wrong. Work in float64
+(``jax.enable_x64``) where you can: a wrong term of 1e-6 then shows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax import compare
-from egnn_jax.geometry import random_orthogonal, transform
-from egnn_jax.graph import Budget, GraphsTuple, batch, graph_from_edges, unbatch
+from egnn_jax import _compare
+from egnn_jax.graph.geometry import random_orthogonal, transform
+from egnn_jax.graph.graph import Budget, GraphsTuple, batch, graph_from_edges, unbatch
 
 GraphFunction = Callable[[GraphsTuple], Any]
 
@@ -39,11 +40,13 @@ def random_graph(
     coincident: bool = True,
     padding: bool = True,
 ) -> GraphsTuple:
-    """A batch of directed graphs, of the default float dtype, that leaves a wrong layer nowhere to hide.
+    """A batch of directed graphs, of the default float dtype, that leaves a wrong layer nowhere to
+    hide.
 
     Args:
       seed: of everything drawn.
-      sizes: the number of nodes of each graph. The last node of each receives nothing; one node alone has no edges.
+      sizes: the number of nodes of each graph. The last node of each receives nothing; one node
+        alone has no edges.
       n: number of coordinates.
       features: width of h.
       attributes: width of the edge attributes; 0 for none.
@@ -73,26 +76,46 @@ def random_graph(
         if coincident:
             x[1:2] = x[0]
         edges = draw(len(senders), attributes) if attributes else None
-        graphs.append(graph_from_edges(senders, receivers, x=x, h=draw(size, features), v=v if velocity else None, edges=edges))
+        graphs.append(
+            graph_from_edges(
+                senders,
+                receivers,
+                x=x,
+                h=draw(size, features),
+                v=v if velocity else None,
+                edges=edges,
+            )
+        )
     return pad_with_noise(batch(graphs), seed) if padding else batch(graphs)
 
 
-def pad_with_noise(graph: GraphsTuple, seed: int = 0, n_node: int = 3, n_edge: int = 5, n_graph: int = 2) -> GraphsTuple:
-    """A batch without padding, padded by so many nodes, edges and graphs whose fields hold arbitrary numbers.
+def pad_with_noise(
+    graph: GraphsTuple, seed: int = 0, n_node: int = 3, n_edge: int = 5, n_graph: int = 2
+) -> GraphsTuple:
+    """A batch without padding, padded by so many nodes, edges and graphs whose fields hold
+    arbitrary numbers.
 
     jraph pads with zeros, which hides a sum that runs over the padding as well.
     """
     real_nodes, real_edges = graph.nodes.x.shape[0], graph.senders.shape[0]
-    padded = batch([graph], Budget(real_nodes + n_node, real_edges + n_edge, graph.n_node.shape[0] + n_graph))
+    padded = batch(
+        [graph], Budget(real_nodes + n_node, real_edges + n_edge, graph.n_node.shape[0] + n_graph)
+    )
     rng = np.random.default_rng([seed, 1])
-    noise = lambda real: lambda a: a.at[real:].set(rng.standard_normal(a[real:].shape).astype(a.dtype))
-    return padded._replace(nodes=jax.tree.map(noise(real_nodes), padded.nodes), edges=jax.tree.map(noise(real_edges), padded.edges))
+    noise = lambda real: (
+        lambda a: a.at[real:].set(rng.standard_normal(a[real:].shape).astype(a.dtype))
+    )
+    return padded._replace(
+        nodes=jax.tree.map(noise(real_nodes), padded.nodes),
+        edges=jax.tree.map(noise(real_edges), padded.edges),
+    )
 
 
 def randomise_parameters(params: Any, seed: int = 0) -> Any:
     """``params`` redrawn so that every part of a network matters.
 
-    Kernels (…, in, out) are normal with variance 1/in, everything else normal with standard deviation 1/2.
+    Kernels (…, in, out) are normal with variance 1/in, everything else normal with standard
+    deviation 1/2.
     """
     rng = np.random.default_rng(seed)
 
@@ -115,23 +138,24 @@ def assert_equivariant(
 ) -> float:
     """``fn(Q x + t, Q v, h, edges)`` equals ``fn(x, v, h, edges)``, moved by the same Q and t.
 
-    What ``fn`` returns decides what is expected. Of a graph, ``nodes.x`` moves as points and ``nodes.v`` as vectors, all
-    else stays; of anything else, such as an energy, every array stays.
+    What ``fn`` returns decides what is expected. Of a graph, ``nodes.x`` moves as points and
+    ``nodes.v`` as vectors, all else stays; of anything else, such as an energy, every array stays.
 
     Args:
       fn: from a graph to a graph or to invariant arrays.
       graph: the input, such as :func:`random_graph` gives.
       rotation, reflection, translation: which of them to try.
       seed: of Q and t.
-      rtol: largest error, relative to the largest entry of a field; by default :data:`RTOL` of x's dtype.
+      rtol: largest error, relative to the largest entry of a field; by default :data:`RTOL` of x's
+        dtype.
 
     Returns:
       The largest relative error found.
 
     Raises:
-      AssertionError: a field of a node is elsewhere; the first one, the node and the distance are named. Or nothing
-        could have been found: coordinates move by less than a hundred times the tolerance, or the output does not
-        depend on them at all.
+      AssertionError: a field of a node is elsewhere; the first one, the node and the distance are
+        named. Or nothing could have been found: coordinates move by less than a hundred times the
+        tolerance, or the output does not depend on them at all.
     """
     rtol = _tolerance(graph, rtol)
     out = fn(graph)
@@ -142,24 +166,39 @@ def assert_equivariant(
     shift = scale * jax.random.normal(jax.random.fold_in(key, 1), (n,), graph.nodes.x.dtype)
     identity, still = jnp.eye(n, dtype=graph.nodes.x.dtype), jnp.zeros_like(shift)
     turn = lambda determinant: random_orthogonal(key, n, determinant).astype(graph.nodes.x.dtype)
-    moves = [("a rotation", turn(1), still)] * rotation + [("a reflection", turn(-1), still)] * reflection
+    moves = [("a rotation", turn(1), still)] * rotation + [
+        ("a reflection", turn(-1), still)
+    ] * reflection
     moves += [("a translation", identity, shift)] * translation
     worst = 0.0
     for name, q, t in moves:
         expected = transform(out, q, t) if isinstance(out, GraphsTuple) else out
-        worst = max(worst, compare.assert_close(fn(_moved(graph, q, t)), expected, rtol, f"after {name} of the input"))
+        worst = max(
+            worst,
+            _compare.assert_close(
+                fn(_moved(graph, q, t)), expected, rtol, f"after {name} of the input"
+            ),
+        )
     return worst
 
 
-def assert_permutation_equivariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None) -> float:
-    """Nodes renumbered within their graphs, and edges listed in another order, give the same output renumbered.
+def assert_permutation_equivariant(
+    fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None
+) -> float:
+    """Nodes renumbered within their graphs, and edges listed in another order, give the same output
+    renumbered.
 
-    Arguments, return value and errors are those of :func:`assert_equivariant`. Of an output that is no graph, every
-    array is expected to stay.
+    Arguments, return value and errors are those of :func:`assert_equivariant`. Of an output that is
+    no graph, every array is expected to stay.
     """
     rng = np.random.default_rng(seed)
     counts = np.asarray(graph.n_node)
-    nodes = np.concatenate([end - count + rng.permutation(count) for end, count in zip(np.cumsum(counts), counts, strict=True)])
+    nodes = np.concatenate(
+        [
+            end - count + rng.permutation(count)
+            for end, count in zip(np.cumsum(counts), counts, strict=True)
+        ]
+    )
     renumbered = np.argsort(nodes)
     receivers = renumbered[np.asarray(graph.receivers)]
     edges = rng.permutation(len(receivers))
@@ -176,11 +215,19 @@ def assert_permutation_equivariant(fn: GraphFunction, graph: GraphsTuple, *, see
 
     out = fn(graph)
     expected = permuted(out) if isinstance(out, GraphsTuple) else out
-    return compare.assert_close(fn(permuted(graph)), expected, _tolerance(graph, rtol), "after the nodes and edges were permuted")
+    return _compare.assert_close(
+        fn(permuted(graph)),
+        expected,
+        _tolerance(graph, rtol),
+        "after the nodes and edges were permuted",
+    )
 
 
-def assert_padding_invariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None) -> float:
-    """Neither padding (filled with arbitrary numbers) nor the other graphs of a batch change a graph's output.
+def assert_padding_invariant(
+    fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None
+) -> float:
+    """Neither padding (filled with arbitrary numbers) nor the other graphs of a batch change a
+    graph's output.
 
     Args:
       fn: from a graph to a graph, or to arrays with one row per graph, such as energies (G,).
@@ -197,22 +244,36 @@ def assert_padding_invariant(fn: GraphFunction, graph: GraphsTuple, *, seed: int
     rtol = _tolerance(graph, rtol)
     out = fn(graph)
     padded = fn(pad_with_noise(graph, seed))
-    worst = compare.assert_close(jax.tree.map(lambda a, like: a[: len(like)], padded, out), out, rtol, "after padding was appended")
+    worst = _compare.assert_close(
+        jax.tree.map(lambda a, like: a[: len(like)], padded, out),
+        out,
+        rtol,
+        "after padding was appended",
+    )
     if isinstance(out, GraphsTuple):
         parts = unbatch(out)
     else:
-        parts = [jax.tree.map(itemgetter(slice(k, k + 1)), out) for k in range(graph.n_node.shape[0])]
+        parts = [
+            jax.tree.map(itemgetter(slice(k, k + 1)), out) for k in range(graph.n_node.shape[0])
+        ]
     for k, (single, part) in enumerate(zip(unbatch(graph), parts, strict=True)):
-        worst = max(worst, compare.assert_close(fn(single), part, rtol, f"between graph {k} alone and in the batch"))
+        worst = max(
+            worst,
+            _compare.assert_close(
+                fn(single), part, rtol, f"between graph {k} alone and in the batch"
+            ),
+        )
     return worst
 
 
 def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: Any = None) -> None:
-    """First and second derivatives of a smooth function of the output are finite, in reverse and in forward mode.
+    """First and second derivatives of a smooth function of the output are finite, in reverse and in
+    forward mode.
 
     Args:
       fn: from a graph, or from ``params`` and a graph, to arrays.
-      graph: the input; that of :func:`random_graph` has nodes at the same place, nodes at rest and padding.
+      graph: the input; that of :func:`random_graph` has nodes at the same place, nodes at rest and
+        padding.
       params: parameters to differentiate as well, then ``fn(params, graph)`` is called.
 
     Raises:
@@ -224,41 +285,59 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
     def energy(inputs: Any) -> jax.Array:
         g = graph._replace(nodes=inputs["nodes"], edges=inputs["edges"])
         out = fn(g) if params is None else fn(inputs["params"], g)
-        leaves = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-        return sum((jnp.sum(jnp.sin(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype))
+        leaves = [
+            leaf
+            for leaf in jax.tree.leaves(out)
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        ]
+        return sum(
+            (jnp.sum(jnp.sin(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)
+        )
 
     ones = jax.tree.map(jnp.ones_like, inputs)
 
     @jax.jit
     def derivatives(inputs: Any) -> dict[str, Any]:
         gradient, second = jax.jvp(jax.grad(energy), (inputs,), (ones,))
-        return {"the gradient": gradient, "the second derivative": second, "the jvp": jax.jvp(energy, (inputs,), (ones,))[1]}
+        return {
+            "the gradient": gradient,
+            "the second derivative": second,
+            "the jvp": jax.jvp(energy, (inputs,), (ones,))[1],
+        }
 
     for name, tree in derivatives(inputs).items():
-        for field, value in compare.fields(tree):
+        for field, value in _compare.fields(tree):
             bad = np.argwhere(~np.isfinite(value))
             if len(bad):
                 raise AssertionError(
-                    f"{name} with respect to {field or 'the input'}{compare.place(field, bad[0])} is {value[tuple(bad[0])]}"
+                    f"{name} with respect to {field or 'the input'}"
+                    f"{_compare.place(field, bad[0])} is {value[tuple(bad[0])]}"
                 )
 
 
 def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:
-    """The transformed graph; nodes at the same place stay together, which rounding does not promise."""
+    """The transformed graph; nodes at the same place stay together, which rounding does not
+    promise.
+    """
     moved = transform(graph, q, t)
-    _, first, place = np.unique(np.asarray(graph.nodes.x), axis=0, return_index=True, return_inverse=True)
+    _, first, place = np.unique(
+        np.asarray(graph.nodes.x), axis=0, return_index=True, return_inverse=True
+    )
     return moved._replace(nodes=moved.nodes.replace(x=moved.nodes.x[first][place.reshape(-1)]))
 
 
 def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: float) -> None:
-    """That a wrong output would show: coordinates move by far more than the tolerance, or something depends on them."""
+    """That a wrong output would show: coordinates move by far more than the tolerance, or something
+    depends on them.
+    """
     seen = 100 * rtol
     x = np.asarray(graph.nodes.x)
     if isinstance(out, GraphsTuple) and out.nodes.x.shape == x.shape:
         moved = np.abs(np.asarray(out.nodes.x) - x).max() / np.abs(x).max()
         if 0 < moved <= seen:
             raise AssertionError(
-                f"nodes.x moves by {moved:.1e} of its size only, expected more than {seen:.1e}: errors would hide below the "
+                f"nodes.x moves by {moved:.1e} of its size only, expected more than "
+                f"{seen:.1e}: errors would hide below the "
                 "tolerance; redraw the parameters with randomise_parameters"
             )
         if moved:
@@ -268,10 +347,14 @@ def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: flo
     other = fn(graph._replace(nodes=graph.nodes.replace(x=stretched)))
     if isinstance(out, GraphsTuple):
         out, other = (g._replace(nodes=g.nodes.replace(x=None)) for g in (out, other))
-    changes = [compare.largest_error(a, b)[0] for (_, a), (_, b) in zip(compare.fields(other), compare.fields(out), strict=True)]
+    changes = [
+        _compare.largest_error(a, b)[0]
+        for (_, a), (_, b) in zip(_compare.fields(other), _compare.fields(out), strict=True)
+    ]
     if max(changes, default=0.0) <= seen:
         raise AssertionError(
-            f"the output changes by {max(changes, default=0.0):.1e} of its size when the coordinates are stretched, expected more "
+            f"the output changes by {max(changes, default=0.0):.1e} of its size when the "
+            f"coordinates are stretched, expected more "
             f"than {seen:.1e}: it does not depend on them, so equivariance says nothing about it"
         )
 
@@ -279,5 +362,8 @@ def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: flo
 def _tolerance(graph: GraphsTuple, rtol: float | None) -> float:
     dtype = str(graph.nodes.x.dtype)
     if rtol is None and dtype not in RTOL:
-        raise ValueError(f"x has dtype {dtype}, which has no default tolerance; expected float64 or float32, or rtol to be given")
+        raise ValueError(
+            f"x has dtype {dtype}, which has no default tolerance; expected float64 or "
+            f"float32, or rtol to be given"
+        )
     return RTOL[dtype] if rtol is None else rtol

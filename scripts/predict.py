@@ -13,19 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from egnn_jax.data import molecules, qm9
+from egnn_jax.data import qm9
+from egnn_jax.data import structures as molecules
 from egnn_jax.data.cache import write_atomically
-from egnn_jax.data.molecules import Structure
-from egnn_jax.tasks import QM9
-from egnn_jax.tasks.base import markdown
+from egnn_jax.data.structures import Structure
+from egnn_jax.experiments import QM9
+from egnn_jax.experiments.task import markdown
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.loop import first_seed, load
+from egnn_jax.training.fit import first_seed, load
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="the folder of a run on QM9")
-    parser.add_argument("sources", nargs="+", metavar="FILE", help=f"{', '.join(molecules.READ)} or a SMILES")
+    parser.add_argument(
+        "sources", nargs="+", metavar="FILE", help=f"{', '.join(molecules.READ)} or a SMILES"
+    )
     parser.add_argument("--out", type=Path, metavar="CSV", help="write the table to this file too")
     arguments = parser.parse_args()
     structures = [structure for source in arguments.sources for structure in molecules.read(source)]
@@ -35,7 +40,9 @@ def main() -> None:
         raise ValueError(f"{arguments.run} is a run of {type(task).__name__}; expected one on QM9")
 
     usable = [s for s in structures if isinstance(s, Structure)]
-    known = [s for s in usable if set(s.symbols) <= set(qm9.ELEMENTS) and len(s.symbols) <= qm9.LARGEST]
+    known = [
+        s for s in usable if set(s.symbols) <= set(qm9.ELEMENTS) and len(s.symbols) <= qm9.LARGEST
+    ]
     told = iter(
         task.properties(
             model.apply,
@@ -50,7 +57,11 @@ def main() -> None:
     rows = []
     for structure in structures:
         if isinstance(structure, Structure):
-            formula, geometry, reasons = structure.formula, structure.geometry, molecules.outside(structure)
+            formula, geometry, reasons = (
+                structure.formula,
+                structure.geometry,
+                molecules.outside(structure),
+            )
         else:
             formula, geometry, reasons = "–", "–", [structure.reason]
         row = {"molecule": structure.name, "formula": formula, "geometry": geometry}
@@ -71,7 +82,10 @@ def main() -> None:
         writer.writerows(rows)
         write_atomically(arguments.out, text.getvalue().encode())
     if refused := len(structures) - len(usable):
-        raise ValueError(f"{refused} of {len(structures)} molecules cannot be used; the table's last column says why")
+        raise ValueError(
+            f"{refused} of {len(structures)} molecules cannot be used; the table's last column "
+            f"says why"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Two CPU devices, so that spreading a batch is tested; data made once; warnings are errors (pyproject.toml)."""
+"""Two CPU devices, so that spreading a batch is tested; data made once; warnings are errors
+(pyproject.toml).
+"""
 
 import os
 from pathlib import Path
@@ -27,7 +29,12 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", type=Path, default=GOLDEN, help="the folder whose *.npz files test_golden.py checks")
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=GOLDEN,
+        help="the folder whose *.npz files test_golden.py checks",
+    )
 
 
 def pytest_generate_tests(metafunc):

@@ -1,4 +1,6 @@
-"""Eqs. 3 to 8 and the other columns of Table 1 in numpy with plain loops: slow, obvious, and written without looking at the library."""
+"""Eqs. 3 to 8 and the other columns of Table 1 in numpy with plain loops: slow, obvious, and
+written without looking at the library.
+"""
 
 import numpy as np
 
@@ -24,12 +26,33 @@ def phi_e(p, *inputs):
     return silu(linear(p["Dense_0"], silu(linear(p, np.concatenate(inputs)))))
 
 
-def egcl(p, h, x, v, edges, senders, receivers, n_node, *, velocity, infer_edges, coordinate_aggregation, normalize, tanh, clip,
-         update_coordinates, residual):  # fmt: skip
+def egcl(
+    p,
+    h,
+    x,
+    v,
+    edges,
+    senders,
+    receivers,
+    n_node,
+    *,
+    velocity,
+    infer_edges,
+    coordinate_aggregation,
+    normalize,
+    tanh,
+    clip,
+    update_coordinates,
+    residual,
+):
     new_h, new_x, new_v = [], [], []
     graph_of = np.repeat(np.arange(len(n_node)), n_node)
     for i in range(len(x)):
-        m_i, move, degree = np.zeros(p["phi_h"]["Dense_1"]["kernel"].shape[1]), np.zeros(x.shape[1]), 0
+        m_i, move, degree = (
+            np.zeros(p["phi_h"]["Dense_1"]["kernel"].shape[1]),
+            np.zeros(x.shape[1]),
+            0,
+        )
         for k in range(len(senders)):
             if receivers[k] != i:
                 continue
@@ -49,7 +72,9 @@ def egcl(p, h, x, v, edges, senders, receivers, n_node, *, velocity, infer_edges
                     r_ij = r_ij / (np.sqrt(np.dot(r_ij, r_ij)) + 1e-8)
                 one = r_ij * weight
                 move = move + (one if clip is None else np.clip(one, -clip, clip))
-        c = {"mean": max(degree, 1), "sum": 1, "all_nodes": max(n_node[graph_of[i]] - 1, 1)}[coordinate_aggregation]
+        c = {"mean": max(degree, 1), "sum": 1, "all_nodes": max(n_node[graph_of[i]] - 1, 1)}[
+            coordinate_aggregation
+        ]
         move = move / c
         dh = mlp(p["phi_h"], np.concatenate([h[i], m_i]))
         new_h.append(h[i] + dh if residual else dh)
@@ -72,7 +97,10 @@ def egnn(p, h, x, v, edges, senders, receivers, n_node, layers, **options):
 
 
 def gnn(p, h, x, v, edges, senders, receivers, n_node, layers):
-    h = [linear(p["embedding"], x[i] if v is None else np.concatenate([x[i], v[i]])) for i in range(len(x))]
+    h = [
+        linear(p["embedding"], x[i] if v is None else np.concatenate([x[i], v[i]]))
+        for i in range(len(x))
+    ]
     for layer in range(layers):
         phi_h, new_h = p[f"layer_{layer}_phi_h"], []
         for i in range(len(x)):
@@ -95,11 +123,16 @@ def radial_field(p, h, x, v, edges, senders, receivers, n_node, layers, *, tanh)
                 if receivers[k] == i:
                     r_ij = x[i] - x[senders[k]]
                     attributes = [] if edges is None else edges[k]
-                    weight = mlp(p[f"layer_{layer}_phi_rf"], np.concatenate([[np.sqrt(np.dot(r_ij, r_ij))], attributes]))
+                    weight = mlp(
+                        p[f"layer_{layer}_phi_rf"],
+                        np.concatenate([[np.sqrt(np.dot(r_ij, r_ij))], attributes]),
+                    )
                     move, degree = move + r_ij * (np.tanh(weight) if tanh else weight), degree + 1
             new_x.append(x[i] + move / max(degree, 1))
             if v is not None:
-                new_x[i] = new_x[i] + mlp(p[f"layer_{layer}_phi_v"], [np.sqrt(np.dot(v[i], v[i]))]) * v[i]
+                new_x[i] = (
+                    new_x[i] + mlp(p[f"layer_{layer}_phi_v"], [np.sqrt(np.dot(v[i], v[i]))]) * v[i]
+                )
         x = np.array(new_x)
     return h, x, v
 
@@ -110,5 +143,7 @@ def decoder(p, z):
     for i in range(len(z)):
         for j in range(len(z)):
             squared = (z[i] - z[j]) ** 2
-            told[i, j] = sigmoid(linear(p["linear"], squared) if "linear" in p else p["w"] * np.sum(squared) + p["b"]).item()
+            told[i, j] = sigmoid(
+                linear(p["linear"], squared) if "linear" in p else p["w"] * np.sum(squared) + p["b"]
+            ).item()
     return told

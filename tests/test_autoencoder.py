@@ -1,4 +1,6 @@
-"""The task, Figure 3 (a GNN cannot tell the nodes of a cycle apart), and the use on one's own graphs."""
+"""The task, Figure 3 (a GNN cannot tell the nodes of a cycle apart), and the use on one's own
+graphs.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -10,13 +12,13 @@ import numpy as np
 import pytest
 
 import egnn_jax as egnn
-from egnn_jax import config as configs
 from egnn_jax import testing
-from egnn_jax.config import build_model
-from egnn_jax.models.autoencoder import Autoencoder, Decoder
-from egnn_jax.tasks import GraphAutoencoder
-from egnn_jax.tasks.autoencoder import FIGURE5, complete
-from egnn_jax.training.loop import fit, load
+from egnn_jax.experiments import GraphAutoencoder
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.autoencoder import FIGURE5, complete
+from egnn_jax.experiments.config import build_model
+from egnn_jax.nn.heads import Autoencoder, Decoder
+from egnn_jax.training.fit import fit, load
 from tests import reference
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "autoencoder"
@@ -38,7 +40,8 @@ def pairs(batch):
     """For each graph the true A_ij and the places of its ordered pairs."""
     ends = np.cumsum(np.asarray(batch.n_edge[:-1]))
     return [
-        (np.asarray(batch.edges[end - count : end, 0]), slice(end - count, end)) for end, count in zip(ends, batch.n_edge, strict=False)
+        (np.asarray(batch.edges[end - count : end, 0]), slice(end - count, end))
+        for end, count in zip(ends, batch.n_edge, strict=False)
     ]
 
 
@@ -55,7 +58,9 @@ def test_metrics_are_as_defined(batch, rng):
     task = GraphAutoencoder()
     sums = task.metrics(graph_given(jnp.asarray(logits)), {}, batch, jax.random.key(0))
     got = {name: float(a / b) for name, (a, b) in sums.items()}
-    assert got == pytest.approx({"bce": bce / 4, "error": 100 * wrong / total, "f1": tp / (tp + 0.5 * (fp + fn))}, rel=1e-5)
+    assert got == pytest.approx(
+        {"bce": bce / 4, "error": 100 * wrong / total, "f1": tp / (tp + 0.5 * (fp + fn))}, rel=1e-5
+    )
 
 
 def test_padding_counts_nothing(batch, rng):
@@ -63,10 +68,20 @@ def test_padding_counts_nothing(batch, rng):
     logits = jnp.asarray(rng.standard_normal(batch.edges.shape))
     real = int(batch.n_edge[:-1].sum())
     assert real < len(logits)
-    sums = [task.metrics(graph_given(value), {}, batch, jax.random.key(0)) for value in (logits, logits.at[real:].set(1e6))]
+    sums = [
+        task.metrics(graph_given(value), {}, batch, jax.random.key(0))
+        for value in (logits, logits.at[real:].set(1e6))
+    ]
     assert jax.tree.map(float, sums[0]) == jax.tree.map(float, sums[1])
     some = complete(GRAPHS).pack(np.array([0, 2, -1, -1]))
-    assert float(task.metrics(graph_given(jnp.zeros(some.edges.shape)), {}, some, jax.random.key(0))["bce"][1]) == 2
+    assert (
+        float(
+            task.metrics(graph_given(jnp.zeros(some.edges.shape)), {}, some, jax.random.key(0))[
+                "bce"
+            ][1]
+        )
+        == 2
+    )
 
 
 def test_the_loss_is_the_validation_bce():
@@ -119,16 +134,22 @@ def test_the_autoencoder_is_symmetric(x64, embedding):
 
 @pytest.mark.parametrize("size", [4, 5, 12, 16])
 def test_figure_3(x64, size):
-    """The nodes of a cycle look alike to a GNN without noise, whatever its parameters; not to an EGNN."""
+    """The nodes of a cycle look alike to a GNN without noise, whatever its parameters; not to an
+    EGNN.
+    """
     cycle = complete([nx.cycle_graph(size)]).pack(np.array([0]))
     cycle = jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, cycle)
-    gnn = GraphAutoencoder(embedding="h", noise="none").network(egnn.GNN(8, 3, coordinates=False, embed=False, output_features=4))
+    gnn = GraphAutoencoder(embedding="h", noise="none").network(
+        egnn.GNN(8, 3, coordinates=False, embed=False, output_features=4)
+    )
     graph = GraphAutoencoder(embedding="h", noise="none").graph(cycle, jax.random.key(0))
     params = testing.randomise_parameters(gnn.init(jax.random.key(0), graph))
     out = gnn.apply(params, graph)
     np.testing.assert_allclose(out.nodes.h[:size], np.tile(out.nodes.h[:1], (size, 1)), rtol=1e-12)
     told = np.asarray(out.edges[: size * (size - 1), 0])
-    np.testing.assert_allclose(told, told[0], rtol=1e-12)  # one probability for edges and for gaps: no threshold decodes it
+    np.testing.assert_allclose(
+        told, told[0], rtol=1e-12
+    )  # one probability for edges and for gaps: no threshold decodes it
 
     task = GraphAutoencoder(noise="x")
     model = task.network(egnn.EGNN(8, 3, embed=False))
@@ -140,7 +161,12 @@ def test_figure_3(x64, size):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     config = configs.load(CONFIGS / "erdos_renyi_egnn_best.yaml")
-    config = dataclasses.replace(config, epochs=2, eval_every=1, optimizer=dataclasses.replace(config.optimizer, average=0.99))
+    config = dataclasses.replace(
+        config,
+        epochs=2,
+        eval_every=1,
+        optimizer=dataclasses.replace(config.optimizer, average=0.99),
+    )
     folder = tmp_path_factory.mktemp("run")
     return fit(config.task, build_model(config), config, folder), load(folder)
 
@@ -173,7 +199,10 @@ def test_ones_own_graph_there_and_back(trained, tmp_path):
     [
         (nx.DiGraph([(0, 1)]), "is a DiGraph; expected an undirected networkx.Graph"),
         (nx.MultiGraph([(0, 1)]), "is a MultiGraph; expected an undirected networkx.Graph"),
-        (nx.Graph([(0, 1, {"weight": 0.5})]), "an edge of weight 0.5; expected a graph without weights"),
+        (
+            nx.Graph([(0, 1, {"weight": 0.5})]),
+            "an edge of weight 0.5; expected a graph without weights",
+        ),
         (nx.Graph([(3, 3)]), "an edge from node 3 to itself; expected no self-loops"),
         (nx.Graph(), "expected a networkx.Graph with at least one node"),
         (np.eye(3), "expected a networkx.Graph with at least one node"),
@@ -197,8 +226,14 @@ def test_embeddings_that_cannot_be_decoded(trained, z):
         config.task.reconstruct(model, params, z)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"dimensions": 0}, "dimensions is 0"), ({"draws": 0}, "draws 0"),
-                                                  ({"edge_probability": 1.0}, "edge_probability is 1.0")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dimensions": 0}, "dimensions is 0"),
+        ({"draws": 0}, "draws 0"),
+        ({"edge_probability": 1.0}, "edge_probability is 1.0"),
+    ],
+)
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         GraphAutoencoder(**options)

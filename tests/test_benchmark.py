@@ -6,21 +6,20 @@ import json
 import signal
 import sys
 
-import benchmark
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench import contenders, costs, report, textbook
+from benchmarks import contenders, costs, report, textbook
+from benchmarks import run as benchmark
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.config import Optimizer
 from egnn_jax.data import nbody
-from egnn_jax.models.autoencoder import Autoencoder
-from egnn_jax.models.readout import Readout
-from egnn_jax.tasks import NBody
-from egnn_jax.tasks.nbody import Batch
+from egnn_jax.experiments import NBody
+from egnn_jax.experiments.config import Optimizer
+from egnn_jax.experiments.nbody import Batch
+from egnn_jax.nn.heads import Autoencoder, Readout
 from egnn_jax.training.state import init_state, optimiser
 from egnn_jax.training.step import make_mesh, make_step, make_train
 
@@ -54,19 +53,40 @@ def test_the_literal_loop_is_our_simulation():
 def test_products_are_counted():
     a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
     assert costs.flops(lambda a, b: a @ b, a, b) == 2 * 3 * 4 * 5
-    assert costs.flops(lambda a, b: (a @ b)[:, :0].sum() + a.sum(), a, b) == 120  # used, if for nothing
+    assert (
+        costs.flops(lambda a, b: (a @ b)[:, :0].sum() + a.sum(), a, b) == 120
+    )  # used, if for nothing
     assert costs.flops(lambda a, b: (a @ b, a)[1], a, b) == 0
-    assert costs.flops(jax.jit(lambda a, b: jax.lax.scan(lambda c, _: (c @ b @ b.T, None), a, length=7)[0]), a, b) == 7 * 240
-    assert costs.flops(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a @ b @ b.T @ b), a, b) == 120
+    assert (
+        costs.flops(
+            jax.jit(lambda a, b: jax.lax.scan(lambda c, _: (c @ b @ b.T, None), a, length=7)[0]),
+            a,
+            b,
+        )
+        == 7 * 240
+    )
+    assert (
+        costs.flops(
+            lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a @ b @ b.T @ b), a, b
+        )
+        == 120
+    )
     assert costs.flops(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2)), a, b) == 240
 
 
 def train(seeds=1):
     task, mesh = NBody(), make_mesh(4)
-    batch = Batch(*(np.zeros((3, mesh.size, 4 // mesh.size, *shape), np.float32) for shape in ((5, 3), (5, 3), (5, 3), (5,), ())))
+    batch = Batch(
+        *(
+            np.zeros((3, mesh.size, 4 // mesh.size, *shape), np.float32)
+            for shape in ((5, 3), (5, 3), (5, 3), (5,), ())
+        )
+    )
     transform = optimiser(Optimizer(), 10, 10)
     model = egnn.EGNN(features=8, layers=1)
-    state = init_state(model, task.graph(jax.tree.map(lambda a: a[0, 0], batch)), transform, average=False, seed=0)
+    state = init_state(
+        model, task.graph(jax.tree.map(lambda a: a[0, 0], batch)), transform, average=False, seed=0
+    )
     step = make_step(task, model.apply, transform, 0.0, mesh)
     return make_train(step, seeds, mesh), state, batch
 
@@ -83,8 +103,15 @@ def test_reaching_for_the_host_is_seen():
         return x + 1
 
     assert costs.compiled(jax.jit(step).lower(1.0).compile().as_text())["host_transfers"]
-    assert costs.compiled(jax.jit(lambda x: x + 1).lower(1.0).compile().as_text()) == {"host_transfers": [], "donated": 0}
-    for line in ("%x = (f32[2]{0}, token[]) infeed(token[] %t)", "%s = (f32[], u32[], token[]) send(f32[] %x)", "f32[8]{0:S(5)} copy(%x)"):
+    assert costs.compiled(jax.jit(lambda x: x + 1).lower(1.0).compile().as_text()) == {
+        "host_transfers": [],
+        "donated": 0,
+    }
+    for line in (
+        "%x = (f32[2]{0}, token[]) infeed(token[] %t)",
+        "%s = (f32[], u32[], token[]) send(f32[] %x)",
+        "f32[8]{0:S(5)} copy(%x)",
+    ):
         assert costs.compiled(line)["host_transfers"]
 
 
@@ -95,7 +122,10 @@ def test_neighbours_do_not_get_fewer_in_small_clouds():
 
 
 def test_ratios_are_formed_in_each_repeat():
-    rounds = [{"ours": ours, "matmul": 0.01, "torch_eager": theirs} for ours, theirs in ((1.0, 3.0), (2.0, 4.0), (1.0, 5.0))]
+    rounds = [
+        {"ours": ours, "matmul": 0.01, "torch_eager": theirs}
+        for ours, theirs in ((1.0, 3.0), (2.0, 4.0), (1.0, 5.0))
+    ]
     found = benchmark.summary(rounds)
     assert found["ours_ms"] == 1e3
     assert found["matmul_gflops"] == pytest.approx(100)
@@ -106,20 +136,51 @@ def test_ratios_are_formed_in_each_repeat():
 def test_different_maths_is_refused():
     ours = np.ones((2, 3)), 0.5
     benchmark.require_agreement("theirs", ours, (ours[0] + 1e-5, 0.5), "cpu (cpu)")
-    for theirs in ((ours[0] + 1e-2, 0.5), (ours[0], 0.51), (ours[0] * np.nan, 0.5), (np.ones((3, 2)), 0.5)):
+    for theirs in (
+        (ours[0] + 1e-2, 0.5),
+        (ours[0], 0.51),
+        (ours[0] * np.nan, 0.5),
+        (np.ones((3, 2)), 0.5),
+    ):
         with pytest.raises(ValueError, match=r"theirs.*; expected"):
             benchmark.require_agreement("theirs", ours, theirs, "cpu (cpu)")
 
 
-RATIO = {"ratio_vs_torch_eager": 3.25, "ratio_vs_torch_eager_min": 3.0, "ratio_vs_torch_eager_max": 3.5}
-HERE = {"machine": "2 cores", "date": "2026-11-25", "python": "3.11.7", "jax": "0.10.1", "flax": "0.12.8"}
+RATIO = {
+    "ratio_vs_torch_eager": 3.25,
+    "ratio_vs_torch_eager_min": 3.0,
+    "ratio_vs_torch_eager_max": 3.5,
+}
+HERE = {
+    "machine": "2 cores",
+    "date": "2026-11-25",
+    "python": "3.11.7",
+    "jax": "0.10.1",
+    "flax": "0.12.8",
+}
 SIZE = {
-    "nodes": [10, 100], "peak_gib": 2.5, **{f"{part}_{name}": value for part in ("forward", "gradient") for name, value in
-    {"edges": [500, 5_000], "s": [0.1, 1.0], "floor_s": [0.05, 0.5], "peak_gib": [0.5, 2.5], "exponents": [1.0]}.items()},
-}  # fmt: skip
+    "nodes": [10, 100],
+    "peak_gib": 2.5,
+    **{
+        f"{part}_{name}": value
+        for part in ("forward", "gradient")
+        for name, value in {
+            "edges": [500, 5_000],
+            "s": [0.1, 1.0],
+            "floor_s": [0.05, 0.5],
+            "peak_gib": [0.5, 2.5],
+            "exponents": [1.0],
+        }.items()
+    },
+}
 
 
-FOUR_SEEDS = {"metrics": {"test": {"mse": 0.0065}}, "std": {"test": {"mse": 0.0002}}, "best_epoch": [1] * 4, "seconds": 40.0}
+FOUR_SEEDS = {
+    "metrics": {"test": {"mse": 0.0065}},
+    "std": {"test": {"mse": 0.0002}},
+    "best_epoch": [1] * 4,
+    "seconds": 40.0,
+}
 
 
 def test_results_of_other_cases_stay(tmp_path):
@@ -139,7 +200,13 @@ def test_results_of_other_cases_stay(tmp_path):
 
 def test_tables_and_plot(tmp_path):
     results = {
-        "nbody_train_step": {"ours_ms": 8.5, "floor_ms": 4.0, "left_out": {"torch_compiled": "there is no compiler"}} | RATIO | HERE,
+        "nbody_train_step": {
+            "ours_ms": 8.5,
+            "floor_ms": 4.0,
+            "left_out": {"torch_compiled": "there is no compiler"},
+        }
+        | RATIO
+        | HERE,
         "data_small": {"ours_ms": 2.5, "small_ours_s": 18.0, "small_numpy_loop_s": 1_860.0} | HERE,
         "size": SIZE | HERE,
         "qm9_forward": {"ours_ms": 9.9} | HERE | {"machine": "another"},
@@ -153,7 +220,11 @@ def test_tables_and_plot(tmp_path):
     assert "18 s, and 31 minutes" in told
     assert "10 s a seed (asked of a GPU: 60), test MSE 0.00650 ± 0.00020" in told
     assert "qm9" not in told
-    assert report.draw(results, "2 cores", tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        report.draw(results, "2 cores", tmp_path / "benchmark.png")
+        .read_bytes()
+        .startswith(b"\x89PNG")
+    )
 
 
 def test_the_document_holds_one_part_a_machine():
@@ -172,11 +243,17 @@ def test_the_document_holds_one_part_a_machine():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cases", "nbody", "molecules"], r"--cases has \['molecules'\]; expected some of nbody, autoencoder, qm9, data, size"),
+        (
+            ["--cases", "nbody", "molecules"],
+            r"--cases has \['molecules'\]; expected some of nbody, autoencoder, qm9, data, size",
+        ),
         (["--repeats", "0"], "--repeats is 0"),
         (["--gpu-campaign", "--seconds", "nan"], "--seconds nan"),
         (["--reference", "nowhere"], "--reference is nowhere; expected the folder"),
-        (["--cases", "data", "qm9"], r"torch and egnn_pytorch not found; expected what pip install -e '\.\[bench\]' brings"),
+        (
+            ["--cases", "data", "qm9"],
+            r"torch and egnn_pytorch not found; expected what pip install -e '\.\[bench\]' brings",
+        ),
     ],
 )
 def test_mistakes_are_told(monkeypatch, arguments, message):
@@ -203,8 +280,14 @@ def test_the_campaign_stops_in_time_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "use_all_cores", lambda: None)
     monkeypatch.setattr(benchmark, "fit", fit)
-    monkeypatch.setattr(importlib.import_module("reproduce"), "table3", lambda arguments: done.append(arguments.targets))
-    arguments = argparse.Namespace(seconds=500, out=tmp_path / "benchmark.json", targets=["homo"], qm9_epochs=3, record=False)
+    monkeypatch.setattr(
+        importlib.import_module("reproduce"),
+        "table3",
+        lambda arguments: done.append(arguments.targets),
+    )
+    arguments = argparse.Namespace(
+        seconds=500, out=tmp_path / "benchmark.json", targets=["homo"], qm9_epochs=3, record=False
+    )
     try:
         with pytest.raises(KeyboardInterrupt):
             benchmark.campaign(arguments)
@@ -219,4 +302,6 @@ def test_the_campaign_stops_in_time_and_goes_on(monkeypatch, tmp_path):
 def test_every_case_has_a_setting():
     names = {name for group in benchmark.CASES.values() for name in group}
     assert names - {"data", "size"} == set(contenders.SETTINGS)
-    assert all((contenders.CONFIGS / setting.config).is_file() for setting in contenders.SETTINGS.values())
+    assert all(
+        (contenders.CONFIGS / setting.config).is_file() for setting in contenders.SETTINGS.values()
+    )

@@ -6,9 +6,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egnn_jax import config as configs
+from egnn_jax.experiments import QM9, GraphAutoencoder
+from egnn_jax.experiments import config as configs
 from egnn_jax.models import MODELS
-from egnn_jax.tasks import QM9, GraphAutoencoder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 PLAIN = {"task": {"name": "nbody"}, "model": {"name": "egnn"}}
@@ -29,12 +29,18 @@ def test_every_config_loads_builds_and_round_trips(path):
     ("change", "message"),
     [
         ({"epoch": 3}, "epoch is unknown.*did you mean 'epochs'"),
-        ({"model": {"name": "egnn", "feature": 3}}, "model.feature is unknown.*did you mean 'features'"),
+        (
+            {"model": {"name": "egnn", "feature": 3}},
+            "model.feature is unknown.*did you mean 'features'",
+        ),
         ({"model": {"name": "ecnn"}}, "model.name is 'ecnn'; expected one of.*did you mean 'egnn'"),
         ({"model": None}, "model is None; expected a mapping"),
         ({"task": {"name": "nbody", "dataset": "large"}}, "task.dataset is 'large'"),
         ({"task": {"name": "nbody", "huber": 0}}, "task.huber is 0.0"),
-        ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate is 'fast'; expected float"),
+        (
+            {"optimizer": {"learning_rate": "fast"}},
+            "optimizer.learning_rate is 'fast'; expected float",
+        ),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan"),
         ({"optimizer": {"average": 1.0}}, "optimizer.average is 1.0"),
         ({"optimizer": {"clip_norm": 0}}, "optimizer.clip_norm is 0.0"),
@@ -43,7 +49,10 @@ def test_every_config_loads_builds_and_round_trips(path):
         ({"epochs": True}, "epochs is True; expected int"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"seed": -1}, "seed is -1"),
-        ({"eval_every": 5, "patience": 3}, "patience is 3; expected 0, or at least 5, the eval_every"),
+        (
+            {"eval_every": 5, "patience": 3},
+            "patience is 3; expected 0, or at least 5, the eval_every",
+        ),
         ({"task": {"name": "qm9", "targets": "homo"}}, "task.targets is 'homo'; expected a list"),
     ],
 )
@@ -55,7 +64,10 @@ def test_nonsense_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": configs.Optimizer(name="sgd")}, r"optimizer\.name is 'sgd'; expected \('adam', 'adamw'\)"),
+        (
+            {"optimizer": configs.Optimizer(name="sgd")},
+            r"optimizer\.name is 'sgd'; expected \('adam', 'adamw'\)",
+        ),
         ({"optimizer": configs.Optimizer(schedule="linear")}, r"optimizer\.schedule is 'linear'"),
         ({"task": QM9(("homo", "lomo"))}, r"task\.targets\[1\] is 'lomo'"),
         ({"task": GraphAutoencoder(noise="coords")}, r"task\.noise is 'coords'"),
@@ -67,18 +79,27 @@ def test_nonsense_is_refused_from_python_too(change, message):
 
 
 def test_yaml_floats_without_a_dot_are_read():
-    config = configs.from_dict(yaml.safe_load("{task: {name: nbody}, model: {name: egnn}, optimizer: {learning_rate: 5e-4}}"))
+    config = configs.from_dict(
+        yaml.safe_load(
+            "{task: {name: nbody}, model: {name: egnn}, optimizer: {learning_rate: 5e-4}}"
+        )
+    )
     assert config.optimizer.learning_rate == 5e-4
 
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
-@given(st.dictionaries(st.sampled_from(["task", "model", "optimizer", "epochs", "seeds", "x"]), values) | values)
+@given(
+    st.dictionaries(st.sampled_from(["task", "model", "optimizer", "epochs", "seeds", "x"]), values)
+    | values
+)
 def test_anything_else_is_a_value_error_too(plain):
     try:
         config = configs.from_dict(plain)
@@ -126,7 +147,12 @@ def test_help_names_every_option_and_its_default(capsys):
     with pytest.raises(SystemExit):
         configs.override(config, ["--help"], "x", "")
     text = capsys.readouterr().out
-    for part, prefix in ((config, ""), (config.task, "task."), (config.model, "model."), (config.optimizer, "optimizer.")):
+    for part, prefix in (
+        (config, ""),
+        (config.task, "task."),
+        (config.model, "model."),
+        (config.optimizer, "optimizer."),
+    ):
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if not dataclasses.is_dataclass(value):

@@ -1,4 +1,6 @@
-"""Kills, damaged files and full disks: a run ends in the same numbers or says which file is in the way, nothing in between."""
+"""Kills, damaged files and full disks: a run ends in the same numbers or says which file is in the
+way, nothing in between.
+"""
 
 import dataclasses
 import multiprocessing
@@ -12,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from egnn_jax import config as configs
 from egnn_jax.data.cache import cached_arrays
-from egnn_jax.tasks import NBody
+from egnn_jax.experiments import NBody
+from egnn_jax.experiments import config as configs
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.loop import load
+from egnn_jax.training.fit import load
 from tests.test_training import equal_runs, run, tiny
 
 # Orbax leaves event loops behind where reading fails.
@@ -26,7 +28,9 @@ KILLS = 20
 
 
 def child(config, folder, file_size=None):
-    """A run in a process of its own, that can be killed; ``file_size`` is the room left for any one file, in bytes."""
+    """A run in a process of its own, that can be killed; ``file_size`` is the room left for any one
+    file, in bytes.
+    """
     jax.config.update("jax_num_cpu_devices", 2)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
@@ -118,10 +122,16 @@ damages = pytest.mark.parametrize("damage", [truncated, flipped])
 @damages
 @pytest.mark.parametrize("kind", ["best", "last"])
 def test_a_damaged_checkpoint_is_named_or_does_no_harm(finished, tmp_path, damage, kind):
-    """Whatever file of it is hit, wherever: the same arrays come back, or none and the checkpoint is named."""
+    """Whatever file of it is hit, wherever: the same arrays come back, or none and the checkpoint
+    is named.
+    """
     like = None if kind == "best" else RunFolder(finished).restore("last")
     expected = jax.tree.leaves(RunFolder(finished).restore(kind, like))
-    files = [p.relative_to(finished) for p in sorted((finished / "checkpoints" / kind).rglob("*")) if p.is_file()]
+    files = [
+        p.relative_to(finished)
+        for p in sorted((finished / "checkpoints" / kind).rglob("*"))
+        if p.is_file()
+    ]
     refused = 0
     for k, file in enumerate(files * 3):
         folder = tmp_path / str(k)
@@ -132,7 +142,10 @@ def test_a_damaged_checkpoint_is_named_or_does_no_harm(finished, tmp_path, damag
         if message is None:
             np.testing.assert_equal(jax.tree.leaves(restored), expected)
         else:
-            assert str(folder / "checkpoints" / kind) in message or str(folder / "config.yaml") in message
+            assert (
+                str(folder / "checkpoints" / kind) in message
+                or str(folder / "config.yaml") in message
+            )
             refused += 1
     assert refused >= 3
 
@@ -142,13 +155,22 @@ def test_what_a_damaged_checkpoint_says_to_do_helps(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for checkpoint in ("best", "last/8"):
-        data = max((p for p in (folder / "checkpoints" / checkpoint).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        data = max(
+            (p for p in (folder / "checkpoints" / checkpoint).rglob("*") if p.is_file()),
+            key=lambda p: p.stat().st_size,
+        )
         data.write_bytes(flipped(data.read_bytes(), 0.6))
-    with pytest.raises(ValueError, match=r"checkpoints/best/.* delete that folder and result\.json"):
+    with pytest.raises(
+        ValueError, match=r"checkpoints/best/.* delete that folder and result\.json"
+    ):
         load(folder)
     shutil.rmtree(next((folder / "checkpoints" / "best").iterdir()))
     (folder / "result.json").unlink()
-    with pytest.raises(ValueError, match=r"checkpoints/last/8 .* the same training command goes on from the checkpoint before it"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoints/last/8 .* the same training command goes on from the checkpoint "
+        r"before it",
+    ):
         run(tiny(), folder)
     shutil.rmtree(folder / "checkpoints" / "last" / "8")
     run(tiny(), folder)
@@ -178,7 +200,9 @@ def test_a_damaged_config_of_a_run_is_named(finished, tmp_path, damage):
 def test_runs_of_an_older_version_can_still_be_read(tmp_path, monkeypatch):
     """An option added since is not in their config.yaml, which the checksum is over."""
     newer = configs.dump
-    monkeypatch.setattr(configs, "dump", lambda config: newer(config).replace("  half_periods: 1\n", ""))
+    monkeypatch.setattr(
+        configs, "dump", lambda config: newer(config).replace("  half_periods: 1\n", "")
+    )
     run(tiny(), tmp_path)
     monkeypatch.undo()
     assert "half_periods" not in (tmp_path / "config.yaml").read_text()

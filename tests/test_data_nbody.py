@@ -34,7 +34,9 @@ def test_sweep_starts_with_the_authors_trajectories():
 
 def test_the_simulator_finds_the_same_frames(x64):
     charges, x, v = nbody.initial_states(np.random.RandomState(43), 8, unused_frames=49)
-    frames = jax.vmap(lambda c, x, v: nbody.simulate(c, x, v, 4_100, sample_every=100))(charges, x, v)
+    frames = jax.vmap(lambda c, x, v: nbody.simulate(c, x, v, 4_100, sample_every=100))(
+        charges, x, v
+    )
     np.testing.assert_allclose(frames[0][:, 30], GOLDEN["small/x"], atol=1e-8)
     np.testing.assert_allclose(frames[1][:, 30], GOLDEN["small/v"], atol=1e-8)
     np.testing.assert_allclose(frames[0][:, 40], GOLDEN["small/target"], atol=1e-8)
@@ -45,14 +47,20 @@ def test_sweep_is_validated_on_small(data_folder):
     assert not (data_folder / "nbody" / "sweep-test.npz").exists()
 
 
-@pytest.mark.parametrize(("name", "split", "message"), [("big", "train", "'big'"), ("small", "dev", "'dev'")])
+@pytest.mark.parametrize(
+    ("name", "split", "message"), [("big", "train", "'big'"), ("small", "dev", "'dev'")]
+)
 def test_unknown_names(name, split, message):
     with pytest.raises(ValueError, match=f"{message} is unknown; expected one of"):
         nbody.load(name, split)
 
 
 def test_simulation_equals_the_plain_loop(x64, rng):
-    charges, x, v = rng.choice([-1.0, 1.0], 4), rng.standard_normal((4, 2)), rng.standard_normal((4, 2))
+    charges, x, v = (
+        rng.choice([-1.0, 1.0], 4),
+        rng.standard_normal((4, 2)),
+        rng.standard_normal((4, 2)),
+    )
     frames_x, frames_v = nbody.simulate(charges, x, v, 30, sample_every=10)
     assert frames_x.shape == frames_v.shape == (3, 4, 2)
     for step in range(1, 31):
@@ -75,7 +83,9 @@ def test_momentum_and_energy_are_kept(x64):
 
     def energy(x, v):
         r = jnp.linalg.norm(x[:, None] - x[None] + jnp.eye(3)[:, :, None], axis=-1)
-        return 0.5 * jnp.sum(v**2) + 0.5 * jnp.sum(jnp.where(jnp.eye(3) > 0, 0, charges[:, None] * charges[None] / r))
+        return 0.5 * jnp.sum(v**2) + 0.5 * jnp.sum(
+            jnp.where(jnp.eye(3) > 0, 0, charges[:, None] * charges[None] / r)
+        )
 
     frames = nbody.simulate(charges, x, v, 2_000, sample_every=100)
     np.testing.assert_allclose(frames[1].sum(1), np.tile(v.sum(0), (20, 1)), atol=1e-12)
@@ -83,11 +93,17 @@ def test_momentum_and_energy_are_kept(x64):
 
 
 def test_simulation_is_differentiable_and_vmaps(x64, rng):
-    charges, x, v = jnp.asarray(rng.choice([-1.0, 1.0], (2, 3))), jnp.asarray(rng.standard_normal((2, 3, 3))), jnp.zeros((2, 3, 3))
+    charges, x, v = (
+        jnp.asarray(rng.choice([-1.0, 1.0], (2, 3))),
+        jnp.asarray(rng.standard_normal((2, 3, 3))),
+        jnp.zeros((2, 3, 3)),
+    )
     end = jax.jit(jax.vmap(lambda c, x, v: nbody.simulate(c, x, v, 50)[0][-1]))
     gradient = jax.grad(lambda x: end(charges, x, v).sum())(x)
     direction, eps = jnp.asarray(rng.standard_normal(x.shape)), 1e-6
-    numeric = (end(charges, x + eps * direction, v).sum() - end(charges, x - eps * direction, v).sum()) / (2 * eps)
+    numeric = (
+        end(charges, x + eps * direction, v).sum() - end(charges, x - eps * direction, v).sum()
+    ) / (2 * eps)
     np.testing.assert_allclose(jnp.sum(gradient * direction), numeric, rtol=1e-6)
     both = jax.grad(lambda x: nbody.simulate(charges[0], x, v[0], 5)[0].sum())(jnp.zeros((3, 3)))
     assert np.isfinite(both).all(), "particles at the same place"
@@ -155,7 +171,9 @@ def test_a_build_that_fails_leaves_what_was_there(tmp_path):
 def test_a_killed_generation_leaves_nothing_that_looks_complete(tmp_path):
     code = "from egnn_jax.data import nbody; nbody.load('small', 'test')"
     for delay in (2.0, 4.0, 5.0):
-        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"EGNN_JAX_DATA": str(tmp_path)})
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | {"EGNN_JAX_DATA": str(tmp_path)}
+        )
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()

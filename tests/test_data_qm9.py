@@ -1,4 +1,6 @@
-"""Both sources of QM9, on all of it and on small files written here in the formats of the originals."""
+"""Both sources of QM9, on all of it and on small files written here in the formats of the
+originals.
+"""
 
 import io
 import sys
@@ -60,7 +62,8 @@ def line(text):
     atoms = [row.split() for row in rows[2 : 2 + count]]
     elements = "[" + ",".join(f"'{atom[0]}'" for atom in atoms) + "]"
     places = "[" + ",".join(f"[{','.join(atom[1:4])}]" for atom in atoms) + "]"
-    return f'"x.xyz",{head[1]},"C","InChI",{count},"[]","{elements}","{places}","[]","[]",{",".join(head[2:])}'
+    columns = f'"x.xyz",{head[1]},"C","InChI",{count},"[]","{elements}","{places}","[]","[]"'
+    return f"{columns},{','.join(head[2:])}"
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +72,25 @@ def whole(data_folder):
 
 
 def test_all_of_it(whole):
-    assert (len(whole.index), len(whole.atomic_numbers), whole.positions.shape) == (130_831, 2_359_210, (2_359_210, 3))
+    assert (len(whole.index), len(whole.atomic_numbers), whole.positions.shape) == (
+        130_831,
+        2_359_210,
+        (2_359_210, 3),
+    )
     assert (whole.n_atoms.min(), whole.n_atoms.max()) == (3, 29)
     assert (np.diff(whole.index) > 0).all()
     # Methane, as Ramakrishnan et al. published it.
     assert whole.index[0] == 1
     assert whole.atomic_numbers[:5].tolist() == [6, 1, 1, 1, 1]
-    np.testing.assert_allclose(whole.positions[0], [-0.0126981359, 1.0858041578, 0.0080009958], rtol=1e-6)
-    assert {name: whole.targets[name][0] for name in ("alpha", "Cv", "mu", "r2")} == {"alpha": 13.21, "Cv": 6.469, "mu": 0, "r2": 35.3641}
+    np.testing.assert_allclose(
+        whole.positions[0], [-0.0126981359, 1.0858041578, 0.0080009958], rtol=1e-6
+    )
+    assert {name: whole.targets[name][0] for name in ("alpha", "Cv", "mu", "r2")} == {
+        "alpha": 13.21,
+        "Cv": 6.469,
+        "mu": 0,
+        "r2": 35.3641,
+    }
     assert whole.targets["homo"][0] == pytest.approx(-0.3877 * 27211.4, rel=1e-12)
     assert whole.targets["U0"][0] == pytest.approx(-40.47893 * 27211.4, rel=1e-12)
     assert list(whole.targets) == list(qm9.TARGETS)
@@ -89,36 +103,64 @@ def test_the_cache_gives_the_same(whole):
 
 
 def test_the_split_is_anderson_et_als(whole):
-    assert {split: len(rows) for split, rows in whole.splits.items()} == {"train": 100_000, "valid": 17_748, "test": 13_083}
+    assert {split: len(rows) for split, rows in whole.splits.items()} == {
+        "train": 100_000,
+        "valid": 17_748,
+        "test": 13_083,
+    }
     np.random.seed(0)
     order = np.random.permutation(130_831)
-    np.testing.assert_array_equal(np.concatenate([whole.splits[split] for split in ("train", "valid", "test")]), order)
+    np.testing.assert_array_equal(
+        np.concatenate([whole.splits[split] for split in ("train", "valid", "test")]), order
+    )
 
 
 def test_thermochemistry_of_free_atoms(whole):
     methane = slice(0, 1), slice(0, 5)
-    of_atoms = lambda name: qm9.of_free_atoms(name, whole.n_atoms[methane[0]], whole.atomic_numbers[methane[1]])[0]
-    assert whole.targets["U0"][0] - of_atoms("U0") == pytest.approx((-40.47893 + 37.846772 + 4 * 0.500273) * 27211.4)
+    of_atoms = lambda name: qm9.of_free_atoms(
+        name, whole.n_atoms[methane[0]], whole.atomic_numbers[methane[1]]
+    )[0]
+    assert whole.targets["U0"][0] - of_atoms("U0") == pytest.approx(
+        (-40.47893 + 37.846772 + 4 * 0.500273) * 27211.4
+    )
     assert of_atoms("Cv") == pytest.approx(5 * 2.981)
     assert of_atoms("zpve") == 0
     assert of_atoms("homo") == 0
     every = qm9.of_free_atoms("U0", whole.n_atoms, whole.atomic_numbers)
     last = whole.atomic_numbers[-whole.n_atoms[-1] :]
-    assert every[-1] == pytest.approx(sum(qm9.REFERENCES["U0"][symbol] * (last == z).sum() for symbol, z in qm9.ELEMENTS.items()))
+    assert every[-1] == pytest.approx(
+        sum(qm9.REFERENCES["U0"][symbol] * (last == z).sum() for symbol, z in qm9.ELEMENTS.items())
+    )
 
 
 def test_both_sources_give_the_same(tmp_path, whole):
     """Molecules of the whole data set, written as the archive has them, come back bit for bit."""
     chosen, starts = [0, 2, 5_000, 130_830], np.cumsum(whole.n_atoms) - whole.n_atoms
     files = {"dsgdb9nsd_000002.xyz": WATER.replace("gdb 3", "gdb 2")}
-    package = {molecule.index: molecule for molecule in qm9.from_package() if molecule.index in whole.index[chosen]}
+    package = {
+        molecule.index: molecule
+        for molecule in qm9.from_package()
+        if molecule.index in whole.index[chosen]
+    }
     for index, molecule in reversed(package.items()):
         atoms = [
-            f"{symbol}\t" + "\t".join(f"{value:.17g}".replace("e", "*^") for value in place) + "\t0.1"
+            f"{symbol}\t"
+            + "\t".join(f"{value:.17g}".replace("e", "*^") for value in place)
+            + "\t0.1"
             for symbol, place in zip(molecule.symbols, molecule.positions, strict=True)
         ]
-        head = "\t".join(["gdb " + str(index), "1.0", "1.0", "1.0", *(f"{value:.17g}" for value in molecule.properties)])
-        files[f"dsgdb9nsd_{index:06}.xyz"] = "\n".join([str(len(atoms)), head, *atoms, "1.0", "C\tC", "InChI\tInChI"])
+        head = "\t".join(
+            [
+                "gdb " + str(index),
+                "1.0",
+                "1.0",
+                "1.0",
+                *(f"{value:.17g}" for value in molecule.properties),
+            ]
+        )
+        files[f"dsgdb9nsd_{index:06}.xyz"] = "\n".join(
+            [str(len(atoms)), head, *atoms, "1.0", "C\tC", "InChI\tInChI"]
+        )
     got = qm9.arrays(qm9.from_archive(*archive(tmp_path, files)))
     np.testing.assert_array_equal(got["index"], whole.index[chosen])
     rows = np.concatenate([np.arange(starts[k], starts[k] + whole.n_atoms[k]) for k in chosen])
@@ -131,7 +173,11 @@ def test_both_sources_give_the_same(tmp_path, whole):
 def test_the_formats_of_the_originals(tmp_path):
     (tmp_path / "part.csv").write_text("\n".join([HEAD, line(METHANE), line(WATER)]))
     table = qm9.arrays(qm9.from_csv(tmp_path / "part.csv"))
-    files = {"dsgdb9nsd_000003.xyz": WATER, "dsgdb9nsd_000001.xyz": METHANE, "dsgdb9nsd_000002.xyz": WATER.replace("gdb 3", "gdb 2")}
+    files = {
+        "dsgdb9nsd_000003.xyz": WATER,
+        "dsgdb9nsd_000001.xyz": METHANE,
+        "dsgdb9nsd_000002.xyz": WATER.replace("gdb 3", "gdb 2"),
+    }
     tar = qm9.arrays(qm9.from_archive(*archive(tmp_path, files)))
     assert tar["index"].tolist() == [1, 3]
     for name, array in table.items():
@@ -143,8 +189,14 @@ def test_the_formats_of_the_originals(tmp_path):
     ("change", "message"),
     [
         (("O\t", "Si\t"), "dsgdb9nsd_000003.xyz: molecule 3 has the element 'Si'; expected one of"),
-        (("3\ngdb", "4\ngdb"), "dsgdb9nsd_000003.xyz: molecule 3 has 8 lines; expected 9, since its count is 4"),
-        (("3\ngdb", "2\ngdb"), "dsgdb9nsd_000003.xyz: molecule 3 has 8 lines; expected 7, since its count is 2"),
+        (
+            ("3\ngdb", "4\ngdb"),
+            "dsgdb9nsd_000003.xyz: molecule 3 has 8 lines; expected 9, since its count is 4",
+        ),
+        (
+            ("3\ngdb", "2\ngdb"),
+            "dsgdb9nsd_000003.xyz: molecule 3 has 8 lines; expected 7, since its count is 2",
+        ),
         (("6.002", "nan"), "molecule 3 has a property or position that is missing or not finite"),
         (("\t6.002", ""), "molecule 3 has a property or position that is missing or not finite"),
         (("0.0076015923", "x"), "dsgdb9nsd_000003.xyz: could not convert"),
@@ -157,10 +209,18 @@ def test_damaged_molecules_are_named(tmp_path, change, message):
         qm9.arrays(qm9.from_archive(*archive(tmp_path, files)))
 
 
-@pytest.mark.parametrize(("change", "message"), [(("'O'", "'Si'"), "molecule 3 has the element 'Si'"), ((",3,", ",4,"), "its count says 4"),
-                                                 (("6.002", ""), "is damaged")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("'O'", "'Si'"), "molecule 3 has the element 'Si'"),
+        ((",3,", ",4,"), "its count says 4"),
+        (("6.002", ""), "is damaged"),
+    ],
+)
 def test_damaged_tables_are_named(tmp_path, change, message):
-    (tmp_path / "part.csv").write_text("\n".join([HEAD, line(METHANE), line(WATER).replace(*change)]))
+    (tmp_path / "part.csv").write_text(
+        "\n".join([HEAD, line(METHANE), line(WATER).replace(*change)])
+    )
     with pytest.raises(ValueError, match=message):
         list(qm9.from_csv(tmp_path / "part.csv"))
 
@@ -200,7 +260,11 @@ def test_what_to_install_is_said(monkeypatch):
 
 def test_another_data_set_is_refused(whole):
     found = {f"targets/{name}": values for name, values in whole.targets.items()}
-    found |= {"index": whole.index, "n_atoms": whole.n_atoms, "atomic_numbers": whole.atomic_numbers}
+    found |= {
+        "index": whole.index,
+        "n_atoms": whole.n_atoms,
+        "atomic_numbers": whole.atomic_numbers,
+    }
     assert qm9.check(found) is found
     with pytest.raises(ValueError, match="its mean alpha is"):
         qm9.check(found | {"targets/alpha": whole.targets["alpha"] + 1e-3})

@@ -9,7 +9,11 @@ from egnn_jax.data import random_graphs
 
 def share(graphs):
     """Edges in percent of all pairs: what a prediction of no edge gets wrong."""
-    return 100 * sum(2 * graph.number_of_edges() for graph in graphs) / sum(len(graph) * (len(graph) - 1) for graph in graphs)
+    return (
+        100
+        * sum(2 * graph.number_of_edges() for graph in graphs)
+        / sum(len(graph) * (len(graph) - 1) for graph in graphs)
+    )
 
 
 def test_community_is_the_authors_set():
@@ -43,7 +47,9 @@ def test_draws_are_those_of_the_global_generators_that_the_authors_seed():
         parts = list(nx.connected_components(expected))
         for i, one in enumerate(parts):
             for other in parts[i + 1 :]:
-                edges = [(a, b) for a in sorted(one) for b in sorted(other) if np.random.rand() < 0.01]
+                edges = [
+                    (a, b) for a in sorted(one) for b in sorted(other) if np.random.rand() < 0.01
+                ]
                 expected.add_edges_from(edges or [(min(one), min(other))])
         assert nx.utils.graphs_equal(graph, expected)
 
@@ -65,7 +71,10 @@ def test_the_cache_gives_the_same_graphs(tmp_path):
         for split in ("train", "test"):
             kept = random_graphs.load("overfit", split, 0.9, folder=tmp_path)
             assert all(nx.utils.graphs_equal(a, b) for a, b in zip(kept, drawn, strict=True))
-    assert [path.name for path in sorted((tmp_path / "random_graphs").iterdir())] == ["overfit-0.9.npz", "overfit-0.9.npz.sha256"]
+    assert [path.name for path in sorted((tmp_path / "random_graphs").iterdir())] == [
+        "overfit-0.9.npz",
+        "overfit-0.9.npz.sha256",
+    ]
 
 
 @pytest.mark.parametrize(

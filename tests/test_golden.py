@@ -1,6 +1,8 @@
-"""Outputs and gradients of the authors' networks, given their inputs and parameters, to 1e-10; their trajectories to 1e-6.
+"""Outputs and gradients of the authors' networks, given their inputs and parameters, to 1e-10;
+their trajectories to 1e-6.
 
-``pytest tests/test_golden.py --golden DIR`` checks the files of another folder. A file's name says which network it is.
+``pytest tests/test_golden.py --golden DIR`` checks the files of another folder. A file's name says
+which network it is.
 """
 
 import jax
@@ -12,9 +14,8 @@ from optax.losses import sigmoid_binary_cross_entropy
 import egnn_jax as egnn
 from egnn_jax import interop
 from egnn_jax.data import nbody
-from egnn_jax.graph import GraphsTuple
-from egnn_jax.models.autoencoder import Autoencoder
-from egnn_jax.models.readout import Readout
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.nn.heads import Autoencoder, Readout
 from tests.conftest import GOLDEN
 
 
@@ -26,31 +27,53 @@ def check_trajectories(z):
 
 
 def autoencoder(path, z, params):
-    width, layers = params["gcl_0.edge_mlp.2.weight"].shape[0], 1 + max(int(name[4]) for name in params if name.startswith("gcl_"))
+    width, layers = (
+        params["gcl_0.edge_mlp.2.weight"].shape[0],
+        1 + max(int(name[4]) for name in params if name.startswith("gcl_")),
+    )
     if "fc_emb.weight" in params:
         embedding = params["fc_emb.weight"].shape[0]
-        encoder, which = egnn.GNN(width, layers, coordinates=False, embed=False, output_features=embedding), "h"
+        encoder, which = (
+            egnn.GNN(width, layers, coordinates=False, embed=False, output_features=embedding),
+            "h",
+        )
     else:
         shrinkage = float(z["input/coord_regularisation"])
         encoder, which = egnn.EGNN(width, layers, embed=False, clip=100.0, shrinkage=shrinkage), "x"
     n_node = int(z["input/n_node"][0])
     x = z.get("input/noise", np.zeros((n_node, 1)))
-    graph = GraphsTuple(egnn.Nodes(h=np.ones((n_node, 1)), x=x), z["input/edge_attr"], z["input/receivers"], z["input/senders"], None,
-                        z["input/n_node"], None)  # fmt: skip
+    graph = GraphsTuple(
+        egnn.Nodes(h=np.ones((n_node, 1)), x=x),
+        z["input/edge_attr"],
+        z["input/receivers"],
+        z["input/senders"],
+        None,
+        z["input/n_node"],
+        None,
+    )
     return Autoencoder(encoder, which), jax.tree.map(jnp.asarray, graph)
 
 
 def molecules(z, params):
-    width, layers = params["gcl_0.edge_mlp.2.weight"].shape[0], 1 + max(int(name[4]) for name in params if name.startswith("gcl_"))
+    width, layers = (
+        params["gcl_0.edge_mlp.2.weight"].shape[0],
+        1 + max(int(name[4]) for name in params if name.startswith("gcl_")),
+    )
     encoder = egnn.EGNN(width, layers, infer_edges=True, update_coordinates=False)
     parts = np.split(np.arange(len(z["input/x"])), np.cumsum(z["input/n_node"])[:-1])
-    graph = egnn.batch([egnn.complete_graph(x=z["input/x"][part], h=z["input/h"][part]) for part in parts])
+    graph = egnn.batch(
+        [egnn.complete_graph(x=z["input/x"][part], h=z["input/h"][part]) for part in parts]
+    )
     return Readout(encoder), graph
 
 
 def adjacency(out, graph):
     """Â of eq. 9 as a matrix with 0 on the diagonal."""
-    return jnp.zeros((graph.nodes.x.shape[0],) * 2).at[graph.receivers, graph.senders].set(jax.nn.sigmoid(out.edges[:, 0]))
+    return (
+        jnp.zeros((graph.nodes.x.shape[0],) * 2)
+        .at[graph.receivers, graph.senders]
+        .set(jax.nn.sigmoid(out.edges[:, 0]))
+    )
 
 
 def network(path, z, params):
@@ -59,7 +82,9 @@ def network(path, z, params):
         return autoencoder(path, z, params)
     if path.stem.startswith("qm9"):
         return molecules(z, params)
-    layers = 1 + max(int(name.split("_")[1].split(".")[0]) for name in params if name.startswith("gcl_"))
+    layers = 1 + max(
+        int(name.split("_")[1].split(".")[0]) for name in params if name.startswith("gcl_")
+    )
     x, v, h = z.get("input/x"), z.get("input/v"), z.get("input/h")
     if path.stem.startswith("nbody_gnn"):
         features = params["embedding.0.weight"].shape[0]
@@ -82,7 +107,15 @@ def network(path, z, params):
     else:
         raise ValueError(f"{path.name} names no network of this library")
     nodes = egnn.Nodes(h=h, x=x, v=v)
-    graph = GraphsTuple(nodes, z.get("input/edge_attr"), z["input/receivers"], z["input/senders"], None, z["input/n_node"], None)
+    graph = GraphsTuple(
+        nodes,
+        z.get("input/edge_attr"),
+        z["input/receivers"],
+        z["input/senders"],
+        None,
+        z["input/n_node"],
+        None,
+    )
     return model, jax.tree.map(jnp.asarray, graph)
 
 
@@ -92,7 +125,9 @@ def test_golden(x64, golden_file):
     if golden_file.stem.startswith("nbody_trajectories"):
         check_trajectories(z)
         return
-    state = {key.removeprefix("param/"): value for key, value in z.items() if key.startswith("param/")}
+    state = {
+        key.removeprefix("param/"): value for key, value in z.items() if key.startswith("param/")
+    }
     model, graph = network(golden_file, z, state)
     params = interop.from_torch_state_dict(state, model)
     back = interop.to_torch_state_dict(params, model)
@@ -100,23 +135,33 @@ def test_golden(x64, golden_file):
     for name, value in state.items():
         np.testing.assert_array_equal(back[name], value)
 
-    outputs = {key.removeprefix("output/"): value for key, value in z.items() if key.startswith("output/")}
+    outputs = {
+        key.removeprefix("output/"): value for key, value in z.items() if key.startswith("output/")
+    }
     place = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
     got = {
         "prediction": lambda: model.apply(params, graph).globals[:, 0],
         "z": lambda: model.embedded(model.apply(params, graph)),
         "adjacency": lambda: adjacency(model.apply(params, graph), graph),
-        "bce_sum": lambda: jnp.sum(sigmoid_binary_cross_entropy(model.apply(params, graph).edges, graph.edges)),
+        "bce_sum": lambda: jnp.sum(
+            sigmoid_binary_cross_entropy(model.apply(params, graph).edges, graph.edges)
+        ),
         "x": lambda: model.apply(params, graph).nodes.x,
         "h": lambda: model.apply(params, graph).nodes.h,
-        "grad_x_of_sum_x2": lambda: jax.grad(lambda x: jnp.sum(model.apply(params, place(x)).nodes.x ** 2))(graph.nodes.x),
+        "grad_x_of_sum_x2": lambda: jax.grad(
+            lambda x: jnp.sum(model.apply(params, place(x)).nodes.x ** 2)
+        )(graph.nodes.x),
     }
     assert outputs
     for name, want in outputs.items():
-        np.testing.assert_allclose(got[name](), want, rtol=1e-10, atol=1e-10 * np.abs(want).max(), err_msg=name)
+        np.testing.assert_allclose(
+            got[name](), want, rtol=1e-10, atol=1e-10 * np.abs(want).max(), err_msg=name
+        )
 
 
-@pytest.mark.parametrize("field", ["param/gcl_1.coord_mlp.0.weight", "input/x", "output/x", "output/grad_x_of_sum_x2"])
+@pytest.mark.parametrize(
+    "field", ["param/gcl_1.coord_mlp.0.weight", "input/x", "output/x", "output/grad_x_of_sum_x2"]
+)
 def test_a_changed_golden_value_is_seen(x64, tmp_path, field):
     z = dict(np.load(GOLDEN / "nbody_egnn.npz"))
     z[field] = z[field].copy()

@@ -25,7 +25,9 @@ def test_adjacency_rows_receive():
 
 
 def test_edges_and_their_attributes_are_sorted_together():
-    graph = egnn.graph_from_edges([0, 1, 2, 0], [2, 0, 1, 1], x=np.zeros((3, 1)), edges=[[20], [1], [12], [10]])
+    graph = egnn.graph_from_edges(
+        [0, 1, 2, 0], [2, 0, 1, 1], x=np.zeros((3, 1)), edges=[[20], [1], [12], [10]]
+    )
     assert graph.receivers.tolist() == [0, 1, 1, 2]
     assert (10 * graph.receivers + graph.senders).tolist() == [1, 12, 10, 20]
     assert graph.edges[:, 0].tolist() == [1, 12, 10, 20]
@@ -50,7 +52,9 @@ def test_readouts_equal_loops():
     graph = testing.random_graph()
     h = np.asarray(graph.nodes.h)
     parts = np.split(h, np.cumsum(graph.n_node)[:-1])
-    np.testing.assert_allclose(egnn.sum_nodes(graph, graph.nodes.h), [p.sum(0) for p in parts], rtol=1e-6)
+    np.testing.assert_allclose(
+        egnn.sum_nodes(graph, graph.nodes.h), [p.sum(0) for p in parts], rtol=1e-6
+    )
     means = [p.mean(0) if len(p) else np.zeros(2) for p in parts]
     np.testing.assert_allclose(egnn.mean_nodes(graph, graph.nodes.h), means, rtol=1e-6)
 
@@ -64,21 +68,45 @@ NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0]])
     [
         (lambda: egnn.complete_graph(x=np.zeros(3)), r"x has shape \(3,\)"),
         (lambda: egnn.complete_graph(x=1.0), r"x has shape \(\)"),
-        (lambda: egnn.complete_graph(x=X, h=np.zeros((2, 5))), r"h has shape \(2, 5\); expected \(3, any width\)"),
-        (lambda: egnn.complete_graph(x=X, v=np.zeros((3, 3))), r"v has shape \(3, 3\); expected \(3, 2\)"),
-        (lambda: egnn.complete_graph(x=X, edges=np.zeros((5, 1))), r"edges has shape \(5, 1\); expected \(6, any width\)"),
+        (
+            lambda: egnn.complete_graph(x=X, h=np.zeros((2, 5))),
+            r"h has shape \(2, 5\); expected \(3, any width\)",
+        ),
+        (
+            lambda: egnn.complete_graph(x=X, v=np.zeros((3, 3))),
+            r"v has shape \(3, 3\); expected \(3, 2\)",
+        ),
+        (
+            lambda: egnn.complete_graph(x=X, edges=np.zeros((5, 1))),
+            r"edges has shape \(5, 1\); expected \(6, any width\)",
+        ),
         (lambda: egnn.complete_graph(x=NAN), "x is nan at row 1, column 1"),
         (lambda: egnn.complete_graph(x=X, v=X + np.inf), "v is inf at row 0, column 0"),
         (lambda: egnn.complete_graph(x=X.astype(str)), "dtype"),
-        (lambda: egnn.graph_from_adjacency(np.zeros((2, 3)), x=X), r"adjacency has shape \(2, 3\); expected \(3, 3\)"),
-        (lambda: egnn.graph_from_edges([0, 3], [1, 1], x=X), "senders holds 3; expected node indices from 0 to 2"),
+        (
+            lambda: egnn.graph_from_adjacency(np.zeros((2, 3)), x=X),
+            r"adjacency has shape \(2, 3\); expected \(3, 3\)",
+        ),
+        (
+            lambda: egnn.graph_from_edges([0, 3], [1, 1], x=X),
+            "senders holds 3; expected node indices from 0 to 2",
+        ),
         (lambda: egnn.graph_from_edges([0], [-1], x=X), "receivers holds -1"),
-        (lambda: egnn.graph_from_edges([0, 1], [1], x=X), "senders has 2 entries but receivers has 1"),
+        (
+            lambda: egnn.graph_from_edges([0, 1], [1], x=X),
+            "senders has 2 entries but receivers has 1",
+        ),
         (lambda: egnn.graph_from_edges([0.5], [1], x=X), "expected a list of integers"),
         (lambda: egnn.batch([]), "no graphs"),
         (lambda: egnn.batch([egnn.complete_graph(x=X), egnn.complete_graph(x=X, v=X)]), "differ"),
-        (lambda: egnn.batch([egnn.complete_graph(x=X)] * 2, egnn.Budget(6, 20, 3)), "graph 1 with 3 nodes and 6 edges does not fit"),
-        (lambda: egnn.batch([egnn.complete_graph(x=X)], egnn.Budget(9, 5, 3)), "graph 0 with 3 nodes and 6 edges"),
+        (
+            lambda: egnn.batch([egnn.complete_graph(x=X)] * 2, egnn.Budget(6, 20, 3)),
+            "graph 1 with 3 nodes and 6 edges does not fit",
+        ),
+        (
+            lambda: egnn.batch([egnn.complete_graph(x=X)], egnn.Budget(9, 5, 3)),
+            "graph 0 with 3 nodes and 6 edges",
+        ),
         (lambda: egnn.batch([egnn.complete_graph(x=X)] * 2, egnn.Budget(9, 20, 2)), "2 graphs"),
     ],
 )

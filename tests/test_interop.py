@@ -6,8 +6,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import interop, testing
-from egnn_jax.models.autoencoder import Autoencoder
-from egnn_jax.models.readout import Readout
+from egnn_jax.nn.heads import Autoencoder, Readout
 
 MODELS = [
     (egnn.EGNN(features=5, layers=2, clip=100.0), {"features": 1}),
@@ -19,10 +18,18 @@ MODELS = [
     (egnn.GNN(features=5, layers=2), {"velocity": False, "attributes": 0}),
     (egnn.GNN(features=5, layers=2, embed=False), {"n": 2}),
     (egnn.GNN(features=5, layers=2, coordinates=False, output_features=3), {"features": 4}),
-    (Autoencoder(egnn.GNN(features=5, layers=2, coordinates=False, embed=False, output_features=3), "h"), {"features": 1, "attributes": 1}),
+    (
+        Autoencoder(
+            egnn.GNN(features=5, layers=2, coordinates=False, embed=False, output_features=3), "h"
+        ),
+        {"features": 1, "attributes": 1},
+    ),
     (Autoencoder(egnn.EGNN(features=5, layers=2, embed=False)), {"n": 8, "velocity": False}),
     (Autoencoder(egnn.RadialField(features=5, layers=2)), {"velocity": False}),
-    (Readout(egnn.EGNN(features=5, layers=2, infer_edges=True, update_coordinates=False)), {"velocity": False, "attributes": 0}),
+    (
+        Readout(egnn.EGNN(features=5, layers=2, infer_edges=True, update_coordinates=False)),
+        {"velocity": False, "attributes": 0},
+    ),
     (Readout(egnn.EGNN(features=5, layers=2), outputs=3), {}),
     (egnn.RadialField(features=5, layers=2), {}),
     (egnn.RadialField(features=5, layers=2), {"attributes": 0, "velocity": False}),
@@ -30,7 +37,9 @@ MODELS = [
 
 
 def of(model, options):
-    params = testing.randomise_parameters(model.init(jax.random.key(0), testing.random_graph(**options)))
+    params = testing.randomise_parameters(
+        model.init(jax.random.key(0), testing.random_graph(**options))
+    )
     return params, interop.to_torch_state_dict(params, model)
 
 
@@ -82,7 +91,15 @@ def test_all_that_is_wrong_is_listed_at_once():
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("model", [egnn.EGNN(features=6, layers=2), egnn.EGNN(features=5, layers=3), egnn.GNN(), egnn.RadialField()])
+@pytest.mark.parametrize(
+    "model",
+    [
+        egnn.EGNN(features=6, layers=2),
+        egnn.EGNN(features=5, layers=3),
+        egnn.GNN(),
+        egnn.RadialField(),
+    ],
+)
 @pytest.mark.parametrize("state", [{}, None])
 def test_a_state_dict_of_another_network_is_refused(model, state):
     state = of(egnn.EGNN(features=5, layers=2), {})[1] if state is None else state
@@ -95,7 +112,10 @@ def test_any_misshapen_entry_is_refused(shape):
     model = egnn.EGNN(features=5, layers=1)
     _, state = of(model, {})
     for name in state:
-        if state[name].shape != shape and (name, shape) != ("embedding.weight", (5, 1)):  # which is right for one feature
+        if state[name].shape != shape and (name, shape) != (
+            "embedding.weight",
+            (5, 1),
+        ):  # which is right for one feature
             with pytest.raises(ValueError, match="does not fit"):
                 interop.from_torch_state_dict(state | {name: np.zeros(shape)}, model)
 
@@ -112,7 +132,11 @@ def test_models_without_a_counterpart_are_refused():
 def test_parameters_of_several_seeds_are_refused():
     model = egnn.EGNN(features=5, layers=1)
     params, _ = of(model, {})
-    with pytest.raises(ValueError, match=r"(?s)of several seeds, take one.*embedding\.weight has shape \(5, 2, 2\), expected \(5, 1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)of several seeds, take one.*embedding\.weight has shape \(5, 2, 2\), "
+        r"expected \(5, 1\)",
+    ):
         interop.to_torch_state_dict(jax.tree.map(lambda a: np.stack([a, a]), params), model)
 
 
@@ -121,4 +145,6 @@ def test_torch_tensors_are_read():
     model = egnn.EGNN(features=5, layers=2)
     params, state = of(model, {})
     tensors = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in state.items()}
-    jax.tree.map(np.testing.assert_array_equal, interop.from_torch_state_dict(tensors, model), params)
+    jax.tree.map(
+        np.testing.assert_array_equal, interop.from_torch_state_dict(tensors, model), params
+    )

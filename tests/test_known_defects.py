@@ -1,4 +1,6 @@
-"""Mistakes that other implementations made: ours is without each, and each, planted into our source, is found."""
+"""Mistakes that other implementations made: ours is without each, and each, planted into our
+source, is found.
+"""
 
 import types
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.config import Optimizer
+from egnn_jax.experiments.config import Optimizer
 from egnn_jax.models import egnn as egnn_module
 from egnn_jax.training import state as state_module
 from tests import reference
@@ -21,7 +23,10 @@ def planted(module, old, new):
     source = Path(module.__file__).read_text()
     assert source.count(old) == 1, f"{old!r} is not in {module.__name__} once; adapt this test"
     changed = types.ModuleType(module.__name__)
-    exec(compile(source.replace(old, new), f"{module.__file__} with {new!r}", "exec"), changed.__dict__)
+    exec(
+        compile(source.replace(old, new), f"{module.__file__} with {new!r}", "exec"),
+        changed.__dict__,
+    )
     return changed
 
 
@@ -34,14 +39,21 @@ def layer(module, graph, **options):
 
 def arrow(**fields):
     """Node 0 sends to node 1, and nothing else to anything."""
-    return egnn.graph_from_edges([0], [1], x=[[0.0, 0.0], [1.0, 2.0]], h=[[1.0, 2.0, 0.5], [0.3, 0.2, -1.0]], **fields)
+    return egnn.graph_from_edges(
+        [0], [1], x=[[0.0, 0.0], [1.0, 2.0]], h=[[1.0, 2.0, 0.5], [0.3, 0.2, -1.0]], **fields
+    )
 
 
 def messages_and_moves_arrive_at_receivers(module):
     graph = arrow()
     out, params = layer(module, graph)
     got = out(graph)
-    alone = graph.nodes.h + np.stack([reference.mlp(params["phi_h"], np.append(h, np.zeros(3))) for h in np.asarray(graph.nodes.h)])
+    alone = graph.nodes.h + np.stack(
+        [
+            reference.mlp(params["phi_h"], np.append(h, np.zeros(3)))
+            for h in np.asarray(graph.nodes.h)
+        ]
+    )
     np.testing.assert_array_equal(got.x[0], graph.nodes.x[0])
     np.testing.assert_allclose(got.h[0], alone[0], rtol=1e-12)
     assert np.abs(got.x[1] - graph.nodes.x[1]).max() > 1e-3
@@ -52,7 +64,9 @@ def velocity_gate_reads_h_before_its_update(module):
     graph = arrow(v=[[1.0, -1.0], [0.5, 2.0]])
     out, params = layer(module, graph)
     gate = reference.mlp(params["phi_v"], graph.nodes.h[0])
-    np.testing.assert_allclose(out(graph).x[0], graph.nodes.x[0] + gate * graph.nodes.v[0], rtol=1e-12)
+    np.testing.assert_allclose(
+        out(graph).x[0], graph.nodes.x[0] + gate * graph.nodes.v[0], rtol=1e-12
+    )
 
 
 def inferred_edges_are_one_number_an_edge(module):
@@ -81,14 +95,20 @@ def derivatives_at_the_same_place_are_finite(module):
 def nodes_at_the_same_place_do_not_push_each_other(module):
     graph = egnn.complete_graph(x=np.full((3, 2), 0.7), h=np.eye(3))
     for normalize in (False, True):
-        np.testing.assert_array_equal(layer(module, graph, normalize=normalize)[0](graph).x, graph.nodes.x)
+        np.testing.assert_array_equal(
+            layer(module, graph, normalize=normalize)[0](graph).x, graph.nodes.x
+        )
 
 
 def only_neighbours_count(module):
     adjacency = np.array([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
-    graph = egnn.graph_from_adjacency(adjacency, x=np.random.default_rng(0).standard_normal((4, 2)), h=np.eye(4)[:, :3])
+    graph = egnn.graph_from_adjacency(
+        adjacency, x=np.random.default_rng(0).standard_normal((4, 2)), h=np.eye(4)[:, :3]
+    )
     out, _ = layer(module, graph)
-    place = lambda field: lambda value: out(graph._replace(nodes=graph.nodes.replace(**{field: value})))
+    place = lambda field: (
+        lambda value: out(graph._replace(nodes=graph.nodes.replace(**{field: value})))
+    )
     for field in ("x", "h"):
         slopes = jax.jacobian(place(field))(getattr(graph.nodes, field))
         for slope in (slopes.x, slopes.h):
@@ -97,7 +117,9 @@ def only_neighbours_count(module):
 
 
 def the_schedule_advances_once_a_step(module):
-    transform = module.optimiser(Optimizer(learning_rate=1.0, schedule="cosine"), steps_per_epoch=5, steps=20)
+    transform = module.optimiser(
+        Optimizer(learning_rate=1.0, schedule="cosine"), steps_per_epoch=5, steps=20
+    )
     params = {"w": jnp.ones(())}
     state, sizes = transform.init(params), []
     for _ in range(20):
@@ -112,7 +134,8 @@ DEFECTS = [
         messages_and_moves_arrive_at_receivers,
         egnn_module,
         SUMS,
-        "m_i, dx = messages(self, graph); m_i = sum_at_receivers(graph, m_i); dx = jax.ops.segment_sum(dx, graph.senders, len(x))",
+        "m_i, dx = messages(self, graph); m_i = sum_at_receivers(graph, m_i); dx = "
+        "jax.ops.segment_sum(dx, graph.senders, len(x))",
     ),
     (
         velocity_gate_reads_h_before_its_update,
@@ -120,8 +143,18 @@ DEFECTS = [
         "self.phi_v(h)",
         "self.phi_v(h + self.phi_h(jnp.concatenate([h, m_i], axis=-1)))",
     ),
-    (inferred_edges_are_one_number_an_edge, egnn_module, "self.phi_inf = Dense(1)", "self.phi_inf = Dense(self.features)"),
-    (coordinates_move_by_the_mean, egnn_module, "return 1 / jnp.maximum(in_degree(graph), 1)", "return jnp.ones((), dtype)"),
+    (
+        inferred_edges_are_one_number_an_edge,
+        egnn_module,
+        "self.phi_inf = Dense(1)",
+        "self.phi_inf = Dense(self.features)",
+    ),
+    (
+        coordinates_move_by_the_mean,
+        egnn_module,
+        "return 1 / jnp.maximum(in_degree(graph), 1)",
+        "return jnp.ones((), dtype)",
+    ),
     (
         derivatives_at_the_same_place_are_finite,
         egnn_module,
@@ -138,7 +171,8 @@ DEFECTS = [
         only_neighbours_count,
         egnn_module,
         SUMS,
-        "m_i, dx = messages(self, graph); m_i = jnp.zeros_like(h) + m_i.sum(axis=0); dx = sum_at_receivers(graph, dx)",
+        "m_i, dx = messages(self, graph); m_i = jnp.zeros_like(h) + m_i.sum(axis=0); dx = "
+        "sum_at_receivers(graph, dx)",
     ),
     (
         the_schedule_advances_once_a_step,
@@ -147,7 +181,9 @@ DEFECTS = [
         "return optax.chain(*parts, optax.scale_by_schedule(lambda k: rate(3 * k) / rate(k)))",
     ),
 ]
-each_defect = pytest.mark.parametrize(("check", "module", "old", "new"), DEFECTS, ids=lambda value: getattr(value, "__name__", ""))
+each_defect = pytest.mark.parametrize(
+    ("check", "module", "old", "new"), DEFECTS, ids=lambda value: getattr(value, "__name__", "")
+)
 
 
 @each_defect

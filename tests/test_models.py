@@ -1,4 +1,6 @@
-"""Models against plain loops, how they start, and what they refuse; symmetries are test_symmetries', golden values test_golden's."""
+"""Models against plain loops, how they start, and what they refuse; symmetries are
+test_symmetries', golden values test_golden's.
+"""
 
 import chex
 import jax
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.models.autoencoder import Autoencoder
+from egnn_jax.nn.heads import Autoencoder
 from tests import reference
 
 graphs = st.fixed_dictionaries(
@@ -30,7 +32,10 @@ egnn_options = st.fixed_dictionaries(
         "coordinate_aggregation": st.sampled_from(["mean", "sum", "all_nodes"]),
         "clip": st.sampled_from([None, 0.1]),
     }
-    | {name: st.booleans() for name in ("infer_edges", "normalize", "tanh", "update_coordinates", "residual")}
+    | {
+        name: st.booleans()
+        for name in ("infer_edges", "normalize", "tanh", "update_coordinates", "residual")
+    }
 )
 
 
@@ -38,18 +43,36 @@ def assert_equals_loops(model, loops, drawn):
     seed = drawn["seed"]
     graph = testing.random_graph(**drawn, padding=False)
     # Few shapes are few compilations.
-    room = {"n_node": 19 - len(graph.nodes.x), "n_edge": 91 - len(graph.senders), "n_graph": 4 - len(graph.n_node)}
+    room = {
+        "n_node": 19 - len(graph.nodes.x),
+        "n_edge": 91 - len(graph.senders),
+        "n_graph": 4 - len(graph.n_node),
+    }
     graph = testing.pad_with_noise(graph, seed, **room)
-    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph), seed)
+    params = testing.randomise_parameters(
+        jax.eval_shape(model.init, jax.random.key(0), graph), seed
+    )
     out = model.apply(params, graph).nodes
     host = jax.tree.map(np.asarray, graph)
     nodes = host.nodes
-    expected = loops(params["params"], nodes.h, nodes.x, nodes.v, host.edges, host.senders, host.receivers, host.n_node, model.layers)
+    expected = loops(
+        params["params"],
+        nodes.h,
+        nodes.x,
+        nodes.v,
+        host.edges,
+        host.senders,
+        host.receivers,
+        host.n_node,
+        model.layers,
+    )
     for got, want in zip((out.h, out.x, out.v), expected, strict=True):
         if want is None:
             assert got is None
         else:
-            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10 * np.abs(want).max(initial=1.0))
+            np.testing.assert_allclose(
+                got, want, rtol=1e-10, atol=1e-10 * np.abs(want).max(initial=1.0)
+            )
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,7 +101,11 @@ def test_radial_field_equals_the_plain_loops(drawn, tanh, layers):
 def test_initialisation_is_that_of_the_authors():
     graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 16)))
     params = egnn.EGNN(features=400, layers=1).init(jax.random.key(0), graph)["params"]
-    for path, fan_in in {("embedding",): 16, ("layer_0", "phi_e"): 801, ("layer_0", "phi_h", "Dense_0"): 800}.items():
+    for path, fan_in in {
+        ("embedding",): 16,
+        ("layer_0", "phi_e"): 801,
+        ("layer_0", "phi_h", "Dense_0"): 800,
+    }.items():
         layer = params
         for key in path:
             layer = layer[key]
@@ -93,14 +120,22 @@ def test_initialisation_is_that_of_the_authors():
 
 
 def test_messages_are_not_concatenated():
-    """The first edge layer is applied at nodes: no (E, 2F + 1) array exists in the compiled program."""
-    graph = egnn.complete_graph(x=np.random.default_rng(0).standard_normal((9, 3)), h=np.ones((9, 32)))
+    """The first edge layer is applied at nodes: no (E, 2F + 1) array exists in the compiled
+    program.
+    """
+    graph = egnn.complete_graph(
+        x=np.random.default_rng(0).standard_normal((9, 3)), h=np.ones((9, 32))
+    )
     model = egnn.EGNN(features=32, layers=1)
     params = model.init(jax.random.key(0), graph)
     assert "72,65" not in jax.jit(model.apply).lower(params, graph).as_text().replace("x", ",")
 
 
-BLOCKED = [{}, {"infer_edges": True, "coordinate_aggregation": "all_nodes", "clip": 0.5}, {"update_coordinates": False}]
+BLOCKED = [
+    {},
+    {"infer_edges": True, "coordinate_aggregation": "all_nodes", "clip": 0.5},
+    {"update_coordinates": False},
+]
 
 
 @pytest.mark.parametrize("options", BLOCKED)
@@ -116,7 +151,12 @@ def test_edges_in_blocks_give_the_same(x64, options, edge_block):
 
     def of(model):
         def energy(params, nodes, edges):
-            return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(model.apply(params, graph._replace(nodes=nodes, edges=edges)).nodes))
+            return sum(
+                jnp.sum(jnp.sin(a))
+                for a in jax.tree.leaves(
+                    model.apply(params, graph._replace(nodes=nodes, edges=edges)).nodes
+                )
+            )
 
         inputs = (params, graph.nodes, graph.edges)
         gradient = jax.grad(energy, argnums=(0, 1, 2))
@@ -126,16 +166,27 @@ def test_edges_in_blocks_give_the_same(x64, options, edge_block):
 
 
 def test_memory_of_edges_in_blocks_does_not_grow_with_the_edges():
-    """Of the compiled gradient: an edge more costs a few numbers, not as many as it has features."""
+    """Of the compiled gradient: an edge more costs a few numbers, not as many as it has
+    features.
+    """
 
     def temporaries(neighbours, edge_block):
         graph = egnn.knn_graph(np.random.default_rng(0).standard_normal((300, 3)), neighbours)
         model = egnn.EGNN(features=32, layers=2, edge_block=edge_block)
         params = jax.eval_shape(model.init, jax.random.key(0), graph)
         loss = lambda params, graph: jnp.sum(model.apply(params, graph).nodes.x ** 2)
-        return jax.jit(jax.grad(loss)).lower(params, graph).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss))
+            .lower(params, graph)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
-    grows = {edge_block: (temporaries(100, edge_block) - temporaries(50, edge_block)) / (300 * 50) / 4 for edge_block in (None, 256)}
+    grows = {
+        edge_block: (temporaries(100, edge_block) - temporaries(50, edge_block)) / (300 * 50) / 4
+        for edge_block in (None, 256)
+    }
     assert grows[256] < 8 < 2 * 32 < grows[None]
 
 

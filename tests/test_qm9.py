@@ -1,4 +1,6 @@
-"""The task on the real molecules: labels, padding, several targets in both ways, the cutoff, and a short training."""
+"""The task on the real molecules: labels, padding, several targets in both ways, the cutoff, and a
+short training.
+"""
 
 import dataclasses
 from functools import partial
@@ -11,16 +13,18 @@ import numpy as np
 import pytest
 
 import egnn_jax as egnn
-from egnn_jax import config as configs
 from egnn_jax import testing
-from egnn_jax.config import build_model
 from egnn_jax.data import qm9
-from egnn_jax.models.readout import Readout
-from egnn_jax.tasks import QM9
-from egnn_jax.tasks.qm9 import TABLE3, atom_features
-from egnn_jax.training.loop import fit, load
+from egnn_jax.experiments import QM9
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.config import build_model
+from egnn_jax.experiments.qm9 import TABLE3, atom_features
+from egnn_jax.nn.heads import Readout
+from egnn_jax.training.fit import fit, load
 
-CONFIGS = [Path(__file__).parent.parent / "configs" / "qm9" / f"{target}.yaml" for target in qm9.TARGETS]
+CONFIGS = [
+    Path(__file__).parent.parent / "configs" / "qm9" / f"{target}.yaml" for target in qm9.TARGETS
+]
 TWO = QM9(targets=("homo", "U0"), train_size=500)
 
 
@@ -43,13 +47,16 @@ def test_labels_are_standardised_by_the_molecules_trained_on():
     rows = TWO.molecules.splits["train"][:500]
     homo, u0 = (
         TWO.molecules.targets["homo"],
-        TWO.molecules.targets["U0"] - qm9.of_free_atoms("U0", TWO.molecules.n_atoms, TWO.molecules.atomic_numbers),
+        TWO.molecules.targets["U0"]
+        - qm9.of_free_atoms("U0", TWO.molecules.n_atoms, TWO.molecules.atomic_numbers),
     )
     for k, values in enumerate((homo, u0)):
         mean = values[rows].mean()
         deviation = np.abs(values[rows] - mean).mean()
         batch = TWO.pack("train", np.array([3, 7]))
-        np.testing.assert_allclose(batch.globals[:2, k], (values[rows[[3, 7]]] - mean) / deviation, rtol=1e-5)
+        np.testing.assert_allclose(
+            batch.globals[:2, k], (values[rows[[3, 7]]] - mean) / deviation, rtol=1e-5
+        )
         np.testing.assert_allclose(TWO.statistics.mean[k], mean)
 
 
@@ -61,7 +68,9 @@ def test_a_batch_holds_whole_molecules():
         count = data.n_atoms[row]
         atoms = slice(starts[row], starts[row] + count)
         np.testing.assert_array_equal(batch.nodes.x[place : place + count], data.positions[atoms])
-        np.testing.assert_array_equal(batch.nodes.h[place : place + count], data.atomic_numbers[atoms])
+        np.testing.assert_array_equal(
+            batch.nodes.h[place : place + count], data.atomic_numbers[atoms]
+        )
         place += count
     assert batch.n_edge[:2].tolist() == [n * (n - 1) for n in batch.n_node[:2].tolist()]
 
@@ -77,9 +86,13 @@ def test_padding_and_the_other_molecules_do_not_matter(independent):
     error = np.abs(np.asarray(told - batch.globals))[:5]
     sums = task.metrics(model.apply, params, batch, key)
     for k, name in enumerate(task.targets):
-        assert float(sums[name][0] / sums[name][1]) == pytest.approx(error[:, k].mean() * task.statistics.deviation[k], rel=1e-5)
+        assert float(sums[name][0] / sums[name][1]) == pytest.approx(
+            error[:, k].mean() * task.statistics.deviation[k], rel=1e-5
+        )
     assert float(sums["relative"][0] / sums["relative"][1]) == pytest.approx(error.mean(), rel=1e-5)
-    assert float(task.loss(model.apply, params, batch, key)) == pytest.approx(error.mean() * (2 if independent else 1), rel=1e-5)
+    assert float(task.loss(model.apply, params, batch, key)) == pytest.approx(
+        error.mean() * (2 if independent else 1), rel=1e-5
+    )
 
 
 def test_independent_networks_are_the_networks_of_single_targets():
@@ -89,11 +102,22 @@ def test_independent_networks_are_the_networks_of_single_targets():
     gradient = jax.grad(lambda params: task.loss(model.apply, params, batch, key))(params)
     for k, target in enumerate(task.targets):
         single = QM9(targets=(target,), train_size=500)
-        alone, one = single.network(egnn.EGNN(8, 2, update_coordinates=False)), single.pack("train", np.arange(5))
+        alone, one = (
+            single.network(egnn.EGNN(8, 2, update_coordinates=False)),
+            single.pack("train", np.arange(5)),
+        )
         own = jax.tree.map(itemgetter(k), params)
-        np.testing.assert_allclose(single.predict(alone.apply, own, one)[:, 0], task.predict(model.apply, params, batch)[:, k], rtol=1e-5)
+        np.testing.assert_allclose(
+            single.predict(alone.apply, own, one)[:, 0],
+            task.predict(model.apply, params, batch)[:, k],
+            rtol=1e-5,
+        )
         expected = jax.grad(partial(single.loss, alone.apply))(own, one, key)
-        for a, b in zip(jax.tree.leaves(jax.tree.map(itemgetter(k), gradient)), jax.tree.leaves(expected), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(jax.tree.map(itemgetter(k), gradient)),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -115,7 +139,10 @@ def test_a_cutoff_leaves_out_far_atoms():
     real = int(batch.n_edge[:-1].sum())
     assert 0 < real < int(whole.n_edge[:-1].sum())
     assert np.linalg.norm(x[batch.receivers[:real]] - x[batch.senders[:real]], axis=1).max() <= 2
-    assert dataclasses.replace(near, cutoff=1e3).pack("train", np.arange(5)).n_edge[:5].tolist() == whole.n_edge[:5].tolist()
+    assert (
+        dataclasses.replace(near, cutoff=1e3).pack("train", np.arange(5)).n_edge[:5].tolist()
+        == whole.n_edge[:5].tolist()
+    )
 
 
 def test_a_short_training_learns_resumes_and_draws(tmp_path):
@@ -136,7 +163,11 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
     for k, name in enumerate(config.task.targets):
         error = np.abs(told - config.task.labels[config.task.molecules.splits["test"]])[:, k].mean()
         assert error == pytest.approx(result["metrics"]["test"][name], rel=1e-4)
-    assert config.task.draw(model.apply, params, tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        config.task.draw(model.apply, params, tmp_path / "parity.png")
+        .read_bytes()
+        .startswith(b"\x89PNG")
+    )
 
     details = config.task.details(model.apply, params)
     assert details["units"] == {"homo": "meV", "Cv": "cal/(mol K)"}
@@ -144,15 +175,23 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
         assert sum(c["molecules"] for c in classes.values()) == config.task.size(split)
         for name in config.task.targets:
             total = sum(c["molecules"] * c.get(name, 0.0) for c in classes.values())
-            assert total / config.task.size(split) == pytest.approx(result["metrics"][split][name], rel=1e-4)
+            assert total / config.task.size(split) == pytest.approx(
+                result["metrics"][split][name], rel=1e-4
+            )
 
     data, rows = config.task.molecules, config.task.molecules.splits["test"][:3]
     starts = np.cumsum(data.n_atoms) - data.n_atoms
-    atoms = np.concatenate([np.arange(starts[row], starts[row] + data.n_atoms[row]) for row in rows])
-    own = config.task.properties(model.apply, params, data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms])
+    atoms = np.concatenate(
+        [np.arange(starts[row], starts[row] + data.n_atoms[row]) for row in rows]
+    )
+    own = config.task.properties(
+        model.apply, params, data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms]
+    )
     atomic = [[0, qm9.REFERENCES["Cv"]["C"] * n] for n in data.n_atoms[rows]]
     np.testing.assert_allclose(own, told[:3] + atomic, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"atomic_numbers has \[16\]; expected of \[1, 6, 7, 8, 9\]"):
+    with pytest.raises(
+        ValueError, match=r"atomic_numbers has \[16\]; expected of \[1, 6, 7, 8, 9\]"
+    ):
         config.task.properties(model.apply, params, np.array([1]), np.array([16]), np.zeros((1, 3)))
 
 
@@ -173,9 +212,17 @@ def test_options_that_make_no_sense(options, message):
 def test_ours_stand_beside_the_papers_rows(tmp_path):
     def result(target, error, epochs=25):
         config = configs.load(CONFIGS[0].with_name(f"{target}.yaml"))
-        return {"metrics": {"test": {target: error}}, "config": configs.to_dict(dataclasses.replace(config, epochs=epochs))}
+        return {
+            "metrics": {"test": {target: error}},
+            "config": configs.to_dict(dataclasses.replace(config, epochs=epochs)),
+        }
 
-    results = {"a": result("homo", 12.345), "b": result("U0", 6.789), "c": result("homo", 30.0), "d": result("homo", 9.0, 1_000)}
+    results = {
+        "a": result("homo", 12.345),
+        "b": result("U0", 6.789),
+        "c": result("homo", 30.0),
+        "d": result("homo", 9.0, 1_000),
+    }
     table, picture = QM9().compare(results, tmp_path)
     rows = table.read_text().splitlines()
     assert rows[0] == "| model | homo (meV) | U0 (meV) |"
@@ -194,9 +241,20 @@ def test_every_column_of_table_3_has_a_config():
         config = configs.load(path)
         assert config.task.targets == (path.stem,)
         assert config.task.paper["egnn"] == TABLE3["egnn"][qm9.TARGETS.index(path.stem)]
-        assert config.optimizer.learning_rate == (1e-3 if path.stem in ("gap", "homo", "lumo") else 5e-4)
+        assert config.optimizer.learning_rate == (
+            1e-3 if path.stem in ("gap", "homo", "lumo") else 5e-4
+        )
         model = build_model(config).encoder
-        assert (model.features, model.layers, model.infer_edges, model.update_coordinates) == (128, 7, True, False)
+        assert (model.features, model.layers, model.infer_edges, model.update_coordinates) == (
+            128,
+            7,
+            True,
+            False,
+        )
         schnet = configs.load(path.with_name(f"schnet_{path.name}"))
-        assert (schnet.task, schnet.optimizer, schnet.epochs) == (config.task, config.optimizer, config.epochs)
+        assert (schnet.task, schnet.optimizer, schnet.epochs) == (
+            config.task,
+            config.optimizer,
+            config.epochs,
+        )
         assert isinstance(build_model(schnet).encoder, egnn.SchNet)

@@ -2,9 +2,9 @@ import dataclasses
 import re
 from pathlib import Path
 
-from egnn_jax import config as configs
-from egnn_jax.config import build_model
-from egnn_jax.training.loop import fit
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.config import build_model
+from egnn_jax.training.fit import fit
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,17 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from egnn_jax import config as configs
-from egnn_jax.training.loop import fit
+from egnn_jax.experiments import config as configs
+from egnn_jax.training.fit import fit
 
 ROOT = Path(__file__).parent.parent
-SHORT = ["--epochs", "2", "--eval-every", "1", "--task.train-size", "200", "--model.features", "8", "--batch-size", "50"]
+SHORT = [
+    "--epochs",
+    "2",
+    "--eval-every",
+    "1",
+    "--task.train-size",
+    "200",
+    "--model.features",
+    "8",
+    "--batch-size",
+    "50",
+]
 
 
 def script(name, *arguments, cwd, ok=True):
     environment = os.environ | {"MPLCONFIGDIR": os.environ["EGNN_JAX_DATA"]}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode == 0) == ok, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -57,7 +72,18 @@ def test_report_draws_and_tabulates(place):
 
 
 def test_reproduce_table2(place):
-    out = script("reproduce.py", "table2", "--only", "linear", "radial_field", "--epochs", "5", "--runs", "runs/t2", cwd=place)
+    out = script(
+        "reproduce.py",
+        "table2",
+        "--only",
+        "linear",
+        "radial_field",
+        "--epochs",
+        "5",
+        "--runs",
+        "runs/t2",
+        cwd=place,
+    )
     rows = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")]
     assert rows[:2] == ["| run", "| ---"]
     assert set(rows[2:]) == {"| linear", "| radial_field"}
@@ -65,9 +91,22 @@ def test_reproduce_table2(place):
 
 
 def test_reproduce_figure5(place):
-    out = script("reproduce.py", "figure5", "--only", "baseline", "radial_field_best", "--epochs", "1", cwd=place)
+    out = script(
+        "reproduce.py",
+        "figure5",
+        "--only",
+        "baseline",
+        "radial_field_best",
+        "--epochs",
+        "1",
+        cwd=place,
+    )
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows if row[0] != "| ---"] == ["| encoder", "| baseline", "| radial_field_best"] * 2
+    assert [row[0] for row in rows if row[0] != "| ---"] == [
+        "| encoder",
+        "| baseline",
+        "| radial_field_best",
+    ] * 2
     baseline, radial = rows[2], rows[3]
     assert baseline[2:4] == ["31.788", "0.0000"]
     assert radial[8:11] == ["9.22", "1.19", "0.981"]
@@ -77,14 +116,26 @@ def test_reproduce_figure5(place):
 
 def test_reproduce_figure5_overfit(place):
     out = script("reproduce.py", "figure5-overfit", "--quick", "--epochs", "1", cwd=place)
-    assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| 0")] == ["| 0.1", "| 0.5", "| 0.9"]
+    assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| 0")] == [
+        "| 0.1",
+        "| 0.5",
+        "| 0.9",
+    ]
     assert (place / "runs/report/figure5-overfit.png").read_bytes().startswith(b"\x89PNG")
-    out = script("report.py", *(f"runs/autoencoder/overfit/gnn-{p}-1-epochs" for p in ("0.1", "0.9")), "--out", "again", cwd=place)
+    out = script(
+        "report.py",
+        *(f"runs/autoencoder/overfit/gnn-{p}-1-epochs" for p in ("0.1", "0.9")),
+        "--out",
+        "again",
+        cwd=place,
+    )
     assert "again/figure5-overfit.png" in out.splitlines()
 
 
 def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts/reproduce.py")
+    spec = importlib.util.spec_from_file_location(
+        "reproduce", ROOT / "egnn_jax/experiments/reproduce.py"
+    )
     reproduce = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reproduce)
     trained = []
@@ -92,15 +143,22 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
     def fit(task, model, config, run):  # an epoch of QM9 takes minutes
         trained.append((task.targets, config.epochs, run.name))
         assert task.independent == (len(task.targets) > 1)
-        return {"metrics": {"test": dict.fromkeys(task.targets, 12.3456)}, "config": configs.to_dict(config)}
+        return {
+            "metrics": {"test": dict.fromkeys(task.targets, 12.3456)},
+            "config": configs.to_dict(config),
+        }
 
     monkeypatch.setattr(reproduce, "fit", fit)
     table3 = lambda **options: reproduce.table3(
-        argparse.Namespace(epochs=25, seeds=None, runs=tmp_path, out=tmp_path, model="egnn", **options)
+        argparse.Namespace(
+            epochs=25, seeds=None, runs=tmp_path, out=tmp_path, model="egnn", **options
+        )
     )
     table3(targets=["homo"], together=False, half_periods=3)
     assert trained.pop() == (("homo",), 25, "homo-25-epochs-3-half-periods")
-    assert "| ours: egnn, 25 epochs, 3 half-periods | 12.3 |" in capsys.readouterr().out.splitlines()
+    assert (
+        "| ours: egnn, 25 epochs, 3 half-periods | 12.3 |" in capsys.readouterr().out.splitlines()
+    )
     table3(targets=["homo", "U0"], together=False)
     assert trained == [(("homo",), 25, "homo-25-epochs"), (("U0",), 25, "U0-25-epochs")]
     rows = capsys.readouterr().out.splitlines()
@@ -109,8 +167,14 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
     assert "| ours: egnn, 25 epochs | 12.3 | 12.3 |" in rows
     trained.clear()
     table3(targets=["alpha", "homo", "lumo", "U0"], together=True)
-    assert trained == [(("alpha", "U0"), 25, "alpha-U0-25-epochs"), (("homo", "lumo"), 25, "homo-lumo-25-epochs")]
-    assert "| ours: egnn, 25 epochs | 12.3 | 12.3 | 12.3 | 12.3 |" in capsys.readouterr().out.splitlines()
+    assert trained == [
+        (("alpha", "U0"), 25, "alpha-U0-25-epochs"),
+        (("homo", "lumo"), 25, "homo-lumo-25-epochs"),
+    ]
+    assert (
+        "| ours: egnn, 25 epochs | 12.3 | 12.3 | 12.3 | 12.3 |"
+        in capsys.readouterr().out.splitlines()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +182,9 @@ def qm9_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qm9") / "run"
     config = configs.load(ROOT / "configs/qm9/homo.yaml")
     task = dataclasses.replace(config.task, targets=("homo", "U0"), train_size=96)
-    config = dataclasses.replace(config, task=task, model=dataclasses.replace(config.model, features=4, layers=1), epochs=1)
+    config = dataclasses.replace(
+        config, task=task, model=dataclasses.replace(config.model, features=4, layers=1), epochs=1
+    )
     fit(config.task, configs.build_model(config), config, folder)
     return folder
 
@@ -133,15 +199,27 @@ def test_evaluate_tells_units_and_errors_by_the_size_of_molecules(qm9_run, tmp_p
 def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
     (tmp_path / "two.smi").write_text("C[S] with sulfur\nCC ethane\n")
     out = script("predict.py", qm9_run, "two.smi", "O", "--out", "table.csv", cwd=tmp_path)
-    head, _, sulfur, ethane, water, _, *errors = [line.strip("| ").split(" | ") for line in out.splitlines()]
+    head, _, sulfur, ethane, water, _, *errors = [
+        line.strip("| ").split(" | ") for line in out.splitlines()
+    ]
     assert head == ["molecule", "formula", "geometry", "homo (meV)", "U0 (meV)", "outside QM9"]
     assert sulfur == ["with sulfur", "CH3S", "MMFF94", "–", "–", "it has S; QM9 has H, C, N, O, F"]
     assert ethane[:3] + ethane[5:] == ["ethane", "C2H6", "MMFF94", "no"]
     assert -2.3e6 < float(ethane[4]) < -2.1e6  # two carbons and six hydrogens, -79.8 hartree
     assert water[:2] == ["O", "H2O"]
     found = json.loads((qm9_run / "result.json").read_text())["metrics"]["test"]
-    assert errors == [[f"mean absolute error on QM9's test molecules: homo {found['homo']:.4g} meV, U0 {found['U0']:.4g} meV"]]
-    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[2].startswith("ethane,C2H6,MMFF94,")
+    assert errors == [
+        [
+            f"mean absolute error on QM9's test molecules: homo {found['homo']:.4g} meV, U0 "
+            f"{found['U0']:.4g} meV"
+        ]
+    ]
+    assert (
+        (tmp_path / "table.csv")
+        .read_text(encoding="utf-8")
+        .splitlines()[2]
+        .startswith("ethane,C2H6,MMFF94,")
+    )
     assert "is a run of" not in out
     (tmp_path / "three.smi").write_text("O\nwatr\nC\n")
     errors = script("predict.py", qm9_run, "three.smi", "--out", "rest.csv", cwd=tmp_path, ok=False)
@@ -157,7 +235,9 @@ def test_report_puts_runs_of_different_targets_together(qm9_run, tmp_path):
     other = tmp_path / "elsewhere" / qm9_run.name
     fit(config.task, configs.build_model(config), config, other)
     out = script("report.py", qm9_run, other, cwd=tmp_path).splitlines()
-    head, _, first, second = [line.strip("| ").split(" | ") for line in out if line.startswith("| ")][:4]
+    head, _, first, second = [
+        line.strip("| ").split(" | ") for line in out if line.startswith("| ")
+    ][:4]
     assert len({first[0], second[0]}) == 2
     assert {"test homo (meV)", "test U0 (meV)", "test mu (D)"} < set(head)
     assert [first[head.index("test mu (D)")], second[head.index("test homo (meV)")]] == ["–", "–"]
@@ -169,7 +249,9 @@ def test_report_draws_graphs_beside_their_reconstructions(place):
     script("reproduce.py", "figure5", "--only", "baseline", "--epochs", "1", cwd=place)
     out = script("report.py", "runs/autoencoder/community_baseline", cwd=place)
     assert "| community_baseline |" in out
-    picture = place / "runs/autoencoder/community_baseline/report/community_baseline-predictions.png"
+    picture = (
+        place / "runs/autoencoder/community_baseline/report/community_baseline-predictions.png"
+    )
     assert picture.stat().st_size > 10_000
 
 
@@ -183,7 +265,10 @@ def test_training_again_reads_the_result(place):
     [
         (["train.py", "no.yaml"], "no.yaml is no file"),
         (["train.py", ROOT / "configs/nbody/linear.yaml", "--epochs", "6"], "epochs 5 -> 6"),
-        (["train.py", ROOT / "configs/nbody/linear.yaml", "--epochs", "-1", "--run", "x"], "epochs is -1; expected at least 1"),
+        (
+            ["train.py", ROOT / "configs/nbody/linear.yaml", "--epochs", "-1", "--run", "x"],
+            "epochs is -1; expected at least 1",
+        ),
         (["evaluate.py", "runs"], "runs is no run"),
         (["predict.py", "runs/nbody/linear", "O"], "is a run of NBody; expected one on QM9"),
         (["predict.py", "runs/nbody/linear", "no.xyz"], "no.xyz is no file"),
@@ -199,12 +284,21 @@ def test_mistakes_are_one_clear_line(place, arguments, message):
     assert not (place / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "report.py", "reproduce.py", "predict.py"])
+@pytest.mark.parametrize(
+    "name", ["train.py", "evaluate.py", "report.py", "reproduce.py", "predict.py"]
+)
 def test_help(name, tmp_path):
     assert "usage" in script(name, "--help", cwd=tmp_path).lower()
 
 
 def test_train_help_shows_every_option_with_its_default(tmp_path):
     out = script("train.py", ROOT / "configs/nbody/egnn.yaml", "--help", cwd=tmp_path)
-    for text in ("--run", "--seeds", "(default: 10000)", "--optimizer.learning-rate", "(default: 0.0005)", "--model.infer-edges"):
+    for text in (
+        "--run",
+        "--seeds",
+        "(default: 10000)",
+        "--optimizer.learning-rate",
+        "(default: 0.0005)",
+        "--model.infer-edges",
+    ):
         assert text in out

@@ -1,4 +1,5 @@
-"""What keeps EGNN finite: bounded φ_x over mean aggregation, whatever the parameters, depth, size, spread and precision.
+"""What keeps EGNN finite: bounded φ_x over mean aggregation, whatever the parameters, depth, size,
+spread and precision.
 
 ``python -m tests.test_stability`` prints the table of docs/trust.md.
 """
@@ -36,7 +37,9 @@ FEATURES = 8
 
 
 def cast(tree, dtype):
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
 
 
 @partial(jax.jit, static_argnums=0)
@@ -47,25 +50,36 @@ def layer(options, params, graph):
 def growth(options, case, drawn, dtype):
     """max|x| after all layers over max|x| before, and whether outputs and gradients are all finite.
 
-    Two nodes are at the same place, and the padding holds numbers. ``drawn``: parameters of order one, else as initialised.
+    Two nodes are at the same place, and the padding holds numbers. ``drawn``: parameters of order
+    one, else as initialised.
     """
     n_node, scale, layers = CASES[case]
     x = scale * np.random.default_rng(0).standard_normal((n_node, 3))
     x[1] = x[0]
-    graph = cast(testing.pad_with_noise(egnn.complete_graph(x=x, h=np.ones((n_node, FEATURES)))), dtype)
+    graph = cast(
+        testing.pad_with_noise(egnn.complete_graph(x=x, h=np.ones((n_node, FEATURES)))), dtype
+    )
     model = egnn.EGNN(FEATURES, layers, embed=False, **options)
-    params = model.init(jax.random.key(0), graph) if not drawn else jax.eval_shape(model.init, jax.random.key(0), graph)
+    params = (
+        model.init(jax.random.key(0), graph)
+        if not drawn
+        else jax.eval_shape(model.init, jax.random.key(0), graph)
+    )
     params = cast(testing.randomise_parameters(params) if drawn else params, dtype)
 
     def energy(params, nodes):
         out = graph._replace(nodes=nodes)
         for k in range(layers):  # the same as model.apply, compiled once instead of once a layer
             out = layer(tuple(options.items()), params["params"][f"layer_{k}"], out)
-        return sum(jnp.sum(jnp.sin(a.astype(jnp.float32))) for a in (out.nodes.x, out.nodes.h)), out.nodes
+        return sum(
+            jnp.sum(jnp.sin(a.astype(jnp.float32))) for a in (out.nodes.x, out.nodes.h)
+        ), out.nodes
 
     gradients, out = jax.grad(energy, argnums=(0, 1), has_aux=True)(params, graph.nodes)
     real = np.asarray(out.x[:n_node], np.float32)
-    finite = all(np.isfinite(np.asarray(a, np.float32)).all() for a in jax.tree.leaves((out, gradients)))
+    finite = all(
+        np.isfinite(np.asarray(a, np.float32)).all() for a in jax.tree.leaves((out, gradients))
+    )
     return np.abs(real).max() / np.abs(x).max(), finite
 
 
@@ -91,14 +105,25 @@ def test_the_check_can_fail():
 
 
 def table() -> str:
-    """Largest coordinate out over in, for each option, case and kind of parameters; n: not finite."""
-    rows = ["| options | parameters | " + " | ".join(CASES) + " |", "| --- | --- |" + " --- |" * len(CASES)]
+    """Largest coordinate out over in, for each option, case and kind of parameters; n: not
+    finite.
+    """
+    rows = [
+        "| options | parameters | " + " | ".join(CASES) + " |",
+        "| --- | --- |" + " --- |" * len(CASES),
+    ]
     for name, drawn in itertools.product(OPTIONS, (False, True)):
         cells = []
         for case in CASES:
-            values = [growth(OPTIONS[name], case, drawn, dtype) for dtype in (jnp.float32, jnp.bfloat16)]
-            cells.append(" / ".join(f"{moved:.2g}" if finite else "not finite" for moved, finite in values))
-        rows.append(f"| {name} | {'order one' if drawn else 'initialised'} | " + " | ".join(cells) + " |")
+            values = [
+                growth(OPTIONS[name], case, drawn, dtype) for dtype in (jnp.float32, jnp.bfloat16)
+            ]
+            cells.append(
+                " / ".join(f"{moved:.2g}" if finite else "not finite" for moved, finite in values)
+            )
+        rows.append(
+            f"| {name} | {'order one' if drawn else 'initialised'} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(rows)
 
 

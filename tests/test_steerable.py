@@ -1,4 +1,6 @@
-"""TFN and SE(3)-Transformer against e3nn's own algebra, reflections, attention; SchNet's energy; what they refuse."""
+"""TFN and SE(3)-Transformer against e3nn's own algebra, reflections, attention; SchNet's energy;
+what they refuse.
+"""
 
 import dataclasses
 
@@ -10,25 +12,31 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.graph import softmax_at_receivers
-from egnn_jax.models.radial import cosine_cutoff, gaussian_basis
+from egnn_jax.graph.graph import softmax_at_receivers
 from egnn_jax.models.schnet import shifted_softplus
 from egnn_jax.models.se3_transformer import AttentionLayer
 from egnn_jax.models.tfn import NormNonlinearity, TFNLayer, irreps, look_at_edges, product
+from egnn_jax.nn.radial import cosine_cutoff, gaussian_basis
 
 
 def features_of(graph, kind, seed=0):
-    return e3nn.normal(kind, jax.random.key(seed), (graph.nodes.x.shape[0],), dtype=graph.nodes.x.dtype)
+    return e3nn.normal(
+        kind, jax.random.key(seed), (graph.nodes.x.shape[0],), dtype=graph.nodes.x.dtype
+    )
 
 
 @pytest.mark.parametrize(
-    "layer", [TFNLayer(4, 2, 3), TFNLayer(4, 2, 3, "ignored"), AttentionLayer(4, 2, 3, 2)], ids=lambda m: type(m).__name__
+    "layer",
+    [TFNLayer(4, 2, 3), TFNLayer(4, 2, 3, "ignored"), AttentionLayer(4, 2, 3, 2)],
+    ids=lambda m: type(m).__name__,
 )
 def test_a_layer_turns_random_irreps_as_e3nn_does(x64, layer):
     """V(Q x) = D(Q) V(x) with e3nn's own matrices, for features of every degree in and out."""
     graph = testing.random_graph()
     features = features_of(graph, irreps(4, 2, layer.parity))
-    apply = lambda params, graph, features: layer.apply(params, graph, features, look_at_edges(graph, 4, layer.parity))
+    apply = lambda params, graph, features: layer.apply(
+        params, graph, features, look_at_edges(graph, 4, layer.parity)
+    )
     params = layer.init(jax.random.key(0), graph, features, look_at_edges(graph, 4, layer.parity))
     params = testing.randomise_parameters(params)
     out = apply(params, graph, features)
@@ -36,7 +44,9 @@ def test_a_layer_turns_random_irreps_as_e3nn_does(x64, layer):
     for determinant in (1, -1) if layer.parity == "natural" else (1,):
         q = egnn.random_orthogonal(jax.random.key(1), 3, determinant)
         got = apply(params, egnn.transform(graph, q), features.transform_by_matrix(q))
-        np.testing.assert_allclose(got.array, out.transform_by_matrix(q).array, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            got.array, out.transform_by_matrix(q).array, rtol=1e-9, atol=1e-9
+        )
 
 
 def test_messages_are_the_products_of_e3nn_edge_by_edge(x64):
@@ -64,19 +74,27 @@ def test_one_tfn_layer_is_its_formula_in_loops(x64):
     products = product(graph, features, edges, 1)
     radial = params["params"]["radial"]
     hidden = edges.invariants @ radial["Dense_0"]["kernel"] + radial["Dense_0"]["bias"]
-    weights = hidden / (1 + jnp.exp(-hidden)) @ radial["Dense_1"]["kernel"] + radial["Dense_1"]["bias"]
+    weights = (
+        hidden / (1 + jnp.exp(-hidden)) @ radial["Dense_1"]["kernel"] + radial["Dense_1"]["bias"]
+    )
     messages = np.asarray((products * weights).array)
     summed = np.zeros((len(graph.nodes.x), messages.shape[1]))
     for k, i in enumerate(np.asarray(graph.receivers)):
         summed[i] += messages[k]
     linear = e3nn.flax.Linear("4x0e+4x1o", biases=True, gradient_normalization="element")
-    mixed = linear.apply({"params": params["params"]["mix"]}, e3nn.IrrepsArray(products.irreps, jnp.asarray(summed)))
+    mixed = linear.apply(
+        {"params": params["params"]["mix"]}, e3nn.IrrepsArray(products.irreps, jnp.asarray(summed))
+    )
     kept = linear.apply({"params": params["params"]["self_interaction"]}, features)
     expected = NormNonlinearity().apply({"params": params["params"]["nonlinearity"]}, kept + mixed)
-    np.testing.assert_allclose(layer.apply(params, graph, features, edges).array, expected.array, atol=1e-11)
+    np.testing.assert_allclose(
+        layer.apply(params, graph, features, edges).array, expected.array, atol=1e-11
+    )
 
 
-@pytest.mark.parametrize("model", [egnn.TFN(6, 2), egnn.SE3Transformer(6, 2)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "model", [egnn.TFN(6, 2), egnn.SE3Transformer(6, 2)], ids=lambda m: type(m).__name__
+)
 def test_parity_decides_about_reflections(x64, model):
     graph = testing.random_graph()
     params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
@@ -119,8 +137,12 @@ def test_radial_functions():
     d = jnp.array([0.0, 1.0, 2.5, 5.0, 7.0])
     basis = gaussian_basis(d, 6, 5.0)
     np.testing.assert_allclose(basis[1], np.exp(-((1 - np.arange(6.0)) ** 2) / 2), rtol=1e-5)
-    np.testing.assert_allclose(cosine_cutoff(d, 5.0), [1, (np.cos(np.pi / 5) + 1) / 2, 0.5, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(shifted_softplus(jnp.array([0.0, 2.0])), [0, np.log(np.exp(2) / 2 + 0.5)], atol=1e-6)
+    np.testing.assert_allclose(
+        cosine_cutoff(d, 5.0), [1, (np.cos(np.pi / 5) + 1) / 2, 0.5, 0, 0], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        shifted_softplus(jnp.array([0.0, 2.0])), [0, np.log(np.exp(2) / 2 + 0.5)], atol=1e-6
+    )
 
 
 def test_derivatives_of_the_shifted_softplus(x64):
@@ -149,7 +171,11 @@ def test_beyond_the_cutoff_nothing_is_felt(x64):
         (egnn.SE3Transformer(), 4, "x has 4 coordinates; expected 3"),
         (egnn.TFN(parity="odd"), 3, "parity is 'odd'"),
         (egnn.TFN(degree=0), 3, "degree is 0; expected at least 1"),
-        (egnn.SE3Transformer(features=6, heads=4), 3, "features is 6; expected a multiple of heads, which is 4"),
+        (
+            egnn.SE3Transformer(features=6, heads=4),
+            3,
+            "features is 6; expected a multiple of heads, which is 4",
+        ),
         (egnn.SchNet(cutoff=0.0), 3, "cutoff is 0.0"),
     ],
 )

@@ -1,7 +1,8 @@
-"""Every model of the registry, in every option: symmetric as it says, indifferent to padding and order, differentiable.
+"""Every model of the registry, in every option: symmetric as it says, indifferent to padding and
+order, differentiable.
 
-A model added to the registry is tested here without another line. ``python -m tests.test_symmetries`` prints the table of
-docs/trust.md.
+A model added to the registry is tested here without another line. ``python -m
+tests.test_symmetries`` prints the table of docs/trust.md.
 """
 
 import dataclasses
@@ -22,12 +23,18 @@ UNSEEN = {"clip": 1e3}
 RTOL = {"float64": 1e-10, "float32": 3e-5}
 """Stricter than what users' layers are held to."""
 ABOUT_THE_ORIGIN = {"shrinkage": 0.1}
-"""Values for options that leave a model equivariant to rotations and reflections, but not to translations."""
+"""Values for options that leave a model equivariant to rotations and reflections, but not to
+translations.
+"""
 
 
 def variants(model):
     """The default, and each option at each of its other values."""
-    fields = {f.name: f for f in dataclasses.fields(model) if f.init and f.name not in ("parent", "name", *SIZES)}
+    fields = {
+        f.name: f
+        for f in dataclasses.fields(model)
+        if f.init and f.name not in ("parent", "name", *SIZES)
+    }
     hints = get_type_hints(model)
     yield {}
     for name, field in fields.items():
@@ -44,11 +51,17 @@ def variants(model):
         elif int in get_args(hints[name]):
             yield {name: 3}
         else:
-            raise NotImplementedError(f"{model.__name__}.{name}: tell this test what values {hints[name]} may have")
+            raise NotImplementedError(
+                f"{model.__name__}.{name}: tell this test what values {hints[name]} may have"
+            )
 
 
 def describe(value):
-    return "-".join(f"{k}={v}" for k, v in value.items()) or "default" if isinstance(value, dict) else getattr(value, "__name__", None)
+    return (
+        "-".join(f"{k}={v}" for k, v in value.items()) or "default"
+        if isinstance(value, dict)
+        else getattr(value, "__name__", None)
+    )
 
 
 CASES = [(model, options) for model in egnn.MODELS.values() for options in variants(model)]
@@ -65,7 +78,9 @@ def strict():
 def build(model, options, graph, seed=0):
     sizes = {k: v for k, v in SIZES.items() if k in {f.name for f in dataclasses.fields(model)}}
     model = model(**sizes, **options)
-    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(seed), graph), seed)
+    params = testing.randomise_parameters(
+        jax.eval_shape(model.init, jax.random.key(seed), graph), seed
+    )
     return model, params, lambda g: model.apply(params, g)
 
 
@@ -80,10 +95,17 @@ def dimensions(model):
 
 
 def largest_error(model, options, dimensions):
-    """Over rotations, reflections and translations in these dimensions, relative to the largest entry of a field."""
-    moves = {"reflection": model.symmetry != "SE(3)", "translation": not options.keys() & ABOUT_THE_ORIGIN.keys()}
+    """Over rotations, reflections and translations in these dimensions, relative to the largest
+    entry of a field.
+    """
+    moves = {
+        "reflection": model.symmetry != "SE(3)",
+        "translation": not options.keys() & ABOUT_THE_ORIGIN.keys(),
+    }
     return max(
-        testing.assert_equivariant(build(model, options, graph)[2], graph, rtol=RTOL[str(graph.nodes.x.dtype)], **moves)
+        testing.assert_equivariant(
+            build(model, options, graph)[2], graph, rtol=RTOL[str(graph.nodes.x.dtype)], **moves
+        )
         for n in dimensions
         for graph in graphs(model, n)
     )
@@ -96,14 +118,20 @@ EQUIVARIANT = [(model, options) for model, options in CASES if model.symmetry !=
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 def test_equivariant(model, options, double):
     with jax.enable_x64(double):
-        largest_error(model, options, dimensions(model) if double else [3])  # but for rounding, the dimension is nothing new
+        largest_error(
+            model, options, dimensions(model) if double else [3]
+        )  # but for rounding, the dimension is nothing new
 
 
-@pytest.mark.parametrize(("model", "options"), [case for case in CASES if case not in EQUIVARIANT], ids=describe)
+@pytest.mark.parametrize(
+    ("model", "options"), [case for case in CASES if case not in EQUIVARIANT], ids=describe
+)
 def test_what_claims_no_symmetry_has_none(x64, model, options):
     for n in dimensions(model):
         for graph in graphs(model, n):
-            with pytest.raises(AssertionError, match=r"after a (rotation|reflection)|does not depend on them"):
+            with pytest.raises(
+                AssertionError, match=r"after a (rotation|reflection)|does not depend on them"
+            ):
                 testing.assert_equivariant(build(model, options, graph)[2], graph)
 
 
@@ -125,7 +153,10 @@ def test_derivatives_are_finite_where_nodes_coincide(x64, model, options):
 @every_model
 def test_jit_and_vmap_give_the_same(x64, model, options):
     first = testing.random_graph(sizes=(4,))
-    stack = [first._replace(nodes=jax.tree.map(partial(jnp.multiply, scale), first.nodes)) for scale in (1.0, -0.5, 2.0)]
+    stack = [
+        first._replace(nodes=jax.tree.map(partial(jnp.multiply, scale), first.nodes))
+        for scale in (1.0, -0.5, 2.0)
+    ]
     _, _, apply = build(model, options, first)
     looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(apply, stack))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)
@@ -150,10 +181,16 @@ def test_mixed_precision_computes_in_bfloat16_and_moves_in_float32(model):
     graph = testing.random_graph()
     model, params, apply = build(model, {}, graph)
     mixed = egnn.MixedPrecision(model)
-    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(mixed.init, jax.random.key(0), graph), params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        jax.eval_shape(mixed.init, jax.random.key(0), graph), params
+    )
     exact, rounded = apply(graph), mixed.apply(params, graph)
     chex.assert_trees_all_equal_shapes_and_dtypes(exact, rounded)
-    products = [line for line in jax.jit(mixed.apply).lower(params, graph).as_text().splitlines() if "dot_general" in line]
+    products = [
+        line
+        for line in jax.jit(mixed.apply).lower(params, graph).as_text().splitlines()
+        if "dot_general" in line
+    ]
     assert sum("xbf16>" in line for line in products) >= len(products) / 2
     assert 0 < distance(rounded, exact) < 0.1
 
@@ -165,27 +202,49 @@ def distance(graph, other):
 
 
 def mixed_error(model, options):
-    """How far a rotation before the network and one after it are apart, computed in bfloat16: the largest of 20."""
+    """How far a rotation before the network and one after it are apart, computed in bfloat16: the
+    largest of 20.
+    """
     graph = testing.random_graph()
     model, params, _ = build(model, options, graph)
     apply = jax.jit(partial(egnn.MixedPrecision(model).apply, params))
     turns = [egnn.random_orthogonal(jax.random.key(k), 3, 1) for k in range(20)]
-    return max(distance(apply(egnn.transform(graph, q)), egnn.transform(apply(graph), q)) for q in turns)
+    return max(
+        distance(apply(egnn.transform(graph, q)), egnn.transform(apply(graph), q)) for q in turns
+    )
 
 
 def table() -> str:
     """The largest relative errors of each model over all its options, dimensions and symmetries."""
-    head = ["model", "options", "dimensions", "symmetries", "largest error, float64", "float32", "bfloat16"]
+    head = [
+        "model",
+        "options",
+        "dimensions",
+        "symmetries",
+        "largest error, float64",
+        "float32",
+        "bfloat16",
+    ]
     rows = [head, ["---"] * len(head)]
     for model in dict.fromkeys(model for model, _ in EQUIVARIANT):
         mine = [options for other, options in EQUIVARIANT if other is model]
         worst = []
         for double in (True, False):
             with jax.enable_x64(double):
-                worst.append(max(largest_error(model, options, dimensions(model)) for options in mine))
+                worst.append(
+                    max(largest_error(model, options, dimensions(model)) for options in mine)
+                )
         worst.append(max(mixed_error(model, options) for options in mine))
         n, also = ("3", "") if model.symmetry == "SE(3)" else ("1 to 8", "reflection, ")
-        rows.append([model.__name__, str(len(mine)), n, f"rotation, {also}translation", *(f"{error:.1e}" for error in worst)])
+        rows.append(
+            [
+                model.__name__,
+                str(len(mine)),
+                n,
+                f"rotation, {also}translation",
+                *(f"{error:.1e}" for error in worst),
+            ]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -1,4 +1,6 @@
-"""The checks of egnn_jax.testing catch what they are for: each deliberately broken layer fails the check that names it."""
+"""The checks of egnn_jax.testing catch what they are for: each deliberately broken layer fails the
+check that names it.
+"""
 
 import flax.linen as nn
 import jax
@@ -8,7 +10,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.graph import graph_of_node, sum_at_receivers
+from egnn_jax.graph.graph import graph_of_node, sum_at_receivers
 
 
 def moved(graph, dx=0.0, **fields):
@@ -23,7 +25,11 @@ def distances(graph):
 def sound(graph):
     """x_i + Σ_j r_ij / (1 + ‖r_ij‖²) + v_i, with h_i + Σ_j ‖r_ij‖²."""
     r, squares = distances(graph)
-    return moved(graph, sum_at_receivers(graph, r / (1 + squares)) + graph.nodes.v, h=graph.nodes.h + sum_at_receivers(graph, squares))
+    return moved(
+        graph,
+        sum_at_receivers(graph, r / (1 + squares)) + graph.nodes.v,
+        h=graph.nodes.h + sum_at_receivers(graph, squares),
+    )
 
 
 def coordinates_in_h(graph):
@@ -45,7 +51,9 @@ def absolute_position(graph):
 
 
 def summed_at_senders(graph):
-    """Directed edges: what j should get from i goes to i. Still equivariant, but not what the oracle says."""
+    """Directed edges: what j should get from i goes to i. Still equivariant, but not what the
+    oracle says.
+    """
     r, _ = distances(graph)
     return moved(graph, jax.ops.segment_sum(r, graph.senders, graph.nodes.x.shape[0]))
 
@@ -70,7 +78,9 @@ def position_in_batch(graph):
 
 def plain_norm(graph):
     r, _ = distances(graph)
-    return moved(graph, sum_at_receivers(graph, r / (1 + jnp.linalg.norm(r, axis=-1, keepdims=True))))
+    return moved(
+        graph, sum_at_receivers(graph, r / (1 + jnp.linalg.norm(r, axis=-1, keepdims=True)))
+    )
 
 
 def normalised_by_plain_norm(graph):
@@ -124,7 +134,11 @@ def named(value):
     return getattr(value, "__name__", "")
 
 
-@pytest.mark.parametrize("check", [equivariant, permutation, padding, finite], ids=["equivariant", "permutation", "padding", "finite"])
+@pytest.mark.parametrize(
+    "check",
+    [equivariant, permutation, padding, finite],
+    ids=["equivariant", "permutation", "padding", "finite"],
+)
 def test_a_sound_layer_passes(x64, check):
     check(sound)
 
@@ -136,7 +150,9 @@ def test_a_broken_layer_is_caught(x64, check, layer, message):
 
 
 # 1e-6 is less than float32 shows of coordinates of order one.
-@pytest.mark.parametrize(("check", "layer", "message"), [b for b in BROKEN if b[1] is not epsilon_added], ids=named)
+@pytest.mark.parametrize(
+    ("check", "layer", "message"), [b for b in BROKEN if b[1] is not epsilon_added], ids=named
+)
 def test_a_broken_layer_is_caught_in_float32(check, layer, message):
     with pytest.raises(AssertionError):
         check(layer)
@@ -160,17 +176,24 @@ def test_invariant_outputs_are_arrays(x64):
 def test_an_array_of_another_shape_or_a_nan_is_a_failure(x64):
     with pytest.raises(AssertionError, match=r"nan .* expected"):
         testing.assert_equivariant(
-            lambda g: moved(sound(g), h=jnp.where(jnp.abs(g.nodes.h) > 1, g.nodes.x[:, :1] * jnp.nan, 0.0)), ragged()
+            lambda g: moved(
+                sound(g), h=jnp.where(jnp.abs(g.nodes.h) > 1, g.nodes.x[:, :1] * jnp.nan, 0.0)
+            ),
+            ragged(),
         )
     with pytest.raises(AssertionError, match="has the fields"):
-        testing.assert_permutation_equivariant(lambda g: g.nodes.x[: 3 + int(g.nodes.x[0, 0] != ragged().nodes.x[0, 0])], ragged())
+        testing.assert_permutation_equivariant(
+            lambda g: g.nodes.x[: 3 + int(g.nodes.x[0, 0] != ragged().nodes.x[0, 0])], ragged()
+        )
 
 
 def test_a_gradient_of_the_parameters_is_checked(x64):
     class Root(nn.Module):
         @nn.compact
         def __call__(self, graph):
-            return moved(graph, graph.nodes.v * jnp.sqrt(self.param("scale", nn.initializers.zeros, ())))
+            return moved(
+                graph, graph.nodes.v * jnp.sqrt(self.param("scale", nn.initializers.zeros, ()))
+            )
 
     graph = testing.random_graph()
     model = Root()
@@ -187,7 +210,9 @@ def test_random_graphs_have_what_they_promise():
     assert (x[6] == x[7]).all()
     assert (v[[0, 5, 6]] == 0).all()
     assert (x[13:] != 0).all(), "padding holds numbers"
-    edges = set(zip(np.asarray(graph.senders).tolist(), np.asarray(graph.receivers).tolist(), strict=True))
+    edges = set(
+        zip(np.asarray(graph.senders).tolist(), np.asarray(graph.receivers).tolist(), strict=True)
+    )
     assert {(0, 1), (1, 0)} <= edges
     assert any((j, i) not in edges for i, j in edges), "directed"
     assert not any(i in (4, 5, 12) for _, i in edges), "some nodes receive nothing"
@@ -199,14 +224,19 @@ def test_random_graphs_have_what_they_promise():
     assert bare.edges is None
 
 
-@pytest.mark.parametrize("wrong", [{"sizes": ()}, {"sizes": (0,)}, {"n": 0}, {"features": 0}, {"attributes": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"sizes": ()}, {"sizes": (0,)}, {"n": 0}, {"features": 0}, {"attributes": -1}]
+)
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ValueError, match="expected at least one graph"):
         testing.random_graph(**wrong)
 
 
 def test_a_dtype_without_a_tolerance_needs_one():
-    graph = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if jnp.issubdtype(a.dtype, jnp.floating) else a, testing.random_graph())
+    graph = jax.tree.map(
+        lambda a: a.astype(jnp.bfloat16) if jnp.issubdtype(a.dtype, jnp.floating) else a,
+        testing.random_graph(),
+    )
     with pytest.raises(ValueError, match="x has dtype bfloat16, which has no default tolerance"):
         testing.assert_equivariant(sound, graph)
 

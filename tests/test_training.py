@@ -1,4 +1,6 @@
-"""The loop on the real data, made short: exact steps, exact resume, one compilation, clean stops."""
+"""The loop on the real data, made short: exact steps, exact resume, one compilation, clean
+stops.
+"""
 
 import dataclasses
 import json
@@ -14,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egnn_jax import config as configs
-from egnn_jax.config import Config, Optimizer, build_model
-from egnn_jax.tasks import NBody
+from egnn_jax.experiments import NBody
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.config import Config, Optimizer, build_model
 from egnn_jax.training import loop
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Evaluation
-from egnn_jax.training.loop import fit, load
+from egnn_jax.training.fit import fit, load
 from egnn_jax.training.state import init_state, optimiser
 from egnn_jax.training.step import make_mesh, make_step, make_train
 
@@ -49,7 +51,12 @@ def parts(config: Config):
     transform = optimiser(config.optimizer, 2, 8)
     batches = config.task.pack("train", np.arange(200).reshape(2, 100))
     graph = config.task.graph(jax.tree.map(lambda a: a[0], batches))
-    return model, transform, batches, init_state(model, graph, transform, config.optimizer.average > 0, 0)
+    return (
+        model,
+        transform,
+        batches,
+        init_state(model, graph, transform, config.optimizer.average > 0, 0),
+    )
 
 
 def test_the_loss_is_the_mean_square_or_hubers():
@@ -57,9 +64,13 @@ def test_the_loss_is_the_mean_square_or_hubers():
     batch = jax.tree.map(lambda a: a[0], batches)
     error = np.abs(np.asarray(NBody().predict(model.apply, state.params, batch)) - batch.target)
     key = jax.random.key(0)
-    np.testing.assert_allclose(NBody().loss(model.apply, state.params, batch, key), np.mean(error**2), rtol=1e-5)
+    np.testing.assert_allclose(
+        NBody().loss(model.apply, state.params, batch, key), np.mean(error**2), rtol=1e-5
+    )
     huber = np.where(error < 0.3, error**2 / 2, 0.3 * (error - 0.15))
-    np.testing.assert_allclose(NBody(huber=0.3).loss(model.apply, state.params, batch, key), huber.mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        NBody(huber=0.3).loss(model.apply, state.params, batch, key), huber.mean(), rtol=1e-5
+    )
 
 
 def test_augmentation_turns_inputs_and_targets_alike():
@@ -67,24 +78,39 @@ def test_augmentation_turns_inputs_and_targets_alike():
     batch, keys = jax.tree.map(lambda a: a[0], batches), jax.random.split(jax.random.key(0))
     plain = NBody().loss(model.apply, state.params, batch, keys[0])
     still = lambda params, graph: graph  # predicts the input
-    straight = lambda params, graph: graph._replace(nodes=graph.nodes.replace(x=graph.nodes.x * jnp.array([1.0, 0.0, 0.0])))
+    straight = lambda params, graph: graph._replace(
+        nodes=graph.nodes.replace(x=graph.nodes.x * jnp.array([1.0, 0.0, 0.0]))
+    )
     for key in keys:
-        np.testing.assert_allclose(NBody(augment=True).loss(model.apply, state.params, batch, key), plain, rtol=1e-5)
-        np.testing.assert_allclose(NBody(augment=True).loss(still, None, batch, key), NBody().loss(still, None, batch, key), rtol=1e-5)
+        np.testing.assert_allclose(
+            NBody(augment=True).loss(model.apply, state.params, batch, key), plain, rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            NBody(augment=True).loss(still, None, batch, key),
+            NBody().loss(still, None, batch, key),
+            rtol=1e-5,
+        )
     turned = [float(NBody(augment=True).loss(straight, None, batch, key)) for key in keys]
     assert len({*turned, float(NBody().loss(straight, None, batch, keys[0]))}) == 3
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_one_step_equals_a_hand_written_one(x64, name):
-    config = tiny(optimizer={"name": name, "learning_rate": 1e-2, "weight_decay": 0.1, "average": 0.9})
+    config = tiny(
+        optimizer={"name": name, "learning_rate": 1e-2, "weight_decay": 0.1, "average": 0.9}
+    )
     model, transform, batches, state = parts(config)
     batch = jax.tree.map(lambda a: jnp.asarray(a[0], jnp.float64), batches)
-    state = jax.tree.map(lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
+    state = jax.tree.map(
+        lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, state
+    )
     after, loss = make_step(config.task, model.apply, transform, 0.9)(state, batch)
 
     def mse(params):
-        return jnp.mean((model.apply(params, config.task.graph(batch)).nodes.x - batch.target.reshape(-1, 3)) ** 2)
+        return jnp.mean(
+            (model.apply(params, config.task.graph(batch)).nodes.x - batch.target.reshape(-1, 3))
+            ** 2
+        )
 
     np.testing.assert_allclose(loss, mse(state.params), rtol=1e-12)
 
@@ -94,7 +120,9 @@ def test_one_step_equals_a_hand_written_one(x64, name):
         return p - 1e-2 * (move if name == "adam" else move + 0.1 * p)
 
     expected = jax.tree.map(hand, state.params, jax.grad(mse)(state.params))
-    chex.assert_trees_all_close(after.params, expected, rtol=1e-6, atol=1e-8)  # optax corrects its bias in float32
+    chex.assert_trees_all_close(
+        after.params, expected, rtol=1e-6, atol=1e-8
+    )  # optax corrects its bias in float32
     # The average starts with a memory of (1 + 0) / (10 + 0).
     mixed = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, expected)
     chex.assert_trees_all_close(after.average, mixed, rtol=1e-6, atol=1e-8)
@@ -113,7 +141,9 @@ def test_a_batch_spread_over_two_devices_is_the_same_step(micro):
     assert make_mesh(20).size == 2
     assert make_mesh(5).size == 1
     alone = make_step(config.task, model.apply, transform, 0.0)
-    together = make_train(make_step(config.task, model.apply, transform, 0.0, make_mesh(20), micro), 1, make_mesh(20))
+    together = make_train(
+        make_step(config.task, model.apply, transform, 0.0, make_mesh(20), micro), 1, make_mesh(20)
+    )
     expected = jax.lax.scan(alone, state, batches)
     got = together(state, over(2 * micro, batches))
     chex.assert_trees_all_close(got[1], expected[1], rtol=1e-6)
@@ -145,9 +175,13 @@ def test_a_whole_run_compiles_training_and_evaluation_once(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_micro_batches_change_nothing_but_rounding(tmp_path, seeds):
-    whole, parts = (run(tiny(seeds=seeds, micro_batches=micro), tmp_path / str(micro)) for micro in (1, 5))
+    whole, parts = (
+        run(tiny(seeds=seeds, micro_batches=micro), tmp_path / str(micro)) for micro in (1, 5)
+    )
     for split in ("valid", "test"):
-        np.testing.assert_allclose(parts["metrics"][split]["mse"], whole["metrics"][split]["mse"], rtol=1e-4)
+        np.testing.assert_allclose(
+            parts["metrics"][split]["mse"], whole["metrics"][split]["mse"], rtol=1e-4
+        )
 
 
 def equal_runs(one: Path, other: Path):
@@ -159,7 +193,11 @@ def equal_runs(one: Path, other: Path):
     chex.assert_trees_all_equal(load(one)[2], load(other)[2])
 
 
-@pytest.mark.parametrize(("eval_every", "stopped"), [(1, 4), (2, 3), (3, 1)], ids=["at an evaluation", "in mid-epoch", "before any"])
+@pytest.mark.parametrize(
+    ("eval_every", "stopped"),
+    [(1, 4), (2, 3), (3, 1)],
+    ids=["at an evaluation", "in mid-epoch", "before any"],
+)
 def test_stop_and_resume_equals_straight_bit_for_bit(tmp_path, monkeypatch, eval_every, stopped):
     config = tiny(eval_every=eval_every, chunk_steps=1, seeds=2)
     run(config, tmp_path / "straight")
@@ -183,8 +221,8 @@ def test_stop_and_resume_equals_straight_bit_for_bit(tmp_path, monkeypatch, eval
 
 CHILD = """
 import jax, sys
-from egnn_jax import config as configs
-from egnn_jax.training.loop import fit, Interrupted
+from egnn_jax.experiments import config as configs
+from egnn_jax.training.fit import fit, Interrupted
 config = configs.load(sys.argv[1])
 try:
     fit(config.task, configs.build_model(config), config, sys.argv[2])
@@ -197,10 +235,18 @@ def test_ctrl_c_saves_and_the_same_call_continues(tmp_path):
     config = tiny(epochs=3_000_000, eval_every=10, chunk_steps=4, checkpoint_seconds=1e6)
     assert NBody().size("train") == 3_000  # so that the child finds the data made
     (tmp_path / "config.yaml").write_text(configs.dump(config))
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "config.yaml"), str(tmp_path / "stopped")]
+    command = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(tmp_path / "config.yaml"),
+        str(tmp_path / "stopped"),
+    ]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         metrics = tmp_path / "stopped" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        while process.poll() is None and not (
+            metrics.exists() and metrics.read_text().count("\n") >= 3
+        ):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -234,7 +280,9 @@ def test_result_says_what_the_issue_asks(tmp_path):
     value = Evaluation(config.task, model, config)(params, "test")["mse"]
     batch = config.task.pack("test", np.arange(2_000))
     predicted = config.task.predict(model.apply, params, batch)
-    np.testing.assert_allclose(value, np.mean((np.asarray(predicted) - batch.target) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        value, np.mean((np.asarray(predicted) - batch.target) ** 2), rtol=1e-5
+    )
     np.testing.assert_allclose(result["metrics"]["test"]["mse"], value, rtol=1e-6)
 
 
@@ -278,7 +326,11 @@ def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path):
 
     config = tiny(epochs=8)
     task = Poisoned(train_size=210)
-    with pytest.raises(FloatingPointError, match=r"step 5 \(epoch 3, batch 2 of 2\); the last good checkpoint is .*/checkpoints/last/4"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 5 \(epoch 3, batch 2 of 2\); the last good checkpoint is "
+        r".*/checkpoints/last/4",
+    ):
         fit(task, build_model(config), config, tmp_path)
     assert not (tmp_path / "result.json").exists()
 
@@ -312,7 +364,10 @@ def test_parameters_that_are_not_finite_are_no_checkpoint(tmp_path):
         calls = 0
 
     config = tiny(chunk_steps=1)
-    with pytest.raises(FloatingPointError, match=r"parameters are not finite after step 3; the last good checkpoint is .*/last/2"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"parameters are not finite after step 3; the last good checkpoint is .*/last/2",
+    ):
         fit(Flat(train_size=210), build_model(config), config, tmp_path)
 
 
@@ -342,7 +397,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     ("changes", "message"),
     [
         ({"batch_size": 211}, "batch_size is 211; expected at most 210"),
-        ({"task": {"name": "nbody", "train_size": 3_001}}, "train_size is 3001; expected 1 to 3000"),
+        (
+            {"task": {"name": "nbody", "train_size": 3_001}},
+            "train_size is 3001; expected 1 to 3000",
+        ),
         ({"task": {"name": "nbody", "train_size": 0}}, "train_size is 0"),
         ({"model": {"name": "egnn", "layers": 0}}, "layers is 0"),
     ],
@@ -402,7 +460,10 @@ def test_schedules_count_steps_once(half_periods):
     for _ in range(40):
         updates, state = transform.update({"w": jnp.ones(())}, state, params)
         sizes.append(-float(updates["w"]))
-    expected = [*np.arange(10) / 10, *(0.5 * (1 + np.cos(half_periods * np.pi * np.arange(30) / 30)))]
+    expected = [
+        *np.arange(10) / 10,
+        *(0.5 * (1 + np.cos(half_periods * np.pi * np.arange(30) / 30))),
+    ]
     np.testing.assert_allclose(sizes, expected, atol=1e-4)
 
 
@@ -411,5 +472,7 @@ def test_evaluation_counts_padding_rows_as_nothing(tmp_path):
     model, _, _, state = parts(tiny())
     whole = Evaluation(config.task, model, config)(state.params, "test")["mse"]
     batch = config.task.pack("test", np.arange(2_000))
-    expected = np.mean((np.asarray(config.task.predict(model.apply, state.params, batch)) - batch.target) ** 2)
+    expected = np.mean(
+        (np.asarray(config.task.predict(model.apply, state.params, batch)) - batch.target) ** 2
+    )
     np.testing.assert_allclose(whole, expected, rtol=1e-5)

@@ -1,4 +1,6 @@
-"""Arrays that are slow to make, kept on disk; a file that is damaged or half-written is never mistaken for whole."""
+"""Arrays that are slow to make, kept on disk; a file that is damaged or half-written is never
+mistaken for whole.
+"""
 
 import hashlib
 import io
@@ -16,7 +18,9 @@ def default_folder() -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` such that ``path`` holds all of it or what it held before, also after a power cut."""
+    """Write ``content`` such that ``path`` holds all of it or what it held before, also after a
+    power cut.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -30,19 +34,29 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def cached_arrays(path: Path, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays that ``build`` returns, from ``path`` (.npz) if its SHA-256, kept beside it, still holds.
+def cached_arrays(
+    path: Path, build: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays that ``build`` returns, from ``path`` (.npz) if its SHA-256, kept beside it, still
+    holds.
 
-    The checksum is written last, so that a killed build leaves nothing that looks complete. A file that does not
-    match is named in a warning and built again.
+    The checksum is written last, so that a killed build leaves nothing that looks complete. A file
+    that does not match is named in a warning and built again.
     """
     checksum = path.with_name(path.name + ".sha256")
     if path.exists():
         content = path.read_bytes()
-        if checksum.exists() and checksum.read_text().strip() == hashlib.sha256(content).hexdigest():
+        if (
+            checksum.exists()
+            and checksum.read_text().strip() == hashlib.sha256(content).hexdigest()
+        ):
             with np.load(io.BytesIO(content)) as arrays:
                 return dict(arrays)
-        warnings.warn(f"{path} is damaged or incomplete (its SHA-256 does not match {checksum.name}); building it again", stacklevel=2)
+        warnings.warn(
+            f"{path} is damaged or incomplete (its SHA-256 does not match {checksum.name}); "
+            f"building it again",
+            stacklevel=2,
+        )
     arrays = {name: np.asarray(array) for name, array in build().items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)

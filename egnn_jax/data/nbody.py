@@ -1,4 +1,5 @@
-"""Charged particles that attract and repel each other: the simulator and the paper's two data sets (section 5.1).
+"""Charged particles that attract and repel each other: the simulator and the paper's two data sets
+(section 5.1).
 
 Units are the simulation's own: length 1, charge ±1, time 1 = 1,000 steps of dt.
 """
@@ -25,7 +26,9 @@ SPLITS = ("train", "valid", "test")
 
 @chex.dataclass(frozen=True)
 class Trajectories:
-    """S trajectories of M particles: ``x``, ``v`` at the input frame and ``target`` positions (S, M, n), ``charges`` (S, M)."""
+    """S trajectories of M particles: ``x``, ``v`` at the input frame and ``target`` positions (S,
+    M, n), ``charges`` (S, M).
+    """
 
     x: np.ndarray
     v: np.ndarray
@@ -34,7 +37,9 @@ class Trajectories:
 
 
 class Recipe(NamedTuple):
-    """How the authors drew one of their data sets: seed, trajectories per split, and the frames of input and target."""
+    """How the authors drew one of their data sets: seed, trajectories per split, and the frames of
+    input and target.
+    """
 
     seed: int
     sizes: tuple[int, int, int]
@@ -48,8 +53,22 @@ LENGTH = 5_000
 CHUNK = 2_000
 """Trajectories that advance together: many to a NumPy call, few enough for the cache."""
 RECIPES = {
-    "small": Recipe(43, (10_000, 2_000, 2_000), kept=3_000, sample_every=100, input_step=3_100, target_step=4_100),
-    "sweep": Recipe(42, (50_000, 2_000, 2_000), kept=50_000, sample_every=500, input_step=3_500, target_step=4_500),
+    "small": Recipe(
+        43,
+        (10_000, 2_000, 2_000),
+        kept=3_000,
+        sample_every=100,
+        input_step=3_100,
+        target_step=4_100,
+    ),
+    "sweep": Recipe(
+        42,
+        (50_000, 2_000, 2_000),
+        kept=50_000,
+        sample_every=500,
+        input_step=3_500,
+        target_step=4_500,
+    ),
 }
 
 
@@ -66,18 +85,26 @@ def force(charges: jax.Array, x: jax.Array) -> jax.Array:
     r_ij = x[:, None] - x[None]
     squared = jnp.sum(r_ij**2, axis=-1)
     apart = squared > 0
-    strength = charges[:, None] * charges[None] * jnp.where(apart, jnp.where(apart, squared, 1.0) ** -1.5, 0.0)
+    strength = (
+        charges[:, None]
+        * charges[None]
+        * jnp.where(apart, jnp.where(apart, squared, 1.0) ** -1.5, 0.0)
+    )
     return jnp.clip(jnp.sum(strength[..., None] * r_ij, axis=1), -0.1 / DT, 0.1 / DT)
 
 
 def reflect(x: ArrayLike, v: ArrayLike, box: float = BOX) -> tuple[jax.Array, jax.Array]:
-    """Positions beyond ±box mirrored at that wall, and the velocity component turned inwards; both (…, n)."""
+    """Positions beyond ±box mirrored at that wall, and the velocity component turned inwards; both
+    (…, n).
+    """
     x, v = jnp.asarray(x), jnp.asarray(v)
     v = jnp.where(x > box, -jnp.abs(v), jnp.where(x < -box, jnp.abs(v), v))
     return jnp.where(x > box, 2 * box - x, jnp.where(x < -box, -2 * box - x, x)), v
 
 
-def simulate(charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_every: int | None = None) -> tuple[jax.Array, jax.Array]:
+def simulate(
+    charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_every: int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Follow M charged particles in n dimensions; a pure function to jit, vmap and differentiate.
 
     Each step is v += dt F(x), then x += dt v, with dt = 0.001.
@@ -96,9 +123,15 @@ def simulate(charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_
     """
     sample_every = steps if sample_every is None else sample_every
     if jnp.ndim(x) != 2 or jnp.shape(v) != jnp.shape(x) or jnp.shape(charges) != jnp.shape(x)[:1]:
-        raise ValueError(f"charges, x, v have shapes {jnp.shape(charges)}, {jnp.shape(x)}, {jnp.shape(v)}; expected (M,), (M, n), (M, n)")
+        raise ValueError(
+            f"charges, x, v have shapes {jnp.shape(charges)}, {jnp.shape(x)}, {jnp.shape(v)}; "
+            f"expected (M,), (M, n), (M, n)"
+        )
     if steps < 1 or sample_every < 1 or steps % sample_every:
-        raise ValueError(f"steps={steps} and sample_every={sample_every}; expected steps to be a positive multiple of sample_every")
+        raise ValueError(
+            f"steps={steps} and sample_every={sample_every}; expected steps to be a positive "
+            f"multiple of sample_every"
+        )
 
     def step(state: tuple[jax.Array, jax.Array], _: None):
         x, v = state
@@ -109,19 +142,29 @@ def simulate(charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_
         state, _ = jax.lax.scan(step, state, None, length=sample_every)
         return state, state
 
-    return jax.lax.scan(frame, (jnp.asarray(x), jnp.asarray(v)), None, length=steps // sample_every)[1]
+    return jax.lax.scan(
+        frame, (jnp.asarray(x), jnp.asarray(v)), None, length=steps // sample_every
+    )[1]
 
 
-def initial_states(random: np.random.RandomState, count: int, n_particles: int = 5, unused_frames: int = 0):
-    """Charges (S, M), positions and velocities (S, M, 3) in the order the authors' generator draws them.
+def initial_states(
+    random: np.random.RandomState, count: int, n_particles: int = 5, unused_frames: int = 0
+):
+    """Charges (S, M), positions and velocities (S, M, 3) in the order the authors' generator draws
+    them.
 
     Args:
       random: NumPy's legacy generator, which is advanced.
       count: S.
       n_particles: M.
-      unused_frames: stored frames whose (discarded) measurement noise the generator draws after each trajectory.
+      unused_frames: stored frames whose (discarded) measurement noise the generator draws after
+        each trajectory.
     """
-    charges, x, v = np.empty((count, n_particles)), np.empty((count, n_particles, 3)), np.empty((count, n_particles, 3))
+    charges, x, v = (
+        np.empty((count, n_particles)),
+        np.empty((count, n_particles, 3)),
+        np.empty((count, n_particles, 3)),
+    )
     for s in range(count):
         charges[s] = random.choice([-1.0, 0.0, 1.0], size=(n_particles, 1), p=[0.5, 0, 0.5])[:, 0]
         x[s] = random.randn(3, n_particles).T * (n_particles / 5.0) ** (1 / 3)
@@ -132,11 +175,12 @@ def initial_states(random: np.random.RandomState, count: int, n_particles: int =
 
 
 def load(name: str, split: str, folder: Path | None = None) -> Trajectories:
-    """One split of the paper's data, generated at the first call and kept in ``folder`` from then on.
+    """One split of the paper's data, generated at the first call and kept in ``folder`` from then
+    on.
 
     Args:
-      name: "small" (Table 2: 3,000 / 2,000 / 2,000 trajectories) or "sweep" (Figure 2: 50,000 to train on; it is
-        validated and tested on small's).
+      name: "small" (Table 2: 3,000 / 2,000 / 2,000 trajectories) or "sweep" (Figure 2: 50,000 to
+        train on; it is validated and tested on small's).
       split: "train", "valid" or "test".
       folder: default :func:`egnn_jax.data.cache.default_folder`.
 
@@ -153,19 +197,27 @@ def load(name: str, split: str, folder: Path | None = None) -> Trajectories:
     if split != "train":
         name = "small"
     folder = default_folder() if folder is None else Path(folder)
-    arrays = cached_arrays(folder / "nbody" / f"{name}-{split}.npz", partial(_generate, name, split))
+    arrays = cached_arrays(
+        folder / "nbody" / f"{name}-{split}.npz", partial(_generate, name, split)
+    )
     return Trajectories(**arrays)
 
 
 def _generate(name: str, split: str, count: int | None = None) -> dict[str, np.ndarray]:
-    """A split from the authors' seed; its first ``count`` trajectories alone cost accordingly less."""
+    """A split from the authors' seed; its first ``count`` trajectories alone cost accordingly
+    less.
+    """
     recipe = RECIPES[name]
     random = np.random.RandomState(recipe.seed)
     unused_frames = LENGTH // recipe.sample_every - 1
     for size in recipe.sizes[: SPLITS.index(split)]:
         initial_states(random, size, unused_frames=unused_frames)
     kept = count or (recipe.kept if split == "train" else recipe.sizes[SPLITS.index(split)])
-    print(f"N-body '{name}' {split}: simulating {kept:,} trajectories of {recipe.target_step:,} steps", file=sys.stderr)
+    print(
+        f"N-body '{name}' {split}: simulating {kept:,} trajectories of {recipe.target_step:,} "
+        f"steps",
+        file=sys.stderr,
+    )
     charges, x, v = initial_states(random, kept, unused_frames=unused_frames)
     with jax.enable_x64(True):
         x, v = (np.asarray(a) for a in reflect(x, v))
@@ -175,12 +227,16 @@ def _generate(name: str, split: str, count: int | None = None) -> dict[str, np.n
     return {"x": x, "v": v, "target": target, "charges": charges}
 
 
-def _authors_frames(charges: np.ndarray, x: np.ndarray, v: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, ...]:
-    """What :func:`simulate` finds at the input and target steps, in the authors' arithmetic, operation by operation.
+def _authors_frames(
+    charges: np.ndarray, x: np.ndarray, v: np.ndarray, recipe: Recipe
+) -> tuple[np.ndarray, ...]:
+    """What :func:`simulate` finds at the input and target steps, in the authors' arithmetic,
+    operation by operation.
 
-    After a close encounter a difference in the last bit grows to order one: in another order of operations, one
-    trajectory in twenty ends elsewhere. So ‖r_ij‖² is formed as ‖x_i‖² + ‖x_j‖² − 2 x_i·x_j, and terms are added in
-    the order in which NumPy adds them for a single trajectory; trajectories are the last axis, for speed.
+    After a close encounter a difference in the last bit grows to order one: in another order of
+    operations, one trajectory in twenty ends elsewhere. So ‖r_ij‖² is formed as ‖x_i‖² + ‖x_j‖² − 2
+    x_i·x_j, and terms are added in the order in which NumPy adds them for a single trajectory;
+    trajectories are the last axis, for speed.
     """
     n_particles = x.shape[1]
     i, j = np.tril_indices(n_particles, -1)

@@ -1,6 +1,8 @@
-"""QM9: 130,831 small organic molecules, their geometries and twelve properties (section 5.3, Table 3).
+"""QM9: 130,831 small organic molecules, their geometries and twelve properties (section 5.3, Table
+3).
 
-Two sources give the same arrays: the PyPI package ``qm9pack``, and the original archive of Ramakrishnan et al. (2014).
+Two sources give the same arrays: the PyPI package ``qm9pack``, and the original archive of
+  Ramakrishnan et al. (2014).
 Units: Å; bohr³ (alpha), bohr² (r2), debye (mu), cal/(mol K) (Cv), and meV for every energy.
 """
 
@@ -23,12 +25,19 @@ LARGEST = 29
 """The largest number of atoms of a molecule."""
 TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
 """In the order of Table 3."""
-UNITS = dict.fromkeys(TARGETS, "meV") | {"alpha": "bohr³", "mu": "D", "Cv": "cal/(mol K)", "r2": "bohr²"}
+UNITS = dict.fromkeys(TARGETS, "meV") | {
+    "alpha": "bohr³",
+    "mu": "D",
+    "Cv": "cal/(mol K)",
+    "r2": "bohr²",
+}
 ARCHIVE_ORDER = ("mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
 """The properties of a molecule as both sources list them, in atomic units but for mu and Cv."""
 _IN_MEV = {name: 1e3 * EV if unit == "meV" else 1.0 for name, unit in UNITS.items()}
 REFERENCES = {
-    name: {element: energy * _IN_MEV[name] for element, energy in zip(ELEMENTS, energies, strict=True)}
+    name: {
+        element: energy * _IN_MEV[name] for element, energy in zip(ELEMENTS, energies, strict=True)
+    }
     for name, energies in {
         "zpve": (0.0, 0.0, 0.0, 0.0, 0.0),
         "U0": (-0.500273, -37.846772, -54.583861, -75.064579, -99.718730),
@@ -38,7 +47,9 @@ REFERENCES = {
         "Cv": (2.981, 2.981, 2.981, 2.981, 2.981),
     }.items()
 }
-"""What a single atom of each element has of a property, in the property's unit; thermochemistry is learnt relative to it."""
+"""What a single atom of each element has of a property, in the property's unit; thermochemistry is
+learnt relative to it.
+"""
 SPLITS = {"train": 100_000, "valid": 17_748, "test": 13_083}
 MOLECULES = 130_831
 _WHOLE = {
@@ -67,8 +78,9 @@ _WHOLE = {
 class QM9:
     """S molecules of ΣM atoms, in the order of ``index``.
 
-    ``index`` (S,) the original number from 1, ``n_atoms`` (S,), ``atomic_numbers`` (ΣM,), ``positions`` (ΣM, 3) in Å,
-    ``targets`` name to (S,) float64 in :data:`UNITS`, ``splits`` name to rows of Anderson et al. (2019).
+    ``index`` (S,) the original number from 1, ``n_atoms`` (S,), ``atomic_numbers`` (ΣM,),
+    ``positions`` (ΣM, 3) in Å, ``targets`` name to (S,) float64 in :data:`UNITS`, ``splits`` name
+    to rows of Anderson et al. (2019).
     """
 
     index: np.ndarray
@@ -81,7 +93,9 @@ class QM9:
 
 @dataclasses.dataclass(frozen=True)
 class Molecule:
-    """One molecule as a source has it: number, element symbols, positions (M, 3) in Å, properties in :data:`ARCHIVE_ORDER`."""
+    """One molecule as a source has it: number, element symbols, positions (M, 3) in Å, properties
+    in :data:`ARCHIVE_ORDER`.
+    """
 
     index: int
     symbols: list[str]
@@ -89,25 +103,38 @@ class Molecule:
     properties: list[float]
 
 
-def load(archive: Path | str | None = None, uncharacterized: Path | str | None = None, folder: Path | None = None) -> QM9:
-    """All of QM9, read from its source at the first call and kept in ``folder`` as one file from then on.
+def load(
+    archive: Path | str | None = None,
+    uncharacterized: Path | str | None = None,
+    folder: Path | None = None,
+) -> QM9:
+    """All of QM9, read from its source at the first call and kept in ``folder`` as one file from
+    then on.
 
     Args:
       archive: ``dsgdb9nsd.xyz.tar.bz2``; the installed package ``qm9pack`` if not given.
-      uncharacterized: ``uncharacterized.txt``, the list of the molecules to leave out; beside the archive if not given.
+      uncharacterized: ``uncharacterized.txt``, the list of the molecules to leave out; beside the
+        archive if not given.
       folder: default :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
-      ValueError: the source is missing, damaged or not all of QM9; what is wrong, and in which molecule, is named.
+      ValueError: the source is missing, damaged or not all of QM9; what is wrong, and in which
+        molecule, is named.
     """
     folder = default_folder() if folder is None else Path(folder)
     if archive is None and uncharacterized is not None:
-        raise ValueError(f"uncharacterized is {uncharacterized} without an archive; expected both, or neither")
+        raise ValueError(
+            f"uncharacterized is {uncharacterized} without an archive; expected both, or neither"
+        )
 
     def build() -> dict[str, np.ndarray]:
         if archive is None:
             return check(arrays(from_package()))
-        listed = Path(archive).parent / "uncharacterized.txt" if uncharacterized is None else Path(uncharacterized)
+        listed = (
+            Path(archive).parent / "uncharacterized.txt"
+            if uncharacterized is None
+            else Path(uncharacterized)
+        )
         return check(arrays(from_archive(Path(archive), listed)))
 
     stored = cached_arrays(folder / "qm9" / "qm9.npz", build)
@@ -130,8 +157,10 @@ def from_package() -> Iterator[Molecule]:
     found = importlib.util.find_spec("qm9pack")
     if found is None or not found.submodule_search_locations:
         raise ValueError(
-            "QM9 needs its data: pip install -e '.[qm9]' (which brings the package qm9pack, 104 MB), or, once, "
-            "python -c \"from egnn_jax.data import qm9; qm9.load('dsgdb9nsd.xyz.tar.bz2')\" with the path of the original archive"
+            "QM9 needs its data: pip install -e '.[qm9]' (which brings the package qm9pack, "
+            "104 MB), or, once, "
+            "python -c \"from egnn_jax.data import qm9; qm9.load('dsgdb9nsd.xyz.tar.bz2')\" "
+            "with the path of the original archive"
         )
     data = Path(found.submodule_search_locations[0]) / "data"
     for part in (1, 2, 3):
@@ -160,7 +189,9 @@ def from_csv(path: Path) -> Iterator[Molecule]:
                 positions = np.array([float(value) for value in coordinates]).reshape(-1, 3)
                 properties = [float(value) for value in row[first : first + len(ARCHIVE_ORDER)]]
             except (ValueError, IndexError) as error:
-                raise ValueError(f"{path}: the line of molecule {row[:2]} is damaged ({error})") from error
+                raise ValueError(
+                    f"{path}: the line of molecule {row[:2]} is damaged ({error})"
+                ) from error
             yield _checked(index, symbols, positions, properties, count, path)
 
 
@@ -172,11 +203,19 @@ def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
     """
     for path in (archive, uncharacterized):
         if not path.is_file():
-            raise ValueError(f"{path} is no file; expected dsgdb9nsd.xyz.tar.bz2 and uncharacterized.txt, the original QM9")
+            raise ValueError(
+                f"{path} is no file; expected dsgdb9nsd.xyz.tar.bz2 and uncharacterized.txt, "
+                f"the original QM9"
+            )
     lines = uncharacterized.read_text(encoding="utf-8", errors="replace").splitlines()
-    left_out = {int(line.split()[0]) for line in lines if line.split() and line.split()[0].isdigit()}
+    left_out = {
+        int(line.split()[0]) for line in lines if line.split() and line.split()[0].isdigit()
+    }
     if not left_out:
-        raise ValueError(f"{uncharacterized} lists no molecules; expected lines that start with a molecule's number")
+        raise ValueError(
+            f"{uncharacterized} lists no molecules; expected lines that start with a "
+            f"molecule's number"
+        )
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -189,7 +228,8 @@ def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
 
 
 def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
-    """Molecules of any order as the flat arrays of :class:`QM9`, targets named ``targets/alpha`` and so on.
+    """Molecules of any order as the flat arrays of :class:`QM9`, targets named ``targets/alpha``
+    and so on.
 
     Raises:
       ValueError: there are none, or two have one number.
@@ -204,13 +244,21 @@ def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
     return {
         "index": numbers,
         "n_atoms": np.array([len(molecule.symbols) for molecule in ordered], np.int32),
-        "atomic_numbers": np.array([ELEMENTS[symbol] for molecule in ordered for symbol in molecule.symbols], np.int8),
-        "positions": np.concatenate([molecule.positions for molecule in ordered]).astype(np.float32),
-    } | {f"targets/{name}": _IN_MEV[name] * properties[:, ARCHIVE_ORDER.index(name)] for name in TARGETS}
+        "atomic_numbers": np.array(
+            [ELEMENTS[symbol] for molecule in ordered for symbol in molecule.symbols], np.int8
+        ),
+        "positions": np.concatenate([molecule.positions for molecule in ordered]).astype(
+            np.float32
+        ),
+    } | {
+        f"targets/{name}": _IN_MEV[name] * properties[:, ARCHIVE_ORDER.index(name)]
+        for name in TARGETS
+    }
 
 
 def of_free_atoms(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
-    """What the atoms of each molecule have of a target by themselves (S,), from :data:`REFERENCES`; 0 where that has none.
+    """What the atoms of each molecule have of a target by themselves (S,), from :data:`REFERENCES`;
+    0 where that has none.
 
     Args:
       name: the target.
@@ -228,37 +276,73 @@ def check(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays, seen to be all of QM9.
 
     Raises:
-      ValueError: a count, the list of numbers, the elements or the mean of a target differs; both values are named.
+      ValueError: a count, the list of numbers, the elements or the mean of a target differs; both
+        values are named.
     """
     got = {"molecules": str(len(found["index"])), "atoms": str(len(found["atomic_numbers"]))}
-    got |= {name: hashlib.sha256(found[name].tobytes()).hexdigest()[:16] for name in ("index", "n_atoms", "atomic_numbers")}
+    got |= {
+        name: hashlib.sha256(found[name].tobytes()).hexdigest()[:16]
+        for name in ("index", "n_atoms", "atomic_numbers")
+    }
     got |= {f"mean {name}": f"{found[f'targets/{name}'].mean():.7g}" for name in TARGETS}
     for name, expected in _WHOLE.items():
         if got[name] != expected:
-            raise ValueError(f"this is not all of QM9: its {name} is {got[name]}; expected {expected}")
+            raise ValueError(
+                f"this is not all of QM9: its {name} is {got[name]}; expected {expected}"
+            )
     return found
 
 
 def _from_xyz(text: str, name: str) -> Molecule:
-    """A file of the archive: count, properties, one line an atom, frequencies, SMILES, InChI; 1.5*^-6 is 1.5e-6."""
+    """A file of the archive: count, properties, one line an atom, frequencies, SMILES, InChI;
+    1.5*^-6 is 1.5e-6.
+    """
     try:
         lines = text.replace("*^", "e").splitlines()
         count, head = int(lines[0]), lines[1].split()
         index = int(head[1])
         if len(lines) != count + 5:
-            raise ValueError(f"molecule {index} has {len(lines)} lines; expected {count + 5}, since its count is {count}")
-        atoms, properties = [line.split() for line in lines[2 : 2 + count]], [float(value) for value in head[5 : 5 + len(ARCHIVE_ORDER)]]
-        symbols, positions = [atom[0] for atom in atoms], np.array([[float(value) for value in atom[1:4]] for atom in atoms])
+            raise ValueError(
+                f"molecule {index} has {len(lines)} lines; expected {count + 5}, since its "
+                f"count is {count}"
+            )
+        atoms, properties = (
+            [line.split() for line in lines[2 : 2 + count]],
+            [float(value) for value in head[5 : 5 + len(ARCHIVE_ORDER)]],
+        )
+        symbols, positions = (
+            [atom[0] for atom in atoms],
+            np.array([[float(value) for value in atom[1:4]] for atom in atoms]),
+        )
     except (ValueError, IndexError) as error:
         raise ValueError(f"{name}: {error}") from error
     return _checked(index, symbols, positions, properties, count, name)
 
 
-def _checked(index: int, symbols: list[str], positions: np.ndarray, properties: list[float], count: int, where: object) -> Molecule:
+def _checked(
+    index: int,
+    symbols: list[str],
+    positions: np.ndarray,
+    properties: list[float],
+    count: int,
+    where: object,
+) -> Molecule:
     if unknown := set(symbols) - set(ELEMENTS):
-        raise ValueError(f"{where}: molecule {index} has the element {sorted(unknown)[0]!r}; expected one of {sorted(ELEMENTS)}")
+        raise ValueError(
+            f"{where}: molecule {index} has the element {sorted(unknown)[0]!r}; expected one "
+            f"of {sorted(ELEMENTS)}"
+        )
     if not count == len(symbols) == len(positions) or positions.shape[1:] != (3,):
-        raise ValueError(f"{where}: molecule {index} has {len(symbols)} elements and positions {positions.shape}; its count says {count}")
-    if len(properties) != len(ARCHIVE_ORDER) or not np.isfinite(properties).all() or not np.isfinite(positions).all():
-        raise ValueError(f"{where}: molecule {index} has a property or position that is missing or not finite")
+        raise ValueError(
+            f"{where}: molecule {index} has {len(symbols)} elements and positions "
+            f"{positions.shape}; its count says {count}"
+        )
+    if (
+        len(properties) != len(ARCHIVE_ORDER)
+        or not np.isfinite(properties).all()
+        or not np.isfinite(positions).all()
+    ):
+        raise ValueError(
+            f"{where}: molecule {index} has a property or position that is missing or not finite"
+        )
     return Molecule(index, symbols, positions, properties)

@@ -1,6 +1,8 @@
-"""The random graphs of the autoencoder (section 5.2): communities, Erdős–Rényi, and the small sets to overfit.
+"""The random graphs of the autoencoder (section 5.2): communities, Erdős–Rényi, and the small sets
+to overfit.
 
-Drawn as the authors draw them, from the same seeds in the same order, so that they are the same graphs.
+Drawn as the authors draw them, from the same seeds in the same order, so that they are the same
+graphs.
 """
 
 import random
@@ -19,16 +21,23 @@ ERDOS_RENYI_SIZES = range(7, 17)
 COMMUNITY_SIZES = range(6, 11)
 OVERFIT_SEED = 3
 OVERFIT_GRAPHS = 100
-LARGEST = {"community": 2 * COMMUNITY_SIZES[-1], "erdos_renyi": ERDOS_RENYI_SIZES[-1], "overfit": ERDOS_RENYI_SIZES[-1]}
+LARGEST = {
+    "community": 2 * COMMUNITY_SIZES[-1],
+    "erdos_renyi": ERDOS_RENYI_SIZES[-1],
+    "overfit": ERDOS_RENYI_SIZES[-1],
+}
 """The largest number of nodes of each data set."""
 
 
-def load(name: str, split: str, edge_probability: float = 0.25, folder: Path | None = None) -> list[nx.Graph]:
-    """One split of the paper's random graphs, drawn at the first call and kept in ``folder`` from then on.
+def load(
+    name: str, split: str, edge_probability: float = 0.25, folder: Path | None = None
+) -> list[nx.Graph]:
+    """One split of the paper's random graphs, drawn at the first call and kept in ``folder`` from
+    then on.
 
     Args:
-      name: "community" (two communities, 12 to 20 nodes), "erdos_renyi" (7 to 16 nodes) or "overfit" (100
-        Erdős–Rényi graphs, the same in every split).
+      name: "community" (two communities, 12 to 20 nodes), "erdos_renyi" (7 to 16 nodes) or
+        "overfit" (100 Erdős–Rényi graphs, the same in every split).
       split: "train" (5,000 graphs), "valid" or "test" (500 each).
       edge_probability: p_e of "overfit"; the other two sets have the paper's.
       folder: default :func:`egnn_jax.data.cache.default_folder`.
@@ -41,15 +50,26 @@ def load(name: str, split: str, edge_probability: float = 0.25, folder: Path | N
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; expected one of {tuple(SPLITS)}")
     if not 0 < edge_probability < 1:
-        raise ValueError(f"edge_probability is {edge_probability}; expected a number between 0 and 1")
+        raise ValueError(
+            f"edge_probability is {edge_probability}; expected a number between 0 and 1"
+        )
     if name == "overfit":
-        file, draw = f"overfit-{edge_probability:g}", partial(erdos_renyi, OVERFIT_SEED, OVERFIT_GRAPHS, edge_probability)
+        file, draw = (
+            f"overfit-{edge_probability:g}",
+            partial(erdos_renyi, OVERFIT_SEED, OVERFIT_GRAPHS, edge_probability),
+        )
     else:
-        file, draw = f"{name}-{split}", partial(communities if name == "community" else erdos_renyi, *SPLITS[split])
+        file, draw = (
+            f"{name}-{split}",
+            partial(communities if name == "community" else erdos_renyi, *SPLITS[split]),
+        )
     folder = default_folder() if folder is None else Path(folder)
     arrays = cached_arrays(folder / "random_graphs" / f"{file}.npz", lambda: _flat(draw()))
     ends = np.cumsum(arrays["n_edge"])
-    return [_graph(n, edges) for n, edges in zip(arrays["n_node"], np.split(arrays["edges"], ends[:-1]), strict=True)]
+    return [
+        _graph(n, edges)
+        for n, edges in zip(arrays["n_node"], np.split(arrays["edges"], ends[:-1]), strict=True)
+    ]
 
 
 def erdos_renyi(seed: int, count: int, edge_probability: float = 0.25) -> list[nx.Graph]:
@@ -70,7 +90,9 @@ def communities(seed: int, count: int) -> list[nx.Graph]:
 def _community(generator: np.random.RandomState) -> nx.Graph:
     sizes = generator.choice(list(COMMUNITY_SIZES), 2)
     # The seed 0, 1 of a community is the original generator's, so that there are only five of each.
-    graph = nx.disjoint_union_all([nx.gnp_random_graph(int(size), 0.7, seed=k) for k, size in enumerate(sizes)])
+    graph = nx.disjoint_union_all(
+        [nx.gnp_random_graph(int(size), 0.7, seed=k) for k, size in enumerate(sizes)]
+    )
     for one, other in combinations([sorted(part) for part in nx.connected_components(graph)], 2):
         between = [pair for pair in product(one, other) if generator.rand() < 0.01]
         graph.add_edges_from(between or [(one[0], other[0])])

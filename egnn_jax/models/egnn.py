@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import (
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import (
     GraphsTuple,
     add_at_receivers,
     dtype_of_sums,
@@ -19,7 +19,15 @@ from egnn_jax.graph import (
     in_degree,
     sum_at_receivers,
 )
-from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive, small_kernel, with_attributes
+from egnn_jax.nn.mlp import (
+    MLP,
+    Dense,
+    EdgeMLP,
+    Symmetry,
+    require_positive,
+    small_kernel,
+    with_attributes,
+)
 
 
 class EGCL(nn.Module):
@@ -27,23 +35,25 @@ class EGCL(nn.Module):
 
     Where the paper and the authors' released code differ, the default is the code's:
 
-    ==============================  ==========================  ============================================
-    what                            default                     the other
-    ==============================  ==========================  ============================================
-    C of eq. 4                      1 / in-degree (code)        ``coordinate_aggregation="all_nodes"``: 1/(M-1)
-    h' of eq. 6                     h + φ_h(h, m) (code)        ``residual=False``: φ_h(h, m)
-    v of eq. 7                      input v in every layer      ``velocity="carried"``: v' of the layer before
-    m_ij in φ_x, edges inferred     e_ij m_ij (code)            the paper weighs only the sum of eq. 8
-    r_ij φ_x(m_ij)                  unbounded (paper)           ``clip=100.0``: each component clipped (code),
-                                                                which is not equivariant where it acts
-    x' of the autoencoder           x' (paper)                  ``shrinkage=1e-3``: (1 - 1e-3) x' (code), which
-                                                                is equivariant about the origin only
-    ==============================  ==========================  ============================================
+    =================  ==========================  =================================================
+    what               default                     the other
+    =================  ==========================  =================================================
+    C of eq. 4         1 / in-degree (code)        ``coordinate_aggregation="all_nodes"``: 1/(M - 1)
+    h' of eq. 6        h + φ_h(h, m) (code)        ``residual=False``: φ_h(h, m)
+    v of eq. 7         input v in every layer      ``velocity="carried"``: v' of the layer before
+    eq. 8              e_ij m_ij also in φ_x       the paper weighs only the sum m_i
+                       (code)
+    r_ij φ_x(m_ij)     unbounded (paper)           ``clip=100.0``: each component clipped (code);
+                                                   not equivariant where it acts
+    x', autoencoder    x' (paper)                  ``shrinkage=1e-3``: (1 - 1e-3) x' (code);
+                                                   equivariant about the origin only
+    =================  ==========================  =================================================
 
     Args:
       features: width of messages, hidden layers and h'.
       velocity: the velocity that eq. 7 multiplies with φ_v(h), used where the graph has one:
-        "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v' and x' = x + v'.
+        "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v' and x' = x +
+        v'.
       infer_edges: weigh messages by e_ij = sigmoid(linear(m_ij)), eq. 8.
       coordinate_aggregation: C of eq. 4: "mean" 1/in-degree, "sum" 1, "all_nodes" 1/(M-1).
       normalize: divide r_ij by its length (held constant in the gradient) plus 1e-8.
@@ -52,10 +62,12 @@ class EGCL(nn.Module):
       update_coordinates: False leaves x and v alone (the invariant network of QM9).
       residual: add h to φ_h.
       shrinkage: multiply x' by 1 - shrinkage.
-      edge_block: walk through the edges in blocks of so many, computing each block again in the backward pass: memory then
-        grows with the nodes instead of the edges, at the price of a third more products. All at once if not given.
+      edge_block: walk through the edges in blocks of so many, computing each block again in the
+        backward pass: memory then grows with the nodes instead of the edges, at the price of a
+        third more products. All at once if not given.
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with h (N, features).
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
+    with h (N, features).
 
     Raises:
       ValueError: an option is unknown, or ``residual`` where F differs from ``features``.
@@ -83,13 +95,19 @@ class EGCL(nn.Module):
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
-        require_positive(features=self.features, **{} if self.edge_block is None else {"edge_block": self.edge_block})
+        require_positive(
+            features=self.features,
+            **{} if self.edge_block is None else {"edge_block": self.edge_block},
+        )
         if self.velocity not in ("input", "carried"):
             raise ValueError(f"velocity is {self.velocity!r}; expected 'input' or 'carried'")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; expected a number above 0, or None")
         if self.residual and h.shape[-1] != self.features:
-            raise ValueError(f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds h to φ_h(h, m)")
+            raise ValueError(
+                f"h has {h.shape[-1]} features; expected {self.features}, since residual=True "
+                f"adds h to φ_h(h, m)"
+            )
         a_ij = edge_attributes(graph)
         projected = self.phi_e.at_nodes(h, 1 if a_ij is None else 1 + a_ij.shape[-1])
 
@@ -104,7 +122,10 @@ class EGCL(nn.Module):
         if self.edge_block is None:
             m_i, dx = jax.tree.map(partial(sum_at_receivers, graph), messages(self, graph))  # eq. 5
         else:
-            sums = (jnp.zeros((x.shape[0], self.features), dtype_of_sums(h)), jnp.zeros_like(x) if self.update_coordinates else None)
+            sums = (
+                jnp.zeros((x.shape[0], self.features), dtype_of_sums(h)),
+                jnp.zeros_like(x) if self.update_coordinates else None,
+            )
             m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
             m_i = m_i.astype(h.dtype)
 
@@ -118,7 +139,9 @@ class EGCL(nn.Module):
                 x *= 1 - self.shrinkage
 
         dh = self.phi_h(jnp.concatenate([h, m_i], axis=-1))  # eq. 6
-        return graph._replace(nodes=graph.nodes.replace(h=h + dh if self.residual else dh, x=x, v=v))
+        return graph._replace(
+            nodes=graph.nodes.replace(h=h + dh if self.residual else dh, x=x, v=v)
+        )
 
     def _moves(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
         """r_ij φ_x(m_ij), (E, n)."""
@@ -141,13 +164,18 @@ class EGCL(nn.Module):
                 others = jnp.maximum(jnp.asarray(graph.n_node) - 1, 1).astype(dtype)
                 return 1 / others[graph_of_node(graph)][:, None]
             case unknown:
-                raise ValueError(f"coordinate_aggregation is {unknown!r}; expected 'mean', 'sum' or 'all_nodes'")
+                raise ValueError(
+                    f"coordinate_aggregation is {unknown!r}; expected 'mean', 'sum' or 'all_nodes'"
+                )
 
 
-def sum_in_blocks(layer: nn.Module, messages: Callable[..., Any], graph: GraphsTuple, size: int, sums: Any) -> Any:
+def sum_in_blocks(
+    layer: nn.Module, messages: Callable[..., Any], graph: GraphsTuple, size: int, sums: Any
+) -> Any:
     """Σ_j messages_ij at receivers, ``size`` edges at a time.
 
-    No array over all edges is formed, in the backward pass neither: what a block needs there is computed again.
+    No array over all edges is formed, in the backward pass neither: what a block needs there is
+    computed again.
 
     Args:
       layer: the module whose parameters ``messages`` uses.
@@ -160,26 +188,38 @@ def sum_in_blocks(layer: nn.Module, messages: Callable[..., Any], graph: GraphsT
     blocks = -(-n_edge // size)
 
     def stack(a: jax.Array, padding: int = 0) -> jax.Array:
-        filled = jnp.pad(a, [(0, blocks * size - n_edge)] + [(0, 0)] * (a.ndim - 1), constant_values=padding)
+        filled = jnp.pad(
+            a, [(0, blocks * size - n_edge)] + [(0, 0)] * (a.ndim - 1), constant_values=padding
+        )
         return filled.reshape(blocks, size, *a.shape[1:])
 
     def add(layer: nn.Module, sums: Any, block: Any) -> tuple[Any, None]:
         senders, receivers, edges = block
         part = graph._replace(senders=senders, receivers=receivers, edges=edges)
-        return jax.tree.map(partial(add_at_receivers, part), sums, nn.remat(messages)(layer, part)), None
+        return jax.tree.map(
+            partial(add_at_receivers, part), sums, nn.remat(messages)(layer, part)
+        ), None
 
     # The last block's padding ends at no node, so its sum is dropped.
-    ends = stack(jnp.asarray(graph.senders)), stack(jnp.asarray(graph.receivers), n_node), jax.tree.map(stack, graph.edges)
-    return nn.scan(add, variable_broadcast="params", split_rngs={"params": False})(layer, sums, ends)[0]
+    ends = (
+        stack(jnp.asarray(graph.senders)),
+        stack(jnp.asarray(graph.receivers), n_node),
+        jax.tree.map(stack, graph.edges),
+    )
+    return nn.scan(add, variable_broadcast="params", split_rngs={"params": False})(
+        layer, sums, ends
+    )[0]
 
 
 class EGNN(nn.Module):
-    """A linear embedding of h and a stack of :class:`EGCL`; E(n)-equivariant in x and v, invariant in h.
+    """A linear embedding of h and a stack of :class:`EGCL`; E(n)-equivariant in x and v, invariant
+    in h.
 
     Args:
       features: width of every layer.
       layers: number of EGCLs.
-      embed: project h to ``features`` first; otherwise the first layer does, without a residual where the width changes.
+      embed: project h to ``features`` first; otherwise the first layer does, without a residual
+        where the width changes.
       output_features: project h to this width at the end.
       velocity: see :class:`EGCL`, as for all that follow.
       infer_edges: weigh messages by a learned e_ij, eq. 8.
@@ -190,10 +230,11 @@ class EGNN(nn.Module):
       update_coordinates: False leaves x and v alone.
       residual: add h to φ_h.
       shrinkage: multiply x by 1 - shrinkage after each layer.
-      edge_block: walk through the edges in blocks of so many, for graphs whose edges do not fit in memory.
+      edge_block: walk through the edges in blocks of so many, for graphs whose edges do not fit in
+        memory.
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same graph with
-    h (N, output_features or features) and x, v moved.
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
+    graph with h (N, output_features or features) and x, v moved.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -217,7 +258,9 @@ class EGNN(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(features=self.features, layers=self.layers)
         if self.embed:
-            graph = graph._replace(nodes=graph.nodes.replace(h=Dense(self.features, name="embedding")(graph.nodes.h)))
+            graph = graph._replace(
+                nodes=graph.nodes.replace(h=Dense(self.features, name="embedding")(graph.nodes.h))
+            )
         for layer in range(self.layers):
             graph = EGCL(
                 features=self.features,

@@ -1,13 +1,15 @@
-"""The plain message-passing network of Table 1's first column: no symmetry, coordinates are features like any other."""
+"""The plain message-passing network of Table 1's first column: no symmetry, coordinates are
+features like any other.
+"""
 
 from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from egnn_jax.graph import GraphsTuple, edge_attributes, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive
-from egnn_jax.models.precision import compute_dtype
+from egnn_jax.graph.graph import GraphsTuple, edge_attributes, sum_at_receivers
+from egnn_jax.nn.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive
+from egnn_jax.nn.precision import compute_dtype
 
 
 class GNN(nn.Module):
@@ -16,13 +18,15 @@ class GNN(nn.Module):
     Args:
       features: width of every layer.
       layers: number of message-passing layers.
-      coordinates: embed [x, v] instead of h, and decode x from the last h (the N-body network of section 5.1);
-        False takes h and leaves x and v alone.
-      embed: project the input to ``features`` first; otherwise the first layer does, without a residual where the width changes.
+      coordinates: embed [x, v] instead of h, and decode x from the last h (the N-body network of
+        section 5.1); False takes h and leaves x and v alone.
+      embed: project the input to ``features`` first; otherwise the first layer does, without a
+        residual where the width changes.
       output_features: project h to this width at the end.
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with
-    h (N, output_features or features) and, with ``coordinates``, x (N, n) = Linear·SiLU·Linear(h).
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
+    with h (N, output_features or features) and, with ``coordinates``, x (N, n) =
+    Linear·SiLU·Linear(h).
     """
 
     symmetry: ClassVar[Symmetry] = "none"
@@ -42,9 +46,13 @@ class GNN(nn.Module):
         if self.embed:
             h = Dense(self.features, name="embedding")(h)
         for layer in range(self.layers):
-            m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, edge_attributes(graph))
+            m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(
+                graph, h, edge_attributes(graph)
+            )
             m_i = sum_at_receivers(graph, m_ij)
-            dh = MLP(self.features, self.features, name=f"layer_{layer}_phi_h")(jnp.concatenate([h, m_i], axis=-1))
+            dh = MLP(self.features, self.features, name=f"layer_{layer}_phi_h")(
+                jnp.concatenate([h, m_i], axis=-1)
+            )
             h = h + dh if h.shape[-1] == self.features else dh
         if self.coordinates:
             x = MLP(self.features, x.shape[-1], name="decoder")(h).astype(x.dtype)

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from egnn_jax.graph import GraphsTuple
-from egnn_jax.models.mlp import Symmetry
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.nn.mlp import Symmetry
 
 
 class Linear(nn.Module):

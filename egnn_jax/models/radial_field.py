@@ -1,27 +1,31 @@
-"""The Radial Field network (Köhler et al. 2019) of Table 1: E(n)-equivariant, without node features."""
+"""The Radial Field network (Köhler et al. 2019) of Table 1: E(n)-equivariant, without node
+features.
+"""
 
 from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, edge_vectors, in_degree, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Symmetry, require_positive, small_kernel, with_attributes
-from egnn_jax.models.precision import compute_dtype
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, in_degree, sum_at_receivers
+from egnn_jax.nn.mlp import MLP, Symmetry, require_positive, small_kernel, with_attributes
+from egnn_jax.nn.precision import compute_dtype
 
 
 class RadialField(nn.Module):
-    """x_i' = x_i + C Σ_j r_ij φ_rf(‖r_ij‖, a_ij) + φ_v(‖v_i‖) v_i, with C = 1/in-degree as in the authors' code.
+    """x_i' = x_i + C Σ_j r_ij φ_rf(‖r_ij‖, a_ij) + φ_v(‖v_i‖) v_i, with C = 1/in-degree as in the
+    authors' code.
 
     Args:
       features: width of the hidden layers.
       layers: number of layers.
       tanh: bound φ_rf to (-1, 1).
-      shrinkage: multiply x by 1 - shrinkage after each layer, as the authors' autoencoder does; this is equivariant about
-        the origin only.
+      shrinkage: multiply x by 1 - shrinkage after each layer, as the authors' autoencoder does;
+        this is equivariant about the origin only.
 
-    Call: a graph with x (N, n), v (N, n) or None and edges (E, A) or None, to the same with x moved; h is not used.
+    Call: a graph with x (N, n), v (N, n) or None and edges (E, A) or None, to the same with x
+    moved; h is not used.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -38,7 +42,13 @@ class RadialField(nn.Module):
         for layer in range(self.layers):
             r_ij = edge_vectors(graph, x)
             s_ij = with_attributes(graph, safe_norm(r_ij, keepdims=True))
-            phi_rf = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel, name=f"layer_{layer}_phi_rf")
+            phi_rf = MLP(
+                self.features,
+                1,
+                use_bias=False,
+                kernel_init=small_kernel,
+                name=f"layer_{layer}_phi_rf",
+            )
             weight = phi_rf(s_ij.astype(dtype)).astype(x.dtype)
             m_ij = r_ij * (jnp.tanh(weight) if self.tanh else weight)
             x = x + sum_at_receivers(graph, m_ij) / jnp.maximum(in_degree(graph), 1)

@@ -1,4 +1,6 @@
-"""SchNet (Schütt et al. 2017) of Table 1: continuous-filter convolutions; invariant features, or an energy and its forces."""
+"""SchNet (Schütt et al. 2017) of Table 1: continuous-filter convolutions; invariant features, or an
+energy and its forces.
+"""
 
 from typing import ClassVar
 
@@ -6,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, edge_vectors, sum_at_receivers
-from egnn_jax.models.mlp import Dense, Symmetry, require_positive, with_attributes
-from egnn_jax.models.radial import cosine_cutoff, gaussian_basis
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, sum_at_receivers
+from egnn_jax.nn.mlp import Dense, Symmetry, require_positive, with_attributes
+from egnn_jax.nn.radial import cosine_cutoff, gaussian_basis
 
 
 @jax.custom_jvp
@@ -31,17 +33,20 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 class SchNet(nn.Module):
     """m_ij = φ_cf(‖r_ij‖, a_ij) φ_s(h_j), h_i' = h_i + φ_h(Σ_j m_ij).
 
-    φ_cf = Linear·ssp·Linear·ssp of a Gaussian basis, times a cosine cutoff; φ_s linear without bias; φ_h = Linear·ssp·Linear.
+    φ_cf = Linear·ssp·Linear·ssp of a Gaussian basis, times a cosine cutoff; φ_s linear without
+    bias; φ_h = Linear·ssp·Linear.
 
     Args:
       features: width of every layer.
       layers: number of interactions.
       gaussians: how many functions describe a distance.
       cutoff: where they and all interactions end, in the unit of x.
-      forces: move x along the forces of an energy, x' = x - ∂E/∂x + t v with a learned time t (0 without v),
-        E = Σ_i Linear·ssp·Linear(h_i); otherwise x stays (the invariant network of QM9).
+      forces: move x along the forces of an energy, x' = x - ∂E/∂x + t v with a learned time t (0
+        without v), E = Σ_i Linear·ssp·Linear(h_i); otherwise x stays (the invariant network of
+        QM9).
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same with h (N, features).
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
+    with h (N, features).
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -62,7 +67,9 @@ class SchNet(nn.Module):
 
         def energy(model: "SchNet", x: jax.Array) -> tuple[jax.Array, jax.Array]:
             h = model._features(graph, x)
-            of_nodes = Dense(1, name="energy_out")(shifted_softplus(Dense(model.features, name="energy")(h)))
+            of_nodes = Dense(1, name="energy_out")(
+                shifted_softplus(Dense(model.features, name="energy")(h))
+            )
             return jnp.sum(of_nodes), h
 
         x, v = graph.nodes.x, graph.nodes.v
@@ -75,13 +82,19 @@ class SchNet(nn.Module):
         """h (N, features) of a graph with its nodes at x."""
         distance = safe_norm(edge_vectors(graph, x))
         h = Dense(self.features, name="embedding")(graph.nodes.h)
-        s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(h.dtype)
+        s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(
+            h.dtype
+        )
         within = cosine_cutoff(distance, self.cutoff)[:, None].astype(h.dtype)
         for layer in range(self.layers):
             name = f"layer_{layer}_{{}}".format
             filters = shifted_softplus(Dense(self.features, name=name("phi_cf_0"))(s_ij))
-            filters = shifted_softplus(Dense(self.features, name=name("phi_cf_1"))(filters)) * within
+            filters = (
+                shifted_softplus(Dense(self.features, name=name("phi_cf_1"))(filters)) * within
+            )
             sent = Dense(self.features, use_bias=False, name=name("phi_s"))(h)
             m_i = sum_at_receivers(graph, filters * sent[graph.senders])
-            h += Dense(self.features, name=name("phi_h_1"))(shifted_softplus(Dense(self.features, name=name("phi_h_0"))(m_i)))
+            h += Dense(self.features, name=name("phi_h_1"))(
+                shifted_softplus(Dense(self.features, name=name("phi_h_0"))(m_i))
+            )
         return h

@@ -1,4 +1,6 @@
-"""SE(3)-Transformer (Fuchs et al. 2020) of Table 2: attention whose weights are invariant and whose values turn with the input."""
+"""SE(3)-Transformer (Fuchs et al. 2020) of Table 2: attention whose weights are invariant and whose
+values turn with the input.
+"""
 
 from typing import ClassVar
 
@@ -7,17 +9,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph import GraphsTuple, softmax_at_receivers
-from egnn_jax.models.mlp import MLP, Symmetry, require_positive
-from egnn_jax.models.tfn import Edges, Parity, embed, irreps, linear, look_at_edges, product, read_out, update
+from egnn_jax.graph.graph import GraphsTuple, softmax_at_receivers
+from egnn_jax.models.tfn import (
+    Edges,
+    Parity,
+    embed,
+    irreps,
+    linear,
+    look_at_edges,
+    product,
+    read_out,
+    update,
+)
+from egnn_jax.nn.mlp import MLP, Symmetry, require_positive
 
 
 class AttentionLayer(nn.Module):
-    """V_i' = W V_i + W' Σ_j α_ij v_ij with α_ij = softmax_j(q_i · k_ij / √d) for each head, then the norm nonlinearity.
+    """V_i' = W V_i + W' Σ_j α_ij v_ij with α_ij = softmax_j(q_i · k_ij / √d) for each head, then
+    the norm nonlinearity.
 
-    Queries are linear, q_i = W'' V_i; keys and values are products of the neighbour's features with spherical harmonics,
-    k_ij = R_k(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j and v_ij alike with R_v. A head has its share of the channels of every product;
-    d numbers enter its q · k.
+    Queries are linear, q_i = W'' V_i; keys and values are products of the neighbour's features with
+    spherical harmonics, k_ij = R_k(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j and v_ij alike with R_v. A head has
+    its share of the channels of every product; d numbers enter its q · k.
 
     Args:
       features: channels of each degree.
@@ -34,26 +47,38 @@ class AttentionLayer(nn.Module):
     parity: Parity = "natural"
 
     @nn.compact
-    def __call__(self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges) -> e3nn.IrrepsArray:
+    def __call__(
+        self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges
+    ) -> e3nn.IrrepsArray:
         products = product(graph, features, edges, self.degree)
         weights = MLP(self.radial, 2 * products.irreps.num_irreps, name="radial")(edges.invariants)
         weights_k, weights_v = jnp.split(weights, 2, axis=-1)
         queries = linear(products.irreps, "query")(features)[graph.receivers]
         agreement = e3nn.dot(queries, products, per_irrep=True).array * weights_k
-        logits = jnp.sum(self._by_head(agreement), axis=(-3, -1)) * (self.heads / products.irreps.dim) ** 0.5
+        logits = (
+            jnp.sum(self._by_head(agreement), axis=(-3, -1))
+            * (self.heads / products.irreps.dim) ** 0.5
+        )
         attention = softmax_at_receivers(graph, logits)[:, None, :, None]
         values = products * (self._by_head(weights_v) * attention).reshape(weights_v.shape)
         return update(graph, features, values, irreps(self.features, self.degree, self.parity))
 
     def _by_head(self, weights: jax.Array) -> jax.Array:
         """(E, products·features) to (E, products, heads, features of a head)."""
-        return weights.reshape(weights.shape[0], weights.shape[1] // self.features, self.heads, self.features // self.heads)
+        return weights.reshape(
+            weights.shape[0],
+            weights.shape[1] // self.features,
+            self.heads,
+            self.features // self.heads,
+        )
 
 
 class SE3Transformer(nn.Module):
-    """SE(3)-Transformer: a stack of :class:`AttentionLayer`; x' = x + one vector of the last features.
+    """SE(3)-Transformer: a stack of :class:`AttentionLayer`; x' = x + one vector of the last
+    features.
 
-    Equivariant to rotations and translations, with parity "natural" to reflections too, see :class:`egnn_jax.models.tfn.TFN`.
+    Equivariant to rotations and translations, with parity "natural" to reflections too, see
+    :class:`egnn_jax.models.tfn.TFN`.
 
     Args:
       features: channels of each degree, a multiple of ``heads``.
@@ -63,11 +88,12 @@ class SE3Transformer(nn.Module):
       heads: number of attention heads.
       parity: "natural", or "ignored" for all products, as in the paper of 2020.
 
-    Call: a graph with h (N, F), x (N, 3), v (N, 3) or None and edges (E, A) or None (invariants), to the same with
-    h (N, features) and x moved.
+    Call: a graph with h (N, F), x (N, 3), v (N, 3) or None and edges (E, A) or None (invariants),
+    to the same with h (N, features) and x moved.
 
     Raises:
-      ValueError: x has not 3 coordinates, ``features`` is no multiple of ``heads``, or an option is unknown.
+      ValueError: x has not 3 coordinates, ``features`` is no multiple of ``heads``, or an option is
+        unknown.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"
@@ -81,9 +107,17 @@ class SE3Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(features=self.features, layers=self.layers, degree=self.degree, radial=self.radial, heads=self.heads)
+        require_positive(
+            features=self.features,
+            layers=self.layers,
+            degree=self.degree,
+            radial=self.radial,
+            heads=self.heads,
+        )
         if self.features % self.heads:
-            raise ValueError(f"features is {self.features}; expected a multiple of heads, which is {self.heads}")
+            raise ValueError(
+                f"features is {self.features}; expected a multiple of heads, which is {self.heads}"
+            )
         features = embed(graph, self.features, self.degree, self.parity)
         edges = look_at_edges(graph, 2 * self.degree, self.parity)
         for layer in range(self.layers):

@@ -1,4 +1,6 @@
-"""Tensor Field Network (Thomas et al. 2018) of Table 1: features of degree 0, 1, … that turn as spherical harmonics do."""
+"""Tensor Field Network (Thomas et al. 2018) of Table 1: features of degree 0, 1, … that turn as
+spherical harmonics do.
+"""
 
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -7,17 +9,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.geometry import safe_norm
-from egnn_jax.graph import GraphsTuple, edge_vectors, sum_at_receivers
-from egnn_jax.models.mlp import MLP, Symmetry, require_positive, with_attributes
-from egnn_jax.models.precision import compute_dtype
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, sum_at_receivers
+from egnn_jax.nn.mlp import MLP, Symmetry, require_positive, with_attributes
+from egnn_jax.nn.precision import compute_dtype
 
 Parity = Literal["natural", "ignored"]
-"""What a reflection does to a feature of degree l: times (-1)^l as to Y_l, or nothing is promised."""
+"""What a reflection does to a feature of degree l: times (-1)^l as to Y_l, or nothing is
+promised.
+"""
 
 
 class Edges(NamedTuple):
-    """What a convolution knows of an edge: ``harmonics`` (E,) Y_0(r̂_ij) to Y_l(r̂_ij), ``invariants`` (E, 1 + A) ‖r_ij‖ and a_ij."""
+    """What a convolution knows of an edge: ``harmonics`` (E,) Y_0(r̂_ij) to Y_l(r̂_ij),
+    ``invariants`` (E, 1 + A) ‖r_ij‖ and a_ij.
+    """
 
     harmonics: e3nn.IrrepsArray
     invariants: jax.Array
@@ -26,7 +32,9 @@ class Edges(NamedTuple):
 def irreps(channels: int, degree: int, parity: Parity) -> e3nn.Irreps:
     """So many channels of each degree from 0 to ``degree``."""
     odd = "e" if parity == "ignored" else "o"
-    return e3nn.Irreps("+".join(f"{channels}x{k}{odd if k % 2 else 'e'}" for k in range(degree + 1)))
+    return e3nn.Irreps(
+        "+".join(f"{channels}x{k}{odd if k % 2 else 'e'}" for k in range(degree + 1))
+    )
 
 
 def vector(parity: Parity) -> e3nn.Irreps:
@@ -43,7 +51,8 @@ def embed(graph: GraphsTuple, channels: int, degree: int, parity: Parity) -> e3n
     h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
     if x.shape[-1] != 3:
         raise ValueError(
-            f"x has {x.shape[-1]} coordinates; expected 3, since spherical harmonics and their products are those of rotations "
+            f"x has {x.shape[-1]} coordinates; expected 3, since spherical harmonics and their "
+            f"products are those of rotations "
             "in three dimensions (EGNN works in any)"
         )
     if parity not in ("natural", "ignored"):
@@ -62,10 +71,15 @@ def look_at_edges(graph: GraphsTuple, degree: int, parity: Parity) -> Edges:
     harmonics = e3nn.spherical_harmonics(irreps(1, degree, "natural"), direction, normalize=False)
     invariants = with_attributes(graph, distance)
     dtype = compute_dtype(graph)
-    return Edges(e3nn.IrrepsArray(irreps(1, degree, parity), harmonics.array.astype(dtype)), invariants.astype(dtype))
+    return Edges(
+        e3nn.IrrepsArray(irreps(1, degree, parity), harmonics.array.astype(dtype)),
+        invariants.astype(dtype),
+    )
 
 
-def product(graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges, degree: int) -> e3nn.IrrepsArray:
+def product(
+    graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges, degree: int
+) -> e3nn.IrrepsArray:
     """Y(r̂_ij) ⊗ V_j up to ``degree``, channel by channel, (E,)."""
     kept = [ir for _, ir in edges.harmonics.irreps if ir.l <= degree]
     return e3nn.tensor_product(features[graph.senders], edges.harmonics, filter_ir_out=kept)
@@ -73,17 +87,25 @@ def product(graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges, degree
 
 def linear(out: e3nn.Irreps, name: str) -> Any:
     """Mixes the channels of each degree; with a bias for degree 0."""
-    return e3nn.flax.Linear(out, biases=True, gradient_normalization="element", force_irreps_out=True, name=name)
+    return e3nn.flax.Linear(
+        out, biases=True, gradient_normalization="element", force_irreps_out=True, name=name
+    )
 
 
 def read_out(graph: GraphsTuple, features: e3nn.IrrepsArray, parity: Parity) -> GraphsTuple:
     """The graph with h the features of degree 0, and x moved by one vector of those of degree 1."""
-    moved = graph.nodes.x + linear(vector(parity), "out")(features).array.astype(graph.nodes.x.dtype)
-    return graph._replace(nodes=graph.nodes.replace(h=features.filter(e3nn.Irreps("0e")).array, x=moved))
+    moved = graph.nodes.x + linear(vector(parity), "out")(features).array.astype(
+        graph.nodes.x.dtype
+    )
+    return graph._replace(
+        nodes=graph.nodes.replace(h=features.filter(e3nn.Irreps("0e")).array, x=moved)
+    )
 
 
 class NormNonlinearity(nn.Module):
-    """SiLU of degree 0; V times sigmoid(‖V‖ + b) of the others, with a learned b for each channel."""
+    """SiLU of degree 0; V times sigmoid(‖V‖ + b) of the others, with a learned b for each
+    channel.
+    """
 
     @nn.compact
     def __call__(self, features: e3nn.IrrepsArray) -> e3nn.IrrepsArray:
@@ -98,7 +120,9 @@ class NormNonlinearity(nn.Module):
         return e3nn.from_chunks(features.irreps, chunks, features.shape[:-1], features.dtype)
 
 
-def update(graph: GraphsTuple, features: e3nn.IrrepsArray, messages: e3nn.IrrepsArray, out: e3nn.Irreps) -> e3nn.IrrepsArray:
+def update(
+    graph: GraphsTuple, features: e3nn.IrrepsArray, messages: e3nn.IrrepsArray, out: e3nn.Irreps
+) -> e3nn.IrrepsArray:
     """W V_i + W' Σ_j messages_ij as ``out``, then the norm nonlinearity: (N,) and (E,) to (N,)."""
     kept = linear(out, "self_interaction")(features)
     summed = e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
@@ -108,7 +132,8 @@ def update(graph: GraphsTuple, features: e3nn.IrrepsArray, messages: e3nn.Irreps
 class TFNLayer(nn.Module):
     """V_i' = W V_i + W' Σ_j R(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j, then the norm nonlinearity.
 
-    R = Linear·SiLU·Linear gives a weight for each channel of each product of degrees; W and W' mix channels of one degree.
+    R = Linear·SiLU·Linear gives a weight for each channel of each product of degrees; W and W' mix
+    channels of one degree.
 
     Args:
       features: channels of each degree.
@@ -123,17 +148,22 @@ class TFNLayer(nn.Module):
     parity: Parity = "natural"
 
     @nn.compact
-    def __call__(self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges) -> e3nn.IrrepsArray:
+    def __call__(
+        self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges
+    ) -> e3nn.IrrepsArray:
         products = product(graph, features, edges, self.degree)
-        messages = products * MLP(self.radial, products.irreps.num_irreps, name="radial")(edges.invariants)
+        messages = products * MLP(self.radial, products.irreps.num_irreps, name="radial")(
+            edges.invariants
+        )
         return update(graph, features, messages, irreps(self.features, self.degree, self.parity))
 
 
 class TFN(nn.Module):
     """Tensor Field Network: a stack of :class:`TFNLayer`; x' = x + one vector of the last features.
 
-    Equivariant to rotations and translations. With parity "natural" a feature of degree l has parity (-1)^l, products that
-    break it, such as the cross product of two vectors, are left out, and the network is equivariant to reflections too.
+    Equivariant to rotations and translations. With parity "natural" a feature of degree l has
+    parity (-1)^l, products that break it, such as the cross product of two vectors, are left out,
+    and the network is equivariant to reflections too.
 
     Args:
       features: channels of each degree.
@@ -142,8 +172,8 @@ class TFN(nn.Module):
       radial: width of the radial MLPs.
       parity: "natural", or "ignored" for all products, as in the paper of 2018.
 
-    Call: a graph with h (N, F), x (N, 3), v (N, 3) or None and edges (E, A) or None (invariants), to the same with
-    h (N, features) and x moved.
+    Call: a graph with h (N, F), x (N, 3), v (N, 3) or None and edges (E, A) or None (invariants),
+    to the same with h (N, features) and x moved.
 
     Raises:
       ValueError: x has not 3 coordinates, or an option is unknown.
@@ -159,9 +189,13 @@ class TFN(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(features=self.features, layers=self.layers, degree=self.degree, radial=self.radial)
+        require_positive(
+            features=self.features, layers=self.layers, degree=self.degree, radial=self.radial
+        )
         features = embed(graph, self.features, self.degree, self.parity)
         edges = look_at_edges(graph, 2 * self.degree, self.parity)
         for layer in range(self.layers):
-            features = TFNLayer(self.features, self.degree, self.radial, self.parity, name=f"layer_{layer}")(graph, features, edges)
+            features = TFNLayer(
+                self.features, self.degree, self.radial, self.parity, name=f"layer_{layer}"
+            )(graph, features, edges)
         return read_out(graph, features, self.parity)

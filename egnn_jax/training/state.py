@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egnn_jax.config import Optimizer
-from egnn_jax.graph import GraphsTuple
+from egnn_jax.experiments.config import Optimizer
+from egnn_jax.graph.graph import GraphsTuple
 
 
 class State(flax.struct.PyTreeNode):
-    """Step number, parameters, optimiser state, averaged parameters (or None) and the raw random key of one seed."""
+    """Step number, parameters, optimiser state, averaged parameters (or None) and the raw random
+    key of one seed.
+    """
 
     step: jax.Array
     params: Any
@@ -29,7 +31,9 @@ class State(flax.struct.PyTreeNode):
 
 
 class Best(flax.struct.PyTreeNode):
-    """The parameters with the smallest validation value so far, that value, and its epoch (0: none yet)."""
+    """The parameters with the smallest validation value so far, that value, and its epoch (0: none
+    yet).
+    """
 
     params: Any
     value: jax.Array
@@ -41,11 +45,15 @@ def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.Grad
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
         falls = math.pi * config.half_periods / max(steps - warmup, 1)
-        rate = lambda step: config.learning_rate * (1 + jnp.cos(falls * jnp.minimum(step, steps - warmup))) / 2
+        rate = lambda step: (
+            config.learning_rate * (1 + jnp.cos(falls * jnp.minimum(step, steps - warmup))) / 2
+        )
     else:
         rate = optax.constant_schedule(config.learning_rate)
     if warmup:
-        rate = optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), rate], [warmup])
+        rate = optax.join_schedules(
+            [optax.linear_schedule(0.0, config.learning_rate, warmup), rate], [warmup]
+        )
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     if config.name == "adamw":
         parts.append(optax.adamw(rate, weight_decay=config.weight_decay))
@@ -54,10 +62,18 @@ def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.Grad
     return optax.chain(*parts)
 
 
-def init_state(model: nn.Module, graph: GraphsTuple, transform: optax.GradientTransformation, average: bool, seed: int) -> State:
+def init_state(
+    model: nn.Module,
+    graph: GraphsTuple,
+    transform: optax.GradientTransformation,
+    average: bool,
+    seed: int,
+) -> State:
     """The state before the first step; ``graph`` shows the model its input."""
     init_key, key = jax.random.split(jax.random.PRNGKey(seed))
-    params = model.lazy_init(init_key, jax.eval_shape(lambda: graph))  # without the forward pass, which takes time and memory
+    params = model.lazy_init(
+        init_key, jax.eval_shape(lambda: graph)
+    )  # without the forward pass, which takes time and memory
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -80,4 +96,8 @@ def keep_best(best: Best, state: State, value: jax.Array, epoch: jax.Array) -> B
     """``best``, or the state's parameters where ``value`` is smaller."""
     better = value < best.value
     pick = lambda new, old: jnp.where(better, new, old)
-    return Best(jax.tree.map(pick, state.evaluated, best.params), pick(value, best.value), pick(epoch, best.epoch))
+    return Best(
+        jax.tree.map(pick, state.evaluated, best.params),
+        pick(value, best.value),
+        pick(epoch, best.epoch),
+    )

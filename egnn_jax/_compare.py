@@ -1,0 +1,58 @@
+"""Where two outputs differ, in words."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def fields(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Each array of a tree, with its path such as ``nodes.x``."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
+
+
+def largest_error(got: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[int, ...]]:
+    """The largest error relative to the largest entry, and where it is; where either is not finite
+    it counts as infinite.
+    """
+    if expected.size == 0:
+        return 0.0, ()
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    difference[~np.isfinite(difference)] = np.inf
+    where = np.unravel_index(np.argmax(difference), difference.shape)
+    return float(
+        difference[where] / max(np.abs(expected[np.isfinite(expected)]).max(initial=0.0), 1e-30)
+    ), tuple(map(int, where))
+
+
+def assert_close(got: Any, expected: Any, rtol: float, when: str) -> float:
+    """The largest relative error of all fields; an AssertionError names the first one above
+    ``rtol``, and where in it.
+    """
+    got, expected = dict(fields(got)), dict(fields(expected))
+    if got.keys() != expected.keys() or any(
+        got[field].shape != expected[field].shape for field in got
+    ):
+        shapes = [{field: value.shape for field, value in side.items()} for side in (got, expected)]
+        raise AssertionError(f"the output has the fields {shapes[0]} {when}; expected {shapes[1]}")
+    errors = {field: largest_error(got[field], expected[field]) for field in got}
+    for field, (error, where) in errors.items():
+        if error > rtol:
+            raise AssertionError(
+                f"{field or 'the output'}{place(field, where)} is {got[field][where]:.6g} "
+                f"{when}; expected "
+                f"{expected[field][where]:.6g}: "
+                f"{abs(got[field][where] - expected[field][where]):.2g} apart, {error:.1e} of the "
+                f"field's size (tolerance {rtol:.0e})"
+            )
+    return max((error for error, _ in errors.values()), default=0.0)
+
+
+def place(field: str, where: Sequence[int]) -> str:
+    """An entry of a field in words, such as " of node 3, column 1"."""
+    kind = {"nodes": "node", "edges": "edge", "globals": "graph"}.get(field.split(".")[0], "row")
+    rest = "".join(f", column {k}" for k in where[1:])
+    return f" of {kind} {where[0]}{rest}" if len(where) else ""

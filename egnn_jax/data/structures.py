@@ -1,0 +1,243 @@
+"""Molecules of your own: from ``.xyz`` files (read by ASE), ``.sdf``, ``.mol`` and ``.smi`` files
+and SMILES (by RDKit).
+"""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egnn_jax.data import qm9
+
+HEAVY = 9
+"""The largest number of atoms other than hydrogen of a molecule of QM9."""
+SMALLEST = 3
+"""The smallest number of atoms of a molecule of QM9."""
+NEAREST = (0.9, 1.6)
+"""How far the atom nearest to another is, Å; in QM9 it is 0.959 to 1.568."""
+READ = (".xyz", ".sdf", ".mol", ".smi")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A molecule and its geometry.
+
+    Args:
+      name: from its file.
+      symbols: of its M elements.
+      positions: (M, 3) in Å.
+      charge: in elementary charges; 0 where the file does not say.
+      geometry: "as given", or the force field it was made with.
+    """
+
+    name: str
+    symbols: list[str]
+    positions: np.ndarray
+    charge: int = 0
+    geometry: str = "as given"
+
+    @property
+    def formula(self) -> str:
+        """In Hill's order: C, H, then the others by letter."""
+        first = [symbol for symbol in ("C", "H") if "C" in self.symbols]
+        order = first + sorted(set(self.symbols) - set(first))
+        counts = [
+            (symbol, self.symbols.count(symbol)) for symbol in order if symbol in self.symbols
+        ]
+        return "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A molecule that cannot be used: its name, and why."""
+
+    name: str
+    reason: str
+
+
+def read(source: str) -> list[Structure | Refused]:
+    """The molecules of a file or, where there is no such file, of a SMILES.
+
+    SMILES, and files without coordinates in space, get hydrogens and a geometry (ETKDG, then
+    MMFF94). A molecule that has no geometry, lacks hydrogens, is periodic, is several, or cannot be
+    read is refused; the others of its file are not.
+
+    Raises:
+      ValueError: the source is neither, cannot be read as a whole, or is empty.
+    """
+    for package in ("ase", "rdkit"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"your own molecules need {package}: pip install -e '.[chem]'")
+    path = Path(source)
+    suffix, exists = (
+        path.suffix.lower(),
+        os.path.isfile(source),
+    )  # Path.is_file fails for a long SMILES
+    if suffix in READ and not exists:
+        raise ValueError(f"{path} is no file")
+    if exists and suffix not in READ:
+        raise ValueError(f"{path} is a file of an unknown kind; expected one of {', '.join(READ)}")
+    if suffix not in READ:
+        try:
+            molecule = _parsed(source)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor a file ({', '.join(READ)})") from None
+        return [_attempt(_embedded, molecule, source)]
+    found = list({".xyz": _from_xyz, ".smi": _from_smi}.get(suffix, _from_sdf)(path))
+    if not found:
+        raise ValueError(f"{path} holds no molecules")
+    return found
+
+
+def outside(molecule: Structure) -> list[str]:
+    """In what a molecule differs from all of QM9's, so that what a network learnt there may not
+    hold; empty where it does not.
+    """
+    reasons = []
+    if unknown := sorted(set(molecule.symbols) - set(qm9.ELEMENTS)):
+        reasons.append(f"it has {', '.join(unknown)}; QM9 has {', '.join(qm9.ELEMENTS)}")
+    size, heavy = len(molecule.symbols), sum(symbol != "H" for symbol in molecule.symbols)
+    if not SMALLEST <= size <= qm9.LARGEST:
+        reasons.append(f"it has {size} atoms; QM9's have {SMALLEST} to {qm9.LARGEST}")
+    if heavy > HEAVY:
+        reasons.append(f"it has {heavy} atoms other than H; QM9's have at most {HEAVY}")
+    if molecule.charge:
+        reasons.append(f"its charge is {molecule.charge:+d}; QM9's are neutral")
+    elif not unknown and sum(qm9.ELEMENTS[symbol] for symbol in molecule.symbols) % 2:
+        reasons.append("its number of electrons is odd; QM9's are even")
+    if size > 1 and not unknown:
+        distances = np.linalg.norm(molecule.positions[:, None] - molecule.positions, axis=-1)
+        nearest = np.min(distances, axis=1, where=~np.eye(size, dtype=bool), initial=np.inf)
+        for value in sorted({nearest.min(), nearest.max()}):
+            if not NEAREST[0] <= value <= NEAREST[1]:
+                reasons.append(
+                    f"an atom is {value:.2f} Å from its nearest; in QM9 it is {NEAREST[0]} to "
+                    f"{NEAREST[1]} Å"
+                )
+    return reasons
+
+
+def _attempt(
+    make: Callable[[Any, str], Structure], given: Any, name: str, where: str = ""
+) -> Structure | Refused:
+    try:
+        return make(given, name)
+    except ValueError as error:
+        return Refused(name, f"{where}{error}")
+
+
+def _from_xyz(path: Path) -> Iterator[Structure | Refused]:
+    import ase.io
+
+    try:
+        frames: Any = ase.io.read(path, index=":")
+    except Exception as error:  # ASE's readers raise whatever they stumble over
+        raise ValueError(f"{path} cannot be read as .xyz ({error})") from error
+    for k, atoms in enumerate(frames, 1):
+        name = path.stem if len(frames) == 1 else f"{path.stem} {k}"
+        yield _attempt(_from_ase, atoms, name)
+
+
+def _from_ase(atoms: Any, name: str) -> Structure:
+    if atoms.pbc.any():
+        raise ValueError("it is periodic; expected a molecule")
+    return _checked(
+        Structure(
+            name,
+            atoms.get_chemical_symbols(),
+            atoms.get_positions(),
+            int(atoms.info.get("charge", 0)),
+        )
+    )
+
+
+def _from_sdf(path: Path) -> Iterator[Structure | Refused]:
+    from rdkit import Chem, rdBase
+
+    if not path.read_bytes().strip():
+        return
+    with rdBase.BlockLogs():
+        molecules = list(Chem.SDMolSupplier(str(path), removeHs=False))
+    for k, molecule in enumerate(molecules, 1):
+        if molecule is None:
+            yield Refused(f"{path.stem} {k}", f"{path}: molecule {k} cannot be read")
+        else:
+            name = (
+                molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
+            ) or f"{path.stem} {k}"
+            yield _attempt(_from_block, molecule, name)
+
+
+def _from_block(molecule: Any, name: str) -> Structure:
+    if not (molecule.GetNumConformers() and molecule.GetConformer().Is3D()):
+        return _embedded(molecule, name)
+    if missing := sum(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
+        raise ValueError(f"it lacks {missing} hydrogens; expected every atom with its coordinates")
+    return _checked(_structure(molecule, name, "as given"))
+
+
+def _from_smi(path: Path) -> Iterator[Structure | Refused]:
+    for k, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.strip():
+            smiles, *names = line.split(maxsplit=1)
+            name = names[0].strip() if names else smiles
+            yield _attempt(_from_smiles, smiles, name, f"{path}, line {k}: ")
+
+
+def _from_smiles(smiles: str, name: str) -> Structure:
+    return _embedded(_parsed(smiles), name)
+
+
+def _parsed(smiles: str) -> Any:
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None or not molecule.GetNumAtoms():
+        raise ValueError(f"{smiles!r} is no SMILES")
+    return molecule
+
+
+def _embedded(molecule: Any, name: str) -> Structure:
+    from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
+    if (parts := len(Chem.GetMolFrags(molecule))) > 1:
+        raise ValueError(
+            f"it is {parts} molecules, whose places are not known; give each alone, or all "
+            f"with coordinates"
+        )
+    molecule = Chem.AddHs(molecule)
+    settings = rdDistGeom.ETKDGv3()
+    settings.randomSeed = 0
+    settings.useRandomCoords = True  # finds more of the strained cages that QM9 is full of
+    with rdBase.BlockLogs():
+        if rdDistGeom.EmbedMolecule(molecule, settings) != 0:
+            raise ValueError("no geometry was found; give one as .xyz or .sdf")
+        if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+            return _structure(molecule, name, "ETKDG")
+        rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=5_000)
+    return _structure(molecule, name, "MMFF94")
+
+
+def _structure(molecule: Any, name: str, geometry: str) -> Structure:
+    from rdkit import Chem
+
+    symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
+    return Structure(
+        name,
+        symbols,
+        molecule.GetConformer().GetPositions(),
+        Chem.GetFormalCharge(molecule),
+        geometry,
+    )
+
+
+def _checked(molecule: Structure) -> Structure:
+    if not np.isfinite(molecule.positions).all():
+        raise ValueError("it has a coordinate that is not finite")
+    return molecule

@@ -1,0 +1,20 @@
+"""Functions of distance: the bases that edges are described in, and the cutoff that ends them."""
+
+import jax
+import jax.numpy as jnp
+
+
+def gaussian_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
+    """(E,) to (E, number): exp(-(d - μ_k)² / 2δ²), centres μ_k evenly from 0 to ``cutoff``, δ the
+    step between them.
+    """
+    centres = jnp.linspace(0, cutoff, number, dtype=distance.dtype)
+    step = cutoff / max(number - 1, 1)
+    return jnp.exp(-(((distance[:, None] - centres) / step) ** 2) / 2)
+
+
+def cosine_cutoff(distance: jax.Array, cutoff: float) -> jax.Array:
+    """(cos(π d / cutoff) + 1) / 2 up to the cutoff, 0 beyond: 1 at d = 0, and smooth at the
+    cutoff.
+    """
+    return (jnp.cos(jnp.pi * jnp.minimum(distance / cutoff, 1)) + 1) / 2

@@ -1,0 +1,105 @@
+"""What a program costs beside time: products, memory, transfers; and on what machine."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.interpreters import partial_eval
+
+from egnn_jax.training.fit import versions
+
+
+def flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Operations of all matrix products in ``function(*arguments)``: 2 n k m for (n, k) times (k,
+    m).
+
+    Products whose result is not used are not counted, of branches the cheapest is; loops without a
+    fixed length count once.
+    """
+    traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _flops(partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[0])
+
+
+def _flops(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            ((contracted, _), _), (left, _) = equation.params["dimension_numbers"], equation.invars
+            total += (
+                2
+                * math.prod(equation.outvars[0].aval.shape)
+                * math.prod(left.aval.shape[axis] for axis in contracted)
+            )
+        groups = [
+            value if isinstance(value, tuple) else (value,) for value in equation.params.values()
+        ]
+        programs = [getattr(value, "jaxpr", value) for group in groups for value in group]
+        if inner := [_flops(program) for program in programs if hasattr(program, "eqns")]:
+            total += (
+                min(inner)
+                if equation.primitive.name == "cond"
+                else sum(inner) * equation.params.get("length", 1)
+            )
+    return total
+
+
+def compiled(text: str) -> dict[str, Any]:
+    """Of a compiled program, ``host_transfers``: operations that reach for the host; and
+    ``donated``: how many inputs become outputs.
+    """
+    found = re.findall(r"[ )](infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(
+        r'custom_call_target="(\w*callback\w*)"', text
+    )
+    found += ["host memory"] * bool(re.search(r"\{[^{}]*S\(5\)\}", text))
+    return {
+        "host_transfers": sorted(set(found)),
+        "donated": len(re.findall(r"(?:may|must)-alias", text)),
+    }
+
+
+def relative_cutoff(share: float) -> float:
+    """The distance, in sides of a cube, within which this share of all pairs of random points in it
+    lies (up to 0.5).
+    """
+    s = np.linspace(0, 1, 100_001)
+    return float(
+        np.interp(
+            share, 4 / 3 * math.pi * s**3 - 3 / 2 * math.pi * s**4 + 8 / 5 * s**5 - s**6 / 6, s
+        )
+    )
+
+
+def peak_gib() -> float:
+    """The most memory in use so far: of the GPU, or of this process."""
+    if stats := jax.local_devices()[0].memory_stats():
+        return stats["peak_bytes_in_use"] / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss there starts from what the parent process had
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores, device and versions, those of PyTorch too where it is installed."""
+    cpu = Path("/proc/cpuinfo")
+    name = re.findall(r"model name\s*: (.*)", cpu.read_text())[:1] if cpu.exists() else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = versions()
+    gpu = "" if found["device"].startswith("cpu") else f", {jax.devices()[0].device_kind}"
+    for package in ("torch", "egnn-pytorch"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "machine": f"{cores} cores of "
+        f"{(name or [platform.processor() or platform.machine()])[0]}{gpu}"
+    } | found

@@ -1,0 +1,138 @@
+"""The EGNN in JAX and the N-body data in NumPy as one writes them first, for benchmark.py: nothing
+here is made fast.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.data import nbody
+from egnn_jax.graph.graph import GraphsTuple
+
+Params = Mapping[str, Any]
+
+
+def egnn(params: Params, graph: GraphsTuple, shrinkage: float = 0.0) -> GraphsTuple:
+    """``apply`` of our EGNN, alone or in an Autoencoder or a Readout, from the same parameters.
+
+    Every message is a concatenation of gathered features, every sum an unsorted ``segment_sum``.
+
+    Args:
+      params: of ``EGNN``, of ``Autoencoder(EGNN)`` or of ``Readout(EGNN)``; which parts are there
+        tells the options.
+      graph: as for the model.
+      shrinkage: see :class:`egnn_jax.EGCL`.
+    """
+    tree = params["params"]
+    encoder = tree.get("encoder", tree)
+    if "embedding" in encoder:
+        graph = graph._replace(
+            nodes=graph.nodes.replace(h=dense(encoder["embedding"], graph.nodes.h))
+        )
+    for k in range(sum(name.startswith("layer_") for name in encoder)):
+        graph = layer(encoder[f"layer_{k}"], graph, shrinkage)
+    if "decoder" in tree:
+        z, w, b = graph.nodes.x, tree["decoder"]["w"], tree["decoder"]["b"]
+        squared = jnp.sum((z[graph.receivers] - z[graph.senders]) ** 2, axis=-1, keepdims=True)
+        graph = graph._replace(edges=w * squared + b)  # eq. 9
+    if "graph_dec" in tree:
+        graphs = len(graph.n_node)
+        of_node = jnp.repeat(
+            jnp.arange(graphs), graph.n_node, total_repeat_length=len(graph.nodes.h)
+        )
+        pooled = jax.ops.segment_sum(mlp(tree["node_dec"], graph.nodes.h), of_node, graphs)
+        graph = graph._replace(globals=mlp(tree["graph_dec"], pooled))
+    return graph
+
+
+def layer(params: Params, graph: GraphsTuple, shrinkage: float) -> GraphsTuple:
+    """Eqs. 3 to 8, in the authors' form."""
+    (h, x, v), i, j = (graph.nodes.h, graph.nodes.x, graph.nodes.v), graph.receivers, graph.senders
+
+    def total(values: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values, i, len(x))
+
+    r_ij = x[i] - x[j]
+    parts = [h[i], h[j], jnp.sum(r_ij**2, axis=-1, keepdims=True)]
+    m_ij = jnp.concatenate(parts if graph.edges is None else [*parts, graph.edges], axis=-1)
+    m_ij = jax.nn.silu(
+        dense(params["phi_e"]["Dense_0"], jax.nn.silu(dense(params["phi_e"], m_ij)))
+    )  # eq. 3
+    if "phi_inf" in params:
+        m_ij = m_ij * jax.nn.sigmoid(dense(params["phi_inf"], m_ij))  # eq. 8
+    if "phi_x" in params:
+        x = x + total(r_ij * mlp(params["phi_x"], m_ij)) / jnp.maximum(
+            total(jnp.ones((len(i), 1))), 1
+        )  # eq. 4
+        if v is not None:
+            x = x + mlp(params["phi_v"], h) * v  # eq. 7
+        x = (1 - shrinkage) * x
+    dh = mlp(params["phi_h"], jnp.concatenate([h, total(m_ij)], axis=-1))  # eqs. 5 and 6
+    return graph._replace(nodes=graph.nodes.replace(h=h + dh if h.shape == dh.shape else dh, x=x))
+
+
+def dense(params: Params, x: jax.Array) -> jax.Array:
+    """x W + b."""
+    return x @ params["kernel"] + params.get("bias", 0.0)
+
+
+def mlp(params: Params, x: jax.Array) -> jax.Array:
+    """Linear·SiLU·Linear."""
+    return dense(params["Dense_1"], jax.nn.silu(dense(params["Dense_0"], x)))
+
+
+def trajectories(name: str, split: str, count: int) -> dict[str, np.ndarray]:
+    """``x`` and ``target`` (S, 5, 3) of the first so many training trajectories of a data set, made
+    one after the other.
+    """
+    recipe = nbody.RECIPES[name]
+    frames = [step // recipe.sample_every - 1 for step in (recipe.input_step, recipe.target_step)]
+    unused_frames = nbody.LENGTH // recipe.sample_every - 1
+    charges, *states = nbody.initial_states(
+        np.random.RandomState(recipe.seed), count, unused_frames=unused_frames
+    )
+    with jax.enable_x64(True):
+        x, v = (np.asarray(a) for a in nbody.reflect(*states))
+    made = [
+        trajectory(*initial, nbody.LENGTH, recipe.sample_every)[frames]
+        for initial in zip(charges, x, v, strict=True)
+    ]
+    return dict(zip(("x", "target"), np.stack(made, axis=1), strict=True))
+
+
+def trajectory(
+    charges: np.ndarray, x: np.ndarray, v: np.ndarray, steps: int, sample_every: int
+) -> np.ndarray:
+    """Positions (frames, M, n) on one trajectory in the authors' arithmetic, one step after the
+    other.
+
+    Args:
+      charges: (M,).
+      x, v: initial positions and velocities (M, n).
+      steps: the authors' T, of which T - 1 are made.
+      sample_every: keep a frame after each so many steps.
+    """
+    charges, x, v = charges[:, None], x.copy(), v.copy()
+    frames = []
+
+    def force() -> np.ndarray:
+        norms = (x**2).sum(axis=1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            strength = charges @ charges.T / np.power(norms + norms.T - 2 * x @ x.T, 1.5)
+        np.fill_diagonal(strength, 0)
+        along = [
+            (strength * np.subtract.outer(x[:, axis], x[:, axis])).sum(axis=-1)
+            for axis in range(x.shape[1])
+        ]
+        return np.clip(np.stack(along, axis=1), -0.1 / nbody.DT, 0.1 / nbody.DT)
+
+    v += nbody.DT * force()
+    for step in range(1, steps):
+        x += nbody.DT * v
+        if step % sample_every == 0:
+            frames.append(x.copy())
+        v += nbody.DT * force()
+    return np.stack(frames)

@@ -1,0 +1,189 @@
+"""Graphs of neighbours against all pairs in plain loops, in open space and in cells of any shape;
+and what they refuse.
+"""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import egnn_jax as egnn
+from egnn_jax import testing
+from egnn_jax.graph.graph import edge_vectors
+
+REACH = 7
+
+
+def all_pairs(x, cell, periodic):
+    """Distance, receiver, sender and shift of every pair of images that may matter."""
+    steps = np.array(
+        list(itertools.product(*(range(-REACH, REACH + 1) if p else [0] for p in periodic)))
+    )
+    shift = steps @ (np.eye(x.shape[1]) if cell is None else cell)
+    k, i, j = (a.reshape(-1) for a in np.indices((len(steps), len(x), len(x))))
+    k, i, j = (a[(i != j) | steps[k].any(axis=1)] for a in (k, i, j))
+    return np.linalg.norm(x[i] - x[j] - shift[k], axis=1), i, j, shift[k]
+
+
+@st.composite
+def points_and_cells(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, m = draw(st.integers(1, 3)), draw(st.integers(2, 8))
+    x = draw(st.sampled_from([0.5, 1.5])) * rng.standard_normal(
+        (m, n)
+    )  # inside the cell, or all over
+    if draw(st.booleans()):
+        return x, None, np.zeros(n, bool)
+    cell = 1.5 * np.eye(n) + 0.3 * np.triu(rng.standard_normal((n, n)), 1)
+    return x, cell, np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+
+
+def listed(receivers, senders, shift):
+    return sorted(
+        (i, j, *s)
+        for i, j, s in zip(
+            np.asarray(receivers), np.asarray(senders), np.round(shift, 6) + 0.0, strict=True
+        )
+    )
+
+
+def shifts(graph, like):
+    return np.zeros_like(like) if graph.edges is None else np.asarray(graph.edges.shift)
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=points_and_cells(), cutoff=st.floats(0.3, 2.5))
+def test_radius_graph_has_every_pair_within_the_cutoff_once(drawn, cutoff):
+    x, cell, periodic = drawn
+    with jax.enable_x64(True):
+        graph = egnn.radius_graph(x, cutoff, cell=cell, periodic=list(periodic))
+    distances, *wanted = all_pairs(x, cell, periodic)
+    found = graph.receivers, graph.senders, shifts(graph, x[np.asarray(graph.senders)])
+    assert listed(*found) == listed(*(a[distances <= cutoff] for a in wanted))
+    assert (np.diff(graph.receivers) >= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=points_and_cells(), k=st.integers(1, 7))
+def test_knn_graph_has_the_nearest(drawn, k):
+    x, cell, periodic = drawn
+    k = k if periodic.any() else min(k, len(x) - 1)
+    with jax.enable_x64(True):
+        graph = egnn.knn_graph(x, k, cell=cell, periodic=list(periodic))
+    assert np.asarray(graph.receivers).tolist() == np.repeat(np.arange(len(x)), k).tolist()
+    senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
+    distances = np.linalg.norm(
+        x[receivers] - x[senders] - shifts(graph, x[senders]), axis=1
+    ).reshape(len(x), k)
+    every, of, *_ = all_pairs(x, cell, periodic)
+    wanted = [np.sort(every[of == i])[:k] for i in range(len(x))]
+    np.testing.assert_allclose(np.sort(distances, axis=1), wanted, atol=1e-9)
+
+
+def test_knn_graph_of_coincident_nodes_has_no_self_loops():
+    graph = egnn.knn_graph(np.zeros((6, 3)), 2)
+    assert (np.asarray(graph.senders) != np.asarray(graph.receivers)).all()
+    assert np.bincount(graph.receivers).tolist() == [2] * 6
+
+
+@pytest.mark.parametrize("periodic", [True, (True, False, True)])
+def test_nearest_of_points_that_have_left_their_cell(x64, rng, periodic):
+    cell = np.array([[3.0, 0.2, 0.0], [0.1, 3.5, 0.3], [0.4, 0.0, 2.8]])
+    x = rng.random((10, 3)) @ cell
+    steps = np.where(
+        periodic, rng.integers(-1_000, 1_000, (10, 3)), 0
+    )  # all images between would not fit into memory
+    inside, drifted = (
+        egnn.knn_graph(points, 5, cell=cell, periodic=periodic) for points in (x, x + steps @ cell)
+    )
+
+    def lengths(graph):
+        return np.sort(
+            np.linalg.norm(edge_vectors(graph, graph.nodes.x), axis=1).reshape(10, 5), axis=1
+        )
+
+    np.testing.assert_allclose(lengths(drifted), lengths(inside), atol=1e-9)
+    assert np.asarray(drifted.receivers).tolist() == np.asarray(inside.receivers).tolist()
+
+
+def test_neighbours_in_many_dimensions(rng):
+    graph = egnn.knn_graph(rng.standard_normal((20, 6)), 4)
+    assert graph.nodes.x.shape == (20, 6)
+    with pytest.raises(ValueError, match="6 coordinates; expected 1 to 3"):
+        egnn.radius_graph(np.zeros((3, 6)), 1.0)
+
+
+def test_a_crystal_and_its_supercell_say_the_same(x64, rng):
+    """And where an atom sits in another cell, or the cell is turned, nothing changes."""
+    cell = np.array([[3.0, 0.2, 0.0], [0.1, 3.5, 0.3], [0.4, 0.0, 2.8]])
+    x, h = rng.random((4, 3)) @ cell, rng.standard_normal((4, 2))
+    steps = np.array(list(itertools.product((0, 1), repeat=3)))
+    crystal = egnn.radius_graph(x, 4.0, h=h, cell=cell)
+    supercell = egnn.radius_graph(
+        (x + (steps @ cell)[:, None]).reshape(-1, 3), 4.0, h=np.tile(h, (8, 1)), cell=2 * cell
+    )
+    elsewhere = egnn.radius_graph(
+        x + np.array([[0, 0, 0], [1, -2, 0], [0, 3, 1], [5, 0, 0]]) @ cell, 4.0, h=h, cell=cell
+    )
+    q = np.asarray(egnn.random_orthogonal(jax.random.key(0), 3))
+    turned = egnn.radius_graph(x @ q.T, 4.0, h=h, cell=cell @ q.T)
+    for model in (
+        egnn.EGNN(features=6, layers=2),
+        egnn.SchNet(features=6, layers=2),
+        egnn.TFN(features=4, layers=2),
+    ):
+        params = testing.randomise_parameters(
+            jax.eval_shape(model.init, jax.random.key(0), crystal)
+        )
+        params = jax.tree.map(lambda a: 0.3 * a, params)
+        out = model.apply(params, crystal).nodes
+        for other, copies in ((supercell, 8), (elsewhere, 1), (turned, 1)):
+            again = model.apply(params, other).nodes
+            np.testing.assert_allclose(again.h, np.tile(out.h, (copies, 1)), rtol=1e-9)
+        moved = np.asarray(model.apply(params, supercell).nodes.x - supercell.nodes.x)
+        np.testing.assert_allclose(moved, np.tile(out.x - x, (8, 1)), atol=1e-9)
+
+
+def test_a_periodic_graph_batches_and_pads():
+    graphs = [egnn.radius_graph(np.eye(3)[:m], 1.6, cell=2 * np.eye(3)) for m in (1, 3)]
+    both = egnn.batch(graphs, egnn.Budget(6, 200, 4))
+    for one, again in zip(graphs, egnn.unbatch(both, padded=True), strict=True):
+        np.testing.assert_array_equal(one.edges.shift, again.edges.shift)
+    with pytest.raises(ValueError, match="differ in what they carry"):
+        egnn.batch([graphs[0], egnn.complete_graph(np.eye(3))])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: egnn.radius_graph(np.eye(3), 0.0), "cutoff is 0.0; expected a finite distance"),
+        (lambda: egnn.radius_graph(np.eye(3), np.nan), "cutoff is nan"),
+        (
+            lambda: egnn.radius_graph(np.eye(3), 1.0, cell=np.eye(2)),
+            "expected 3 independent lattice vectors",
+        ),
+        (
+            lambda: egnn.radius_graph(np.eye(3), 1.0, cell=np.ones((3, 3))),
+            "expected 3 independent lattice vectors",
+        ),
+        (
+            lambda: egnn.radius_graph(np.eye(3), 1.0, cell=np.eye(3), periodic=[True]),
+            "expected one boolean, or 3",
+        ),
+        (lambda: egnn.radius_graph(np.full((2, 3), np.nan), 1.0), "x is nan"),
+        (lambda: egnn.knn_graph(np.eye(3), 3), "k is 3; expected at least 1 and at most 2"),
+        (lambda: egnn.knn_graph(np.eye(3), 0), "k is 0"),
+        (lambda: egnn.knn_graph(np.zeros((0, 3)), 1), "k is 1"),
+        (lambda: jax.jit(lambda x: egnn.radius_graph(x, 1.0).nodes.x)(np.eye(3)), "x is traced"),
+        (
+            lambda: egnn.graph_from_edges([0], [1], np.eye(3), shift=np.zeros((2, 3))),
+            r"shift has shape \(2, 3\); expected \(1, 3\)",
+        ),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
