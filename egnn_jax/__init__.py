@@ -1,65 +1,10 @@
-"""E(n)-equivariant graph neural networks (Satorras, Hoogeboom and Welling, ICML 2021) for JAX."""
+"""E(n)-equivariant graph neural networks (Satorras, Hoogeboom and Welling, ICML 2021) for JAX.
 
-from egnn_jax.graph.geometry import random_orthogonal, safe_norm, transform
-from egnn_jax.graph.graph import (
-    Budget,
-    Nodes,
-    PeriodicEdges,
-    batch,
-    complete_edges,
-    complete_graph,
-    edge_mask,
-    graph_from_adjacency,
-    graph_from_edges,
-    graph_mask,
-    knn_graph,
-    mean_nodes,
-    node_mask,
-    radius_graph,
-    sum_nodes,
-    unbatch,
-)
-from egnn_jax.models import (
-    EGCL,
-    EGNN,
-    GNN,
-    MODELS,
-    TFN,
-    Linear,
-    MixedPrecision,
-    RadialField,
-    SchNet,
-    SE3Transformer,
-)
+What is public stands in ``__init__.pyi``; each name is imported when it is first used.
+"""
 
-__all__ = [
-    "EGCL",
-    "EGNN",
-    "GNN",
-    "MODELS",
-    "TFN",
-    "Budget",
-    "Linear",
-    "MixedPrecision",
-    "Nodes",
-    "PeriodicEdges",
-    "RadialField",
-    "SE3Transformer",
-    "SchNet",
-    "batch",
-    "complete_edges",
-    "complete_graph",
-    "edge_mask",
-    "graph_from_adjacency",
-    "graph_from_edges",
-    "graph_mask",
-    "knn_graph",
-    "mean_nodes",
-    "node_mask",
-    "radius_graph",
-    "random_orthogonal",
-    "safe_norm",
-    "sum_nodes",
-    "transform",
-    "unbatch",
-]
+import lazy_loader as _lazy
+
+__version__ = "0.2.0"
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from egnn_jax.graph.graph import complete_graph
+from egnn_jax.graph.build import complete_graph
 from egnn_jax.models import EGNN, GNN, RadialField
 from egnn_jax.nn.heads import Autoencoder, Readout
 
@@ -164,7 +164,7 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
         x=x,
         h=np.zeros((2, features), np.float32),
         v=x if velocity else None,
-        edges=np.zeros((2, attributes), np.float32) if attributes else None,
+        a=np.zeros((2, attributes), np.float32) if attributes else None,
     )
     leaves: dict[tuple[str, ...], Any] = flatten_dict(
         jax.eval_shape(model.init, jax.random.key(0), graph)["params"]

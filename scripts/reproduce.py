@@ -1,14 +1,8 @@
-"""Reproduce a table or figure of the paper, e.g.: python scripts/reproduce.py table2"""
+"""The command ``egnn reproduce``, for a clone that is not installed: python scripts/reproduce.py --help"""
 
 import sys
 
-from egnn_jax.experiments.reproduce import main
-from egnn_jax.training.fit import Interrupted
+from egnn_jax.cli import main
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Interrupted as stop:
-        sys.exit(f"reproduce.py: {stop}")
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"reproduce.py: error: {error}")
+    main(["reproduce", *sys.argv[1:]])

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from egnn_jax.training.step import use_all_cores
+from egnn_jax.training.distributed import use_all_cores
 
 use_all_cores()  # with the flags of training
 jax.config.update("jax_num_cpu_devices", 2)

@@ -7,7 +7,8 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax.data.dataset import GraphSet, ends_within, trimmed
-from egnn_jax.graph.graph import Nodes, complete_edges
+from egnn_jax.graph.build import complete_edges
+from egnn_jax.graph.graph import Nodes
 
 SIZES = np.array([3, 1, 5, 2, 4, 4])
 
@@ -22,7 +23,7 @@ def single(graphs, nodes, k):
     rows = slice(SIZES[:k].sum(), SIZES[: k + 1].sum())
     first = np.sum(SIZES[:k] * (SIZES[:k] - 1))
     edges = graphs._edges[first : first + SIZES[k] * (SIZES[k] - 1)]
-    return egnn.complete_graph(x=nodes["x"][rows], h=nodes["h"][rows], edges=edges)
+    return egnn.complete_graph(x=nodes["x"][rows], h=nodes["h"][rows], a=edges)
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 2]], [[5, 4, 3], [2, 2, 2], [0, -1, 1], [-1, -1, -1]]])

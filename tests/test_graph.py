@@ -26,7 +26,7 @@ def test_adjacency_rows_receive():
 
 def test_edges_and_their_attributes_are_sorted_together():
     graph = egnn.graph_from_edges(
-        [0, 1, 2, 0], [2, 0, 1, 1], x=np.zeros((3, 1)), edges=[[20], [1], [12], [10]]
+        [0, 1, 2, 0], [2, 0, 1, 1], x=np.zeros((3, 1)), a=[[20], [1], [12], [10]]
     )
     assert graph.receivers.tolist() == [0, 1, 1, 2]
     assert (10 * graph.receivers + graph.senders).tolist() == [1, 12, 10, 20]
@@ -43,7 +43,7 @@ def test_batch_and_unbatch_are_inverse_and_padding_is_masked():
     assert egnn.edge_mask(padded).sum() == edges
     assert egnn.graph_mask(padded).sum() == 3
     assert (jnp.diff(padded.receivers) >= 0).all()
-    for parts in (egnn.unbatch(padded, padded=True), egnn.unbatch(egnn.batch(graphs))):
+    for parts in (egnn.unbatch(padded), egnn.unbatch(egnn.batch(graphs))):
         for one, other in zip(parts, graphs, strict=True):
             chex.assert_trees_all_equal(one, other)
 
@@ -77,7 +77,7 @@ NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0]])
             r"v has shape \(3, 3\); expected \(3, 2\)",
         ),
         (
-            lambda: egnn.complete_graph(x=X, edges=np.zeros((5, 1))),
+            lambda: egnn.complete_graph(x=X, a=np.zeros((5, 1))),
             r"edges has shape \(5, 1\); expected \(6, any width\)",
         ),
         (lambda: egnn.complete_graph(x=NAN), "x is nan at row 1, column 1"),

@@ -150,7 +150,7 @@ def test_a_crystal_and_its_supercell_say_the_same(x64, rng):
 def test_a_periodic_graph_batches_and_pads():
     graphs = [egnn.radius_graph(np.eye(3)[:m], 1.6, cell=2 * np.eye(3)) for m in (1, 3)]
     both = egnn.batch(graphs, egnn.Budget(6, 200, 4))
-    for one, again in zip(graphs, egnn.unbatch(both, padded=True), strict=True):
+    for one, again in zip(graphs, egnn.unbatch(both), strict=True):
         np.testing.assert_array_equal(one.edges.shift, again.edges.shift)
     with pytest.raises(ValueError, match="differ in what they carry"):
         egnn.batch([graphs[0], egnn.complete_graph(np.eye(3))])

@@ -78,7 +78,7 @@ def compare(torch, model, pairs, edges, call, **options):
         pairs[:, 0],
         x=x,
         h=h,
-        edges=None if not edges else attributes[pairs[:, 0], pairs[:, 1]],
+        a=None if not edges else attributes[pairs[:, 0], pairs[:, 1]],
     )
     params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     ours = model.apply(params, graph).nodes

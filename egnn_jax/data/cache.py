@@ -11,27 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from egnn_jax._files import write_atomically
+
 
 def default_folder() -> Path:
     """Where data sets are kept: ``$EGNN_JAX_DATA``, or ``data`` in the working directory."""
     return Path(os.environ.get("EGNN_JAX_DATA", "data"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` such that ``path`` holds all of it or what it held before, also after a
-    power cut.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with name.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        name.unlink(missing_ok=True)
-        raise
 
 
 def cached_arrays(

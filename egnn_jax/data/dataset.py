@@ -1,273 +1,327 @@
-"""Graphs of different sizes, packed side by side into batches of one static shape."""
+"""Graphs of different sizes as flat arrays, packed side by side into batches of one shape."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph.graph import Budget, GraphsTuple, complete_edges
+from egnn_jax.data import storage
+from egnn_jax.data._packing import (
+    Gather,
+    complete_edge_lists,
+    concatenated,
+    require_alike,
+    snake,
+    starts_of,
+)
+from egnn_jax.data.loader import DatasetLoader
+from egnn_jax.graph.batching import Budget
+from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
+
+EdgeLists = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""n_edge (S,), and senders and receivers (ΣE,) counted from the first node of each graph."""
 
 
-class GraphSet:
-    """S graphs of different sizes, kept flat so that any batch of them is gathered by NumPy alone.
+class GraphDataset:
+    """S graphs of any sizes, from which batches of any of them are gathered by NumPy alone.
+
+    ``dataset[k]`` is one graph, ``dataset[rows]`` (a slice or an array) a data set that shares its
+    arrays.
 
     Args:
-      n_node: the number of nodes M of each graph (S,).
-      nodes: what nodes carry, arrays (ΣM, …).
-      edges: what edges carry, arrays (ΣE, …), or None.
-      globals_: what each graph carries, arrays (S, …), or None.
-      ends: n_edge (S,), and senders and receivers (ΣE,) counted from each graph's first node and
-        sorted by receiver; every graph is complete if not given, its edges in the order of
-        :func:`egnn_jax.complete_edges`.
+      graphs: graphs, or batches without padding, that all carry the same fields.
+
+    Raises:
+      ValueError: there are no graphs, or their fields differ (the first that does is named).
     """
 
-    def __init__(
-        self,
+    def __init__(self, graphs: Iterable[GraphsTuple]) -> None:
+        host = [jax.tree.map(np.asarray, graph) for graph in graphs]
+        if not host:
+            raise ValueError("GraphDataset received no graphs; expected at least one")
+        for k, graph in enumerate(host):
+            require_alike(k, graph, host[0])
+        first_node = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in host]
+        ends = (
+            np.concatenate(
+                [getattr(g, end) - start for g, start in zip(host, first_node, strict=True)]
+            )
+            for end in ("senders", "receivers")
+        )
+        n_edge = np.concatenate([graph.n_edge for graph in host])
+        self._set(
+            np.concatenate([graph.n_node for graph in host]),
+            *(
+                concatenated([getattr(g, part) for g in host])
+                for part in ("nodes", "edges", "globals")
+            ),
+            edge_lists=(n_edge, *ends),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
         n_node: np.ndarray,
-        nodes: Any,
-        edges: Any = None,
-        globals_: Any = None,
-        ends: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-    ) -> None:
-        self._n_node = np.append(np.asarray(n_node, np.int32), 0)  # row -1 is a graph without nodes
-        if ends is None:
-            self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
-            *self._ends, starts = _edge_lists(self._n_node)
-            self._first_end = starts[self._n_node]
-        else:
-            self._n_edge, *self._ends = np.append(np.asarray(ends[0], np.int32), 0), *ends[1:]
-            self._first_end = _starts(self._n_edge)
-        self._nodes, self._edges, self._globals = nodes, edges, globals_
-
-    def __len__(self) -> int:
-        return len(self._n_node) - 1
-
-    def deal(
-        self, rows: np.ndarray, steps: int, groups: int, generator: np.random.Generator
-    ) -> np.ndarray:
-        """Graphs dealt into batches that are all of nearly the same size, so that one shape fits
-        them with little waste.
-
-        The graphs are put into B classes of similar size, and each batch gets one of each at random
-        (stratified sampling).
+        nodes: Nodes,
+        edges: Edges | None = None,
+        globals_: Globals | None = None,
+        edge_lists: EdgeLists | None = None,
+    ) -> "GraphDataset":
+        """A data set from flat arrays, which are not copied and may be memory-mapped.
 
         Args:
-          rows: the graphs of an epoch (steps·B,).
-          steps, groups: how many batches, and how many parts of a batch (one a device).
-          generator: decides which graphs come together.
-
-        Returns:
-          (steps, groups, B/groups).
+          n_node: the number of nodes M of each graph (S,).
+          nodes: arrays (ΣM, …).
+          edges: arrays (ΣE, …).
+          globals_: arrays (S, …).
+          edge_lists: n_edge (S,), and senders and receivers (ΣE,), counted from the first node of
+            each graph and sorted by receiver. Every graph is complete if not given, with its edges
+            in the order of :func:`egnn_jax.complete_edges`.
         """
-        classes = rows[np.argsort(self._n_edge[rows], kind="stable")].reshape(-1, steps)
-        batches = generator.permuted(classes, axis=1).T
-        return _in_turns(batches.reshape(steps, -1, groups)).swapaxes(1, 2)
+        self = cls.__new__(cls)
+        self._set(n_node, nodes, edges or Edges(), globals_ or Globals(), edge_lists)
+        return self
 
-    def budgets(self, graphs: int, groups: int = 1) -> list[Budget]:
-        """Shapes for so many graphs in each of the groups of a batch, the smallest first; whatever
-        :meth:`deal` makes fits the last.
+    def _set(
+        self,
+        n_node: np.ndarray,
+        nodes: Nodes,
+        edges: Edges,
+        globals_: Globals,
+        edge_lists: EdgeLists | None,
+    ) -> None:
+        self._nodes, self._edges, self._globals = nodes, edges, globals_
+        self._n_node = np.asarray(n_node, np.int32)
+        self._first_node = starts_of(self._n_node)
+        if edge_lists is None:
+            self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
+            *self._ends, starts = complete_edge_lists(self._n_node)
+            self._first_end = starts[self._n_node]
+        else:
+            self._n_edge, *self._ends = np.asarray(edge_lists[0], np.int32), *edge_lists[1:]
+            self._first_end = starts_of(self._n_edge)
+        self._first_edge = starts_of(self._n_edge)
+        self._rows = np.arange(len(self._n_node))
 
-        For single graphs these are the quartiles of their sizes; for more there is only one.
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        if np.ndim(key) == 0 and not isinstance(key, slice):
+            return self._graph(range(len(self))[key])
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(self.__dict__)
+        for name in ("_rows", "_n_node", "_first_node", "_n_edge", "_first_end", "_first_edge"):
+            setattr(other, name, getattr(self, name)[key])
+        return other
+
+    @property
+    def n_node(self) -> np.ndarray:
+        """(S,) the number of nodes of each graph."""
+        return self._n_node
+
+    @property
+    def y(self) -> np.ndarray:
+        """(S, T) the targets of the graphs.
+
+        Raises:
+          ValueError: the graphs have none.
+        """
+        if self._globals.y is None:
+            raise ValueError("the graphs have no targets; expected y where they were built")
+        return np.asarray(self._globals.y[self._rows])
+
+    def target_statistics(self) -> dict[str, tuple[float, ...]]:
+        """``mean`` and ``scale`` (standard deviation, or 1 where it is 0) of each target (T,).
+
+        As :class:`egnn_jax.Readout` takes them.
+        """
+        scale = self.y.std(axis=0, dtype=np.float64)
+        mean = self.y.mean(axis=0, dtype=np.float64)
+        return {
+            "mean": tuple(mean.tolist()),
+            "scale": tuple(np.where(scale > 0, scale, 1).tolist()),
+        }
+
+    def split(self, *fractions: float, seed: int = 0) -> tuple["GraphDataset", ...]:
+        """Random parts of the data set: one for each fraction, and what is left.
+
+        Args:
+          fractions: shares of the graphs, such as 0.8, 0.1 for train, valid and the rest as test.
+          seed: of the order.
+
+        Raises:
+          ValueError: a fraction or their sum is not between 0 and 1, or a part would be empty.
+        """
+        ends = np.round(np.cumsum([*fractions, 0]) * len(self)).astype(int)[:-1]
+        if not fractions or min(fractions) <= 0 or sum(fractions) >= 1:
+            raise ValueError(
+                f"fractions are {fractions}; expected numbers above 0, together below 1"
+            )
+        parts = np.split(np.random.default_rng(seed).permutation(len(self)), ends)
+        if min(map(len, parts)) == 0:
+            raise ValueError(
+                f"fractions are {fractions} of {len(self)} graphs; a part would be empty"
+            )
+        return tuple(self[part] for part in parts)
+
+    def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
+        """Batches of ``batch_size`` graphs, see :class:`egnn_jax.data.loader.DatasetLoader`."""
+        return DatasetLoader(self, batch_size, seed)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the data set to a new folder, whole or not at all; :meth:`open` reads it.
+
+        Raises:
+          ValueError: the folder exists.
+        """
+        nodes, edges, ends = (
+            Gather(n[None], first[None]).source
+            for first, n in (
+                (self._first_node, self._n_node),
+                (self._first_edge, self._n_edge),
+                (self._first_end, self._n_edge),
+            )
+        )
+        arrays = storage.flatten(
+            nodes=jax.tree.map(lambda a: a[nodes], self._nodes),
+            edges=jax.tree.map(lambda a: a[edges], self._edges),
+            globals=jax.tree.map(lambda a: a[self._rows], self._globals),
+        )
+        arrays |= {"n_node": self._n_node, "n_edge": self._n_edge}
+        arrays |= {"senders": self._ends[0][ends], "receivers": self._ends[1][ends]}
+        storage.write_arrays(arrays, Path(folder))
+
+    @classmethod
+    def open(cls, folder: Path | str, verify: bool = False) -> "GraphDataset":
+        """A data set that :meth:`save` wrote, its arrays memory-mapped.
+
+        Args:
+          folder: where it is.
+          verify: compare the SHA-256 of every file; sizes are compared in any case.
+
+        Raises:
+          ValueError: this is no such folder, or a file is missing, of another size or damaged.
+        """
+        arrays = storage.read_arrays(Path(folder), verify)
+        carried = storage.unflatten(arrays)
+        return cls.from_arrays(
+            arrays["n_node"],
+            carried["nodes"],
+            carried["edges"],
+            carried["globals"],
+            (arrays["n_edge"], arrays["senders"], arrays["receivers"]),
+        )
+
+    def arrange(
+        self, rows: np.ndarray, steps: int, shards: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Batches of nearly the same size, so that one shape fits all with little padding.
+
+        Graphs are sorted into B classes of similar size, and each batch gets one of each class at
+        random (stratified sampling). See :meth:`egnn_jax.data.loader.Dataset.arrange`.
+        """
+        sizes = np.where(rows >= 0, self._n_edge[rows], 0)
+        classes = rows[np.argsort(sizes, kind="stable")].reshape(-1, steps)
+        batches = rng.permuted(classes, axis=1).T
+        return snake(batches.reshape(steps, -1, shards)).swapaxes(1, 2)
+
+    def budgets(self, graphs: int, shards: int = 1) -> list[Budget]:
+        """Shapes of a shard of ``graphs`` graphs, the smallest first.
+
+        Whatever :meth:`arrange` returns fits the last of them. For single graphs these are the
+        quartiles of their sizes; for more there is only one.
         """
         if graphs == 1:
-            order = np.argsort(self._n_edge[:-1], kind="stable")
+            order = np.argsort(self._n_edge, kind="stable")
             places = np.ceil(len(self) * np.array([0.25, 0.5, 0.75, 1])).astype(int)
             largest = [order[:place] for place in places]
             shapes = {
                 (int(self._n_node[part].max()), int(self._n_edge[part].max())) for part in largest
             }
             return [Budget(n_node + 1, n_edge, 2) for n_node, n_edge in sorted(shapes)]
-        # The largest of each class of ``deal``; the graphs left out of an epoch, fewer than a
+        # The largest of each class of ``arrange``. The graphs left out of an epoch, fewer than a
         # batch, shift the classes a little.
-        size = graphs * groups
-        largest = (
-            np.minimum(
-                np.ceil(np.arange(1, size + 1) * len(self) / size).astype(int) + 2 * size, len(self)
-            )
-            - 1
-        )
+        size = graphs * shards
+        ends = np.ceil(np.arange(1, size + 1) * len(self) / size).astype(int)
+        largest = np.minimum(ends + 2 * size, len(self)) - 1
         n_node, n_edge = (
-            int(_in_turns(np.sort(count[:-1])[largest].reshape(graphs, groups)).sum(axis=0).max())
+            int(snake(np.sort(count)[largest].reshape(graphs, shards)).sum(axis=0).max())
             for count in (self._n_node, self._n_edge)
         )
         return [Budget(n_node + 1, n_edge, graphs + 1)]
 
-    def pack(self, rows: np.ndarray) -> GraphsTuple:
-        """The graphs numbered ``rows``, (B,) or (…, groups, B/groups) as :meth:`deal` gives them,
-        padded as jraph pads; -1 is no graph.
+    def pack(self, rows: np.ndarray) -> PaddedGraphsTuple:
+        """Padded batches of the graphs numbered ``rows``; see :class:`~egnn_jax.PaddedGraphsTuple`.
 
-        Every field gets the leading axes of ``rows`` and the shape of the last of :meth:`budgets`.
-        If one of the batches does not fit, all get that of B graphs of the largest size, which
-        costs a compilation and loses nothing.
+        Args:
+          rows: (B,) or (…, shards, B/shards) as :meth:`arrange` returns them; -1 is no graph.
+
+        Returns:
+          NumPy arrays with the leading axes of ``rows`` and the shape of the last of
+          :meth:`budgets`. If one of the batches does not fit, all get that of B graphs of the
+          largest size, which costs a compilation.
         """
-        leading, (size, flat) = rows.shape[:-1], (rows.shape[-1], rows.reshape(-1, rows.shape[-1]))
-        n_node, n_edge = self._n_node[flat], self._n_edge[flat]
+        leading, size = rows.shape[:-1], rows.shape[-1]
+        flat = rows.reshape(-1, size)
+        flat = np.take_along_axis(flat, np.argsort(flat < 0, axis=1, kind="stable"), axis=1)
+        real = flat >= 0
+        n_node, n_edge = (np.where(real, n[flat], 0) for n in (self._n_node, self._n_edge))
         budget = self.budgets(size, *leading[-1:])[-1]
         if n_node.sum(axis=1).max() >= budget.n_node or n_edge.sum(axis=1).max() > budget.n_edge:
-            budget = Budget(
-                size * int(self._n_node.max()) + 1, size * int(self._n_edge.max()), size + 1
-            )
-        node, edge = _Places(n_node, self._n_node, flat), _Places(n_edge, self._n_edge, flat)
-        first_node = _starts(n_node).reshape(-1)
-        ends = []
-        for indices in self._ends:
-            padded = np.repeat(
-                n_node.sum(axis=1, dtype=np.int32)[:, None], budget.n_edge, axis=1
-            )  # the first padding node
-            padded[edge.batch, edge.place] = (
-                indices[self._first_end[flat].reshape(-1)[edge.graph] + edge.within]
-                + first_node[edge.graph]
-            )
-            ends.append(padded)
-        packed = GraphsTuple(
+            largest = int(self._n_node.max()), int(self._n_edge.max())
+            budget = Budget(size * largest[0] + 1, size * largest[1], size + 1)
+        node = Gather(n_node, self._first_node[flat])
+        edge = Gather(n_edge, self._first_edge[flat])
+        end = Gather(n_edge, self._first_end[flat])
+        first_node = starts_of(n_node).reshape(-1)[edge.graph].astype(np.int32)
+        first_padding = n_node.sum(axis=1, dtype=np.int32)
+
+        def ends(indices: np.ndarray) -> np.ndarray:
+            padded = np.repeat(first_padding[:, None], budget.n_edge, axis=1)
+            padded[edge.batch, edge.place] = indices[end.source] + first_node
+            return padded
+
+        def counts(n: np.ndarray, total: int) -> np.ndarray:
+            padded = np.append(n, np.zeros_like(n[:, :1]), axis=1).astype(np.int32)
+            padded[np.arange(len(n)), real.sum(axis=1)] = total - n.sum(axis=1)
+            return padded
+
+        def labels(a: np.ndarray) -> np.ndarray:
+            values = np.zeros((len(flat), size + 1, *a.shape[1:]), a.dtype)
+            values[:, :-1][real] = a[self._rows[flat[real]]]
+            return values
+
+        packed = PaddedGraphsTuple(
             nodes=jax.tree.map(lambda a: node.fill(a, len(flat), budget.n_node), self._nodes),
             edges=jax.tree.map(lambda a: edge.fill(a, len(flat), budget.n_edge), self._edges),
-            senders=ends[0],
-            receivers=ends[1],
-            n_node=np.append(
-                n_node, budget.n_node - n_node.sum(axis=1, keepdims=True), axis=1
-            ).astype(np.int32),
-            n_edge=np.append(
-                n_edge, budget.n_edge - n_edge.sum(axis=1, keepdims=True), axis=1
-            ).astype(np.int32),
-            globals=jax.tree.map(
-                lambda a: np.append(a[flat], np.zeros_like(a[flat][:, :1]), axis=1), self._globals
-            ),
+            senders=ends(self._ends[0]),
+            receivers=ends(self._ends[1]),
+            n_node=counts(n_node, budget.n_node),
+            n_edge=counts(n_edge, budget.n_edge),
+            globals=jax.tree.map(labels, self._globals),
         )
         return jax.tree.map(lambda a: a.reshape(leading + a.shape[1:]), packed)
 
-
-def ends_within(
-    n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 10_000
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``ends`` of :class:`GraphSet` for nodes of one graph at most ``cutoff`` apart.
-
-    Args:
-      n_node: (S,).
-      x: coordinates (ΣM, n).
-      cutoff: a distance in the unit of x.
-      block: so many graphs at a time, to bound the memory.
-    """
-    *lists, starts = _edge_lists(n_node)
-    parts = []
-    for first in range(0, len(n_node), block):
-        sizes = n_node[first : first + block]
-        count = sizes * np.maximum(sizes - 1, 0)
-        graph = np.repeat(np.arange(len(sizes)), count)
-        within = np.arange(len(graph)) - _starts(count)[graph]
-        senders, receivers = (part[starts[sizes][graph] + within] for part in lists)
-        origin = n_node[:first].sum() + _starts(sizes)[graph]
-        near = ((x[origin + receivers] - x[origin + senders]) ** 2).sum(axis=1) <= cutoff**2
-        parts.append(
-            (np.bincount(graph[near], minlength=len(sizes)), senders[near], receivers[near])
+    def _graph(self, row: int) -> GraphsTuple:
+        """One graph, without padding."""
+        nodes, edges, ends = (
+            slice(first[row], first[row] + n[row])
+            for first, n in (
+                (self._first_node, self._n_node),
+                (self._first_edge, self._n_edge),
+                (self._first_end, self._n_edge),
+            )
         )
-    n_edge, senders, receivers = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return n_edge.astype(np.int32), senders, receivers
-
-
-def trimmed(
-    loss: Callable[[Any, GraphsTuple, jax.Array], jax.Array], budgets: Sequence[Budget]
-) -> Callable[..., jax.Array]:
-    """``loss(params, batch, key)``, computed at the smallest of several budgets that holds the
-    graphs of a padded batch.
-
-    Value and gradient with respect to ``params`` are those of ``loss``; there are no other
-    derivatives. A batch that fits none but the last is taken as it is.
-    """
-    *smaller, _ = budgets
-    if not smaller:
-        return loss
-
-    def at_smallest(
-        function: Callable[..., Any], params: Any, batch: GraphsTuple, key: jax.Array
-    ) -> Any:
-        choices = [partial(_trim, budget=budget) for budget in smaller] + [lambda batch: batch]
-        real_nodes, real_edges = jnp.sum(batch.n_node[:-1]), jnp.sum(batch.n_edge[:-1])
-        fits = [(real_nodes < budget.n_node) & (real_edges <= budget.n_edge) for budget in smaller]
-        index = jnp.argmax(jnp.stack([*fits, jnp.ones((), bool)]))
-        return jax.lax.switch(
-            index, [lambda trim=trim: function(params, trim(batch), key) for trim in choices]
+        place = self._rows[row]
+        return GraphsTuple(
+            nodes=jax.tree.map(lambda a: np.asarray(a[nodes]), self._nodes),
+            edges=jax.tree.map(lambda a: np.asarray(a[edges]), self._edges),
+            senders=np.asarray(self._ends[0][ends]),
+            receivers=np.asarray(self._ends[1][ends]),
+            n_node=self._n_node[row : row + 1],
+            n_edge=self._n_edge[row : row + 1],
+            globals=jax.tree.map(lambda a: np.asarray(a[place : place + 1]), self._globals),
         )
-
-    @jax.custom_vjp
-    def value(params: Any, batch: GraphsTuple, key: jax.Array) -> jax.Array:
-        return at_smallest(loss, params, batch, key)
-
-    # Differentiated outside, each branch would keep room for what every other one has to remember.
-    def forward(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, Any]:
-        return at_smallest(jax.value_and_grad(loss), params, batch, key)
-
-    def backward(gradient: Any, cotangent: jax.Array) -> tuple[Any, None, None]:
-        return jax.tree.map(lambda g: cotangent * g, gradient), None, None
-
-    value.defvjp(forward, backward)
-    return value
-
-
-def _trim(batch: GraphsTuple, budget: Budget) -> GraphsTuple:
-    """A padded batch with less padding."""
-
-    def pad(counts: jax.Array, total: int) -> jax.Array:
-        return counts.at[-1].set((total - jnp.sum(counts[:-1])).astype(counts.dtype))
-
-    return batch._replace(
-        nodes=jax.tree.map(lambda a: a[: budget.n_node], batch.nodes),
-        edges=jax.tree.map(lambda a: a[: budget.n_edge], batch.edges),
-        senders=batch.senders[: budget.n_edge],
-        receivers=batch.receivers[: budget.n_edge],
-        n_node=pad(batch.n_node, budget.n_node),
-        n_edge=pad(batch.n_edge, budget.n_edge),
-    )
-
-
-class _Places:
-    """Where each node (or edge) of the batches comes from in the flat arrays, and where it goes.
-
-    Args:
-      counts: of the graphs of each batch (K, B).
-      all_counts: of all graphs (S,).
-      rows: the numbers of the graphs (K, B).
-    """
-
-    def __init__(self, counts: np.ndarray, all_counts: np.ndarray, rows: np.ndarray) -> None:
-        flat = counts.reshape(-1)
-        self.graph = np.repeat(np.arange(len(flat)), flat)
-        self.within = np.arange(len(self.graph)) - _starts(flat)[self.graph]
-        self.batch = self.graph // counts.shape[1]
-        self.place = _starts(counts).reshape(-1)[self.graph] + self.within
-        self._source = _starts(all_counts)[rows.reshape(-1)][self.graph] + self.within
-
-    def fill(self, values: np.ndarray, batches: int, budget: int) -> np.ndarray:
-        """The flat ``values`` as (batches, budget, …), padded with zeros."""
-        padded = np.zeros((batches, budget, *values.shape[1:]), values.dtype)
-        padded[self.batch, self.place] = values[self._source]
-        return padded
-
-
-def _in_turns(classes: np.ndarray) -> np.ndarray:
-    """Neighbours of the classes (…, rounds, groups) given to the groups forth and back, as cards
-    are.
-    """
-    dealt = classes.copy()
-    dealt[..., 1::2, :] = dealt[..., 1::2, ::-1]
-    return dealt
-
-
-def _starts(counts: np.ndarray) -> np.ndarray:
-    """Where each of several runs of so many entries starts, along the last axis."""
-    return np.cumsum(counts, axis=-1) - counts
-
-
-def _edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Senders and receivers of a complete graph of each size that occurs, one after the other, and
-    by number of nodes where each starts.
-    """
-    sizes = np.unique(n_node)
-    lists = [complete_edges(size) for size in sizes]
-    senders, receivers = (np.concatenate(part) for part in zip(*lists, strict=True))
-    starts = np.zeros(sizes.max() + 1, np.int64)
-    starts[sizes] = _starts(np.array([len(part) for part, _ in lists]))
-    return senders, receivers, starts

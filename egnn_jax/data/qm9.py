@@ -256,7 +256,7 @@ def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
     }
 
 
-def of_free_atoms(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
+def free_atoms(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
     """What the atoms of each molecule have of a target by themselves (S,), from :data:`REFERENCES`;
     0 where that has none.
 

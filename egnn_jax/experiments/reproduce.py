@@ -1,261 +1,247 @@
-"""Reproduce a table or figure of the paper, e.g.: python scripts/reproduce.py table2
+"""The tables and figures of the paper: every row trained, and written beside the paper's.
 
-Runs that are already complete are read, interrupted ones resumed, so the command can be stopped and
+Runs that are complete are read and interrupted ones resumed, so each function can be stopped and
 called again.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib as mpl
 import numpy as np
 
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.config import Config, build_model
-from egnn_jax.experiments.task import markdown, save, write_table
-from egnn_jax.training.fit import first_seed, fit, load
-from egnn_jax.training.logging import show_progress
-from egnn_jax.training.step import use_all_cores
+from egnn_jax.experiments import paper, plots
+from egnn_jax.experiments.config import Config
+from egnn_jax.experiments.run import first_seed, load, train
+from egnn_jax.experiments.tables import markdown, result_rows, write_table
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 FIGURE2_SIZES = (100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_000, 50_000)
 FIGURE2_QUICK = (100, 1_600, 25_000)
-TABLE2_MS = {
-    "linear": 0.1,
-    "se3_transformer": 134.6,
-    "tfn": 34.3,
-    "gnn": 3.2,
-    "radial_field": 3.9,
-    "egnn": 6.2,
-}
-"""The paper's times of a forward pass of a batch of 100, by the registry's name of the model."""
+FIGURE2_MODELS = ("egnn", "gnn", "radial_field")
 OVERFIT_PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 OVERFIT_QUICK = (0.1, 0.5, 0.9)
+_NOISE = {"noise": "h", "draws": 10}
+TABLE2_RECIPES = (
+    "egnn", "egnn_best", "gnn", "gnn_best", "linear", "radial_field", "radial_field_best",
+    "schnet", "se3_transformer", "tfn",
+)  # fmt: skip
+FIGURE5_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "baseline": ("baseline", {}),
+    "egnn": ("egnn", {}),
+    "egnn_best": ("egnn_best", {}),
+    "egnn_fast": ("egnn_fast", {}),
+    "gnn": ("gnn", {}),
+    "gnn_best": ("gnn_best", {}),
+    "noise_gnn": ("gnn", _NOISE),
+    "noise_gnn_best": ("gnn_best", _NOISE),
+    "radial_field": ("radial_field", {}),
+    "radial_field_best": ("radial_field_best", {}),
+}
+"""A recipe, and options of its task, by row of Figure 5."""
+OVERFIT_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "egnn": ("overfit_egnn", {}),
+    "noise_gnn": ("overfit_gnn", _NOISE),
+    "gnn": ("overfit_gnn", {}),
+}
 
 
-def table2(arguments: argparse.Namespace) -> None:
-    """Every row of Table 2 that has a config, and our best recipe; the paper's times are those of a
-    GTX 1080 Ti.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What all of them take.
+
+    Args:
+      runs: where the runs are.
+      out: where tables and pictures go.
+      seeds: train this many seeds at once (default: the recipe's).
+      epochs: train this many epochs (default: the recipe's).
     """
-    from egnn_jax.experiments.report import result_rows
 
+    runs: Path = Path("runs")
+    out: Path = Path("runs/report")
+    seeds: int | None = None
+    epochs: int | None = None
+
+    def recipe(self, name: str, **task: Any) -> Config:
+        """A recipe with these options, and with those of its task that are given."""
+        config = configs.load(name)
+        changes: dict[str, Any] = {"task": dataclasses.replace(config.task, **task)}
+        for option in ("seeds", "epochs"):
+            if (value := getattr(self, option)) is not None:
+                changes[option] = value
+        return dataclasses.replace(config, **changes)
+
+    def train(self, config: Config, run: str, title: str) -> dict[str, Any]:
+        """Train a config in a folder of ``runs``."""
+        print(f"== {title}: {config.epochs:,} epochs in {self.runs / run}", file=sys.stderr)
+        return train(config, self.runs / run)
+
+
+def table2(options: Options, only: Sequence[str] = ()) -> None:
+    """Table 2, N-body: every row, and our best recipes.
+
+    Args:
+      options: folders, seeds and epochs.
+      only: rows, such as egnn and gnn; all if not given.
+    """
     rows = []
-    for path in sorted((CONFIGS / "nbody").glob("*.yaml")):
-        if path.stem == "quick" or (arguments.only and path.stem not in arguments.only):
-            continue
-        config = with_arguments(configs.load(path), arguments)
-        run = arguments.runs / path.stem
-        print(f"== {path.stem}: {config.epochs:,} epochs in {run}", file=sys.stderr)
-        result = fit(config.task, build_model(config), config, run)
-        (row,) = result_rows({path.stem: result})
-        paper = TABLE2_MS.get(result["config"]["model"]["name"])
-        row |= {
-            "parameters": f"{result['parameters']:,}",
-            "forward, batch 100 (ms)": f"{forward_ms(run):.2f}",
-        }
-        rows.append(row | {"the paper's forward (ms)": "–" if paper is None else f"{paper:g}"})
-    if not rows:
-        raise ValueError(
-            f"--only {arguments.only} names no config; expected names of files in "
-            f"{CONFIGS / 'nbody'}"
-        )
+    for name in _chosen(TABLE2_RECIPES, only):
+        result = options.train(options.recipe(f"nbody/{name}"), f"nbody/{name}", name)
+        (row,) = result_rows({name: result})
+        row["parameters"] = f"{result['parameters']:,}"
+        row["forward, batch 100 (ms)"] = f"{forward_ms(options.runs / 'nbody' / name):.2f}"
+        published = paper.TABLE2_MS.get(result["config"]["model"]["name"])
+        row["the paper's forward (ms)"] = "–" if published is None else f"{published:g}"
+        rows.append(row)
     rows.sort(key=lambda row: -float(row["test mse"].split()[0]))
-    write_table(rows, arguments.out / "table2")
-    print(f"{markdown(rows)}\n{arguments.out / 'table2.md'}, {arguments.out / 'table2.png'}")
+    _show(rows, options.out / "table2")
 
 
-def figure2(arguments: argparse.Namespace) -> None:
-    """Test error against the number of training trajectories, each point trained for the same
-    number of steps.
+def figure2(options: Options, quick: bool = False, steps: int | None = None) -> None:
+    """Figure 2, N-body: test error over the number of training trajectories.
+
+    Args:
+      options: folders and seeds; epochs follow from the steps.
+      quick: three sizes and 3,000 steps instead of ten and 30,000.
+      steps: of each training.
     """
-    import matplotlib.pyplot as plt
-
-    steps = arguments.steps or (3_000 if arguments.quick else 30_000)
-    sizes = FIGURE2_QUICK if arguments.quick else FIGURE2_SIZES
+    steps = steps or (3_000 if quick else 30_000)
+    sizes = FIGURE2_QUICK if quick else FIGURE2_SIZES
     errors: dict[str, list[float]] = {}
-    for name in ("egnn", "gnn", "radial_field"):
+    for name in FIGURE2_MODELS:
         for size in sizes:
-            config = configs.load(CONFIGS / "nbody" / f"{name}.yaml")
-            batch_size = min(config.batch_size, size)
-            per_epoch = size // batch_size
-            # An evaluation about every 1 % of the steps, in whole epochs, and as many of them as
-            # fit.
+            config = options.recipe(f"nbody/{name}", dataset="sweep", train_size=size)
+            per_epoch = size // min(config.batch_size, size)
+            # An evaluation about every 1 % of the steps, in whole epochs.
             eval_every = max(1, round(steps / 100 / per_epoch))
             epochs = max(1, round(steps / per_epoch / eval_every)) * eval_every
             config = dataclasses.replace(
-                with_arguments(config, arguments),
-                task=dataclasses.replace(config.task, dataset="sweep", train_size=size),  # pyright: ignore
+                config,
+                batch_size=min(config.batch_size, size),
                 epochs=epochs,
                 eval_every=eval_every,
             )
-            print(f"== {name}, {size:,} trajectories: {epochs:,} epochs", file=sys.stderr)
-            result = fit(
-                config.task,
-                build_model(config),
-                config,
-                arguments.runs / "figure2" / f"{steps}-steps" / f"{name}-{size}",
-            )
+            run = f"nbody/figure2/{steps}-steps/{name}-{size}"
+            result = options.train(config, run, f"{name}, {size:,} trajectories")
             errors.setdefault(name, []).append(result["metrics"]["test"]["mse"])
     rows = [
-        {"trajectories": f"{s:,}"} | {name: f"{e[k]:.5f}" for name, e in errors.items()}
-        for k, s in enumerate(sizes)
+        {"trajectories": f"{size:,}"} | {name: f"{e[k]:.5f}" for name, e in errors.items()}
+        for k, size in enumerate(sizes)
     ]
-    write_table(rows, arguments.out / "figure2-table")
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for name, values in errors.items():
-        axes.plot(sizes, values, marker="o", label=name)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="training trajectories",
-        ylabel="test mse",
-        title=f"Figure 2, {steps:,} steps a point",
-    )
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    print(f"{markdown(rows)}\n{save(figure, arguments.out / 'figure2.png')}")
+    points = {name: list(zip(sizes, e, strict=True)) for name, e in errors.items()}
+    labels = ("training trajectories", "test mse", f"Figure 2, {steps:,} steps a point")
+    _show(rows, options.out / "figure2-table")
+    print(plots.curves(points, *labels, options.out / "figure2.png", log=True))
 
 
-def figure5(arguments: argparse.Namespace) -> None:
-    """The tables of Figure 5: every encoder on both sets of random graphs, and our best recipes."""
-    from egnn_jax.experiments.autoencoder import FIGURE5
+def figure5(options: Options, only: Sequence[str] = ()) -> None:
+    """Figure 5, graph autoencoder: every encoder on both sets of graphs, and our best recipes.
 
-    for dataset, paper in FIGURE5.items():
-        rows = []
-        for path in sorted((CONFIGS / "autoencoder").glob(f"{dataset}_*.yaml")):
-            encoder = path.stem.removeprefix(f"{dataset}_")
-            if arguments.only and encoder not in arguments.only:
-                continue
-            config = with_arguments(configs.load(path), arguments)
-            run = arguments.runs / path.stem
-            print(f"== {path.stem}: {config.epochs:,} epochs in {run}", file=sys.stderr)
-            result = fit(config.task, build_model(config), config, run)
-            test, first = (
-                result["metrics"]["test"],
-                result.get("first_draw", result["metrics"])["test"],
-            )
-            row = {
-                "encoder": encoder,
-                "BCE": f"{test['bce']:.2f}",
-                "% error": f"{test['error']:.3f}",
-                "F1": f"{test['f1']:.4f}",
-            }
-            row |= {"draws": str(config.task.draws), "one draw: BCE": f"{first['bce']:.2f}"}
-            row |= {
-                "one draw: % error": f"{first['error']:.3f}",
-                "one draw: F1": f"{first['f1']:.4f}",
-            }
-            bce, error, f1 = paper.get(
-                encoder.removesuffix("_best").removesuffix("_fast"), (None, None, None)
-            )
-            row |= {
-                f"paper: {name}": "–" if value is None else f"{value:g}"
-                for name, value in (("BCE", bce), ("% error", error), ("F1", f1))
-            }
-            rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
-        if not rows:
-            raise ValueError(
-                f"--only {arguments.only} names no config; expected encoders such as "
-                f"{sorted(paper)}"
-            )
-        rows.sort(key=lambda row: -float(row["BCE"]))
-        write_table(rows, arguments.out / f"figure5-{dataset}")
-        print(
-            f"{dataset}\n\n{markdown(rows)}\n{arguments.out / f'figure5-{dataset}.md'}, "
-            f"{arguments.out / f'figure5-{dataset}.png'}"
-        )
-
-
-def figure5_overfit(arguments: argparse.Namespace) -> None:
-    """F1 on 100 graphs that were trained on, over the probability of an edge, for embeddings of 16
-    dimensions.
+    Args:
+      options: folders, seeds and epochs.
+      only: rows, such as egnn and gnn; all if not given.
     """
-    probabilities = OVERFIT_QUICK if arguments.quick else OVERFIT_PROBABILITIES
+    for dataset, published in paper.FIGURE5.items():
+        rows = []
+        for name in _chosen(FIGURE5_RECIPES, only):
+            recipe, task = FIGURE5_RECIPES[name]
+            config = options.recipe(f"autoencoder/{recipe}", dataset=dataset, **task)
+            run = f"autoencoder/{dataset}_{name}"
+            result = options.train(config, run, f"{dataset}, {name}")
+            test = result["metrics"]["test"]
+            first = result.get("first_draw", result["metrics"])["test"]
+            row = {"encoder": name, "BCE": f"{test['bce']:.2f}"}
+            row |= {"% error": f"{test['error']:.3f}", "F1": f"{test['f1']:.4f}"}
+            row |= {"draws": str(config.task.draws), "one draw: BCE": f"{first['bce']:.2f}"}
+            row["one draw: % error"] = f"{first['error']:.3f}"
+            row["one draw: F1"] = f"{first['f1']:.4f}"
+            encoder = name.removesuffix("_best").removesuffix("_fast")
+            values = zip(("BCE", "% error", "F1"), published[encoder], strict=True)
+            row |= {f"paper: {m}": "–" if v is None else f"{v:g}" for m, v in values}
+            rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
+        rows.sort(key=lambda row: -float(row["BCE"]))
+        print(dataset)
+        _show(rows, options.out / f"figure5-{dataset}")
+
+
+def figure5_overfit(options: Options, quick: bool = False) -> None:
+    """Figure 5, right: F1 on 100 graphs that were trained on, over the probability of an edge.
+
+    Args:
+      options: folders, seeds and epochs.
+      quick: three probabilities and a tenth of the epochs.
+    """
+    probabilities = OVERFIT_QUICK if quick else OVERFIT_PROBABILITIES
     rows = {p: {"p_e": str(p)} for p in probabilities}
     results = {}
-    for name in ("egnn", "noise_gnn", "gnn"):
+    task = None
+    for name, (recipe, changes) in OVERFIT_RECIPES.items():
         for p in probabilities:
-            config = with_arguments(
-                configs.load(CONFIGS / "autoencoder" / f"overfit_{name}.yaml"), arguments
-            )
-            if arguments.quick and arguments.epochs is None:
+            config = options.recipe(f"autoencoder/{recipe}", edge_probability=p, **changes)
+            if quick and options.epochs is None:
                 config = dataclasses.replace(config, epochs=config.epochs // 10)
-            config = dataclasses.replace(
-                config, task=dataclasses.replace(config.task, edge_probability=p)
-            )  # pyright: ignore
-            run = f"{name}-{p}-{config.epochs}-epochs"
-            print(f"== {name}, p_e {p}: {config.epochs:,} epochs", file=sys.stderr)
-            results[run] = fit(
-                config.task, build_model(config), config, arguments.runs / "overfit" / run
-            )
+            task = config.task
+            run = f"autoencoder/overfit/{name}-{p}-{config.epochs}-epochs"
+            results[run] = options.train(config, run, f"{name}, p_e {p}")
             rows[p][name] = f"{results[run]['metrics']['test']['f1']:.4f}"
-    write_table(list(rows.values()), arguments.out / "figure5-overfit-table")
-    (picture,) = config.task.compare(results, arguments.out)
-    print(f"{markdown(list(rows.values()))}\n{picture}")
+    _show(list(rows.values()), options.out / "figure5-overfit-table")
+    assert task is not None
+    (picture,) = task.compare(results, options.out)
+    print(picture)
 
 
-def table3(arguments: argparse.Namespace) -> None:
-    """Table 3: the error of each property of QM9 on the test molecules, in the paper's units,
-    beside every row of the paper.
+def table3(
+    options: Options,
+    targets: Sequence[str] = paper.TABLE3_TARGETS,
+    model: str = "egnn",
+    together: bool = False,
+    half_periods: int | None = None,
+) -> None:
+    """Table 3, QM9: the error of each property on the test molecules, beside the paper's rows.
+
+    Args:
+      options: folders, seeds and epochs.
+      targets: the properties.
+      model: the recipe, "egnn" or "schnet".
+      together: train the targets of one learning rate at once (vmapped), for a GPU.
+      half_periods: of the cosine schedule; 3 is the authors' code (default: the recipe's, 1).
     """
-    prefix = "" if arguments.model == "egnn" else f"{arguments.model}_"
-    files = {target: CONFIGS / "qm9" / f"{prefix}{target}.yaml" for target in arguments.targets}
-    configured = {
-        target: with_arguments(configs.load(file), arguments) for target, file in files.items()
-    }
+    if unknown := set(targets) - set(paper.TABLE3_TARGETS):
+        raise ValueError(
+            f"targets has {sorted(unknown)}; expected of {', '.join(paper.TABLE3_TARGETS)}"
+        )
     groups: dict[Any, list[str]] = {}
-    for target, config in configured.items():
-        groups.setdefault(config.optimizer if arguments.together else target, []).append(target)
-    results = {}
-    for targets in groups.values():
-        config = configured[targets[0]]
-        config = dataclasses.replace(
-            config,
-            task=dataclasses.replace(
-                config.task, targets=tuple(targets), independent=len(targets) > 1
-            ),
-        )
-        schedule = (
-            ""
-            if config.optimizer.half_periods == 1
-            else f"-{config.optimizer.half_periods}-half-periods"
-        )
-        run = arguments.runs / f"{prefix}{'-'.join(targets)}-{config.epochs}-epochs{schedule}"
-        print(f"== {', '.join(targets)}: {config.epochs:,} epochs in {run}", file=sys.stderr)
-        results[run.name] = fit(config.task, build_model(config), config, run)
-        table, picture = config.task.compare(
-            results, arguments.out
-        )  # already now: the next may take days
-    print(f"{table.read_text()}\n{table}, {picture}")
-
-
-def with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
-    """The config with the command line's --seeds, --epochs and --half-periods, where given."""
-    changes = {
-        name: value
-        for name in ("seeds", "epochs")
-        if (value := getattr(arguments, name, None)) is not None
-    }
-    if (half_periods := getattr(arguments, "half_periods", None)) is not None:
-        changes["optimizer"] = dataclasses.replace(config.optimizer, half_periods=half_periods)
-    return dataclasses.replace(config, **changes)
+    for target in targets:
+        rate = paper.QM9_LEARNING_RATES[target]
+        groups.setdefault(rate if together else target, []).append(target)
+    results, written = {}, []
+    for group in groups.values():
+        config = options.recipe(f"qm9/{model}", targets=tuple(group), independent=len(group) > 1)
+        changes: dict[str, Any] = {"learning_rate": paper.QM9_LEARNING_RATES[group[0]]}
+        if half_periods is not None:
+            changes["half_periods"] = half_periods
+        optimizer = dataclasses.replace(config.optimizer, **changes)
+        config = dataclasses.replace(config, optimizer=optimizer)
+        prefix = "" if model == "egnn" else f"{model}_"
+        run = f"{prefix}{'-'.join(group)}-{config.epochs}-epochs"
+        if optimizer.half_periods > 1:
+            run += f"-{optimizer.half_periods}-half-periods"
+        results[run] = options.train(config, f"qm9/{run}", ", ".join(group))
+        written = config.task.compare(results, options.out)  # now: the next may take days
+    print(f"{written[0].read_text(encoding='utf-8')}\n{', '.join(map(str, written))}")
 
 
 def forward_ms(run: Path, repeats: int = 20) -> float:
-    """The median time of one forward pass of a batch of 100 through a run's best model, on one
-    device.
-    """
-    config, model, params = load(run)
+    """The median time of a forward pass of 100 samples by the best parameters of a run, in ms."""
+    config, network, params = load(run)
     params = first_seed(config, params)
-    batch = config.task.pack("test", np.arange(100))
-    forward = jax.jit(
-        lambda params, batch: model.apply(params, config.task.graph(batch, jax.random.key(0)))
-    )
+    batch = config.task.samples("test").pack(np.arange(100))
+    key = jax.random.key(0)
+    forward = jax.jit(lambda params, batch: network.apply(params, config.task.graph(batch, key)))
     jax.block_until_ready(forward(params, batch))
     times = []
     for _ in range(repeats):
@@ -265,85 +251,12 @@ def forward_ms(run: Path, repeats: int = 20) -> float:
     return 1e3 * float(np.median(times))
 
 
-def main() -> None:
-    """The command line of scripts/reproduce.py."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True)
-    shared: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    folders = {
-        table2: "nbody",
-        figure2: "nbody",
-        figure5: "autoencoder",
-        figure5_overfit: "autoencoder",
-        table3: "qm9",
-    }
-    for function, folder in folders.items():
-        name = function.__name__.replace("_", "-")
-        command = commands.add_parser(
-            name, help=function.__doc__, description=function.__doc__, **shared
-        )
-        command.set_defaults(function=function)
-        command.add_argument(
-            "--runs", type=Path, default=Path("runs") / folder, help="where the runs are"
-        )
-        command.add_argument(
-            "--out", type=Path, default=Path("runs/report"), help="where tables and pictures go"
-        )
-        command.add_argument(
-            "--seeds", type=int, help="train so many seeds at once (default: the config's)"
-        )
-        if function is not figure2:
-            command.add_argument(
-                "--epochs", type=int, help="train so many epochs (default: the config's)"
-            )
-        if function in (table2, figure5):
-            command.add_argument(
-                "--only", nargs="+", metavar="ROW", help="only these rows, such as egnn gnn"
-            )
-        if function is figure5_overfit:
-            command.add_argument(
-                "--quick",
-                action="store_true",
-                help=f"only p_e {OVERFIT_QUICK}, a tenth of the epochs",
-            )
-        if function is figure2:
-            command.add_argument(
-                "--quick",
-                action="store_true",
-                help=f"only {FIGURE2_QUICK} trajectories, 3,000 steps a point",
-            )
-            command.add_argument(
-                "--steps", type=int, help="steps a point (default: 30,000, or 3,000 with --quick)"
-            )
-        if function is table3:
-            targets = sorted(
-                path.stem for path in (CONFIGS / "qm9").glob("*.yaml") if "_" not in path.stem
-            )
-            command.add_argument(
-                "--half-periods",
-                type=int,
-                help="of the cosine; 3 is the authors' code (default: the config's, 1)",
-            )
-            command.add_argument(
-                "--model", choices=("egnn", "schnet"), default="egnn", help="which network"
-            )
-            command.add_argument(
-                "--targets",
-                nargs="+",
-                choices=targets,
-                default=targets,
-                metavar="TARGET",
-                help=f"of {', '.join(targets)}",
-            )
-            command.add_argument(
-                "--together",
-                action="store_true",
-                help="train the targets of one learning rate at once (vmapped), for a GPU",
-            )
-    arguments = parser.parse_args()
-    use_all_cores()
-    show_progress()
-    mpl.use("Agg")
-    arguments.function(arguments)
+def _chosen(names: Any, only: Sequence[str]) -> list[str]:
+    if unknown := set(only) - set(names):
+        raise ValueError(f"only has {sorted(unknown)}; expected of {', '.join(names)}")
+    return [name for name in names if not only or name in only]
+
+
+def _show(rows: list[dict[str, str]], stem: Path) -> None:
+    written = write_table(rows, stem)
+    print(f"{markdown(rows)}\n{', '.join(map(str, written))}")

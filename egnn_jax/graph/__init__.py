@@ -1,0 +1,1 @@
+"""Geometric graphs: types, builders, batches, masks, readouts and the symmetries of space."""

@@ -1,6 +1,4 @@
-"""What users pass, checked: each function returns it as it is used, if at all, or raises a
-ValueError that says what was expected.
-"""
+"""Checks of arguments: each returns the value as it is used, or raises a ValueError."""
 
 from collections.abc import Sequence
 
@@ -12,35 +10,84 @@ from jax.typing import ArrayLike
 
 from egnn_jax.graph.neighbors import Lattice
 
+NUM_KINDS = 119
+"""Kinds of nodes that a model can embed: 0 and the atomic numbers."""
+
 
 def matrix(
     name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None
 ) -> jax.Array:
-    """A floating-point matrix of finite numbers (rows, columns); values that are traced are not
-    looked at.
-    """
+    """A floating-point matrix (rows, columns) of finite numbers; traced values are not checked."""
+    if hasattr(value, "get_positions"):
+        raise ValueError(f"{name} is ASE's {type(value).__name__}; expected an array: see from_ase")
     shape = np.shape(value)
     expected = f"({'M' if rows is None else rows}, {'any width' if columns is None else columns})"
-    if (
-        len(shape) != 2
-        or (rows is not None and shape[0] != rows)
-        or (columns is not None and shape[1] != columns)
-    ):
+    wrong_rows = rows is not None and shape[:1] != (rows,)
+    wrong_columns = columns is not None and shape[1:] != (columns,)
+    if len(shape) != 2 or wrong_rows or wrong_columns:
         raise ValueError(f"{name} has shape {shape}; expected {expected}")
+    dtype = float_dtype(value)
     if not isinstance(value, Tracer):
         value = np.asarray(value)
         if not jnp.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
             raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
-        bad = np.argwhere(~np.isfinite(value))
-        if len(bad):
+        with np.errstate(over="ignore"):
+            rounded = np.asarray(value, dtype)
+        if len(bad := np.argwhere(~np.isfinite(rounded))):
+            row, column = bad[0]
             raise ValueError(
-                f"{name} is {value[tuple(bad[0])]} at row {bad[0][0]}, column {bad[0][1]}; "
-                f"expected finite numbers"
+                f"{name} is {value[row, column]} at row {row}, column {column}; expected finite "
+                f"numbers of type {jnp.dtype(dtype)}"
             )
-    value = jnp.asarray(value)
-    return (
-        value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
-    )
+    return jnp.asarray(value, dtype)
+
+
+def float_dtype(value: ArrayLike) -> jnp.dtype:
+    """The type that numbers are stored in: their own float type, or the default one."""
+    given = jnp.result_type(value) if hasattr(value, "dtype") else jnp.result_type(float)
+    return given if jnp.issubdtype(given, jnp.floating) else jnp.result_type(float)
+
+
+def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
+    """Features (rows, F), or kinds of nodes (rows,) as integers from 0 to 118."""
+    if np.ndim(value) == 2:
+        return matrix(name, value, rows=rows)
+    if np.shape(value) != (rows,) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise ValueError(
+            f"{name} has shape {np.shape(value)} and dtype {jnp.result_type(value)}; expected "
+            f"({rows}, any width), or ({rows},) integers, one kind per node"
+        )
+    if not isinstance(value, Tracer):
+        kinds = np.asarray(value)
+        if len(bad := kinds[(kinds < 0) | (kinds >= NUM_KINDS)]):
+            raise ValueError(f"{name} holds {bad[0]}; expected kinds from 0 to {NUM_KINDS - 1}")
+    return jnp.asarray(value, jnp.int32)
+
+
+def adjacency(value: ArrayLike, n_node: int) -> np.ndarray:
+    """A matrix (n_node, n_node) of real numbers that are not NaN."""
+    value = np.asarray(value)
+    if value.shape != (n_node, n_node):
+        raise ValueError(
+            f"adjacency has shape {value.shape}; expected ({n_node}, {n_node}), one row per node "
+            "of x"
+        )
+    if value.dtype != bool and not np.issubdtype(value.dtype, np.number):
+        raise ValueError(f"adjacency has dtype {value.dtype}; expected booleans or numbers")
+    if np.isnan(value).any():
+        raise ValueError("adjacency holds NaN; expected numbers")
+    return value
+
+
+def lattice_steps(value: ArrayLike, rows: int, columns: int) -> np.ndarray:
+    """Whole numbers (rows, columns)."""
+    value = np.asarray(value)
+    if value.shape != (rows, columns) or not np.issubdtype(value.dtype, np.integer):
+        raise ValueError(
+            f"steps has shape {value.shape} and dtype {value.dtype}; expected integers "
+            f"({rows}, {columns})"
+        )
+    return value.astype(np.int32)
 
 
 def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
@@ -56,20 +103,16 @@ def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
     return value.astype(np.int32)
 
 
-def fit(sizes: Sequence[tuple[int, int]], budget: tuple[int, int, int]) -> None:
-    """Raises where graphs of so many (nodes, edges) do not fit a budget (nodes, edges, graphs)
-    beside a padding node and graph.
-    """
-    most_nodes, most_edges, most_graphs = budget
-    nodes = edges = 0
-    for k, (n_node, n_edge) in enumerate(sizes):
-        nodes, edges = nodes + n_node, edges + n_edge
-        if nodes > most_nodes - 1 or edges > most_edges or k + 1 > most_graphs - 1:
+def fits_budget(counts: Sequence[tuple[int, int, int]], budget: tuple[int, int, int]) -> None:
+    """Raise ValueError where (nodes, edges, graphs) do not fit beside a padding node and graph."""
+    nodes = edges = graphs = 0
+    for k, (n_node, n_edge, n_graph) in enumerate(counts):
+        nodes, edges, graphs = nodes + n_node, edges + n_edge, graphs + n_graph
+        if nodes > budget[0] - 1 or edges > budget[1] or graphs > budget[2] - 1:
             raise ValueError(
-                f"graph {k} with {n_node} nodes and {n_edge} edges does not fit: the batch "
-                f"would hold {nodes} nodes, {edges} edges and "
-                f"{k + 1} graphs; the budget is {budget} of which one node and one graph are "
-                f"padding"
+                f"graph {k} with {n_node} nodes and {n_edge} edges does not fit: the batch would "
+                f"hold {nodes} nodes, {edges} edges and {graphs} graphs; the budget is "
+                f"{tuple(budget)}, of which one node and one graph are padding"
             )
 
 

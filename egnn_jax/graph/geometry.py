@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import GraphsTuple, PeriodicEdges
+from egnn_jax.graph.graph import GraphsTuple
 
 
 def safe_norm(x: jax.Array, axis: int = -1, keepdims: bool = False) -> jax.Array:
@@ -31,11 +31,14 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
 def transform(
     graph: GraphsTuple, matrix: jax.Array, translation: jax.Array | float = 0.0
 ) -> GraphsTuple:
-    """The graph with x moved to ``matrix @ x + translation``, v and the shifts of edges by
-    ``matrix``; all else stays.
-    """
-    nodes, edges = graph.nodes, graph.edges
-    if isinstance(edges, PeriodicEdges):
-        edges = edges.replace(shift=edges.shift @ matrix.T)
-    v = None if nodes.v is None else nodes.v @ matrix.T
-    return graph._replace(nodes=nodes.replace(x=nodes.x @ matrix.T + translation, v=v), edges=edges)
+    """The graph with x moved to ``matrix @ x + translation``; v, shifts and cells by ``matrix``."""
+
+    def turned(vectors: jax.Array | None) -> jax.Array | None:
+        return None if vectors is None else vectors @ matrix.T
+
+    nodes, edges, cell = graph.nodes, graph.edges, graph.globals.cell
+    return graph._replace(
+        nodes=nodes.replace(x=nodes.x @ matrix.T + translation, v=turned(nodes.v)),
+        edges=edges.replace(shift=turned(edges.shift)),
+        globals=graph.globals.replace(cell=turned(cell)),
+    )

@@ -1,41 +1,62 @@
-"""Geometric graphs as jraph ``GraphsTuple``s: build, batch, pad, mask, pass messages, read out.
+"""The geometric graph: what nodes and edges carry, message passing over edges, readout of graphs.
 
-Conventions, everywhere: ``i`` is the receiver and ``j`` the sender of an edge, messages are summed
-  at
-receivers, and edges are sorted by receiver. Shapes: N nodes, E edges, G graphs, F features, A edge
-attributes, n coordinates (any dimension).
+Conventions, everywhere in the library: ``i`` is the receiver and ``j`` the sender of an edge,
+messages are summed at receivers, and edges are sorted by receiver. Shapes: N nodes, E edges, G
+graphs, F features, A edge attributes, T targets, n coordinates (any dimension).
+
+This is the only module that uses jraph.
 """
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import jraph
-import numpy as np
-from jax.typing import ArrayLike
-
-from egnn_jax.graph import _validation, neighbors
 
 
 class Nodes(flax.struct.PyTreeNode):
-    """What a node carries: ``h`` (N, F) invariant features, ``x`` (N, n) coordinates, ``v`` (N, n)
-    velocities.
+    """What the nodes of a graph carry.
+
+    Attributes:
+      h: invariant features (N, F), or kinds of nodes (N,) as integers, such as atomic numbers,
+        which a model embeds.
+      x: coordinates (N, n).
+      v: velocities (N, n), or None.
+      y: what is to be predicted of each node (N, …), such as forces, or None; no model reads it.
     """
 
     h: Any
     x: Any
     v: Any = None
+    y: Any = None
 
 
-class PeriodicEdges(flax.struct.PyTreeNode):
-    """What an edge in a periodic cell carries: ``shift`` (E, n) from the sender to its image, and
-    attributes ``a`` (E, A) or None.
+class Edges(flax.struct.PyTreeNode):
+    """What the edges of a graph carry.
+
+    Attributes:
+      a: attributes a_ij (E, A), or None.
+      shift: the vector from a sender to its periodic image (E, n), in the unit of x, or None.
+      steps: the same as whole lattice vectors (E, n) of integers, ``shift = steps @ cell``, or
+        None.
     """
 
-    shift: Any
     a: Any = None
+    shift: Any = None
+    steps: Any = None
+
+
+class Globals(flax.struct.PyTreeNode):
+    """What belongs to a whole graph.
+
+    Attributes:
+      y: targets (G, T), or what a :class:`egnn_jax.Readout` predicts of them, or None.
+      cell: lattice vectors as rows (G, n, n), in the unit of x, or None.
+    """
+
+    y: Any = None
+    cell: Any = None
 
 
 if TYPE_CHECKING:
@@ -44,319 +65,124 @@ if TYPE_CHECKING:
         """jraph's ``GraphsTuple``, with the types of the fields as this library fills them."""
 
         nodes: Nodes
-        edges: Any
+        edges: Edges
         receivers: Any
         senders: Any
-        globals: Any
+        globals: Globals
         n_node: Any
         n_edge: Any
 else:
     GraphsTuple = jraph.GraphsTuple
 
 
-_jraph: Any = jraph  # whose annotations know nodes only as arrays, lists and mappings
+class PaddedGraphsTuple(GraphsTuple):
+    """A batch padded to a static shape, as :func:`egnn_jax.batch` and loaders make it.
 
-
-class Budget(NamedTuple):
-    """The static shape that a batch is padded to; one node and one graph of it are always
-    padding.
+    The real graphs come first, then one padding graph that has all the padding nodes (at least
+    one) and all the padding edges (self-loops of its first node), then padding graphs without
+    nodes. That is how jraph pads; the type tells such a batch from one without padding.
     """
 
-    n_node: int
-    n_edge: int
-    n_graph: int
-
-
-def complete_edges(n_node: int) -> tuple[np.ndarray, np.ndarray]:
-    """Senders and receivers (M(M-1),) of the complete graph without self-loops, sorted by
-    receiver.
-    """
-    receivers, senders = np.nonzero(~np.eye(n_node, dtype=bool))
-    return senders.astype(np.int32), receivers.astype(np.int32)
-
-
-def complete_graph(
-    x: ArrayLike,
-    h: ArrayLike | None = None,
-    v: ArrayLike | None = None,
-    edges: ArrayLike | None = None,
-) -> GraphsTuple:
-    """One graph in which every node sends to every other.
-
-    Args:
-      x: coordinates (M, n), in any unit.
-      h: features (M, F); a single constant 1 per node if not given.
-      v: velocities (M, n).
-      edges: attributes (M(M-1), A) in the order of :func:`complete_edges`.
-
-    Raises:
-      ValueError: a shape does not fit, or a coordinate is not finite.
-    """
-    return graph_from_edges(
-        *complete_edges(np.shape(x)[0] if np.ndim(x) else 0), x=x, h=h, v=v, edges=edges
-    )
-
-
-def graph_from_adjacency(
-    adjacency: ArrayLike, x: ArrayLike, h: ArrayLike | None = None, v: ArrayLike | None = None
-) -> GraphsTuple:
-    """One graph with an edge from j to i wherever ``adjacency[i, j]`` (M, M) is not zero.
-
-    Arguments and errors are otherwise those of :func:`complete_graph`.
-    """
-    adjacency = np.asarray(adjacency)
-    n_node = np.shape(x)[0] if np.ndim(x) else 0
-    if adjacency.shape != (n_node, n_node):
-        raise ValueError(
-            f"adjacency has shape {adjacency.shape}; expected ({n_node}, {n_node}), one row "
-            f"per node of x"
-        )
-    receivers, senders = np.nonzero(adjacency)
-    return graph_from_edges(senders, receivers, x=x, h=h, v=v)
-
-
-def graph_from_edges(
-    senders: ArrayLike,
-    receivers: ArrayLike,
-    x: ArrayLike,
-    h: ArrayLike | None = None,
-    v: ArrayLike | None = None,
-    edges: ArrayLike | None = None,
-    shift: ArrayLike | None = None,
-) -> GraphsTuple:
-    """One graph from an edge list; edge k goes from node ``senders[k]`` to node ``receivers[k]``.
-
-    Edges (and their attributes) are sorted by receiver, keeping their order otherwise.
-
-    Args:
-      senders, receivers: node indices (E,).
-      x, h, v: as in :func:`complete_graph`. They may be traced, which skips the check of their
-        values.
-      edges: attributes (E, A), in the order of ``senders``.
-      shift: what takes each sender to its image in a periodic cell (E, n), in the unit of x.
-
-    Raises:
-      ValueError: a shape does not fit, an index is out of range, or a value is not finite.
-    """
-    x = _validation.matrix("x", x)
-    n_node, n_dim = x.shape
-    h = jnp.ones((n_node, 1), x.dtype) if h is None else _validation.matrix("h", h, rows=n_node)
-    v = None if v is None else _validation.matrix("v", v, rows=n_node, columns=n_dim)
-    senders, receivers = (
-        _validation.indices(k, i, n_node)
-        for k, i in (("senders", senders), ("receivers", receivers))
-    )
-    if senders.shape != receivers.shape:
-        raise ValueError(
-            f"senders has {senders.size} entries but receivers has {receivers.size}; expected "
-            f"one pair per edge"
-        )
-    order = np.argsort(receivers, kind="stable")
-    a = None if edges is None else _validation.matrix("edges", edges, rows=len(order))[order]
-    return GraphsTuple(
-        nodes=Nodes(h=h, x=x, v=v),
-        edges=a
-        if shift is None
-        else PeriodicEdges(
-            _validation.matrix("shift", shift, rows=len(order), columns=n_dim)[order].astype(
-                x.dtype
-            ),
-            a,
-        ),
-        senders=jnp.asarray(senders[order]),
-        receivers=jnp.asarray(receivers[order]),
-        n_node=jnp.asarray([n_node], jnp.int32),
-        n_edge=jnp.asarray([len(order)], jnp.int32),
-        globals=None,
-    )
-
-
-def radius_graph(
-    x: ArrayLike,
-    cutoff: float,
-    h: ArrayLike | None = None,
-    v: ArrayLike | None = None,
-    cell: ArrayLike | None = None,
-    periodic: bool | Sequence[bool] = True,
-) -> GraphsTuple:
-    """One graph in which nodes at most ``cutoff`` apart send to each other, found on the host in
-    O(M).
-
-    In a periodic cell these are images of nodes, and every pair of images within the cutoff is an
-    edge, also where the cutoff is longer than the cell. Edges are made once, from the values of x:
-    as x moves under ``jit``, in ``graph.nodes``, they stay. Nodes keep their order; where there are
-    very many, one in which neighbours come one after the other spares the caches.
-
-    Args:
-      x: coordinates (M, n), n from 1 to 3, inside the cell or not.
-      cutoff: a distance in the unit of x.
-      h, v: as in :func:`complete_graph`.
-      cell: lattice vectors as rows (n, n), in the unit of x; open space if not given.
-      periodic: whether space repeats along the lattice vectors, for all or for each.
-
-    Raises:
-      ValueError: as in :func:`complete_graph`; the cutoff is no distance, n is above 3, or the cell
-        has no volume.
-    """
-    if not 0 < cutoff < np.inf:
-        raise ValueError(f"cutoff is {cutoff}; expected a finite distance above 0")
-    if np.ndim(x) == 2 and np.shape(x)[1] > 3:
-        raise ValueError(
-            f"x has {np.shape(x)[1]} coordinates; expected 1 to 3 (knn_graph takes any number)"
-        )
-    points = _validation.points("x", x)
-    lattice = None if cell is None else _validation.lattice(cell, periodic, points.shape[1])
-    senders, receivers, shift = neighbors.within(points, cutoff, lattice)
-    return graph_from_edges(senders, receivers, x=x, h=h, v=v, shift=shift)
-
-
-def knn_graph(
-    x: ArrayLike,
-    k: int,
-    h: ArrayLike | None = None,
-    v: ArrayLike | None = None,
-    cell: ArrayLike | None = None,
-    periodic: bool | Sequence[bool] = True,
-) -> GraphsTuple:
-    """One graph in which each node receives from the ``k`` nearest others, or from their images in
-    a periodic cell.
-
-    Of nodes equally far away any may be taken, so prefer :func:`radius_graph` in a crystal. Edges
-    stay as x moves.
-
-    Args:
-      x: coordinates (M, n), in any unit.
-      k: the in-degree of every node.
-      h, v, cell, periodic: as in :func:`radius_graph`.
-
-    Raises:
-      ValueError: as in :func:`complete_graph`; k is below 1 or there are too few nodes, or the cell
-        has no volume.
-    """
-    points = _validation.points("x", x)
-    lattice = None if cell is None else _validation.lattice(cell, periodic, points.shape[1])
-    others = len(points) - 1 if lattice is None or not lattice.periodic.any() else np.inf
-    if not 1 <= k <= others:
-        raise ValueError(
-            f"k is {k}; expected at least 1 and at most {others}, the number of other nodes"
-        )
-    senders, receivers, shift = neighbors.nearest(points, k, lattice)
-    return graph_from_edges(senders, receivers, x=x, h=h, v=v, shift=shift)
-
-
-def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> GraphsTuple:
-    """Several graphs as one, node indices shifted; padded to ``budget`` if given.
-
-    Raises:
-      ValueError: no graphs, graphs whose fields differ, or a graph that does not fit the budget
-        (named with its size).
-    """
-    graphs = list(graphs)
-    if not graphs:
-        raise ValueError("batch received no graphs; expected at least one")
-    if (
-        len(
-            {
-                (
-                    jax.tree.structure(g),
-                    *(np.shape(leaf)[1:] for leaf in jax.tree.leaves((g.nodes, g.edges))),
-                )
-                for g in graphs
-            }
-        )
-        > 1
-    ):
-        raise ValueError(
-            "the graphs differ in what they carry (v, edges, globals or a width); expected "
-            "all alike"
-        )
-    if budget is not None:
-        _validation.fit([(int(np.sum(g.n_node)), int(np.sum(g.n_edge))) for g in graphs], budget)
-    batched = _jraph.batch_np([jax.tree.map(np.asarray, g) for g in graphs])
-    if budget is not None:
-        batched = _jraph.pad_with_graphs(batched, *budget)
-    return jax.tree.map(jnp.asarray, batched)
-
-
-def unbatch(graph: GraphsTuple, padded: bool = False) -> Sequence[GraphsTuple]:
-    """The single graphs of a batch; ``padded`` says that it was padded, and the padding is left
-    out.
-    """
-    host = jax.tree.map(np.array, graph)
-    return [
-        jax.tree.map(jnp.asarray, g)
-        for g in _jraph.unbatch_np(_jraph.unpad_with_graphs(host) if padded else host)
-    ]
+    __slots__ = ()
 
 
 def node_mask(graph: GraphsTuple) -> jax.Array:
-    """(N,) True at the real nodes of a padded batch; a batch that was not padded must not be
-    given.
+    """(N,) True at the nodes of real graphs.
+
+    Raises:
+      ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    return _jraph.get_node_padding_mask(graph)
+    n_node = graph.nodes.x.shape[0]
+    return jnp.arange(n_node) < n_node - jnp.asarray(graph.n_node)[_padding_graph(graph)]
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
-    """(E,) True at the real edges of a padded batch; a batch that was not padded must not be
-    given.
+    """(E,) True at the edges of real graphs.
+
+    Raises:
+      ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    return _jraph.get_edge_padding_mask(graph)
+    n_edge = graph.receivers.shape[0]
+    return jnp.arange(n_edge) < n_edge - jnp.asarray(graph.n_edge)[_padding_graph(graph)]
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
-    """(G,) True at the real graphs of a padded batch; a batch that was not padded must not be
-    given.
+    """(G,) True at real graphs, those without nodes included.
+
+    Raises:
+      ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    return _jraph.get_graph_padding_mask(graph)
+    return jnp.arange(graph.n_node.shape[0]) < _padding_graph(graph)
+
+
+def _padding_graph(graph: GraphsTuple) -> jax.Array:
+    """The index of the padding graph that has nodes: the last of all that have any."""
+    if not isinstance(graph, PaddedGraphsTuple):
+        raise ValueError(
+            f"the graph is a {type(graph).__name__}; expected a PaddedGraphsTuple, as egnn.batch "
+            "with a budget and loaders make it: a batch without padding has no mask"
+        )
+    has_nodes = jnp.asarray(graph.n_node) > 0
+    return has_nodes.shape[0] - 1 - jnp.argmax(has_nodes[::-1])
+
+
+def require_geometric(graph: GraphsTuple) -> None:
+    """Raise ValueError where nodes or edges of a graph are not those of this library."""
+    if not (isinstance(graph.nodes, Nodes) and isinstance(graph.edges, Edges)):
+        raise ValueError(
+            f"the graph's nodes are of type {type(graph.nodes).__name__} and its edges of type "
+            f"{type(graph.edges).__name__}; expected egnn.Nodes and egnn.Edges, as "
+            "egnn.graph_from_edges makes them"
+        )
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
-    """(N,) index of the graph each node belongs to."""
+    """(N,) the index of the graph that each node belongs to."""
     n_node = jnp.asarray(graph.n_node)
-    return jnp.repeat(
-        jnp.arange(n_node.shape[0]), n_node, total_repeat_length=graph.nodes.x.shape[0]
-    )
+    size = graph.nodes.x.shape[0]
+    return jnp.repeat(jnp.arange(n_node.shape[0]), n_node, total_repeat_length=size)
 
 
 def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
-    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the image of the sender where edges have
-    a shift.
-    """
+    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender."""
     r_ij = x[graph.receivers] - x[graph.senders]
-    return r_ij - graph.edges.shift if isinstance(graph.edges, PeriodicEdges) else r_ij
-
-
-def edge_attributes(graph: GraphsTuple) -> jax.Array | None:
-    """a_ij (E, A), or None."""
-    return graph.edges.a if isinstance(graph.edges, PeriodicEdges) else graph.edges
+    return r_ij if graph.edges.shift is None else r_ij - graph.edges.shift
 
 
 def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """(E, …) to (N, …): the sum over the edges that end in each node, Σ_j values_ij."""
+    """Σ_j values_ij, (E, …) to (N, …): the sum over the edges that end in each node."""
     return _segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
 
 
+def mean_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
+    """Σ_j values_ij / in-degree, (E, …) to (N, …); 0 where no edge ends."""
+    count = jnp.maximum(in_degree(graph), 1).reshape(-1, *(1,) * (values.ndim - 1))
+    return sum_at_receivers(graph, values) / count.astype(values.dtype)
+
+
+def max_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
+    """max_j values_ij, (E, …) to (N, …), entry by entry; 0 where no edge ends."""
+    n_node = graph.nodes.x.shape[0]
+    largest = jax.ops.segment_max(values, graph.receivers, n_node, indices_are_sorted=True)
+    return jnp.where(jnp.isneginf(largest), 0, largest)
+
+
 def add_at_receivers(graph: GraphsTuple, sums: jax.Array, values: jax.Array) -> jax.Array:
-    """(N, …) and (E, …) to (N, …): sums_i + Σ_j values_ij; a receiver that is no node, as N, is
-    left out.
-    """
-    return sums.at[graph.receivers].add(
-        values.astype(sums.dtype), indices_are_sorted=True, mode="drop"
-    )
+    """sums_i + Σ_j values_ij, (N, …) and (E, …) to (N, …); a receiver of N or more is left out."""
+    added = values.astype(sums.dtype)
+    return sums.at[graph.receivers].add(added, indices_are_sorted=True, mode="drop")
 
 
 def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
-    """(E, …) to (E, …): exp(logits_ij) / Σ_j exp(logits_ij), over the edges that end in one
-    node.
-    """
-    return _jraph.segment_softmax(
-        logits, graph.receivers, graph.nodes.x.shape[0], indices_are_sorted=True
-    )
+    """exp(logits_ij) / Σ_j exp(logits_ij), (E, …): over the edges that end in one node."""
+    n_node = graph.nodes.x.shape[0]
+    return jraph.segment_softmax(logits, graph.receivers, n_node, indices_are_sorted=True)
 
 
 def in_degree(graph: GraphsTuple) -> jax.Array:
     """(N, 1) the number of edges that end in each node."""
-    return sum_at_receivers(graph, jnp.ones((graph.receivers.shape[0], 1), graph.nodes.x.dtype))
+    ones = jnp.ones((graph.receivers.shape[0], 1), graph.nodes.x.dtype)
+    return sum_at_receivers(graph, ones)
 
 
 def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
@@ -365,20 +191,21 @@ def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 
 def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 for a graph without
-    nodes.
-    """
-    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(values.dtype)
-    return sum_nodes(graph, values) / n_node.reshape((-1,) + (1,) * (values.ndim - 1))
+    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 without nodes."""
+    dtype = dtype_of_sums(values)
+    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(dtype)
+    # Divided before it is rounded, since the sum may exceed the range of half precision.
+    total = sum_nodes(graph, values.astype(dtype))
+    return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(values.dtype)
 
 
 def dtype_of_sums(values: jax.Array) -> jnp.dtype:
-    """In what type many values are added: float32 where they have fewer bits, otherwise their
-    own.
-    """
-    return jnp.dtype(jnp.float32) if values.dtype in (jnp.bfloat16, jnp.float16) else values.dtype
+    """The dtype that many values are summed in: float32 for half precision, else their own."""
+    half = values.dtype in (jnp.bfloat16, jnp.float16)
+    return jnp.dtype(jnp.float32) if half else values.dtype
 
 
 def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
     wide = values.astype(dtype_of_sums(values))
-    return jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True).astype(values.dtype)
+    total = jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True)
+    return total.astype(values.dtype)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Edges = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+EdgeList = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 class Lattice(NamedTuple):
@@ -22,7 +22,7 @@ class Lattice(NamedTuple):
     periodic: np.ndarray
 
 
-def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> Edges:
+def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> EdgeList:
     """All pairs at most ``cutoff`` apart, by vesin's cell lists: O(M) for points of bounded
     density.
 
@@ -45,7 +45,7 @@ def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> Edge
     return _sorted(senders, receivers, lattice, *(step[:, :n] for step in steps))
 
 
-def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> Edges:
+def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> EdgeList:
     """The ``k`` points nearest to each, itself left out (but not its images), by a k-d tree.
 
     Arguments are those of :func:`within`, for any n. Without a periodic direction there have to be
@@ -119,9 +119,9 @@ def _sorted(
     receivers: np.ndarray,
     lattice: Lattice | None,
     steps: np.ndarray | None = None,
-) -> Edges:
+) -> EdgeList:
     if lattice is None or steps is None:
         order = np.lexsort((senders, receivers))
         return senders[order], receivers[order], None
     order = np.lexsort((*steps.T[::-1], senders, receivers))
-    return senders[order], receivers[order], steps[order] @ lattice.cell
+    return senders[order], receivers[order], steps[order].astype(np.int32)

@@ -1,7 +1,7 @@
-"""E(n)-equivariant graph neural networks, Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
+"""E(n)-equivariant graph neural networks: Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
 
+import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -11,23 +11,34 @@ import jax.numpy as jnp
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
-    add_at_receivers,
     dtype_of_sums,
-    edge_attributes,
     edge_vectors,
     graph_of_node,
     in_degree,
+    max_at_receivers,
+    mean_at_receivers,
+    require_geometric,
     sum_at_receivers,
 )
+from egnn_jax.nn.edge_blocks import sum_in_blocks
 from egnn_jax.nn.mlp import (
     MLP,
+    Activation,
     Dense,
     EdgeMLP,
     Symmetry,
+    embed,
+    require_option,
     require_positive,
     small_kernel,
     with_attributes,
 )
+
+Velocity = Literal["input", "carried"]
+CoordinateAggregation = Literal["mean", "sum", "all_nodes"]
+Aggregation = Literal["sum", "mean", "max"]
+
+_AGGREGATIONS = {"sum": sum_at_receivers, "mean": mean_at_receivers, "max": max_at_receivers}
 
 
 class EGCL(nn.Module):
@@ -35,10 +46,10 @@ class EGCL(nn.Module):
 
     Where the paper and the authors' released code differ, the default is the code's:
 
-    =================  ==========================  =================================================
+    =================  ==========================  ================================================
     what               default                     the other
-    =================  ==========================  =================================================
-    C of eq. 4         1 / in-degree (code)        ``coordinate_aggregation="all_nodes"``: 1/(M - 1)
+    =================  ==========================  ================================================
+    C of eq. 4         1 / in-degree (code)        ``coordinate_aggregation="all_nodes"``: 1/(M-1)
     h' of eq. 6        h + φ_h(h, m) (code)        ``residual=False``: φ_h(h, m)
     v of eq. 7         input v in every layer      ``velocity="carried"``: v' of the layer before
     eq. 8              e_ij m_ij also in φ_x       the paper weighs only the sum m_i
@@ -47,13 +58,15 @@ class EGCL(nn.Module):
                                                    not equivariant where it acts
     x', autoencoder    x' (paper)                  ``shrinkage=1e-3``: (1 - 1e-3) x' (code);
                                                    equivariant about the origin only
-    =================  ==========================  =================================================
+    =================  ==========================  ================================================
 
     Args:
       features: width of messages, hidden layers and h'.
-      velocity: the velocity that eq. 7 multiplies with φ_v(h), used where the graph has one:
-        "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v' and x' = x +
-        v'.
+      activation: "silu", or another name of ``jax.nn``, or a function, elementwise.
+      aggregation: m_i of eq. 5: "sum", "mean" or "max" of m_ij over j, or a function from a graph
+        and m_ij (E, features) to (N, features).
+      velocity: the velocity that eq. 7 multiplies with φ_v(h), where the graph has one:
+        "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v', x' = x + v'.
       infer_edges: weigh messages by e_ij = sigmoid(linear(m_ij)), eq. 8.
       coordinate_aggregation: C of eq. 4: "mean" 1/in-degree, "sum" 1, "all_nodes" 1/(M-1).
       normalize: divide r_ij by its length (held constant in the gradient) plus 1e-8.
@@ -62,21 +75,24 @@ class EGCL(nn.Module):
       update_coordinates: False leaves x and v alone (the invariant network of QM9).
       residual: add h to φ_h.
       shrinkage: multiply x' by 1 - shrinkage.
-      edge_block: walk through the edges in blocks of so many, computing each block again in the
-        backward pass: memory then grows with the nodes instead of the edges, at the price of a
-        third more products. All at once if not given.
+      edge_block: sum messages over blocks of this many edges, recomputed in the backward pass:
+        memory grows with the nodes instead of the edges, for a third more products. All edges at
+        once if not given.
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
-    with h (N, features).
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None, to the same with
+    h (N, features).
 
     Raises:
-      ValueError: an option is unknown, or ``residual`` where F differs from ``features``.
+      ValueError: an option is unknown, ``residual`` where F differs from ``features``, or
+        ``edge_block`` with another aggregation than "sum".
     """
 
-    features: int
-    velocity: Literal["input", "carried"] = "input"
+    features: int = 64
+    activation: Activation = "silu"
+    aggregation: Aggregation | Callable[[GraphsTuple, jax.Array], jax.Array] = "sum"
+    velocity: Velocity = "input"
     infer_edges: bool = False
-    coordinate_aggregation: Literal["mean", "sum", "all_nodes"] = "mean"
+    coordinate_aggregation: CoordinateAggregation = "mean"
     normalize: bool = False
     tanh: bool = False
     clip: float | None = None
@@ -87,28 +103,18 @@ class EGCL(nn.Module):
 
     def setup(self) -> None:
         """Linear·SiLU·Linear each, but for φ_inf and the second SiLU of φ_e."""
-        self.phi_e = EdgeMLP(self.features)
+        self.phi_e = EdgeMLP(self.features, self.activation)
         self.phi_inf = Dense(1)
-        self.phi_x = MLP(self.features, 1, use_bias=False, kernel_init=small_kernel)
-        self.phi_v = MLP(self.features, 1)
-        self.phi_h = MLP(self.features, self.features)
+        self.phi_x = MLP(
+            self.features, 1, self.activation, use_bias=False, kernel_init=small_kernel
+        )
+        self.phi_v = MLP(self.features, 1, self.activation)
+        self.phi_h = MLP(self.features, self.features, self.activation)
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        self._require_valid(graph)
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
-        require_positive(
-            features=self.features,
-            **{} if self.edge_block is None else {"edge_block": self.edge_block},
-        )
-        if self.velocity not in ("input", "carried"):
-            raise ValueError(f"velocity is {self.velocity!r}; expected 'input' or 'carried'")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}; expected a number above 0, or None")
-        if self.residual and h.shape[-1] != self.features:
-            raise ValueError(
-                f"h has {h.shape[-1]} features; expected {self.features}, since residual=True "
-                f"adds h to φ_h(h, m)"
-            )
-        a_ij = edge_attributes(graph)
+        a_ij = graph.edges.a
         projected = self.phi_e.at_nodes(h, 1 if a_ij is None else 1 + a_ij.shape[-1])
 
         def messages(layer: EGCL, graph: GraphsTuple) -> tuple[jax.Array, jax.Array | None]:
@@ -120,17 +126,18 @@ class EGCL(nn.Module):
             return m_ij, layer._moves(r_ij, m_ij) if layer.update_coordinates else None
 
         if self.edge_block is None:
-            m_i, dx = jax.tree.map(partial(sum_at_receivers, graph), messages(self, graph))  # eq. 5
+            aggregate = _AGGREGATIONS.get(self.aggregation, self.aggregation)
+            m_ij, moves = messages(self, graph)
+            m_i = aggregate(graph, m_ij)  # eq. 5
+            dx = None if moves is None else sum_at_receivers(graph, moves)
         else:
-            sums = (
-                jnp.zeros((x.shape[0], self.features), dtype_of_sums(h)),
-                jnp.zeros_like(x) if self.update_coordinates else None,
-            )
+            zeros = jnp.zeros((x.shape[0], self.features), dtype_of_sums(h))
+            sums = (zeros, jnp.zeros_like(x) if self.update_coordinates else None)
             m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
             m_i = m_i.astype(h.dtype)
 
         if self.update_coordinates:
-            dx *= self._mean(graph, x.dtype)  # eq. 4
+            dx *= self._coordinate_scale(graph, x.dtype)  # eq. 4
             if v is not None:
                 dx += self.phi_v(h).astype(x.dtype) * v  # eq. 7
                 v = dx if self.velocity == "carried" else v
@@ -139,9 +146,8 @@ class EGCL(nn.Module):
                 x *= 1 - self.shrinkage
 
         dh = self.phi_h(jnp.concatenate([h, m_i], axis=-1))  # eq. 6
-        return graph._replace(
-            nodes=graph.nodes.replace(h=h + dh if self.residual else dh, x=x, v=v)
-        )
+        h = h + dh if self.residual else dh
+        return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
 
     def _moves(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
         """r_ij φ_x(m_ij), (E, n)."""
@@ -153,75 +159,49 @@ class EGCL(nn.Module):
         moves = r_ij * weight
         return moves if self.clip is None else jnp.clip(moves, -self.clip, self.clip)
 
-    def _mean(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
-        """C, (N, 1) or a scalar."""
-        match self.coordinate_aggregation:
-            case "mean":
-                return 1 / jnp.maximum(in_degree(graph), 1)
-            case "sum":
-                return jnp.ones((), dtype)
-            case "all_nodes":
-                others = jnp.maximum(jnp.asarray(graph.n_node) - 1, 1).astype(dtype)
-                return 1 / others[graph_of_node(graph)][:, None]
-            case unknown:
-                raise ValueError(
-                    f"coordinate_aggregation is {unknown!r}; expected 'mean', 'sum' or 'all_nodes'"
-                )
+    def _coordinate_scale(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
+        """C of eq. 4, (N, 1) or a scalar."""
+        if self.coordinate_aggregation == "mean":
+            return 1 / jnp.maximum(in_degree(graph), 1)
+        if self.coordinate_aggregation == "sum":
+            return jnp.ones((), dtype)
+        others = jnp.maximum(jnp.asarray(graph.n_node) - 1, 1).astype(dtype)
+        return 1 / others[graph_of_node(graph)][:, None]
 
-
-def sum_in_blocks(
-    layer: nn.Module, messages: Callable[..., Any], graph: GraphsTuple, size: int, sums: Any
-) -> Any:
-    """Σ_j messages_ij at receivers, ``size`` edges at a time.
-
-    No array over all edges is formed, in the backward pass neither: what a block needs there is
-    computed again.
-
-    Args:
-      layer: the module whose parameters ``messages`` uses.
-      messages: from the layer and a graph with E edges to arrays (E, …).
-      graph: all edges.
-      size: edges of a block.
-      sums: zeros of the shapes of the sums (N, …).
-    """
-    n_node, n_edge = graph.nodes.x.shape[0], graph.senders.shape[0]
-    blocks = -(-n_edge // size)
-
-    def stack(a: jax.Array, padding: int = 0) -> jax.Array:
-        filled = jnp.pad(
-            a, [(0, blocks * size - n_edge)] + [(0, 0)] * (a.ndim - 1), constant_values=padding
-        )
-        return filled.reshape(blocks, size, *a.shape[1:])
-
-    def add(layer: nn.Module, sums: Any, block: Any) -> tuple[Any, None]:
-        senders, receivers, edges = block
-        part = graph._replace(senders=senders, receivers=receivers, edges=edges)
-        return jax.tree.map(
-            partial(add_at_receivers, part), sums, nn.remat(messages)(layer, part)
-        ), None
-
-    # The last block's padding ends at no node, so its sum is dropped.
-    ends = (
-        stack(jnp.asarray(graph.senders)),
-        stack(jnp.asarray(graph.receivers), n_node),
-        jax.tree.map(stack, graph.edges),
-    )
-    return nn.scan(add, variable_broadcast="params", split_rngs={"params": False})(
-        layer, sums, ends
-    )[0]
+    def _require_valid(self, graph: GraphsTuple) -> None:
+        require_geometric(graph)
+        require_positive(features=self.features, edge_block=self.edge_block)
+        require_option("velocity", self.velocity, Velocity)
+        require_option("coordinate_aggregation", self.coordinate_aggregation, CoordinateAggregation)
+        if not callable(self.aggregation):
+            require_option("aggregation", self.aggregation, Aggregation)
+        if self.edge_block is not None and self.aggregation != "sum":
+            raise ValueError(f"aggregation is {self.aggregation!r}; edge_block expects 'sum'")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; expected a number above 0, or None")
+        h = graph.nodes.h
+        if h.ndim != 2:
+            raise ValueError(f"h has shape {h.shape}; expected (N, F): embed kinds of nodes first")
+        if self.residual and h.shape[-1] != self.features:
+            raise ValueError(
+                f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds "
+                "h to φ_h(h, m)"
+            )
 
 
 class EGNN(nn.Module):
-    """A linear embedding of h and a stack of :class:`EGCL`; E(n)-equivariant in x and v, invariant
-    in h.
+    """An embedding of h and a stack of :class:`EGCL`: E(n)-equivariant x and v, invariant h.
 
     Args:
       features: width of every layer.
-      layers: number of EGCLs.
-      embed: project h to ``features`` first; otherwise the first layer does, without a residual
-        where the width changes.
+      layers: number of layers.
+      layer: the class of the layers; it gets those of the options below that it has as fields.
+      embed: embed h in ``features`` dimensions first (a linear map, or a table where h holds kinds
+        of nodes); otherwise the first layer does, without a residual where the width changes.
       output_features: project h to this width at the end.
-      velocity: see :class:`EGCL`, as for all that follow.
+      activation: see :class:`EGCL`, as for all that follow.
+      aggregation: the sum of messages, eq. 5.
+      velocity: which velocity eq. 7 multiplies.
       infer_edges: weigh messages by a learned e_ij, eq. 8.
       coordinate_aggregation: C of eq. 4.
       normalize: divide r_ij by its length.
@@ -230,22 +210,27 @@ class EGNN(nn.Module):
       update_coordinates: False leaves x and v alone.
       residual: add h to φ_h.
       shrinkage: multiply x by 1 - shrinkage after each layer.
-      edge_block: walk through the edges in blocks of so many, for graphs whose edges do not fit in
-        memory.
+      edge_block: sum messages over blocks of this many edges, where not all fit in memory.
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
-    graph with h (N, output_features or features) and x, v moved.
+    Call: a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None, to the
+    same graph with h (N, output_features or features) and x, v moved.
+
+    Raises:
+      ValueError: as :class:`EGCL`.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
 
     features: int = 64
     layers: int = 4
+    layer: Callable[..., nn.Module] = EGCL
     embed: bool = True
     output_features: int | None = None
-    velocity: Literal["input", "carried"] = "input"
+    activation: Activation = "silu"
+    aggregation: Aggregation | Callable[[GraphsTuple, jax.Array], jax.Array] = "sum"
+    velocity: Velocity = "input"
     infer_edges: bool = False
-    coordinate_aggregation: Literal["mean", "sum", "all_nodes"] = "mean"
+    coordinate_aggregation: CoordinateAggregation = "mean"
     normalize: bool = False
     tanh: bool = False
     clip: float | None = None
@@ -256,27 +241,24 @@ class EGNN(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
         require_positive(features=self.features, layers=self.layers)
         if self.embed:
-            graph = graph._replace(
-                nodes=graph.nodes.replace(h=Dense(self.features, name="embedding")(graph.nodes.h))
-            )
-        for layer in range(self.layers):
-            graph = EGCL(
-                features=self.features,
-                velocity=self.velocity,
-                infer_edges=self.infer_edges,
-                coordinate_aggregation=self.coordinate_aggregation,
-                normalize=self.normalize,
-                tanh=self.tanh,
-                clip=self.clip,
-                update_coordinates=self.update_coordinates,
-                residual=self.residual and graph.nodes.h.shape[-1] == self.features,
-                shrinkage=self.shrinkage,
-                edge_block=self.edge_block,
-                name=f"layer_{layer}",
-            )(graph)
+            h = embed(graph.nodes.h, self.features)
+            graph = graph._replace(nodes=graph.nodes.replace(h=h))
+        for k in range(self.layers):
+            options = self._layer_options(width=graph.nodes.h.shape[-1])
+            graph = self.layer(**options, name=f"layer_{k}")(graph)
         if self.output_features is not None:
             h = Dense(self.output_features, name="embedding_out")(graph.nodes.h)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
         return graph
+
+    def _layer_options(self, width: int) -> dict[str, Any]:
+        """Those of this network's options that its layers have; no residual where h widens."""
+        own = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
+        wanted: Any = dataclasses.fields(self.layer)  # pyright: ignore[reportArgumentType]
+        options = {field.name: getattr(self, field.name) for field in wanted if field.name in own}
+        if "residual" in options:
+            options["residual"] = self.residual and width == self.features
+        return options

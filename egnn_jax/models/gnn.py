@@ -7,8 +7,8 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import GraphsTuple, edge_attributes, sum_at_receivers
-from egnn_jax.nn.mlp import MLP, Dense, EdgeMLP, Symmetry, require_positive
+from egnn_jax.graph.graph import GraphsTuple, require_geometric, sum_at_receivers
+from egnn_jax.nn.mlp import MLP, Dense, EdgeMLP, Symmetry, embed, require_positive
 from egnn_jax.nn.precision import compute_dtype
 
 
@@ -39,16 +39,15 @@ class GNN(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
         require_positive(features=self.features, layers=self.layers)
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         if self.coordinates:
             h = (x if v is None else jnp.concatenate([x, v], axis=-1)).astype(compute_dtype(graph))
         if self.embed:
-            h = Dense(self.features, name="embedding")(h)
+            h = embed(h, self.features)
         for layer in range(self.layers):
-            m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(
-                graph, h, edge_attributes(graph)
-            )
+            m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, graph.edges.a)
             m_i = sum_at_receivers(graph, m_ij)
             dh = MLP(self.features, self.features, name=f"layer_{layer}_phi_h")(
                 jnp.concatenate([h, m_i], axis=-1)

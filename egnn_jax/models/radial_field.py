@@ -8,7 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from egnn_jax.graph.geometry import safe_norm
-from egnn_jax.graph.graph import GraphsTuple, edge_vectors, in_degree, sum_at_receivers
+from egnn_jax.graph.graph import (
+    GraphsTuple,
+    edge_vectors,
+    in_degree,
+    require_geometric,
+    sum_at_receivers,
+)
 from egnn_jax.nn.mlp import MLP, Symmetry, require_positive, small_kernel, with_attributes
 from egnn_jax.nn.precision import compute_dtype
 
@@ -37,6 +43,7 @@ class RadialField(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
         require_positive(features=self.features, layers=self.layers)
         x, v, dtype = graph.nodes.x, graph.nodes.v, compute_dtype(graph)
         for layer in range(self.layers):

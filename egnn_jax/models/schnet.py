@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.geometry import safe_norm
-from egnn_jax.graph.graph import GraphsTuple, edge_vectors, sum_at_receivers
-from egnn_jax.nn.mlp import Dense, Symmetry, require_positive, with_attributes
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
+from egnn_jax.nn.mlp import Dense, Symmetry, embed, require_positive, with_attributes
 from egnn_jax.nn.radial import cosine_cutoff, gaussian_basis
 
 
@@ -59,6 +59,7 @@ class SchNet(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, gaussians=self.gaussians)
         if not 0 < self.cutoff < float("inf"):
             raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
@@ -81,7 +82,7 @@ class SchNet(nn.Module):
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """h (N, features) of a graph with its nodes at x."""
         distance = safe_norm(edge_vectors(graph, x))
-        h = Dense(self.features, name="embedding")(graph.nodes.h)
+        h = embed(graph.nodes.h, self.features)
         s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(
             h.dtype
         )

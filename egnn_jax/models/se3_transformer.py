@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.graph import GraphsTuple, softmax_at_receivers
-from egnn_jax.models.tfn import (
-    Edges,
+from egnn_jax.nn.mlp import MLP, Symmetry, require_positive
+from egnn_jax.nn.tensor import (
+    EdgeFeatures,
     Parity,
-    embed,
+    edge_features,
+    embed_steerable,
     irreps,
     linear,
-    look_at_edges,
     product,
     read_out,
     update,
 )
-from egnn_jax.nn.mlp import MLP, Symmetry, require_positive
 
 
 class AttentionLayer(nn.Module):
@@ -48,7 +48,7 @@ class AttentionLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: Edges
+        self, graph: GraphsTuple, features: e3nn.IrrepsArray, edges: EdgeFeatures
     ) -> e3nn.IrrepsArray:
         products = product(graph, features, edges, self.degree)
         weights = MLP(self.radial, 2 * products.irreps.num_irreps, name="radial")(edges.invariants)
@@ -118,8 +118,8 @@ class SE3Transformer(nn.Module):
             raise ValueError(
                 f"features is {self.features}; expected a multiple of heads, which is {self.heads}"
             )
-        features = embed(graph, self.features, self.degree, self.parity)
-        edges = look_at_edges(graph, 2 * self.degree, self.parity)
+        features = embed_steerable(graph, self.features, self.degree, self.parity)
+        edges = edge_features(graph, 2 * self.degree, self.parity, features.dtype)
         for layer in range(self.layers):
             options = (self.features, self.degree, self.radial, self.heads, self.parity)
             features = AttentionLayer(*options, name=f"layer_{layer}")(graph, features, edges)

@@ -1,6 +1,4 @@
-"""The graph autoencoder of section 5.2: any model of Table 1 as encoder, and the decoder of eq.
-9.
-"""
+"""Heads: what is read out of the nodes that a backbone gives."""
 
 from typing import Literal
 
@@ -8,17 +6,55 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import GraphsTuple, sum_nodes
-from egnn_jax.nn.mlp import MLP, Dense, require_positive
+from egnn_jax.graph.graph import Globals, GraphsTuple, sum_nodes
+from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
+
+Embedded = Literal["x", "h"]
+
+
+class Readout(nn.Module):
+    """Predictions for whole graphs (section 5.3): MLP(Σ_i MLP(h_i)).
+
+    Both MLPs are Linear·SiLU·Linear, of the width of h.
+
+    Args:
+      encoder: a backbone, such as :class:`egnn_jax.EGNN`.
+      outputs: how many numbers are predicted for each graph, T.
+      mean, scale: of the targets, (T,) or one for all: predictions are mean + scale · output, so
+        that the network itself gives numbers of order one.
+
+    Call: a graph to what the encoder makes of it, with ``globals.y`` the predictions (G, T).
+
+    Raises:
+      ValueError: ``outputs`` is below 1.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs)
+        out = self.encoder(graph)
+        width = out.nodes.h.shape[-1]
+        h = MLP(width, width, name="node_dec")(out.nodes.h)
+        y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
+        if (self.mean, self.scale) != (0.0, 1.0):
+            y = jnp.asarray(self.mean, y.dtype) + jnp.asarray(self.scale, y.dtype) * y
+        kept = out.globals if isinstance(out.globals, Globals) else Globals()
+        return out._replace(globals=kept.replace(y=y))
 
 
 class Decoder(nn.Module):
-    """The logit of Â_ij from two embeddings (…, n), (…, n) to (…, 1): w ‖z_i − z_j‖² + b, eq. 9,
-    from w = -0.1, b = 1.
+    """The logit of Â_ij from two embeddings (…, n), (…, n) to (…, 1), eq. 9.
+
+    w ‖z_i − z_j‖² + b, with w = -0.1 and b = 1 before training.
 
     Args:
-      linear: weigh each squared difference by itself, as the authors do for GNN encoders; starts as
-        PyTorch's ``Linear``.
+      linear: one weight for each squared difference, as the authors have it for GNN encoders;
+        initialised as PyTorch's ``Linear``.
     """
 
     linear: bool = False
@@ -34,30 +70,30 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Embeds the nodes of a graph, and tells its edges from the embeddings.
+    """An embedding z_i of each node, and the edges decoded from it (section 5.2).
 
     Args:
-      encoder: a model.
-      embedding: what of the encoder's output is the embedding z (N, n): "x", decoded by eq. 9, or
-        "h", decoded by a linear layer.
+      encoder: a backbone.
+      embedding: the embedding z (N, n) in the encoder's output: "x", decoded by eq. 9, or "h",
+        decoded by a linear layer.
 
-    Call: a graph whose edges are the pairs to tell, with attributes a_ij = A_ij, to what the
-    encoder makes of its nodes, with the logits of Â_ij (E, 1) as edges.
+    Call: a graph whose edges are the pairs to decode, with a_ij = A_ij, to the encoder's output
+    with ``edges.a`` the logits of Â_ij (E, 1).
     """
 
     encoder: nn.Module
-    embedding: Literal["x", "h"] = "x"
+    embedding: Embedded = "x"
 
     def setup(self) -> None:
         """The decoder that belongs to the embedding."""
-        if self.embedding not in ("x", "h"):
-            raise ValueError(f"embedding is {self.embedding!r}; expected 'x' or 'h'")
+        require_option("embedding", self.embedding, Embedded)
         self.decoder = Decoder(linear=self.embedding == "h")
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         out = self.encoder(graph)
         z = self.embedded(out)
-        return out._replace(edges=self.decode(z[graph.receivers], z[graph.senders]))
+        logits = self.decode(z[graph.receivers], z[graph.senders])
+        return out._replace(edges=out.edges.replace(a=logits))
 
     def embedded(self, out: GraphsTuple) -> jax.Array:
         """The embedding z (N, n) in the output of the encoder."""
@@ -66,30 +102,3 @@ class Autoencoder(nn.Module):
     def decode(self, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
         """Logits (…, 1) of pairs of embeddings (…, n)."""
         return self.decoder(z_i, z_j)
-
-
-class Readout(nn.Module):
-    """Linear·SiLU·Linear at each node, the sum over the nodes of a graph, and Linear·SiLU·Linear.
-
-    Args:
-      encoder: a model.
-      outputs: how many numbers to tell of each graph.
-
-    Call: a graph to what the encoder makes of it, with globals (G, outputs).
-
-    Raises:
-      ValueError: ``outputs`` is below 1.
-    """
-
-    encoder: nn.Module
-    outputs: int = 1
-
-    @nn.compact
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(outputs=self.outputs)
-        out = self.encoder(graph)
-        width = out.nodes.h.shape[-1]
-        of_nodes = MLP(width, width, name="node_dec")(out.nodes.h)
-        return out._replace(
-            globals=MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, of_nodes))
-        )

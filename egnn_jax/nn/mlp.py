@@ -1,35 +1,41 @@
-"""The small pieces every model shares: PyTorch's default initialisation, MLPs, and the first edge
-layer.
-"""
+"""Multilayer perceptrons with PyTorch's default initialisation, and the first edge layer."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import GraphsTuple, edge_attributes
+from egnn_jax.graph._validation import NUM_KINDS
+from egnn_jax.graph.graph import GraphsTuple
 
 Initializer = Callable[..., jax.Array]
 
+Activation = str | Callable[[jax.Array], jax.Array]
+"""An elementwise function: a name of ``jax.nn`` such as "silu", or the function itself."""
+
 Symmetry = Literal["E(n)", "SE(3)", "none"]
-"""What moves of the input a model's coordinates follow; its ``symmetry``, which the tests take at
-its word.
-"""
+"""The transformations that a model is equivariant to: its attribute ``symmetry``."""
 
 torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""
 
 small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "uniform")
-"""Xavier-uniform with gain 0.001: φ_x starts close to "do not move"."""
+"""Xavier-uniform with gain 0.001, so that φ_x hardly moves coordinates before training."""
 
 
-def require_positive(**sizes: int) -> None:
-    """Raises ValueError for a size below 1."""
+def require_positive(**sizes: int | None) -> None:
+    """Raise ValueError for a size below 1; None is no size."""
     for name, size in sizes.items():
-        if size < 1:
+        if size is not None and size < 1:
             raise ValueError(f"{name} is {size}; expected at least 1")
+
+
+def require_option(name: str, value: Any, options: Any) -> None:
+    """Raise ValueError where a value is not one of those of a ``Literal``."""
+    if value not in get_args(options):
+        raise ValueError(f"{name} is {value!r}; expected one of {get_args(options)}")
 
 
 def torch_bias(fan_in: int) -> Initializer:
@@ -43,8 +49,8 @@ def torch_bias(fan_in: int) -> Initializer:
 
 
 def with_attributes(graph: GraphsTuple, s_ij: jax.Array) -> jax.Array:
-    """(E, S) to (E, S + A): what else is known of each edge, and its attributes."""
-    a_ij = edge_attributes(graph)
+    """[s_ij, a_ij], (E, S) to (E, S + A); s_ij where edges have no attributes."""
+    a_ij = graph.edges.a
     return s_ij if a_ij is None else jnp.concatenate([s_ij, a_ij], axis=-1)
 
 
@@ -53,7 +59,7 @@ def silu(x: jax.Array) -> jax.Array:
     """x sigmoid(x), elementwise.
 
     Its derivative keeps one array for the backward pass where the product rule keeps three, which
-    is a third of a QM9 step's memory.
+    is a third of the memory of a training step on QM9.
     """
     return nn.silu(x)
 
@@ -66,8 +72,22 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     return y, dx * (gate + y * (1 - gate))
 
 
+def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The function of a name of ``jax.nn``.
+
+    Raises:
+      ValueError: ``jax.nn`` has no such function.
+    """
+    if callable(activation):
+        return activation
+    function = silu if activation == "silu" else getattr(jax.nn, activation, None)
+    if not callable(function):
+        raise ValueError(f"activation is {activation!r}; expected a function of jax.nn")
+    return function
+
+
 class Dense(nn.Module):
-    """``nn.Dense`` that starts as PyTorch's ``Linear`` does: (…, in) to (…, features)."""
+    """``nn.Dense`` initialised as PyTorch's ``Linear``: (…, in) to (…, features)."""
 
     features: int
     use_bias: bool = True
@@ -82,45 +102,71 @@ class Dense(nn.Module):
         return y
 
 
+class Table(nn.Module):
+    """A row of a learned table for each kind of node: (N,) integers to (N, features)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, kinds: jax.Array) -> jax.Array:
+        table = self.param("table", nn.initializers.normal(1.0), (NUM_KINDS, self.features))
+        return table[kinds]
+
+
+def embed(h: jax.Array, features: int) -> jax.Array:
+    """h in ``features`` dimensions: linear in (N, F), or from a table for kinds (N,).
+
+    To be called in a compact method, whose module gets the parameters as "embedding".
+    """
+    module = Table if jnp.issubdtype(h.dtype, jnp.integer) else Dense
+    return module(features, name="embedding")(h)
+
+
 class MLP(nn.Module):
-    """Linear·SiLU·Linear, (…, in) to (…, out)."""
+    """Linear·activation·Linear, (…, in) to (…, out).
+
+    Args:
+      hidden: width of the hidden layer.
+      out: width of the output.
+      activation: see :data:`Activation`.
+      use_bias: whether the last layer has a bias.
+      kernel_init: how the kernel of the last layer is initialised.
+    """
 
     hidden: int
     out: int
+    activation: Activation = "silu"
     use_bias: bool = True
-    """Whether the last layer has a bias."""
     kernel_init: Initializer = torch_kernel
-    """How the last layer starts."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = silu(Dense(self.hidden)(x))
+        x = activation_function(self.activation)(Dense(self.hidden)(x))
         return Dense(self.out, self.use_bias, self.kernel_init)(x)
 
 
 class EdgeMLP(nn.Module):
-    """φ_e(h_i, h_j, s_ij) = Linear·SiLU·Linear·SiLU of the concatenation, (N, F_h) and (E, S) to
-    (E, features).
+    """φ_e(h_i, h_j, s_ij) = Linear·act·Linear·act, (N, F) and (E, S) to (E, features).
 
-    The first layer is linear, so h is projected at the N nodes and only then gathered at the E
-    edges: the concatenation (E, 2 F_h + S) is never formed. The kernel is stored as that of the
-    concatenated form.
+    The first layer is linear in [h_i, h_j, s_ij], so h is projected at the N nodes and gathered at
+    the E edges after that: the concatenation (E, 2 F + S) is never formed. The kernel is stored as
+    that of the concatenation.
     """
 
     features: int
+    activation: Activation = "silu"
 
     def setup(self) -> None:
-        """The second layer; the first one's width is known when it is called."""
+        """The second layer; the width of the first one's input is known when it is called."""
         self.Dense_0 = Dense(self.features)
 
     def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
-        return self.at_edges(graph, self.at_nodes(h, 0 if s_ij is None else s_ij.shape[-1]), s_ij)
+        projected = self.at_nodes(h, 0 if s_ij is None else s_ij.shape[-1])
+        return self.at_edges(graph, projected, s_ij)
 
     @nn.compact
     def at_nodes(self, h: jax.Array, n_s: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What the first layer makes of h_i and of h_j (N, features), and its kernel for s_ij (S,
-        features).
-        """
+        """W_i h_i + b and W_j h_j (N, features) of the first layer, and its kernel for s_ij."""
         n_h = h.shape[-1]
         kernel = self.param("kernel", torch_kernel, (2 * n_h + n_s, self.features), h.dtype)
         bias = self.param("bias", torch_bias(2 * n_h + n_s), (self.features,), h.dtype)
@@ -132,9 +178,10 @@ class EdgeMLP(nn.Module):
         projected: tuple[jax.Array, jax.Array, jax.Array],
         s_ij: jax.Array | None,
     ) -> jax.Array:
-        """φ_e (E, features) from what :meth:`at_nodes` gave."""
+        """φ_e (E, features) from what :meth:`at_nodes` returned."""
+        act = activation_function(self.activation)
         h_i, h_j, kernel = projected
         first = h_i[graph.receivers] + h_j[graph.senders]
         if s_ij is not None:
             first += s_ij.astype(kernel.dtype) @ kernel
-        return silu(self.Dense_0(silu(first)))
+        return act(self.Dense_0(act(first)))

@@ -15,27 +15,29 @@ MatmulPrecision = Literal["default", "high", "highest"]
 
 
 def compute_dtype(graph: GraphsTuple) -> jnp.dtype:
-    """What features and messages are computed in: the type of h, or that of x where nodes have no
-    features.
-    """
-    return graph.nodes.x.dtype if graph.nodes.h is None else graph.nodes.h.dtype
+    """The dtype of features and messages: that of h, or of x where h is absent or integer."""
+    h, x = graph.nodes.h, graph.nodes.x
+    return h.dtype if h is not None and jnp.issubdtype(h.dtype, jnp.floating) else x.dtype
 
 
 class MixedPrecision(nn.Module):
-    """A model whose features, messages and matrix products are of another type; parameters and
-    coordinates keep theirs.
+    """A model whose features, messages and products have another dtype than its parameters.
 
-    Sums over neighbours are taken in float32 at least, and what comes out has the types that came
-    in. The parameters are those of ``model`` itself, so that either can go on with the other's.
+    Parameters and coordinates keep theirs, sums over neighbors have at least float32, and the
+    output has the dtypes of the input. The parameters are those of ``model`` itself, so that
+    either can be trained further with the other's.
 
     Args:
-      model: any model of this library, or one that computes in the type of h and casts to that of x
-        where it moves x.
+      model: any model of this library, or one that computes in the dtype of h and casts to that of
+        x where it moves x.
       compute_dtype: "bfloat16", or "float32" to cast nothing.
-      matmul_precision: what ``jax.default_matmul_precision`` is while it computes: on a GPU
-        "default" takes TensorFloat-32 for float32 products, "highest" does not.
+      matmul_precision: ``jax.default_matmul_precision`` of the model: on a GPU "default" takes
+        TensorFloat-32 for float32 products, "highest" does not.
 
     Call: as the model.
+
+    Raises:
+      ValueError: nodes have no h.
     """
 
     model: nn.Module
@@ -54,13 +56,16 @@ class MixedPrecision(nn.Module):
             def cast(tree: Any) -> Any:
                 return jax.tree.map(lambda a: a.astype(self.compute_dtype), tree)
 
-            h = graph.nodes.h
-            if h is None:
+            if graph.nodes.h is None:
                 raise ValueError(
                     f"nodes have no h; expected features to compute in {self.compute_dtype}"
                 )
+            dtype = compute_dtype(graph)
+            given = graph
+            if jnp.issubdtype(graph.nodes.h.dtype, jnp.floating):
+                given = graph._replace(nodes=graph.nodes.replace(h=cast(graph.nodes.h)))
             run: Any = nn.map_variables(
                 lambda model, graph: model(graph), "params", trans_in_fn=cast
             )
-            out = run(self.model, graph._replace(nodes=graph.nodes.replace(h=cast(h))))
-        return out._replace(nodes=out.nodes.replace(h=out.nodes.h.astype(h.dtype)))
+            out = run(self.model, given)
+        return out._replace(nodes=out.nodes.replace(h=out.nodes.h.astype(dtype)))

@@ -1,82 +1,95 @@
-"""The folder of a run: config, metrics, checkpoints and result, each whole or absent."""
+"""The folder of a run: settings, metrics, checkpoints and result, each whole or absent."""
 
 import hashlib
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import yaml
 
-from egnn_jax.data.cache import write_atomically
-from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.config import Config
+from egnn_jax._files import read_yaml, write_atomically
 
 _REMEDY = {
-    "last": "delete that folder, and the same training command goes on from the checkpoint "
-    "before it",
-    "best": "delete that folder and result.json, and the same training command writes both again",
+    "last": (
+        "delete that folder, and the same training command goes on from the checkpoint before it"
+    ),
+    "best": ("delete that folder and result.json, and the same training command writes both again"),
 }
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}`` of one
-    run.
+    """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}``.
 
-    Only :meth:`start` makes it writable, and then it has to be the only one that is.
+    Any number of processes may read a run; :meth:`start` makes one of them its writer.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._writable = False
-        self.path = Path(path).absolute()
+        self._lock: IO[str] | None = None
+        self._writes = False
+        self.path = Path(path).expanduser().absolute()
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
-        self._config_file = self.path / "config.yaml"
+        self._settings_file = self.path / "config.yaml"
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
-    def config(self) -> Config:
-        """The config the run was started with.
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run was started with, as plain values.
 
         Raises:
-          ValueError: this is no run's folder, or the file is damaged.
+          ValueError: this is no folder of a run, or the file is damaged.
         """
-        if not self._config_file.is_file():
+        if not self._settings_file.is_file():
             raise ValueError(f"{self.path} is no run: it has no config.yaml")
-        return configs.load(self._config_file)
+        try:
+            return dict(read_yaml(self._settings_file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self._settings_file}: {error}") from error
 
-    def start(self, config: Config) -> None:
-        """Make the folder, or see that it holds a run of the same config, to be resumed; from then
-        on it may be written to.
+    def start(self, settings: dict[str, Any]) -> None:
+        """Become the writer of the folder, new or with a run of the same settings to be resumed.
 
         Raises:
-          ValueError: it holds a run of another config; the differences are named.
+          ValueError: another process trains here, or the folder holds a run of other settings
+            (the differences are named), or it cannot be written to.
         """
-        if self._config_file.exists():
-            before, now = (_flat(configs.to_dict(c)) for c in (self.config(), config))
-            different = [
-                f"{k} {before.get(k)!r} -> {now.get(k)!r}"
-                for k in sorted(before | now)
-                if before.get(k) != now.get(k)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be made ({error}); expected a folder") from error
+        self._acquire()
+        if self._settings_file.exists():
+            before, now = _flat(self.settings()), _flat(settings)
+            changes = [
+                f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+                for key in sorted(before | now)
+                if before.get(key) != now.get(key)
             ]
-            if different:
+            if changes:
+                self.close()
                 raise ValueError(
-                    f"{self.path} holds a run of another config ({', '.join(different)}); "
-                    f"expected the same config to resume it, "
-                    "another --run folder, or that one deleted"
+                    f"{self.path} holds a run of other settings ({', '.join(changes)[:2_000]}); "
+                    "expected the same to resume it, another folder, or that one deleted"
                 )
         else:
-            write_atomically(self._config_file, configs.dump(config).encode())
-        self._writable = True
+            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            write_atomically(self._settings_file, text.encode())
+        self._writes = True
 
     def save(self, kind: str, step: int, tree: Any) -> None:
-        """Write a checkpoint and its checksum in the background; the one before stays until it is
-        whole.
+        """Write a checkpoint and its checksum in the background; the one before stays until then.
+
+        Args:
+          kind: "last" or "best".
+          step: its number.
+          tree: arrays.
         """
         tree = jax.device_get(tree)
-        self._manager(kind).save(
-            step, args=ocp.args.StandardSave({"tree": tree, "sha256": self._checksum(tree)})
-        )
+        saved = {"tree": tree, "sha256": self._checksum(tree)}
+        self._manager(kind).save(step, args=ocp.args.StandardSave(saved))
 
     def wait(self) -> None:
         """Until the checkpoints being written are on disk."""
@@ -88,38 +101,32 @@ class RunFolder:
         return self._manager(kind).latest_step()
 
     def restore(self, kind: str, like: Any = None) -> Any:
-        """The newest checkpoint as host arrays, with the structure, shapes and dtypes of ``like``;
-        as dicts without it.
+        """The newest checkpoint as host arrays.
+
+        Args:
+          kind: "last" or "best".
+          like: a tree of the structure, shapes and dtypes to restore; plain dicts without it.
 
         Raises:
           ValueError: there is none, it cannot be read, or it does not match its checksum, which is
-            also over the config; the path is named.
+            also over the settings; the path is named.
         """
-        step = self.latest(kind)
-        if step is None:
-            raise ValueError(f"{self.path} has no checkpoint '{kind}'; train the run first")
-        path = self.path / "checkpoints" / kind / str(step)
-        try:
-            abstract = (
-                None
-                if like is None
-                else {"tree": jax.device_get(like), "sha256": np.zeros(32, np.uint8)}
-            )
-            saved = self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
-            tree, expected = saved["tree"], saved["sha256"]
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read ({error}); {_REMEDY[kind]}") from error
-        if not np.array_equal(self._checksum(tree), expected):
-            raise ValueError(
-                f"{path} is damaged, or {self._config_file} was changed (their SHA-256 does "
-                f"not match); undo what was changed, a comment "
-                f"too, or else {_REMEDY[kind]}"
-            )
-        return tree
+        tried = None
+        while True:
+            step = self.latest(kind)
+            if step is None:
+                raise ValueError(f"{self.path} has no checkpoint '{kind}'; train the run first")
+            try:
+                return self._restore(kind, step, like)
+            except ValueError:
+                if step == tried:  # a training beside this reader may have replaced the first one
+                    raise
+                tried = step
+                self._manager(kind).reload()
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with self.metrics_file.open("a") as file:
+        with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
@@ -130,9 +137,9 @@ class RunFolder:
         """
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(errors="replace").split("\n")
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")
         return [
-            _parse(line, f"{self.metrics_file}, line {k}")
+            _parse(line, f"{self.metrics_file}, line {k}", {"step"})
             for k, line in enumerate(lines[:-1], 1)
             if line
         ]
@@ -140,14 +147,14 @@ class RunFolder:
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop what was logged after ``step``, which will be done again; returns what stays."""
         history = [entry for entry in self.history() if entry["step"] <= step]
-        write_atomically(
-            self.metrics_file, "".join(json.dumps(entry) + "\n" for entry in history).encode()
-        )
+        lines = "".join(json.dumps(entry) + "\n" for entry in history)
+        write_atomically(self.metrics_file, lines.encode())
         return history
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``result.json``, which says that the run is complete."""
-        write_atomically(self.result_file, (json.dumps(result, indent=2) + "\n").encode())
+        text = json.dumps(result | {"sha256": _digest(result)}, indent=2, ensure_ascii=False)
+        write_atomically(self.result_file, (text + "\n").encode())
 
     def result(self) -> dict[str, Any]:
         """What :meth:`finish` wrote.
@@ -156,27 +163,76 @@ class RunFolder:
           ValueError: this is no run, it is not complete, or the file is damaged.
         """
         if not self.result_file.is_file():
-            self.config()  # raises where this is no run at all
+            self.settings()  # raises where this is no run at all
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
-        return _parse(self.result_file.read_text(errors="replace"), str(self.result_file))
+        text = self.result_file.read_text(encoding="utf-8", errors="replace")
+        result = _parse(text, str(self.result_file), {"metrics", "config"})
+        if (checksum := result.pop("sha256", None)) not in (None, _digest(result)):
+            raise ValueError(
+                f"{self.result_file} is damaged: its SHA-256 is not {checksum}; delete it, and the "
+                "same training command goes on"
+            )
+        return result
 
     def close(self) -> None:
-        """Wait for what is being written and free what it took."""
+        """Wait for what is being written, and let another process write."""
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
+        self._writes = False
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _acquire(self) -> None:
+        """Lock the folder; the lock ends with the process, however that ends."""
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system
+            return
+        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise ValueError(
+                f"{self.path} is being trained by process {owner or 'unknown'}; expected another "
+                "folder, or that process to end first"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._lock = file
+
+    def _restore(self, kind: str, step: int, like: Any) -> Any:
+        path = self.path / "checkpoints" / kind / str(step)
+        try:
+            abstract = None
+            if like is not None:
+                abstract = {"tree": jax.device_get(like), "sha256": np.zeros(32, np.uint8)}
+            saved = self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
+            tree, expected = saved["tree"], saved["sha256"]
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read ({error}); {_REMEDY[kind]}") from error
+        if not np.array_equal(self._checksum(tree), expected):
+            raise ValueError(
+                f"{path} is damaged, or a setting in {self._settings_file} was changed (their "
+                f"SHA-256 does not match); undo the change, or else {_REMEDY[kind]}"
+            )
+        return tree
 
     def _checksum(self, tree: Any) -> np.ndarray:
-        """SHA-256 (32,) of config.yaml and of every array with its name; the same for a tree
-        restored as dicts.
+        """SHA-256 (32,) of the settings and of every array with its name.
+
+        The same for a tree restored as dicts. Comments in config.yaml do not count.
         """
         leaves = {
             jax.tree_util.keystr(path, simple=True): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        digest = hashlib.sha256(
-            self._config_file.read_bytes()
-        )  # as it was written: options added since have defaults
+        digest = hashlib.sha256(_digest(self.settings()).encode())
         for name in sorted(leaves):
             digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape} ".encode())
             digest.update(leaves[name].tobytes())
@@ -185,19 +241,26 @@ class RunFolder:
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
             # A reader leaves alone what a training under way is about to write.
-            most = 2 if kind == "last" else 1
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=most, cleanup_tmp_directories=self._writable, create=self._writable
+                max_to_keep=2 if kind == "last" else 1,
+                cleanup_tmp_directories=self._writes,
+                create=self._writes,
             )
-            self._managers[kind] = ocp.CheckpointManager(
-                self.path / "checkpoints" / kind, options=options
-            )
+            folder = self.path / "checkpoints" / kind
+            self._managers[kind] = ocp.CheckpointManager(folder, options=options)
         return self._managers[kind]
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _parse(text: str, where: str, expected: set[str]) -> dict[str, Any]:
     try:
-        return dict(json.loads(text))
+        values = dict(json.loads(text))
+        if missing := expected - set(values):
+            raise ValueError(f"{sorted(missing)[0]} is missing")
+        return values
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{where} is damaged ({error}); delete it, and the same training command goes on"

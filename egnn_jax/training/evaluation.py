@@ -1,78 +1,99 @@
-"""A task's metrics over whole splits, and what a run tells of them."""
+"""Metrics over all the samples of a loader."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from egnn_jax.experiments import Task
-from egnn_jax.experiments.config import Config
-from egnn_jax.training.step import AXIS, layout, make_evaluate
+from egnn_jax.data.loader import Loader
+from egnn_jax.graph.graph import PaddedGraphsTuple, graph_mask
+from egnn_jax.training.distributed import AXIS, make_mesh
+from egnn_jax.training.step import Loss, local_shards
+
+Metrics = Callable[[Any, Any, jax.Array], dict[str, Any]]
+"""(params, batch, key) -> metrics, as the second value of :data:`egnn_jax.training.step.Loss`."""
+
+
+def metrics_of(loss: Loss) -> Metrics:
+    """The metrics of a loss, with its value as "loss"."""
+
+    def metrics(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+        value, metrics = loss(params, batch, key)
+        return {"loss": value, **metrics}
+
+    return metrics
 
 
 class Evaluation:
-    """The task's metrics over whole splits, compiled once: (params, split) -> {metric: value,
-    (seeds,) if several}.
+    """Metrics over all samples of a loader, compiled once.
+
+    Args:
+      metrics: what is evaluated.
+      loader: its batches for epoch None are evaluated.
+      seeds: how many sets of parameters, along a leading axis if several.
+      seed: of the random key.
+
+    Call: (params, draw) -> {metric: value, (seeds,) if several}; ``draw`` numbers the random key.
     """
 
-    def __init__(self, task: Task, model: nn.Module, config: Config) -> None:
-        mesh, parts = layout(config)
-        self.task, self.config, self._width = task, config, config.batch_size // parts
-        self._devices, self._spread = mesh.size, NamedSharding(mesh, PartitionSpec(None, AXIS))
-        self._evaluate = make_evaluate(task, model.apply, config.seeds, mesh)
-        self._packed: dict[str, Any] = {}
+    def __init__(self, metrics: Metrics, loader: Loader, seeds: int = 1, seed: int = 0) -> None:
+        self._mesh = make_mesh(loader.batch_size)
+        self._key = jax.random.PRNGKey(seed)
+        self._loader = loader
+        self._batches: Any = None
+        self._evaluate = self._compiled(metrics, seeds)
 
-    def __call__(self, params: Any, split: str, draw: int = 0) -> dict[str, jax.Array]:
-        """Evaluate a split ("train", "valid" or "test"), the last batch filled with padding;
-        ``draw`` numbers the key.
-        """
-        if split not in self._packed:
-            size = self.task.size(split)
-            steps = -(-size // self._width)
-            rows = np.full(steps * self._width, -1)
-            rows[:size] = np.arange(size)
-            dealt = self.task.deal(split, rows, steps, self._devices, np.random.default_rng(0))
-            self._packed[split] = jax.device_put(self.task.pack(split, dealt), self._spread)
-        return self._evaluate(
-            params,
-            self._packed[split],
-            jax.random.fold_in(jax.random.PRNGKey(self.config.seed), draw),
+    def __call__(self, params: Any, draw: int = 0) -> dict[str, jax.Array]:
+        """Evaluate parameters; the last batch is filled with padding that does not count."""
+        if self._batches is None:
+            count = self._loader.num_batches(None)
+            packed = self._loader.batches(None, 0, count, shards=self._mesh.size)
+            self._batches = jax.device_put(packed, NamedSharding(self._mesh, P(None, AXIS)))
+        params = jax.device_put(params, NamedSharding(self._mesh, P()))
+        return self._evaluate(params, self._batches, jax.random.fold_in(self._key, draw))
+
+    def _compiled(self, metrics: Metrics, seeds: int) -> Any:
+        def of_batch(params: Any, inputs: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+            batch, key = inputs
+            values = metrics(params, batch, key)
+            return {name: _as_sum(value, batch) for name, value in values.items()}
+
+        def evaluate(params: Any, batches: Any, key: jax.Array) -> dict[str, jax.Array]:
+            batches = local_shards(batches)
+            number = jax.tree.leaves(batches)[0].shape[0]
+            key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+            sums = jax.lax.map(partial(of_batch, params), (batches, jax.random.split(key, number)))
+            sums = jax.lax.psum(jax.tree.map(partial(jnp.sum, axis=0), sums), AXIS)
+            return {name: total / count for name, (total, count) in sums.items()}
+
+        evaluate = evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None))
+        specs = (P(), P(None, AXIS), P())
+        spread = jax.shard_map(
+            evaluate, mesh=self._mesh, in_specs=specs, out_specs=P(), check_vma=False
         )
+        return jax.jit(spread)
 
 
-def summary(evaluate: Evaluation, params: Any) -> dict[str, Any]:
-    """``metrics`` on valid and test: the mean over the task's ``draws``, with ``first_draw`` where
-    there are several.
+def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str, float]:
+    """The metrics of a loss over all samples of a loader.
 
-    Where there are several seeds, the mean over them, with ``std`` and ``seeds``.
+    Args:
+      loss: see :data:`egnn_jax.training.step.Loss`; its value is reported as "loss".
+      params: the parameters.
+      loader: such as ``dataset.loader(32)``.
+      seed: of the random key that the loss gets.
     """
-    draws = {
-        split: [evaluate(params, split, draw) for draw in range(evaluate.task.draws)]
-        for split in ("valid", "test")
-    }
-    every = {
-        split: {name: np.array([m[name] for m in each], np.float64) for name in each[0]}
-        for split, each in draws.items()
-    }
-    values = _each(every, lambda a: a.mean(axis=0))
-    result = {"metrics": _each(values, lambda a: float(a.mean()))}
-    if evaluate.task.draws > 1:
-        result |= {"first_draw": _each(every, lambda a: float(a[0].mean()))}
-    if evaluate.config.seeds > 1:
-        result |= {
-            "std": _each(values, lambda a: float(a.std(ddof=1))),
-            "seeds": _each(values, lambda a: a.tolist()),
-        }
-    return result
+    values = Evaluation(metrics_of(loss), loader, seed=seed)(params)
+    return {name: float(np.asarray(value)) for name, value in values.items()}
 
 
-def _each(
-    tree: dict[str, dict[str, np.ndarray]], f: Callable[[np.ndarray], Any]
-) -> dict[str, dict[str, Any]]:
-    return {
-        split: {name: f(value) for name, value in metrics.items()}
-        for split, metrics in tree.items()
-    }
+def _as_sum(metric: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    if isinstance(metric, tuple):
+        return metric
+    graphs = jnp.sum(graph_mask(batch)) if isinstance(batch, PaddedGraphsTuple) else 1
+    return metric * graphs, jnp.asarray(graphs)

@@ -1,337 +1,125 @@
-"""``fit``: epochs to chunks to scans, with evaluation, checkpoints and exact resume."""
+"""``fit``: train anyone's parameters on anyone's loss and data."""
 
-import importlib.metadata
-import math
-import platform
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from tqdm_loggable.auto import tqdm
+import optax
 
-from egnn_jax.experiments import Task
-from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.config import Config
+from egnn_jax.data.loader import Loader
+from egnn_jax.training.callbacks import Callback, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.evaluation import Evaluation, summary
-from egnn_jax.training.state import init_best, init_state, keep_best, optimiser
-from egnn_jax.training.step import AXIS, free_heaps, layout, make_step, make_train
+from egnn_jax.training.evaluation import Metrics, metrics_of
+from egnn_jax.training.loop import FitResult, Plan, Training
+from egnn_jax.training.step import Loss
 
 
-class Interrupted(Exception):
-    """Ctrl-C: the state was saved, and the same call continues."""
+def fit(
+    loss: Loss,
+    params: Any,
+    train: Loader,
+    valid: Loader | None,
+    optimizer: optax.GradientTransformation,
+    *,
+    epochs: int,
+    metrics: Metrics | None = None,
+    monitor: str = "loss",
+    seed: int = 0,
+    seeds: int = 1,
+    ema_decay: float = 0.0,
+    micro_batches: int = 1,
+    eval_every: int = 1,
+    chunk_steps: int = 200,
+    checkpoint_seconds: float = 30.0,
+    folder: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] | None = None,
+) -> FitResult:
+    """Train parameters, and return those with the smallest validation value.
 
+    K steps are one compiled call, and batches are packed while the devices compute. The order of
+    samples and every random key follow from the seeds, the step and the number of devices, so a
+    training with a folder that was stopped, in whatever way, ends in the same numbers when it is
+    called again.
 
-def fit(task: Task, model: nn.Module, config: Config, folder: Path | str) -> dict[str, Any]:
-    """Train, evaluate the best on valid and test, and leave all of it in ``folder``.
-
-    The order of samples and every random key follow from ``config.seed``, the step number and the
-    number of devices alone, so that a run that was stopped, in whatever way, ends in the same
-    numbers when it is called again on such a machine.
-
-    Returns:
-      What ``result.json`` holds: ``metrics`` by split (the mean over seeds), ``best_epoch``,
-      ``seconds``, ``config``, ``versions``; with several seeds also ``std`` and the ``seeds``' own
-      values.
+    Args:
+      loss: (params, batch, key) -> (scalar, metrics), see :data:`egnn_jax.training.step.Loss`.
+      params: where to start, such as ``model.init(key, graph)`` or trained ones; with several
+        seeds they have a leading axis.
+      train: batches to train on, such as ``dataset.loader(32)``.
+      valid: samples to validate on, or None.
+      optimizer: any optax gradient transformation.
+      epochs: passes over the training samples; the last partial batch of each is dropped.
+      metrics: (params, batch, key) -> metrics, evaluated on ``valid``; by default those of the
+        loss, and its value as "loss".
+      monitor: the metric whose smallest value chooses the parameters.
+      seed: of the random keys that the loss gets.
+      seeds: how many trainings to make at once, vmapped, with the seeds from ``seed`` on.
+      ema_decay: decay per step of an exponential moving average of the parameters, which then is
+        what is evaluated and returned; 0 for none.
+      micro_batches: on CPUs, compute the gradient of a batch in this many parts, one after the
+        other, for less memory; a divisor of the batch size.
+      eval_every: epochs between two evaluations.
+      chunk_steps: at most this many steps in one compiled call.
+      checkpoint_seconds: time between two checkpoints.
+      folder: where checkpoints and metrics go; nothing is written if not given.
+      settings: plain values that describe the run, kept in the folder, which refuses others; by
+        default a description of the arguments.
+      callbacks: see :class:`egnn_jax.Callback`; by default a progress bar, and ``metrics.jsonl``
+        where there is a folder.
 
     Raises:
-      ValueError: the folder holds another run, or the training split is smaller than a batch.
-      FloatingPointError: a loss or the parameters are not finite; the step, the batch and the last
-        good checkpoint are named. Or the validation value never was.
-      Interrupted: Ctrl-C.
+      ValueError: an argument makes no sense, the loss returns something else, or the folder holds
+        another run or is being trained.
+      FloatingPointError: a loss, the parameters or all validation values are not finite; the step
+        and the last good checkpoint are named.
+      Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state was saved where there is a folder.
     """
-    size = task.size("train")
-    if size < config.batch_size:
-        raise ValueError(
-            f"batch_size is {config.batch_size}; expected at most {size}, the samples to train on"
-        )
-    run = RunFolder(folder)
-    if run.result_file.exists():
-        run.start(config)
-        return run.result()
-    loop = _Loop(
-        task, model, config, run
-    )  # whatever is wrong with task or model shows here, before anything is written
-    run.start(config)
+    plan = Plan(
+        train=train,
+        valid=valid,
+        epochs=epochs,
+        monitor=monitor,
+        seed=seed,
+        seeds=seeds,
+        ema_decay=ema_decay,
+        micro_batches=micro_batches,
+        eval_every=eval_every,
+        chunk_steps=chunk_steps,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    run = None if folder is None else RunFolder(folder)
+    if callbacks is None:
+        callbacks = (ProgressBar(), *([] if run is None else [MetricsLog()]))
+    evaluated = metrics_of(loss) if metrics is None else metrics
+    training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
+    if run is None:
+        return training.run()
+    run.start(dict(settings or _description(plan, loss, params, optimizer)))
     try:
-        return loop.fit()
+        return training.run()
     finally:
         run.close()
 
 
-def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
-    """The config, the model and the best parameters of a run (with a leading axis where it has
-    several seeds).
-
-    Raises:
-      ValueError: this is no run, or it has no whole checkpoint yet.
-    """
-    run = RunFolder(folder)
-    config = run.config()
-    try:
-        return config, configs.build_model(config), run.restore("best")["params"]
-    finally:
-        run.close()
-
-
-def first_seed(config: Config, params: Any) -> Any:
-    """The parameters of the first seed, of a run of one or several."""
-    return params if config.seeds == 1 else jax.tree.map(lambda a: a[0], params)
-
-
-class _Loop:
-    def __init__(self, task: Task, model: nn.Module, config: Config, run: RunFolder) -> None:
-        self.task, self.config, self.run = task, config, run
-        self.per_epoch = task.size("train") // config.batch_size
-        self.total = config.epochs * self.per_epoch
-        self.interval = min(config.eval_every, config.epochs) * self.per_epoch
-        most = min(config.chunk_steps, self.interval)
-        even = max(d for d in range(1, most + 1) if math.gcd(self.interval, self.total) % d == 0)
-        # One length of scan is compiled where a fair divisor allows; short scans waste time in
-        # getting their memory.
-        self.chunk = even if 2 * even > most else most
-        transform = optimiser(config.optimizer, self.per_epoch, self.total)
-        graph = task.graph(
-            task.pack("valid", np.zeros(config.batch_size, int)), jax.random.PRNGKey(0)
-        )
-        states = [
-            init_state(model, graph, transform, config.optimizer.average > 0, config.seed + k)
-            for k in range(config.seeds)
-        ]
-        mesh, parts = layout(config)
-        state = (
-            states[0]
-            if config.seeds == 1
-            else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        )
-        self.groups, self.spread = mesh.size * parts, NamedSharding(mesh, PartitionSpec(None, AXIS))
-        self.everywhere = NamedSharding(mesh, PartitionSpec())
-        self.state, self.best = jax.device_put((state, init_best(state)), self.everywhere)
-        step = make_step(task, model.apply, transform, config.optimizer.average, mesh, parts)
-        self.train = make_train(step, config.seeds, mesh)
-        self.evaluate = Evaluation(task, model, config)
-        self.keep_best = jax.jit(
-            keep_best if config.seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None))
-        )
-        self.saved_best = 0
-        self.loss = np.zeros(config.seeds)  # the sum since the last evaluation
-        self.started = time.monotonic()
-
-    def fit(self) -> dict[str, Any]:
-        step = self._resume()
-        saved = time.monotonic()
-        bar = tqdm(total=self.total, initial=step, unit="step", desc=self.run.path.name)
-        with bar, _interruptible() as interrupted:
-            batches = self._pack(step)
-            while step < self.total and not self._stale(step):
-                self.state, losses = self.train(self.state, batches)
-                previous, step = step, self._end(step)
-                batches = self._pack(step)  # while the device computes
-                losses = np.atleast_2d(np.asarray(losses, np.float64))
-                self._check_finite(losses, previous)
-                self.loss = self.loss + losses.sum(axis=1)
-                bar.update(step - previous)
-                if step % self.interval == 0 or step == self.total:
-                    self._evaluate(bar, step)
-                stop = interrupted.is_set()
-                if stop or time.monotonic() - saved > self.config.checkpoint_seconds:
-                    self._save(step)
-                    saved = time.monotonic()
-                if stop:
-                    self.run.wait()
-                    raise Interrupted(
-                        f"stopped at step {step:,} of {self.total:,}; the same command "
-                        f"continues from there"
-                    )
-        self._save(step)
-        return self._finish()
-
-    @property
-    def seconds(self) -> float:
-        """How long the run has taken, in all the processes it took."""
-        return time.monotonic() - self.started
-
-    def _evaluate(self, bar: Any, step: int) -> None:
-        """Keep the best parameters as of ``step``, which ends an evaluation interval, and log
-        it.
-        """
-        metrics = self.evaluate(self.state.evaluated, "valid")
-        self.best = self.keep_best(
-            self.best, self.state, metrics[self.task.metric], step // self.per_epoch
-        )
-        self._log(bar, step, self.loss / ((step - 1) % self.interval + 1), metrics)
-        self.loss = np.zeros_like(self.loss)
-
-    def _resume(self) -> int:
-        """The step to go on from, with everything else as it was there."""
-        step = self.run.latest("last")
-        if step is None:
-            self.run.rewind(-1)
-            return 0
-        tree = self.run.restore("last", self._saved())
-        self.state, self.best = jax.device_put((tree["state"], tree["best"]), self.everywhere)
-        self.loss, self.started = tree["loss"], time.monotonic() - float(tree["seconds"])
-        self.run.rewind(step)
-        return step
-
-    def _saved(self) -> dict[str, Any]:
-        return {
-            "state": self.state,
-            "best": self.best,
-            "loss": self.loss,
-            "seconds": np.array(self.seconds),
-        }
-
-    def _save(self, step: int) -> None:
-        """Both checkpoints as of ``step``, which ends a chunk."""
-        if self.run.latest("last") != step:
-            if not all(
-                np.isfinite(leaf).all()
-                for leaf in jax.tree.leaves(jax.device_get(self.state.params))
-            ):
-                raise FloatingPointError(
-                    f"the parameters are not finite after step {step}; {self._last_good()}"
-                )
-            self.run.save("last", step, self._saved())
-        best = int(np.max(self.best.epoch))
-        if best != self.saved_best and (self.run.latest("best") or -1) < step:
-            self.run.save("best", step, self.best)
-            self.saved_best = best
-        free_heaps()  # of compilations, evaluations and checkpoints
-
-    def _end(self, step: int) -> int:
-        """Where the chunk that begins at ``step`` ends; none goes beyond an evaluation."""
-        return min(step + self.chunk, step - step % self.interval + self.interval, self.total)
-
-    def _pack(self, step: int) -> Any:
-        """The batches of the chunk from ``step`` on, None at the end; each epoch has its own order
-        of samples.
-        """
-        if step == self.total:
-            return None
-        count = self._end(step) - step
-        first, skipped = divmod(step, self.per_epoch)
-        rows = np.concatenate(
-            [self._epoch(epoch) for epoch in range(first, -(-(step + count) // self.per_epoch))]
-        )
-        return jax.device_put(self.task.pack("train", rows[skipped : skipped + count]), self.spread)
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch in batches (steps, groups, B/groups)."""
-        generator = np.random.default_rng([self.config.seed, epoch])
-        rows = generator.permutation(self.task.size("train"))[
-            : self.per_epoch * self.config.batch_size
-        ]
-        return self.task.deal("train", rows, self.per_epoch, self.groups, generator)
-
-    def _stale(self, step: int) -> bool:
-        epochs = step // self.per_epoch - int(np.max(self.best.epoch))
-        return 0 < self.config.patience <= epochs
-
-    def _check_finite(self, losses: np.ndarray, step: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses).all(axis=0))
-        if len(bad) == 0:
-            return
-        step += int(bad[0])
-        epoch, k = divmod(step, self.per_epoch)
-        where = f"step {step} (epoch {epoch + 1}, batch {k + 1} of {self.per_epoch})"
-        raise FloatingPointError(
-            f"the loss is {losses[:, bad[0]].tolist()} at {where}; {self._last_good()}"
-        )
-
-    def _last_good(self) -> str:
-        self.run.wait()
-        last = self.run.latest("last")
-        return (
-            "there is no checkpoint yet"
-            if last is None
-            else f"the last good checkpoint is {self.run.path}/checkpoints/last/{last}"
-        )
-
-    def _log(self, bar: Any, step: int, loss: np.ndarray, metrics: dict[str, jax.Array]) -> None:
-        valid = {name: _plain(value) for name, value in metrics.items()}
-        entry = {"epoch": step / self.per_epoch, "step": step, "seconds": round(self.seconds, 3)}
-        self.run.log(
-            entry
-            | {
-                "train": {"loss": _plain(loss if self.config.seeds > 1 else loss[0])},
-                "valid": valid,
-            }
-        )
-        shown = {
-            "epoch": f"{step // self.per_epoch}/{self.config.epochs}",
-            "loss": f"{loss.mean():.5f}",
-        }
-        shown |= {
-            "valid": f"{np.mean(valid[self.task.metric]):.5f}",
-            "best": f"{np.mean(self.best.value):.5f}",
-        }
-        bar.set_postfix(shown)
-
-    def _finish(self) -> dict[str, Any]:
-        if not np.all(self.best.epoch):
-            raise FloatingPointError(
-                f"{self.task.metric} on the validation split was never finite; nothing is "
-                f"known to be worth keeping"
-            )
-        result = summary(self.evaluate, self.best.params) | {
-            "best_epoch": _plain(self.best.epoch),
-            "seconds": round(self.seconds, 1),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.best.params))
-            // self.config.seeds,
-            "config": configs.to_dict(self.config),
-            "versions": versions(),
-        }
-        self.run.wait()
-        self.run.finish(result)
-        return result
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on, beside its config."""
-    packages = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
-    device = jax.devices()[0]
+def _description(
+    plan: Plan, loss: Loss, params: Any, optimizer: optax.GradientTransformation
+) -> dict[str, Any]:
+    """What tells one run from another where the caller does not say it."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
+        digest.update(np.asarray(leaf).tobytes())
     return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "device": f"{device.platform} ({device.device_kind})",
-        "devices": str(jax.local_device_count()),
+        "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
+        "initial_parameters": digest.hexdigest(),
+        "optimizer_state": str(jax.tree.structure(jax.eval_shape(optimizer.init, params))),
+        "batch_size": plan.train.batch_size,
+        "batches": plan.train.num_batches(0),
+        "epochs": plan.epochs,
+        "seed": plan.seed,
+        "seeds": plan.seeds,
     }
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; a second one ends at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(*_: Any) -> None:
-        event.set()
-        print(
-            "\nCtrl-C: saving after the steps under way; press again to stop at once",
-            file=sys.stderr,
-        )
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _plain(value: Any) -> Any:
-    return np.asarray(value).tolist()

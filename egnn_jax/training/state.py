@@ -1,21 +1,22 @@
-"""What training carries from step to step, and how the optimiser moves it."""
+"""What training carries from step to step, and the best parameters so far."""
 
-import math
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from egnn_jax.experiments.config import Optimizer
-from egnn_jax.graph.graph import GraphsTuple
-
 
 class State(flax.struct.PyTreeNode):
-    """Step number, parameters, optimiser state, averaged parameters (or None) and the raw random
-    key of one seed.
+    """The state of one seed, or of several along a leading axis.
+
+    Attributes:
+      step: how many steps were taken.
+      params: the parameters.
+      opt_state: the optimizer's state.
+      average: an exponential moving average of the parameters, or None.
+      key: a raw random key, of which each step has its own.
     """
 
     step: jax.Array
@@ -26,58 +27,26 @@ class State(flax.struct.PyTreeNode):
 
     @property
     def evaluated(self) -> Any:
-        """The parameters to evaluate and keep: the averaged ones where there are any."""
+        """The parameters to evaluate and keep: the average where there is one."""
         return self.params if self.average is None else self.average
 
 
 class Best(flax.struct.PyTreeNode):
-    """The parameters with the smallest validation value so far, that value, and its epoch (0: none
-    yet).
-    """
+    """The parameters with the smallest validation value, that value, its epoch (0: none yet)."""
 
     params: Any
     value: jax.Array
     epoch: jax.Array
 
 
-def optimiser(config: Optimizer, steps_per_epoch: int, steps: int) -> optax.GradientTransformation:
-    """The optax chain a config describes; the schedule counts optimiser steps, once each."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if config.schedule == "cosine":
-        falls = math.pi * config.half_periods / max(steps - warmup, 1)
-        rate = lambda step: (
-            config.learning_rate * (1 + jnp.cos(falls * jnp.minimum(step, steps - warmup))) / 2
-        )
-    else:
-        rate = optax.constant_schedule(config.learning_rate)
-    if warmup:
-        rate = optax.join_schedules(
-            [optax.linear_schedule(0.0, config.learning_rate, warmup), rate], [warmup]
-        )
-    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    if config.name == "adamw":
-        parts.append(optax.adamw(rate, weight_decay=config.weight_decay))
-    else:
-        parts += [optax.add_decayed_weights(config.weight_decay), optax.adam(rate)]
-    return optax.chain(*parts)
-
-
 def init_state(
-    model: nn.Module,
-    graph: GraphsTuple,
-    transform: optax.GradientTransformation,
-    average: bool,
-    seed: int,
+    params: Any, optimizer: optax.GradientTransformation, average: bool, key: jax.Array
 ) -> State:
-    """The state before the first step; ``graph`` shows the model its input."""
-    init_key, key = jax.random.split(jax.random.PRNGKey(seed))
-    params = model.lazy_init(
-        init_key, jax.eval_shape(lambda: graph)
-    )  # without the forward pass, which takes time and memory
+    """The state of one seed before the first step."""
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=transform.init(params),
+        opt_state=optimizer.init(params),
         average=jax.tree.map(jnp.copy, params) if average else None,
         key=key,
     )
@@ -93,11 +62,11 @@ def init_best(state: State) -> Best:
 
 
 def keep_best(best: Best, state: State, value: jax.Array, epoch: jax.Array) -> Best:
-    """``best``, or the state's parameters where ``value`` is smaller."""
+    """``best``, or the parameters of the state where ``value`` is smaller."""
     better = value < best.value
-    pick = lambda new, old: jnp.where(better, new, old)
-    return Best(
-        jax.tree.map(pick, state.evaluated, best.params),
-        pick(value, best.value),
-        pick(epoch, best.epoch),
-    )
+
+    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(better, new, old)
+
+    params = jax.tree.map(pick, state.evaluated, best.params)
+    return Best(params, pick(value, best.value), pick(epoch, best.epoch))

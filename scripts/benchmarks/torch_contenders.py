@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from egnn_jax import interop
 from egnn_jax.experiments import QM9, GraphAutoencoder, NBody
 from egnn_jax.experiments.qm9 import atom_features
-from egnn_jax.graph.graph import GraphsTuple, complete_edges
+from egnn_jax.graph.build import complete_edges
+from egnn_jax.graph.graph import GraphsTuple
 
 DEVICE = torch.device(
     "cuda" if jax.default_backend() == "gpu" else "cpu"

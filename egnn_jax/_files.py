@@ -1,0 +1,71 @@
+"""Files that are whole or absent, and YAML that is bounded and has each key once."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_YAML = 1_000_000
+"""The largest YAML text that is read, in characters."""
+MAX_DEPTH = 50
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` holds all of it or what it held before.
+
+    That holds after a power cut too, and among several writers. A symbolic link is followed; what
+    is no regular file, such as a device, is written to directly.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values from YAML text.
+
+    Raises:
+      ValueError: it is no YAML, too large, nested too deeply, uses aliases, or has a key twice.
+    """
+    if len(text) > MAX_YAML:
+        raise ValueError(f"the text has {len(text)} characters; expected at most {MAX_YAML}")
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"this is no YAML: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, without aliases, deep nesting and repeated keys."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("an alias (*name) is used; expected each value written out")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"values are nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"the key {min(twice)!r} stands twice; expected it once")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,204 @@
+"""The command ``egnn``: train, evaluate, predict, report, reproduce, export, benchmark."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command of the command line; exits with 1 and a sentence where it fails."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and parsed.run_command is not _train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    from egnn_jax.training.signals import Interrupted
+
+    try:
+        for plugin in parsed.plugin:
+            _import(plugin)
+        parsed.run_command(parsed, rest)
+    except Interrupted as stop:
+        print(f"egnn: {stop}", file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except (ValueError, FloatingPointError) as error:
+        sys.exit(f"egnn: error: {error}")
+    except OSError as error:
+        sys.exit(f"egnn: error: {error.strerror or error}: {error.filename or ''}")
+    except ImportError as error:
+        sys.exit(f"egnn: error: {error}; expected what pip install 'egnn-jax[train]' brings")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The parser, which imports nothing of JAX: help is to come at once."""
+    parser = argparse.ArgumentParser(prog="egnn", description=__doc__)
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module, or a .py file, that registers your models and tasks",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run_command=run)
+        return command
+
+    command = add("train", _train, "Train a model as a config or recipe says.")
+    command.usage = "egnn train CONFIG [--run FOLDER] [overrides; CONFIG --options shows them]"
+    command.add_argument("config", help="a YAML file, or a recipe such as nbody/egnn_best")
+    command.add_argument(
+        "--run",
+        type=Path,
+        help="the folder to train in (default: runs/, the config's folder and name, and overrides)",
+    )
+    command.add_argument("--options", action="store_true", help="show every option of the config")
+    command.add_argument("--recipes", action="store_true", help=argparse.SUPPRESS)
+
+    command = add("evaluate", _evaluate, "Errors of a run on the validation and test samples.")
+    command.add_argument("run", type=Path, help="the folder of a run")
+
+    command = add("predict", _predict, "Properties of your molecules by a network trained on QM9.")
+    command.add_argument("run", type=Path, help="the folder of a run")
+    command.add_argument("sources", nargs="+", metavar="FILE", help="a file, or a SMILES")
+    command.add_argument("--out", type=Path, metavar="CSV", help="write the table to a file too")
+
+    command = add("report", _report, "Tables and pictures of runs.")
+    command.add_argument("runs", nargs="+", type=Path, help="folders of complete runs of one task")
+    command.add_argument("--out", type=Path, help="where they go (default: report/ of the run)")
+
+    reproduce = add("reproduce", _reproduce, "A table or figure of the paper.")
+    choices = reproduce.add_subparsers(required=True, metavar="WHAT", dest="what")
+    for name, text in (
+        ("table2", "N-body: every row, and our best recipes"),
+        ("figure2", "N-body: test error over the number of training trajectories"),
+        ("figure5", "graph autoencoder: every encoder on both sets of graphs"),
+        ("figure5-overfit", "graph autoencoder: F1 on graphs that were trained on"),
+        ("table3", "QM9: the error of each property, beside every row of the paper"),
+    ):
+        choice = choices.add_parser(name, help=text, description=text)
+        choice.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are")
+        choice.add_argument("--out", type=Path, default=Path("runs/report"), help="for tables")
+        choice.add_argument("--seeds", type=int, help="train so many at once")
+        if name != "figure2":
+            choice.add_argument("--epochs", type=int, help="instead of the recipe's")
+        if name in ("table2", "figure5"):
+            choice.add_argument("--only", nargs="+", default=(), metavar="ROW", help="some rows")
+        if name in ("figure2", "figure5-overfit"):
+            choice.add_argument("--quick", action="store_true", help="fewer points, in minutes")
+        if name == "figure2":
+            choice.add_argument("--steps", type=int, help="of each training")
+        if name == "table3":
+            choice.add_argument(
+                "--targets", nargs="+", default=_TARGETS, choices=_TARGETS, metavar="TARGET",
+                help=f"of {', '.join(_TARGETS)}",
+            )  # fmt: skip
+            choice.add_argument("--model", default="egnn", help="recipe: egnn or schnet")
+            choice.add_argument("--together", action="store_true", help="vmapped, for a GPU")
+            choice.add_argument("--half-periods", type=int, help="of the cosine; 3: authors' code")
+    return parser
+
+
+def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
+    _use_all_cores()
+    from egnn_jax.experiments import config as configs
+    from egnn_jax.experiments.run import train
+
+    path = configs.find(parsed.config)
+    recipe = configs.load(path)
+    if parsed.options:
+        overrides = [*overrides, "--help"]
+    config = configs.override(recipe, overrides, f"egnn train {path}", "Options of this config.")
+    folder = parsed.run or default_folder(path, configs.differences(recipe, config))
+    result = train(config, folder)
+    for split, metrics in result["metrics"].items():
+        for name, value in metrics.items():
+            spread = ""
+            if config.seeds > 1:
+                spread = f" ± {result['std'][split][name]:.5f} over {config.seeds} seeds"
+            unit = config.task.units.get(name, "")
+            print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
+    print(f"best epoch {result['best_epoch']}, {result['seconds']:.0f} s; {folder}/result.json")
+
+
+def default_folder(path: Path, changes: dict[str, Any]) -> Path:
+    """Where a run goes if its folder is not given: one place for each set of overrides."""
+    name = path.stem
+    for option, value in changes.items():
+        text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+        name += f",{option.rpartition('.')[2]}={text}".replace("/", "-")
+    return Path("runs") / path.parent.name / name
+
+
+def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    _use_all_cores()
+    import json
+
+    from egnn_jax.experiments.run import first_seed, load, summary
+
+    config, network, params = load(parsed.run)
+    found = summary(config, network, params)
+    found |= config.task.details(network.apply, first_seed(config, params))
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    from egnn_jax.experiments.predict import predict
+
+    predict(parsed.run, parsed.sources, parsed.out)
+
+
+def _report(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    _use_all_cores()
+    from egnn_jax.experiments.report import report
+
+    runs = parsed.runs
+    default = runs[0] / "report" if len(runs) == 1 else Path("runs/report")
+    for path in report(runs, parsed.out or default):
+        if path.suffix == ".md":
+            print(path.read_text(encoding="utf-8"))
+        print(path)
+
+
+def _reproduce(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    _use_all_cores()
+    from egnn_jax.experiments import reproduce
+
+    given = vars(parsed)
+    options = reproduce.Options(parsed.runs, parsed.out, parsed.seeds, given.get("epochs"))
+    extra = {
+        name: given[name]
+        for name in ("only", "quick", "steps", "targets", "model", "together", "half_periods")
+        if name in given
+    }
+    getattr(reproduce, parsed.what.replace("-", "_"))(options, **extra)
+
+
+def _use_all_cores() -> None:
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from egnn_jax.training.distributed import use_all_cores
+
+    use_all_cores()
+
+
+def _import(plugin: str) -> None:
+    """Import a module by its name, or a file."""
+    if not plugin.endswith(".py"):
+        importlib.import_module(plugin)
+        return
+    path = Path(plugin).expanduser()
+    if not path.is_file():
+        raise ValueError(f"--plugin {plugin} is no file; expected a .py file or a module")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)

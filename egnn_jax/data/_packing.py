@@ -1,0 +1,169 @@
+"""How graphs of different sizes come to lie side by side in arrays of one shape."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.graph.batching import Budget
+from egnn_jax.graph.build import complete_edges
+from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple
+
+
+def complete_edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges of a complete graph of each size that occurs.
+
+    Returns:
+      Senders and receivers, one graph after the other, and where those of M nodes start, by M.
+    """
+    sizes = np.unique(n_node)
+    senders, receivers = (
+        np.concatenate(ends) for ends in zip(*map(complete_edges, sizes), strict=True)
+    )
+    starts = np.zeros(sizes.max() + 1, np.int64)
+    starts[sizes] = starts_of(sizes * np.maximum(sizes - 1, 0))
+    return senders, receivers, starts
+
+
+class Gather:
+    """Where the nodes (or edges) of batches are in the flat arrays, and where they go.
+
+    Args:
+      counts: of the graphs of each batch (K, B).
+      first: the place of the first of each graph in the flat arrays (K, B).
+    """
+
+    def __init__(self, counts: np.ndarray, first: np.ndarray) -> None:
+        flat = counts.reshape(-1)
+        self.graph = np.repeat(np.arange(len(flat)), flat)
+        within = np.arange(len(self.graph)) - starts_of(flat)[self.graph]
+        self.batch = self.graph // counts.shape[1]
+        self.place = starts_of(counts).reshape(-1)[self.graph] + within
+        self.source = first.reshape(-1)[self.graph] + within
+
+    def fill(self, values: np.ndarray, batches: int, budget: int) -> np.ndarray:
+        """The flat ``values`` as (batches, budget, …), padded with zeros."""
+        padded = np.zeros((batches, budget, *values.shape[1:]), values.dtype)
+        padded[self.batch, self.place] = values[self.source]
+        return padded
+
+
+def snake(classes: np.ndarray) -> np.ndarray:
+    """(…, rounds, shards) with every second round reversed, which evens out the shards' sizes."""
+    reordered = classes.copy()
+    reordered[..., 1::2, :] = reordered[..., 1::2, ::-1]
+    return reordered
+
+
+def starts_of(counts: np.ndarray) -> np.ndarray:
+    """Where each of several runs of so many entries starts, along the last axis."""
+    return np.cumsum(counts, axis=-1) - counts
+
+
+def edges_within(
+    n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 10_000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The edges of many small graphs whose nodes are at most ``cutoff`` apart.
+
+    Args:
+      n_node: (S,).
+      x: coordinates (ΣM, n).
+      cutoff: a distance in the unit of x.
+      block: how many graphs are looked at together, to bound the memory.
+
+    Returns:
+      The ``edge_lists`` of :meth:`egnn_jax.GraphDataset.from_arrays`.
+    """
+    *lists, starts = complete_edge_lists(n_node)
+    blocks = []
+    for first in range(0, len(n_node), block):
+        sizes = n_node[first : first + block]
+        count = sizes * np.maximum(sizes - 1, 0)
+        graph = np.repeat(np.arange(len(sizes)), count)
+        within = np.arange(len(graph)) - starts_of(count)[graph]
+        senders, receivers = (ends[starts[sizes][graph] + within] for ends in lists)
+        origin = n_node[:first].sum() + starts_of(sizes)[graph]
+        near = ((x[origin + receivers] - x[origin + senders]) ** 2).sum(axis=1) <= cutoff**2
+        n_edge = np.bincount(graph[near], minlength=len(sizes))
+        blocks.append((n_edge, senders[near], receivers[near]))
+    n_edge, senders, receivers = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+    return n_edge.astype(np.int32), senders, receivers
+
+
+def trimmed(
+    loss: Callable[[Any, GraphsTuple, jax.Array], jax.Array], budgets: Sequence[Budget]
+) -> Callable[..., jax.Array]:
+    """``loss(params, batch, key)`` at the smallest of several budgets that holds a padded batch.
+
+    Value and gradient with respect to ``params`` are those of ``loss``; there are no other
+    derivatives. A batch that fits none but the last is taken as it is.
+    """
+    *smaller, _ = budgets
+    if not smaller:
+        return loss
+
+    def at_smallest(
+        function: Callable[..., Any], params: Any, batch: GraphsTuple, key: jax.Array
+    ) -> Any:
+        choices = [partial(_trim, budget=budget) for budget in smaller] + [lambda batch: batch]
+        real_nodes, real_edges = jnp.sum(batch.n_node[:-1]), jnp.sum(batch.n_edge[:-1])
+        fits = [(real_nodes < budget.n_node) & (real_edges <= budget.n_edge) for budget in smaller]
+        index = jnp.argmax(jnp.stack([*fits, jnp.ones((), bool)]))
+        return jax.lax.switch(
+            index, [lambda trim=trim: function(params, trim(batch), key) for trim in choices]
+        )
+
+    @jax.custom_vjp
+    def value(params: Any, batch: GraphsTuple, key: jax.Array) -> jax.Array:
+        return at_smallest(loss, params, batch, key)
+
+    # Differentiated outside, each branch would keep room for what every other one has to remember.
+    def forward(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, Any]:
+        return at_smallest(jax.value_and_grad(loss), params, batch, key)
+
+    def backward(gradient: Any, cotangent: jax.Array) -> tuple[Any, None, None]:
+        return jax.tree.map(lambda g: cotangent * g, gradient), None, None
+
+    value.defvjp(forward, backward)
+    return value
+
+
+def _trim(batch: GraphsTuple, budget: Budget) -> GraphsTuple:
+    """A padded batch of one graph with less padding."""
+
+    def pad(counts: jax.Array, total: int) -> jax.Array:
+        return counts.at[-1].set((total - jnp.sum(counts[:-1])).astype(counts.dtype))
+
+    return batch._replace(
+        nodes=jax.tree.map(lambda a: a[: budget.n_node], batch.nodes),
+        edges=jax.tree.map(lambda a: a[: budget.n_edge], batch.edges),
+        senders=batch.senders[: budget.n_edge],
+        receivers=batch.receivers[: budget.n_edge],
+        n_node=pad(batch.n_node, budget.n_node),
+        n_edge=pad(batch.n_edge, budget.n_edge),
+    )
+
+
+def concatenated(trees: list[Any]) -> Any:
+    """The leaves of several trees, concatenated."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
+
+
+def require_alike(k: int, graph: GraphsTuple, first: GraphsTuple) -> None:
+    """Raise ValueError where graph k carries other fields than the first, or is padded."""
+    if isinstance(graph, PaddedGraphsTuple):
+        raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
+    shapes, expected = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape[1:]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                {"nodes": g.nodes, "edges": g.edges, "globals": g.globals}
+            )
+        }
+        for g in (graph, first)
+    )
+    if shapes != expected:
+        raise ValueError(f"graph {k} carries {shapes}; expected {expected}, as graph 0")

@@ -1,0 +1,162 @@
+"""Batches by epoch and number, so that training can be resumed exactly where it stopped."""
+
+from functools import lru_cache
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+
+class Dataset(Protocol):
+    """Samples that a :class:`Loader` makes batches of."""
+
+    def __len__(self) -> int:
+        """The number of samples S."""
+        ...
+
+    def arrange(
+        self, rows: np.ndarray, steps: int, shards: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Assign samples to the batches of an epoch.
+
+        A data set whose samples differ in size may change the order, at random, so that all
+        batches are of nearly the same size.
+
+        Args:
+          rows: sample numbers (steps·B,) in random order; -1 is no sample.
+          steps: the number of batches.
+          shards: how many equal parts each batch has, one a device.
+          rng: the source of randomness.
+
+        Returns:
+          (steps, shards, B/shards) sample numbers.
+        """
+        ...
+
+    def pack(self, rows: np.ndarray) -> Any:
+        """Arrays with the leading axes of ``rows`` (…, B); -1 is no sample."""
+        ...
+
+
+class Loader(Protocol):
+    """What :func:`egnn_jax.fit` and :func:`egnn_jax.evaluate` read batches from.
+
+    Any object with these members will do. Batches are random access: which samples batch k of an
+    epoch holds depends on the epoch and k alone, so that a resumed run sees what it would have
+    seen.
+    """
+
+    batch_size: int
+
+    def num_batches(self, epoch: int | None) -> int:
+        """Full batches of an epoch; for None, the batches that hold every sample once."""
+        ...
+
+    def batches(self, epoch: int | None, start: int, count: int, shards: int = 1) -> Any:
+        """Batches ``start`` to ``start + count`` of an epoch, stacked.
+
+        Args:
+          epoch: from 0; None for all samples in order, each once, the last batch padded.
+          start, count: which batches.
+          shards: how many equal parts each batch has, one a device.
+
+        Returns:
+          A pytree of arrays with leading axes (count, shards).
+        """
+        ...
+
+
+class DatasetLoader:
+    """Shuffled batches of a data set for training, and all of it in order for evaluation.
+
+    Args:
+      dataset: the samples.
+      batch_size: samples of a batch, B; what is left of an epoch after its last full batch is
+        dropped in training.
+      seed: of the order of samples; each epoch has its own.
+
+    Raises:
+      ValueError: the batch size is below 1 or the data set is empty.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0) -> None:
+        if batch_size < 1 or not len(dataset):
+            raise ValueError(
+                f"batch_size is {batch_size} and the data set has {len(dataset)} samples; expected "
+                "at least 1 of each"
+            )
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rows = lru_cache(maxsize=2)(self._arrange)
+
+    def num_batches(self, epoch: int | None) -> int:
+        """See :meth:`Loader.num_batches`."""
+        size = len(self.dataset)
+        return -(-size // self.batch_size) if epoch is None else size // self.batch_size
+
+    def batches(self, epoch: int | None, start: int, count: int, shards: int = 1) -> Any:
+        """See :meth:`Loader.batches`."""
+        return self.dataset.pack(self.rows(epoch, shards)[start : start + count])
+
+    def _arrange(self, epoch: int | None, shards: int = 1) -> np.ndarray:
+        size, steps = len(self.dataset), self.num_batches(epoch)
+        rows = np.full(steps * self.batch_size, -1)
+        if epoch is None:
+            rng = np.random.default_rng(0)
+            rows[:size] = np.arange(size)
+        else:
+            rng = np.random.default_rng([self.seed, epoch])
+            rows[:] = rng.permutation(size)[: len(rows)]
+        return self.dataset.arrange(rows, steps, shards, rng)
+
+
+class ArrayDataset:
+    """S samples of one size: a pytree of arrays (S, …), such as the states of N particles.
+
+    Batches have the structure of ``arrays``, with the leading axes of the rows asked for.
+
+    Args:
+      arrays: a NamedTuple, dict or other pytree.
+
+    Raises:
+      ValueError: the arrays differ in S, or one is not finite (its sample is named).
+    """
+
+    def __init__(self, arrays: Any) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path(arrays)
+        sizes = {len(leaf) for _, leaf in leaves}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"the arrays have {sorted(sizes)} samples; expected one number for all"
+            )
+        for path, leaf in leaves:
+            if len(bad := np.flatnonzero(~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1))):
+                name = jax.tree_util.keystr(path, simple=True)
+                raise ValueError(
+                    f"{name} of sample {bad[0]} is not finite; expected finite numbers"
+                )
+        self.arrays = arrays
+        (self._size,) = sizes
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "ArrayDataset":
+        return ArrayDataset(jax.tree.map(lambda a: a[rows], self.arrays))
+
+    def arrange(
+        self, rows: np.ndarray, steps: int, shards: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The rows as they come, since all samples have one size."""
+        return rows.reshape(steps, shards, -1)
+
+    def pack(self, rows: np.ndarray) -> Any:
+        """The arrays at ``rows`` (…, B); zeros for -1."""
+        return jax.tree.map(lambda a: np.where(_expand(rows >= 0, a), a[rows], 0), self.arrays)
+
+    def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
+        """See :class:`DatasetLoader`."""
+        return DatasetLoader(self, batch_size, seed)
+
+
+def _expand(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

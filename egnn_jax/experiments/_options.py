@@ -1,0 +1,179 @@
+"""Options of tasks, models and optimizers as plain values, checked against their type hints."""
+
+import dataclasses
+import difflib
+import functools
+import operator
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import flax.linen as nn
+
+_MAX_SHOWN = 200
+
+
+@functools.cache
+def plain_hints(cls: type) -> dict[str, Any]:
+    """The type hint of each option that YAML can hold, by name.
+
+    Options are the fields of a dataclass or flax module. Of a union the members that YAML can hold
+    count; a field that has none, such as a class of layers, is left to Python.
+    """
+    hints = get_type_hints(cls)
+    plain = {name: _plain_hint(hints[name]) for name in _fields(cls)}
+    return {name: hint for name, hint in plain.items() if hint is not None}
+
+
+def _fields(cls: type) -> list[str]:
+    """The fields of a dataclass, without those that flax gives to every module."""
+    internal = ("parent", "name") if issubclass(cls, nn.Module) else ()
+    return [field.name for field in dataclasses.fields(cls) if field.name not in internal]
+
+
+def _plain_hint(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        members = [member for member in get_args(hint) if _plain_hint(member) is not None]
+        kept = functools.reduce(operator.or_, members) if members else None
+        return None if kept is type(None) else kept
+    is_plain = hint in (bool, int, float, str, type(None)) or get_origin(hint) is Literal
+    if get_origin(hint) is tuple:
+        is_plain = all(arg is Ellipsis or _plain_hint(arg) is not None for arg in get_args(hint))
+    return hint if is_plain else None
+
+
+def to_plain(options: Any, where: str) -> dict[str, Any]:
+    """The options of a dataclass or module, tuples as lists.
+
+    Raises:
+      ValueError: an option that YAML cannot hold is not at its default.
+    """
+    hints = plain_hints(type(options))
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in _fields(type(options)):
+        value = getattr(options, name)
+        if callable(value) if name in hints else value != defaults[name]:
+            raise ValueError(
+                f"{where}{name} is {shown(value)}, which YAML cannot hold; expected plain values "
+                "for a run with a config: register a class of your own that sets it"
+            )
+    values = {name: getattr(options, name) for name in hints}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def as_dataclass(options: Any) -> Any:
+    """The plain options of a task, module or optimizer as a dataclass of their own."""
+    cls = type(options)
+    hints = plain_hints(cls)
+    fields = [
+        (name, hint, dataclasses.field(default=getattr(options, name)))
+        for name, hint in hints.items()
+    ]
+    made = dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
+    made.__doc__ = cls.__doc__
+    return made()
+
+
+def replace(options: Any, changes: Mapping[str, Any]) -> Any:
+    """A task, module or optimizer with other plain options."""
+    if isinstance(options, nn.Module):
+        return options.clone(**changes)
+    return dataclasses.replace(options, **changes)
+
+
+def build(cls: Any, plain: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """An object from plain values.
+
+    Raises:
+      ValueError: a key is unknown, a required one is missing, or a value has the wrong type.
+    """
+    hints = {name: hint for name, hint in plain_hints(cls).items() if name not in given}
+    for key in plain:
+        if key not in hints:
+            raise ValueError(
+                f"{where}{shown(key)[1:-1]} is unknown; expected one of {sorted(hints)}"
+                f"{nearest(key, hints)}"
+            )
+    values = {k: convert(value, hints[k], f"{where}{k}") for k, value in plain.items()}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in hints:
+        field = fields[name]
+        missing = field.default is field.default_factory is dataclasses.MISSING
+        if name not in values and missing:
+            raise ValueError(f"{where}{name} is missing; expected {_words(hints[name])}")
+    return cls(**given, **values)
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """The value as its type hint has it.
+
+    Raises:
+      ValueError: it has another type.
+    """
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for choice in choices:
+        if choice is type(None) and value is None:
+            return None
+        if get_origin(choice) is Literal and any(
+            type(value) is type(known) and value == known for known in get_args(choice)
+        ):
+            return value
+        if choice in (bool, int, str) and type(value) is choice:
+            return value
+        if get_origin(choice) is tuple and isinstance(value, list | tuple):
+            kinds = get_args(choice)
+            return tuple(convert(v, kinds[0], f"{where}[{k}]") for k, v in enumerate(value))
+        is_number = isinstance(value, int | float | str) and not isinstance(value, bool)
+        if choice is float and is_number:
+            try:
+                return float(value)  # YAML 1.1 reads 5e-4 as text
+            except (ValueError, OverflowError):
+                continue
+    if callable(value):  # from Python, where a field takes functions too
+        return value
+    raise ValueError(f"{where} is {shown(value)}; expected {_words(hint)}")
+
+
+def _words(hint: Any) -> str:
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    words = []
+    for choice in choices:
+        if choice is type(None):
+            words.append("none")
+        elif get_origin(choice) is Literal:
+            words.append(str(get_args(choice)))
+        else:
+            words.append("a list" if get_origin(choice) is tuple else choice.__name__)
+    return " or ".join(words)
+
+
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """The value, which has to map text to values.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{where} is {shown(value)}; expected a mapping of names to values")
+    return value
+
+
+def nearest(key: Any, known: Any) -> str:
+    """A hint at the known name most like an unknown one, or nothing."""
+    close = difflib.get_close_matches(str(key)[:_MAX_SHOWN], list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value as text of bounded length."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(text)} characters)"
+
+
+def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with names such as ``task.dataset``."""
+    result = {}
+    for key, value in tree.items():
+        name = f"{where}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return result

@@ -1,0 +1,158 @@
+"""Pictures of results, each into one file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import networkx as nx
+import numpy as np
+
+mpl.use("Agg", force=False)
+import matplotlib.pyplot as plt
+
+
+def save(figure: Any, path: Path, dpi: int = 130, tight: bool = True) -> Path:
+    """Write a figure, cropped to what is drawn if ``tight``, and free it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, bbox_inches="tight" if tight else None)
+    plt.close(figure)
+    return path
+
+
+def table(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
+    """A table of text; the keys of the first row are its head."""
+    figure, axes = plt.subplots(figsize=(1.6 * len(rows[0]), 0.4 * (len(rows) + 1)))
+    axes.axis("off")
+    cells = [list(row.values()) for row in rows]
+    drawn = axes.table(cells, colLabels=list(rows[0]), loc="center", cellLoc="center")
+    drawn.scale(1, 1.4)
+    return save(figure, path)
+
+
+def curves(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    path: Path,
+    log: bool = False,
+) -> Path:
+    """One curve a name, through its points in order of x; both axes logarithmic if ``log``."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name, values in points.items():
+        axes.plot(*zip(*sorted(values), strict=True), marker="o", label=name)
+    scale = "log" if log else "linear"
+    axes.set(xscale=scale, yscale=scale, xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return save(figure, path)
+
+
+def loss_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, str], path: Path
+) -> Path:
+    """Training loss (thin) and validation metric over epochs, one color a run."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for k, (name, history) in enumerate(histories.items()):
+        epochs = [entry["epoch"] for entry in history]
+        losses = [np.mean(entry["train"]["loss"]) for entry in history]
+        valid = [np.mean(entry["valid"][metrics[name]]) for entry in history]
+        axes.plot(epochs, losses, color=f"C{k}", lw=0.8, alpha=0.5)
+        axes.plot(epochs, valid, color=f"C{k}", label=name)
+    shown = ", ".join(dict.fromkeys(metrics.values()))
+    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel=f"{shown} (thin: training loss)")
+    axes.set_title("Validation error while training")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return save(figure, path)
+
+
+def parity(names: Mapping[str, str], true: np.ndarray, predicted: np.ndarray, path: Path) -> Path:
+    """Predicted over true values (S, T), one panel a target.
+
+    Args:
+      names: the label of each target, ``quantity, unit``, by its name.
+      true, predicted: (S, T).
+      path: the file.
+    """
+    columns = min(len(names), 4)
+    rows = -(-len(names) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(4.5 * columns, 4.5 * rows), squeeze=False)
+    for axes in panels.flat[len(names) :]:
+        axes.axis("off")
+    for k, (name, label) in enumerate(names.items()):
+        axes, unit = panels.flat[k], label.rpartition(", ")[2]
+        axes.plot(true[:, k], true[:, k], color="grey", lw=0.8)
+        axes.scatter(true[:, k], predicted[:, k], s=1, alpha=0.3)
+        axes.set(xlabel=f"true {label}", ylabel=f"predicted, {unit}")
+        axes.locator_params(nbins=5)
+        error = np.abs(predicted - true)[:, k].mean()
+        axes.set_title(f"{name}: mean absolute error {error:.4g} {unit}", fontsize=9)
+    figure.tight_layout()
+    return save(figure, path, dpi=110, tight=False)
+
+
+def trajectories(
+    charges: np.ndarray, paths: np.ndarray, target: np.ndarray, predicted: np.ndarray, path: Path
+) -> Path:
+    """Systems of charged particles in 3-D, one panel a system.
+
+    Args:
+      charges: (S, M).
+      paths: true positions (S, frames, M, 3), from the input frame on.
+      target, predicted: true and predicted ends (S, M, 3).
+      path: the file.
+    """
+    columns = -(-len(charges) // 2)
+    figure, panels = plt.subplots(
+        2, columns, figsize=(4 * columns, 8), subplot_kw={"projection": "3d"}
+    )
+    for s, axes in zip(range(len(charges)), panels.flat, strict=False):
+        for k, charge in enumerate(charges[s]):
+            color = "tab:red" if charge > 0 else "tab:blue"
+            axes.plot(*paths[s, :, k].T, color=color, lw=1.5)
+            axes.scatter(*paths[s, 0, k], color=color, s=12)
+            axes.scatter(*target[s, k], facecolors="none", edgecolors=color, s=60)
+            axes.scatter(*predicted[s, k], color="black", marker="x", s=30)
+        axes.set_title(f"test {s}: mse {np.mean((predicted[s] - target[s]) ** 2):.4f}")
+        axes.tick_params(labelsize=6)
+    figure.suptitle(
+        "1,000 steps of charged particles (red +, blue −): start •, true end ○, predicted end ×"
+    )
+    figure.tight_layout()
+    return save(figure, path, tight=False)
+
+
+def reconstructions(graphs: Mapping[str, tuple[nx.Graph, np.ndarray]], path: Path) -> Path:
+    """Graphs, what was decoded of them, and both adjacency matrices, one row a graph.
+
+    Missed edges are dashed, false ones red.
+
+    Args:
+      graphs: a graph of M nodes and decoded probabilities of its edges (M, M), by title.
+      path: the file.
+    """
+    figure, panels = plt.subplots(len(graphs), 4, figsize=(12, 3 * len(graphs)), squeeze=False)
+    for row, (title, (truth, probability)) in zip(panels, graphs.items(), strict=True):
+        decoded = nx.from_numpy_array(probability > 0.5)
+        places = nx.spring_layout(truth, seed=0)
+        missed = nx.difference(truth, decoded).edges
+        false = nx.difference(decoded, truth).edges
+        for axes, graph in zip(row, (truth, decoded), strict=False):
+            nx.draw_networkx(
+                graph, places, ax=axes, node_size=40, with_labels=False, edge_color="grey"
+            )
+            axes.axis("off")
+        nx.draw_networkx_edges(truth, places, missed, ax=row[1], edge_color="red", style="dashed")
+        nx.draw_networkx_edges(truth, places, false, ax=row[1], edge_color="red")
+        for axes, matrix in zip(row[2:], (nx.to_numpy_array(truth), probability), strict=True):
+            axes.imshow(matrix, vmin=0, vmax=1, cmap="Greys")
+            axes.tick_params(labelsize=6)
+        edges = f"{len(truth)} nodes, {truth.number_of_edges()} edges"
+        row[0].set_title(f"{title}: {edges}", fontsize=9)
+        row[1].set_title(f"decoded: {len(missed)} missed, {len(false)} false", fontsize=9)
+        row[2].set_title("adjacency", fontsize=9)
+        row[3].set_title("decoded probabilities", fontsize=9)
+    figure.tight_layout()
+    return save(figure, path, dpi=110, tight=False)

@@ -1,0 +1,195 @@
+"""Experiments from a config: train into a folder, load, evaluate."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax._files import write_atomically
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.config import Config
+from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
+from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.distributed import batch_layout
+from egnn_jax.training.evaluation import Evaluation, metrics_of
+from egnn_jax.training.fit import fit
+
+
+def train(
+    config: Config,
+    folder: Path | str,
+    params: Any = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Train as a config says, evaluate the best parameters, and leave all of it in ``folder``.
+
+    A folder that holds a complete run of this config is read; one that was stopped is resumed.
+
+    Args:
+      config: what to train.
+      folder: where.
+      params: where to start, instead of new parameters; with several seeds, with a leading axis.
+      callbacks: beside the progress bar and ``metrics.jsonl``.
+
+    Returns:
+      What ``result.json`` holds: ``metrics`` by split (the mean over seeds), ``best_epoch``,
+      ``seconds``, ``config``, ``versions``; with several seeds also ``std`` and ``seeds``.
+
+    Raises:
+      ValueError, FloatingPointError, Interrupted: as :func:`egnn_jax.fit`.
+    """
+    run = RunFolder(folder)
+    settings = configs.to_dict(config)
+    if run.result_file.exists():
+        run.start(settings)
+        try:
+            result = run.result()
+        finally:
+            run.close()
+        if configs.from_dict(result["config"]) != config:
+            raise ValueError(f"{run.result_file} is of another config; delete it to train again")
+        return result
+    task, network = config.task, config.network()
+    parts = batch_layout(config.batch_size, config.micro_batches)[1]
+    train_loader = task.samples("train").loader(config.batch_size, config.seed)
+    valid_loader = task.samples("valid").loader(config.batch_size // parts)
+    if params is None:
+        params = initial_parameters(config, network)
+    steps_per_epoch = train_loader.num_batches(0)
+    optimizer = config.optimizer.build(steps_per_epoch, config.epochs * steps_per_epoch)
+    early = [EarlyStopping(config.patience)] if config.patience else []
+    result = fit(
+        task.loss(network.apply),
+        params,
+        train_loader,
+        valid_loader,
+        optimizer,
+        metrics=task.metrics(network.apply),
+        monitor=task.metric,
+        folder=folder,
+        settings=settings,
+        callbacks=[ProgressBar(), MetricsLog(), _Constants(config), *early, *callbacks],
+        **{
+            name: getattr(config, name)
+            for name in (
+                "epochs", "seed", "seeds", "ema_decay", "micro_batches", "eval_every",
+                "chunk_steps", "checkpoint_seconds",
+            )
+        },
+    )  # fmt: skip
+    found = summary(config, network, result.params) | {
+        "best_epoch": np.asarray(result.best_epoch).tolist(),
+        "seconds": round(result.seconds, 1),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)) // config.seeds,
+        "config": settings,
+        "versions": versions(),
+    }
+    if result.notes:
+        found["notes"] = list(result.notes)
+    run.finish(found)
+    return found
+
+
+def initial_parameters(config: Config, network: nn.Module) -> Any:
+    """New parameters from the config's seed; with a leading axis where there are several."""
+    batch = config.task.samples("valid").loader(config.batch_size).batches(None, 0, 1)
+    batch = jax.tree.map(lambda a: a[0, 0], batch)
+    graph = jax.eval_shape(config.task.graph, batch, jax.random.PRNGKey(0))
+    # Without the forward pass, which takes time and memory.
+    each = [
+        network.lazy_init(jax.random.split(jax.random.PRNGKey(config.seed + k))[0], graph)
+        for k in range(config.seeds)
+    ]
+    return each[0] if config.seeds == 1 else jax.tree.map(lambda *a: jnp.stack(a), *each)
+
+
+def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
+    """The config, the network and the best parameters of a run.
+
+    The parameters have a leading axis where the run has several seeds; the config's task predicts
+    without its data set.
+
+    Raises:
+      ValueError: this is no run, or it has no whole checkpoint yet.
+    """
+    run = RunFolder(folder)
+    try:
+        config = configs.from_dict(run.settings())
+        constants = run.path / "constants.json"
+        if constants.is_file():
+            plain = json.loads(constants.read_text(encoding="utf-8"))
+            config = dataclasses.replace(config, task=config.task.with_constants(plain))
+        return config, config.network(), run.restore("best")["params"]
+    finally:
+        run.close()
+
+
+def first_seed(config: Config, params: Any) -> Any:
+    """The parameters of the first seed, of a run of one or several."""
+    return params if config.seeds == 1 else jax.tree.map(lambda a: a[0], params)
+
+
+def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:
+    """``metrics`` on valid and test: the mean over the task's draws and over seeds.
+
+    Where there are several draws also ``first_draw``, and of several seeds ``std`` and ``seeds``.
+    """
+    task = config.task
+    parts = batch_layout(config.batch_size, config.micro_batches)[1]
+    metrics = task.metrics(network.apply) or metrics_of(task.loss(network.apply))
+    every: dict[str, dict[str, np.ndarray]] = {}
+    for split in ("valid", "test"):
+        loader = task.samples(split).loader(config.batch_size // parts)
+        evaluate = Evaluation(metrics, loader, config.seeds, config.seed)
+        draws = [evaluate(params, draw) for draw in range(task.draws)]
+        every[split] = {n: np.array([d[n] for d in draws], np.float64) for n in draws[0]}
+    values = _each(every, lambda a: a.mean(axis=0))
+    result = {"metrics": _each(values, lambda a: float(a.mean()))}
+    if task.draws > 1:
+        result |= {"first_draw": _each(every, lambda a: float(a[0].mean()))}
+    if config.seeds > 1:
+        result |= {"std": _each(values, lambda a: float(a.std(ddof=1)))}
+        result |= {"seeds": _each(values, lambda a: a.tolist())}
+    return result
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on, beside its config."""
+    packages = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "device": f"{device.platform} ({device.device_kind})",
+        "devices": str(jax.local_device_count()),
+    }
+
+
+class _Constants(Callback):
+    """Keeps what predictions need of the data beside the weights."""
+
+    def __init__(self, config: Config) -> None:
+        self._task = config.task
+
+    def started(self, progress: Any) -> None:
+        constants = self._task.constants()
+        if constants:
+            text = json.dumps(constants, indent=2) + "\n"
+            write_atomically(progress.folder / "constants.json", text.encode())
+
+
+def _each(
+    tree: dict[str, dict[str, np.ndarray]], f: Callable[[np.ndarray], Any]
+) -> dict[str, dict[str, Any]]:
+    return {
+        split: {name: f(value) for name, value in metrics.items()}
+        for split, metrics in tree.items()
+    }

@@ -1,0 +1,53 @@
+"""Sums of messages over blocks of edges, for graphs whose edges do not fit in memory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.graph import GraphsTuple, add_at_receivers
+
+
+def sum_in_blocks(
+    layer: nn.Module, messages: Callable[..., Any], graph: GraphsTuple, size: int, sums: Any
+) -> Any:
+    """Σ_j messages_ij at receivers, summed over blocks of ``size`` edges.
+
+    No array over all edges is formed, not in the backward pass either, where the messages of a
+    block are computed again.
+
+    Args:
+      layer: the module whose parameters ``messages`` uses.
+      messages: from the layer and a graph with E edges to arrays (E, …).
+      graph: all edges.
+      size: edges of a block.
+      sums: zeros of the shapes of the sums (N, …).
+    """
+    n_node, n_edge = graph.nodes.x.shape[0], graph.senders.shape[0]
+    blocks = -(-n_edge // size)
+
+    def stack(a: jax.Array, padding: int = 0) -> jax.Array:
+        filled = jnp.pad(
+            a, [(0, blocks * size - n_edge)] + [(0, 0)] * (a.ndim - 1), constant_values=padding
+        )
+        return filled.reshape(blocks, size, *a.shape[1:])
+
+    def add(layer: nn.Module, sums: Any, block: Any) -> tuple[Any, None]:
+        senders, receivers, edges = block
+        part = graph._replace(senders=senders, receivers=receivers, edges=edges)
+        return jax.tree.map(
+            partial(add_at_receivers, part), sums, nn.remat(messages)(layer, part)
+        ), None
+
+    # The padding of the last block has the receiver N, which is no node, so its sum is dropped.
+    ends = (
+        stack(jnp.asarray(graph.senders)),
+        stack(jnp.asarray(graph.receivers), n_node),
+        jax.tree.map(stack, graph.edges),
+    )
+    return nn.scan(add, variable_broadcast="params", split_rngs={"params": False})(
+        layer, sums, ends
+    )[0]

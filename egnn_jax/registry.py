@@ -1,0 +1,113 @@
+"""Names for models and tasks, open to anyone's: by a decorator, or by an entry point.
+
+A decorator in a user's own module::
+
+    @egnn.MODELS.register("mine")
+    class Mine(nn.Module): ...
+
+or, for an installed package, an entry point of the group ``egnn_jax.models`` or
+``egnn_jax.tasks`` in its ``pyproject.toml``. Both work in YAML, on the command line (with
+``--plugin mine.py`` for the decorator), in checkpoints and in reports.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type)
+
+
+class Registry(Mapping[str, type]):
+    """A mapping from names to classes, which are imported when they are first asked for.
+
+    Args:
+      kind: what the classes are, for messages.
+      group: the entry-point group that other packages add to.
+      builtin: where this library's own classes are, ``module:class`` by name.
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
+        self._kind, self._group = kind, group
+        self._builtin = dict(builtin)
+        self._classes: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that gives a class its name.
+
+        Raises:
+          ValueError: another class has the name.
+        """
+
+        def decorate(cls: T) -> T:
+            taken = self._classes.get(name)
+            # A notebook's cell is run again and again, and makes a new class each time.
+            same = taken is not None and taken.__qualname__ == cls.__qualname__
+            if name in self._builtin or (taken is not None and not same):
+                raise ValueError(f"the {self._kind} {name!r} exists; expected another name")
+            self._classes[name] = cls
+            return cls
+
+        return decorate
+
+    def name_of(self, cls: type) -> str:
+        """The name of a class, which has to be registered itself, not only its parent.
+
+        Raises:
+          ValueError: it is not registered.
+        """
+        for name, path in self._builtin.items():
+            if path == f"{cls.__module__}:{cls.__qualname__}":
+                return name
+        for name in self:
+            if name not in self._builtin and self[name] is cls:
+                return name
+        raise ValueError(
+            f"{cls.__qualname__} is no registered {self._kind}; expected one of {sorted(self)}, or "
+            f"register yours: @egnn_jax.{self._kind.upper()}S.register('name')"
+        )
+
+    def __getitem__(self, name: str) -> type:
+        if name not in self._classes:
+            if name in self._builtin:
+                module, _, cls = self._builtin[name].partition(":")
+                self._classes[name] = getattr(import_module(module), cls)
+            else:
+                self._classes[name] = self._entry_points()[name].load()
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._builtin, **self._classes, **self._entry_points()})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def _entry_points(self) -> dict[str, Any]:
+        return {e.name: e for e in importlib.metadata.entry_points(group=self._group)}
+
+
+MODELS = Registry(
+    "model",
+    "egnn_jax.models",
+    {
+        "egnn": "egnn_jax.models.egnn:EGNN",
+        "gnn": "egnn_jax.models.gnn:GNN",
+        "radial_field": "egnn_jax.models.radial_field:RadialField",
+        "tfn": "egnn_jax.models.tfn:TFN",
+        "schnet": "egnn_jax.models.schnet:SchNet",
+        "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",
+        "linear": "egnn_jax.models.linear:Linear",
+    },
+)
+"""The models that a config's ``model.name`` may be: flax modules, graph to graph."""
+
+TASKS = Registry(
+    "task",
+    "egnn_jax.tasks",
+    {
+        "nbody": "egnn_jax.experiments.nbody:NBody",
+        "autoencoder": "egnn_jax.experiments.autoencoder:GraphAutoencoder",
+        "qm9": "egnn_jax.experiments.qm9:QM9",
+    },
+)
+"""The tasks that a config's ``task.name`` may be, see :class:`egnn_jax.Task`."""

@@ -1,0 +1,262 @@
+"""Checks of symmetry, padding and gradients of any function of a graph."""
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.graph.batching import unbatch
+from egnn_jax.graph.geometry import random_orthogonal, transform
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.testing import _compare
+from egnn_jax.testing.inputs import pad_with_noise
+
+GraphFunction = Callable[[GraphsTuple], Any]
+
+RTOL = {"float64": 1e-10, "float32": 1e-4}
+"""Default tolerance by dtype of x, relative to the largest entry of a field."""
+
+
+def assert_equivariant(
+    fn: GraphFunction,
+    graph: GraphsTuple,
+    *,
+    rotation: bool = True,
+    reflection: bool = True,
+    translation: bool = True,
+    seed: int = 0,
+    rtol: float | None = None,
+) -> float:
+    """``fn(Q x + t, Q v, h, edges)`` equals ``fn(x, v, h, edges)``, moved by the same Q and t.
+
+    What ``fn`` returns decides what is expected. Of a graph, ``nodes.x`` moves as points and
+    ``nodes.v`` as vectors, all else stays; of anything else, such as an energy, every array stays.
+
+    Args:
+      fn: from a graph to a graph or to invariant arrays.
+      graph: the input, such as :func:`random_graph` gives.
+      rotation, reflection, translation: which of them to try.
+      seed: of Q and t.
+      rtol: largest error, relative to the largest entry of a field; by default :data:`RTOL` of x's
+        dtype.
+
+    Returns:
+      The largest relative error found.
+
+    Raises:
+      AssertionError: a field of a node is elsewhere; the first one, the node and the distance are
+        named. Or nothing could have been found: coordinates move by less than a hundred times the
+        tolerance, or the output does not depend on them at all.
+    """
+    rtol = _tolerance(graph, rtol)
+    out = fn(graph)
+    _assert_not_blind(fn, graph, out, rtol)
+    n = graph.nodes.x.shape[1]
+    key = jax.random.key(seed)
+    scale = float(jnp.abs(graph.nodes.x).max())
+    shift = scale * jax.random.normal(jax.random.fold_in(key, 1), (n,), graph.nodes.x.dtype)
+    identity, still = jnp.eye(n, dtype=graph.nodes.x.dtype), jnp.zeros_like(shift)
+    turn = lambda determinant: random_orthogonal(key, n, determinant).astype(graph.nodes.x.dtype)
+    moves = [("a rotation", turn(1), still)] * rotation + [
+        ("a reflection", turn(-1), still)
+    ] * reflection
+    moves += [("a translation", identity, shift)] * translation
+    worst = 0.0
+    for name, q, t in moves:
+        expected = transform(out, q, t) if isinstance(out, GraphsTuple) else out
+        worst = max(
+            worst,
+            _compare.assert_close(
+                fn(_moved(graph, q, t)), expected, rtol, f"after {name} of the input"
+            ),
+        )
+    return worst
+
+
+def assert_permutation_equivariant(
+    fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None
+) -> float:
+    """Nodes renumbered within their graphs, and edges listed in another order, give the same output
+    renumbered.
+
+    Arguments, return value and errors are those of :func:`assert_equivariant`. Of an output that is
+    no graph, every array is expected to stay.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.asarray(graph.n_node)
+    nodes = np.concatenate(
+        [
+            end - count + rng.permutation(count)
+            for end, count in zip(np.cumsum(counts), counts, strict=True)
+        ]
+    )
+    renumbered = np.argsort(nodes)
+    receivers = renumbered[np.asarray(graph.receivers)]
+    edges = rng.permutation(len(receivers))
+    edges = edges[np.argsort(receivers[edges], kind="stable")]
+
+    def permuted(g: GraphsTuple) -> GraphsTuple:
+        take = lambda rows: lambda a: a[rows]
+        return g._replace(
+            nodes=jax.tree.map(take(nodes), g.nodes),
+            edges=jax.tree.map(take(edges), g.edges),
+            senders=jnp.asarray(renumbered[np.asarray(g.senders)][edges], g.senders.dtype),
+            receivers=jnp.asarray(receivers[edges], g.receivers.dtype),
+        )
+
+    out = fn(graph)
+    expected = permuted(out) if isinstance(out, GraphsTuple) else out
+    return _compare.assert_close(
+        fn(permuted(graph)),
+        expected,
+        _tolerance(graph, rtol),
+        "after the nodes and edges were permuted",
+    )
+
+
+def assert_padding_invariant(
+    fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None
+) -> float:
+    """The output of a graph depends neither on padding nor on the other graphs of its batch.
+
+    Args:
+      fn: from a graph to a graph, or to arrays with one row per graph, such as energies (G,).
+      graph: a batch without padding, ``random_graph(padding=False)``.
+      seed: of the numbers in the padding.
+      rtol: as in :func:`assert_equivariant`.
+
+    Returns:
+      The largest relative error found.
+
+    Raises:
+      AssertionError: an output changes; the first one, its place and the distance are named.
+    """
+    rtol = _tolerance(graph, rtol)
+    out = fn(graph)
+    padded = fn(pad_with_noise(graph, seed))
+    if isinstance(padded, GraphsTuple):
+        padded = GraphsTuple(*padded)  # the type of a batch without padding
+    worst = _compare.assert_close(
+        jax.tree.map(lambda a, like: a[: len(like)], padded, out),
+        out,
+        rtol,
+        "after padding was appended",
+    )
+    if isinstance(out, GraphsTuple):
+        parts = unbatch(out)
+    else:
+        parts = [
+            jax.tree.map(itemgetter(slice(k, k + 1)), out) for k in range(graph.n_node.shape[0])
+        ]
+    for k, (single, part) in enumerate(zip(unbatch(graph), parts, strict=True)):
+        worst = max(
+            worst,
+            _compare.assert_close(
+                fn(single), part, rtol, f"between graph {k} alone and in the batch"
+            ),
+        )
+    return worst
+
+
+def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: Any = None) -> None:
+    """First and second derivatives of the output are finite, in reverse and forward mode.
+
+    Args:
+      fn: from a graph, or from ``params`` and a graph, to arrays.
+      graph: the input; that of :func:`random_graph` has nodes at the same place, nodes at rest and
+        padding.
+      params: parameters to differentiate as well, then ``fn(params, graph)`` is called.
+
+    Raises:
+      AssertionError: a derivative is not finite; which one, of what and where is named.
+    """
+    edges = graph.edges.replace(steps=None)  # whole numbers have no derivative
+    inputs = {"nodes": graph.nodes, "edges": edges, "params": params}
+    dtype = graph.nodes.x.dtype
+
+    def energy(inputs: Any) -> jax.Array:
+        g = graph._replace(nodes=inputs["nodes"], edges=inputs["edges"])
+        out = fn(g) if params is None else fn(inputs["params"], g)
+        leaves = [
+            leaf
+            for leaf in jax.tree.leaves(out)
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        ]
+        return sum(
+            (jnp.sum(jnp.sin(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)
+        )
+
+    ones = jax.tree.map(jnp.ones_like, inputs)
+
+    @jax.jit
+    def derivatives(inputs: Any) -> dict[str, Any]:
+        gradient, second = jax.jvp(jax.grad(energy), (inputs,), (ones,))
+        return {
+            "the gradient": gradient,
+            "the second derivative": second,
+            "the jvp": jax.jvp(energy, (inputs,), (ones,))[1],
+        }
+
+    for name, tree in derivatives(inputs).items():
+        for field, value in _compare.fields(tree):
+            bad = np.argwhere(~np.isfinite(value))
+            if len(bad):
+                raise AssertionError(
+                    f"{name} with respect to {field or 'the input'}"
+                    f"{_compare.place(field, bad[0])} is {value[tuple(bad[0])]}"
+                )
+
+
+def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:
+    """The transformed graph, with nodes at the same place kept together in spite of rounding."""
+    moved = transform(graph, q, t)
+    _, first, place = np.unique(
+        np.asarray(graph.nodes.x), axis=0, return_index=True, return_inverse=True
+    )
+    return moved._replace(nodes=moved.nodes.replace(x=moved.nodes.x[first][place.reshape(-1)]))
+
+
+def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: float) -> None:
+    """That a wrong output would show: coordinates move by far more than the tolerance, or something
+    depends on them.
+    """
+    seen = 100 * rtol
+    x = np.asarray(graph.nodes.x)
+    if isinstance(out, GraphsTuple) and out.nodes.x.shape == x.shape:
+        moved = np.abs(np.asarray(out.nodes.x) - x).max() / np.abs(x).max()
+        if 0 < moved <= seen:
+            raise AssertionError(
+                f"nodes.x moves by {moved:.1e} of its size only, expected more than "
+                f"{seen:.1e}: errors would hide below the "
+                "tolerance; redraw the parameters with randomise_parameters"
+            )
+        if moved:
+            return
+    # A stretch along one axis, which is neither a rotation nor a translation.
+    stretched = jnp.concatenate([1.5 * graph.nodes.x[:, :1], graph.nodes.x[:, 1:]], axis=1)
+    other = fn(graph._replace(nodes=graph.nodes.replace(x=stretched)))
+    if isinstance(out, GraphsTuple):
+        out, other = (g._replace(nodes=g.nodes.replace(x=None)) for g in (out, other))
+    changes = [
+        _compare.largest_error(a, b)[0]
+        for (_, a), (_, b) in zip(_compare.fields(other), _compare.fields(out), strict=True)
+    ]
+    if max(changes, default=0.0) <= seen:
+        raise AssertionError(
+            f"the output changes by {max(changes, default=0.0):.1e} of its size when the "
+            f"coordinates are stretched, expected more "
+            f"than {seen:.1e}: it does not depend on them, so equivariance says nothing about it"
+        )
+
+
+def _tolerance(graph: GraphsTuple, rtol: float | None) -> float:
+    dtype = str(graph.nodes.x.dtype)
+    if rtol is None and dtype not in RTOL:
+        raise ValueError(
+            f"x has dtype {dtype}, which has no default tolerance; expected float64 or "
+            f"float32, or rtol to be given"
+        )
+    return RTOL[dtype] if rtol is None else rtol

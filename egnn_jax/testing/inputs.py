@@ -1,0 +1,112 @@
+"""Graphs and parameters on which a wrong layer shows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.graph.batching import Budget, batch
+from egnn_jax.graph.build import graph_from_edges
+from egnn_jax.graph.graph import GraphsTuple
+
+
+def random_graph(
+    seed: int = 0,
+    sizes: Sequence[int] = (5, 1, 7),
+    n: int = 3,
+    features: int = 2,
+    attributes: int = 2,
+    velocity: bool = True,
+    coincident: bool = True,
+    padding: bool = True,
+) -> GraphsTuple:
+    """A batch of directed graphs, of the default float dtype, that leaves a wrong layer nowhere to
+    hide.
+
+    Args:
+      seed: of everything drawn.
+      sizes: the number of nodes of each graph. The last node of each receives nothing; one node
+        alone has no edges.
+      n: number of coordinates.
+      features: width of h.
+      attributes: width of the edge attributes; 0 for none.
+      velocity: whether nodes have velocities; the first node of each graph is at rest.
+      coincident: put the second node of each graph where the first one is.
+      padding: append padding nodes, edges and graphs, whose fields hold arbitrary numbers.
+
+    Raises:
+      ValueError: no sizes, or a number that is too small.
+    """
+    if not sizes or min((*sizes, n, features)) < 1 or attributes < 0:
+        raise ValueError(
+            f"sizes are {tuple(sizes)}, n is {n}, features {features} and attributes {attributes}; "
+            "expected at least one graph, attributes of at least 0, all else of at least 1"
+        )
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.standard_normal(shape).astype(jnp.result_type(float))
+    graphs = []
+    for size in sizes:
+        adjacency = (rng.random((size, size)) < 0.7) & ~np.eye(size, dtype=bool)
+        adjacency[-1] = False
+        if size > 2:
+            adjacency[0, 1] = adjacency[1, 0] = True  # an edge of length zero, if coincident
+        receivers, senders = np.nonzero(adjacency)
+        x, v = draw(size, n), draw(size, n)
+        v[0] = 0
+        if coincident:
+            x[1:2] = x[0]
+        edges = draw(len(senders), attributes) if attributes else None
+        graphs.append(
+            graph_from_edges(
+                senders,
+                receivers,
+                x=x,
+                h=draw(size, features),
+                v=v if velocity else None,
+                a=edges,
+            )
+        )
+    return pad_with_noise(batch(graphs), seed) if padding else batch(graphs)
+
+
+def pad_with_noise(
+    graph: GraphsTuple, seed: int = 0, n_node: int = 3, n_edge: int = 5, n_graph: int = 2
+) -> GraphsTuple:
+    """A batch without padding, padded with arbitrary numbers instead of zeros.
+
+    Zeros would hide a sum that runs over the padding as well.
+
+    Args:
+      graph: the batch.
+      seed: of the numbers.
+      n_node, n_edge, n_graph: how much padding is appended.
+    """
+    real_nodes, real_edges = graph.nodes.x.shape[0], graph.senders.shape[0]
+    budget = Budget(real_nodes + n_node, real_edges + n_edge, graph.n_node.shape[0] + n_graph)
+    padded = batch([graph], budget)
+    rng = np.random.default_rng([seed, 1])
+
+    def noise(real: int) -> Callable[[jax.Array], jax.Array]:
+        return lambda a: a.at[real:].set(rng.standard_normal(a[real:].shape).astype(a.dtype))
+
+    return padded._replace(
+        nodes=jax.tree.map(noise(real_nodes), padded.nodes),
+        edges=jax.tree.map(noise(real_edges), padded.edges),
+    )
+
+
+def randomise_parameters(params: Any, seed: int = 0) -> Any:
+    """``params`` redrawn so that every part of a network matters.
+
+    Kernels (…, in, out) are normal with variance 1/in, everything else normal with standard
+    deviation 1/2.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(a: jax.Array) -> jax.Array:
+        scale = 0.5 if a.ndim < 2 else a.shape[-2] ** -0.5
+        return jnp.asarray(scale * rng.standard_normal(a.shape), a.dtype)
+
+    return jax.tree.map(draw, params)

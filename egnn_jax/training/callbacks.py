@@ -1,0 +1,189 @@
+"""What happens beside training: progress bars, logs, early stopping, and a user's own.
+
+A callback is any object with some of the methods of :class:`Callback`::
+
+    class Printer(egnn.Callback):
+        def evaluated(self, progress):
+            print(progress.epoch, progress.metrics)
+"""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training is; with several seeds, values have a leading axis of that size.
+
+    Attributes:
+      step, total_steps: optimizer steps taken, and of the whole training.
+      epoch, epochs: epochs taken, and of the whole training.
+      loss: the mean training loss since the last evaluation.
+      metrics: on the validation samples, as of the last evaluation.
+      monitor: the name of the metric that chooses the best parameters.
+      best_value, best_epoch: its smallest value, and after which epoch that was (0: none yet).
+      seconds: how long the training took, in all processes that it was resumed in.
+      params: the parameters that are evaluated (the average where there is one), on devices.
+      folder: of the run, or None.
+    """
+
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    epochs: int = 0
+    loss: Any = float("nan")
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    monitor: str = "loss"
+    best_value: Any = float("inf")
+    best_epoch: Any = 0
+    seconds: float = 0.0
+    params: Any = None
+    folder: Path | None = None
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The last evaluation as plain values, a line of ``metrics.jsonl``."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "train": {"loss": _plain(self.loss)},
+            "valid": {name: _plain(value) for name, value in self.metrics.items()},
+        }
+
+
+class Callback:
+    """What :func:`egnn_jax.fit` calls; each method may be left out."""
+
+    def started(self, progress: Progress) -> None:
+        """Before the first step, also of a resumed training."""
+
+    def stepped(self, progress: Progress) -> None:
+        """After each compiled call, which makes up to ``chunk_steps`` steps."""
+
+    def evaluated(self, progress: Progress) -> bool | None:
+        """After each evaluation; True ends the training."""
+
+    def ended(self, progress: Progress) -> None:
+        """After the last step, and where training was interrupted or failed."""
+
+
+class ProgressBar(Callback):
+    """A progress bar on stderr; where that is no terminal, a line now and then."""
+
+    def __init__(self, description: str = "") -> None:
+        self._description = description
+        self._bar: Any = None
+
+    def started(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        from tqdm_loggable.auto import tqdm
+
+        show_progress_lines()
+        name = self._description or (progress.folder.name if progress.folder else "fit")
+        self._bar = tqdm(total=progress.total_steps, initial=progress.step, unit="step", desc=name)
+
+    def stepped(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        self._bar.update(progress.step - self._bar.n)
+
+    def evaluated(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        shown = {"epoch": f"{progress.epoch:g}/{progress.epochs}"}
+        shown["loss"] = f"{np.mean(progress.loss):.5f}"
+        if progress.monitor in progress.metrics:
+            shown["valid"] = f"{np.mean(progress.metrics[progress.monitor]):.5f}"
+            shown["best"] = f"{np.mean(progress.best_value):.5f}"
+        self._bar.set_postfix(shown)
+
+    def ended(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        self._bar.close()
+
+
+class MetricsLog(Callback):
+    """``metrics.jsonl`` in the folder of the run: one line of JSON an evaluation."""
+
+    def started(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        from egnn_jax.training.checkpoint import RunFolder
+
+        if progress.folder is None:
+            raise ValueError("MetricsLog writes to the folder of a run; expected fit(…, folder=…)")
+        self._run = RunFolder(progress.folder)
+        self._run.rewind(progress.step)
+
+    def evaluated(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        self._run.log(progress.entry)
+
+
+class EarlyStopping(Callback):
+    """End training after so many epochs without a better validation value, of any seed.
+
+    Args:
+      patience: a number of epochs.
+
+    Raises:
+      ValueError: it is not above 0.
+    """
+
+    def __init__(self, patience: float) -> None:
+        if not patience > 0:
+            raise ValueError(f"patience is {patience}; expected a number of epochs above 0")
+        self._patience = patience
+
+    def evaluated(self, progress: Progress) -> bool:
+        """See :class:`Callback`."""
+        return progress.epoch - float(np.max(progress.best_epoch)) >= self._patience
+
+
+class TensorBoard(Callback):
+    """Scalars for TensorBoard: ``pip install 'egnn-jax[tensorboard]'``.
+
+    Args:
+      folder: where events go; ``tensorboard`` in the folder of the run if not given.
+    """
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def started(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "TensorBoard needs tensorboardX: pip install 'egnn-jax[tensorboard]'"
+            ) from error
+        folder = self._folder or (progress.folder or Path()) / "tensorboard"
+        self._writer = SummaryWriter(str(folder), purge_step=progress.step + 1)
+
+    def evaluated(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        self._writer.add_scalar("train/loss", np.mean(progress.loss), progress.step)
+        for name, value in progress.metrics.items():
+            self._writer.add_scalar(f"valid/{name}", np.mean(value), progress.step)
+
+    def ended(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        self._writer.close()
+
+
+def show_progress_lines() -> None:
+    """Let progress lines through to stderr; on a terminal a bar is drawn instead."""
+    logger = logging.getLogger("tqdm_loggable")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist()

@@ -1,0 +1,338 @@
+"""The loop behind ``fit``: chunks of compiled steps, evaluations and checkpoints in turn."""
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from egnn_jax.data.loader import Loader
+from egnn_jax.training.callbacks import Callback, Progress
+from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.distributed import AXIS, batch_layout, free_heaps
+from egnn_jax.training.evaluation import Evaluation, Metrics
+from egnn_jax.training.signals import Interrupted, stop_requested
+from egnn_jax.training.state import init_best, init_state, keep_best
+from egnn_jax.training.step import Loss, make_step, make_train
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long, how often and on what a training works; the fields are arguments of ``fit``."""
+
+    train: Loader
+    valid: Loader | None
+    epochs: int
+    monitor: str = "loss"
+    seed: int = 0
+    seeds: int = 1
+    ema_decay: float = 0.0
+    micro_batches: int = 1
+    eval_every: int = 1
+    chunk_steps: int = 200
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a number makes no sense."""
+        for name in ("epochs", "seeds", "micro_batches", "eval_every", "chunk_steps"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        batch_size = self.train.batch_size
+        if self.train.num_batches(0) < 1:
+            raise ValueError(
+                f"batch_size is {batch_size}; expected at most the number of samples to train on"
+            )
+        if batch_size % self.micro_batches:
+            raise ValueError(
+                f"micro_batches is {self.micro_batches}; expected a divisor of the batch_size "
+                f"{batch_size}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; expected a number from 0 to below 1")
+        if not 0 <= self.seed <= 2**32 - self.seeds:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {2**32 - self.seeds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` returns; with several seeds, arrays have a leading axis of that size.
+
+    Attributes:
+      params: the parameters of the best validation value (the last ones without validation).
+      best_value: that value.
+      best_epoch: after which epoch it was.
+      history: one entry an evaluation: epoch, step, seconds, training loss, validation metrics.
+      seconds: how long training took, in all processes that it was resumed in.
+      notes: what a reader of the numbers should know, such as a change of devices on resume.
+    """
+
+    params: Any
+    best_value: Any
+    best_epoch: Any
+    history: list[dict[str, Any]]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Training:
+    """One training, from its first or from its last saved step to its end; see ``fit``."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        loss: Loss,
+        params: Any,
+        optimizer: optax.GradientTransformation,
+        metrics: Metrics,
+        folder: RunFolder | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.plan, self.folder, self.callbacks = plan, folder, callbacks
+        self.per_epoch = plan.train.num_batches(0)
+        total, seeds = plan.epochs * self.per_epoch, plan.seeds
+        self.interval = min(plan.eval_every, plan.epochs) * self.per_epoch
+        self.chunk = _chunk_length(self.interval, total, plan.chunk_steps)
+        mesh, parts = batch_layout(plan.train.batch_size, plan.micro_batches)
+        self.shards = mesh.size * parts
+        self.spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self._require_valid(loss, metrics, params)
+        keys = [jax.random.split(jax.random.PRNGKey(plan.seed + k))[1] for k in range(seeds)]
+        init = partial(init_state, optimizer=optimizer, average=plan.ema_decay > 0)
+        if seeds == 1:
+            state = init(params, key=keys[0])
+        else:
+            state = jax.vmap(lambda params, key: init(params, key=key))(params, jnp.stack(keys))
+        # Copied, since training donates its state and the caller keeps the parameters.
+        state = jax.tree.map(jnp.copy, state)
+        self.state, self.best = jax.device_put((state, init_best(state)), self.everywhere)
+        step = make_step(loss, optimizer, plan.ema_decay, mesh, parts)
+        self.train = make_train(step, seeds, mesh)
+        self.evaluation = None
+        if plan.valid is not None:
+            self.evaluation = Evaluation(metrics, plan.valid, seeds, plan.seed)
+        self.keep_best = jax.jit(
+            keep_best if seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None))
+        )
+        self.progress = Progress(
+            total_steps=total,
+            epochs=plan.epochs,
+            monitor=plan.monitor,
+            folder=None if folder is None else folder.path,
+        )
+        self.history: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.losses = np.zeros(seeds)  # their sum since the last evaluation
+        self.saved_best, self.stopped = 0, False
+        self.started = time.monotonic()
+
+    def run(self) -> FitResult:
+        """Train to the end, and return the best parameters."""
+        self._resume()
+        for callback in self.callbacks:
+            callback.started(self.progress)
+        try:
+            with stop_requested() as signal:
+                self._train(signal)
+        finally:
+            for callback in self.callbacks:
+                callback.ended(self.progress)
+        if self.folder is not None:
+            self._save()
+            self.folder.wait()
+        if not np.all(self.best.epoch):
+            raise FloatingPointError(
+                f"{self.plan.monitor} of the validation samples was never finite: there are no "
+                "parameters worth keeping"
+            )
+        best = jax.device_get(self.best)
+        return FitResult(
+            best.params, best.value, best.epoch, self.history, self._seconds, tuple(self.notes)
+        )
+
+    def _train(self, signal: Callable[[], str | None]) -> None:
+        total, saved = self.progress.total_steps, time.monotonic()
+        step = self.progress.step
+        batches = None if self.stopped else self._pack(step)
+        while step < total and not self.stopped:
+            self.state, losses = self.train(self.state, batches)
+            first, step = step, self._end(step)
+            batches = self._pack(step)  # while the devices compute
+            losses = np.atleast_2d(np.asarray(losses, np.float64))
+            self._require_finite(losses, first)
+            self.losses = self.losses + losses.sum(axis=1)
+            self.progress.step, self.progress.epoch = step, step / self.per_epoch
+            self.progress.params, self.progress.seconds = self.state.evaluated, self._seconds
+            for callback in self.callbacks:
+                callback.stepped(self.progress)
+            if step % self.interval == 0 or step == total:
+                self._evaluate()
+            reason = signal()
+            if self.folder is not None and (
+                reason or time.monotonic() - saved > self.plan.checkpoint_seconds
+            ):
+                self._save()
+                saved = time.monotonic()
+            if reason:
+                raise self._interrupted(reason)
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _interrupted(self, reason: str) -> Interrupted:
+        where = f"{reason} at step {self.progress.step:,} of {self.progress.total_steps:,}"
+        if self.folder is None:
+            return Interrupted(f"{where}; nothing was saved, since there is no folder", reason)
+        self.folder.wait()
+        return Interrupted(f"{where}; the same command continues from there", reason)
+
+    def _evaluate(self) -> None:
+        """Evaluate and log the parameters as they are, and keep them if they are the best."""
+        progress = self.progress
+        epoch = progress.step // self.per_epoch
+        if self.evaluation is None:  # the last parameters are the best
+            metrics = {}
+            value = jnp.full(self.state.step.shape, -float(progress.step))
+        else:
+            metrics = self.evaluation(self.state.evaluated)
+            value = metrics[self.plan.monitor]
+        self.best = self.keep_best(self.best, self.state, value, epoch)
+        mean = self.losses / ((progress.step - 1) % self.interval + 1)
+        progress.loss = mean if self.plan.seeds > 1 else mean[0]
+        progress.metrics = {name: np.asarray(value) for name, value in metrics.items()}
+        progress.best_value = np.asarray(self.best.value)
+        progress.best_epoch = np.asarray(self.best.epoch)
+        progress.seconds = self._seconds
+        self.losses = np.zeros_like(self.losses)
+        self.history.append(progress.entry)
+        ends = [callback.evaluated(progress) for callback in self.callbacks]
+        self.stopped = any(end is True for end in ends)
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, where there is one."""
+        step = None if self.folder is None else self.folder.latest("last")
+        if self.folder is None or step is None:
+            return
+        tree = self.folder.restore("last", self._saved())
+        self.state, self.best = jax.device_put((tree["state"], tree["best"]), self.everywhere)
+        self.losses, self.stopped = tree["losses"], bool(tree["stopped"])
+        self.started = time.monotonic() - float(tree["seconds"])
+        self.progress.step, self.progress.epoch = step, step / self.per_epoch
+        self.progress.best_value = np.asarray(self.best.value)
+        self.progress.best_epoch = np.asarray(self.best.epoch)
+        self.history = [entry for entry in self.folder.history() if entry["step"] <= step]
+        before, now = tree["arithmetic"].tolist(), self._saved()["arithmetic"].tolist()
+        if before != now:
+            self.notes.append(
+                f"resumed at step {step} with {now[0]} shards of a batch and {now[1]}-bit numbers; "
+                f"before, {before[0]} and {before[1]}: the numbers are not those of one machine"
+            )
+            warnings.warn(self.notes[-1], stacklevel=4)
+
+    def _saved(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "best": self.best,
+            "losses": self.losses,
+            "stopped": np.array(self.stopped),
+            "seconds": np.array(self._seconds),
+            "arithmetic": np.array([self.shards, 64 if jax.config.jax_enable_x64 else 32]),
+        }
+
+    def _save(self) -> None:
+        """Both checkpoints, where they are not on disk yet."""
+        folder, step = self.folder, self.progress.step
+        assert folder is not None
+        if folder.latest("last") != step:
+            leaves = jax.tree.leaves(jax.device_get(self.state.params))
+            if not all(np.isfinite(leaf).all() for leaf in leaves):
+                raise FloatingPointError(
+                    f"the parameters are not finite after step {step}; {self._last_good()}"
+                )
+            folder.save("last", step, self._saved())
+        best = int(np.max(self.best.epoch))
+        if best != self.saved_best and (folder.latest("best") or -1) < step:
+            folder.save("best", step, self.best)
+            self.saved_best = best
+        free_heaps()  # of compilations, evaluations and checkpoints
+
+    def _end(self, step: int) -> int:
+        """Where the chunk that begins at ``step`` ends; none goes beyond an evaluation."""
+        evaluation = step - step % self.interval + self.interval
+        return min(step + self.chunk, evaluation, self.progress.total_steps)
+
+    def _pack(self, step: int) -> Any:
+        """The batches of the chunk from ``step`` on, None at the end."""
+        end = self._end(step) if step < self.progress.total_steps else step
+        parts = []
+        while step < end:
+            epoch, first = divmod(step, self.per_epoch)
+            count = min(end - step, self.per_epoch - first)
+            parts.append(self.plan.train.batches(epoch, first, count, self.shards))
+            step += count
+        if not parts:
+            return None
+        if len(parts) > 1:
+            parts = [jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)]
+        return jax.device_put(parts[0], self.spread)
+
+    def _require_finite(self, losses: np.ndarray, step: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses).all(axis=0))
+        if len(bad):
+            epoch, k = divmod(step + int(bad[0]), self.per_epoch)
+            raise FloatingPointError(
+                f"the loss is {losses[:, bad[0]].tolist()} at step {step + bad[0]} (epoch "
+                f"{epoch + 1}, batch {k + 1} of {self.per_epoch}); {self._last_good()}"
+            )
+
+    def _last_good(self) -> str:
+        if self.folder is None:
+            return "there are no checkpoints, since there is no folder"
+        self.folder.wait()
+        last = self.folder.latest("last")
+        if last is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.folder.path}/checkpoints/last/{last}"
+
+    def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
+        """Raise ValueError where the loss or the metrics return something else than expected."""
+        if self.plan.seeds > 1:
+            params = jax.tree.map(lambda a: a[0], params)
+        key = jax.random.PRNGKey(0)
+
+        def first(loader: Loader) -> Any:
+            return jax.tree.map(lambda a: a[0, 0], loader.batches(0, 0, 1, self.shards))
+
+        out = jax.eval_shape(loss, params, first(self.plan.train), key)
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            raise ValueError(
+                f"the loss returned {jax.tree.map(lambda a: a.shape, out)}; expected (scalar, "
+                "metrics), metrics a dict that may be empty"
+            )
+        if getattr(out[0], "shape", None) != ():
+            raise ValueError(f"the loss has shape {out[0].shape}; expected a scalar, ()")
+        if self.plan.valid is not None:
+            names = jax.eval_shape(metrics, params, first(self.plan.train), key)
+            if self.plan.monitor not in names:
+                raise ValueError(
+                    f"monitor is {self.plan.monitor!r}; expected one of {sorted(names)}"
+                )
+
+
+def _chunk_length(interval: int, total: int, most: int) -> int:
+    """How many steps a compiled call makes: a divisor of all intervals, if one is large enough.
+
+    Then one length of scan is compiled; much shorter scans waste time in getting their memory.
+    """
+    most = min(most, interval)
+    even = max(d for d in range(1, most + 1) if math.gcd(interval, total) % d == 0)
+    return even if 2 * even > most else most

@@ -1,0 +1,54 @@
+"""Stopping a training from outside, between two compiled calls and with its state saved."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
+
+
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C, SIGTERM or SIGHUP.
+
+    Attributes:
+      exit_code: what a program should exit with: 130, 143 or 129.
+    """
+
+    def __init__(self, message: str, reason: str = "Ctrl-C") -> None:
+        super().__init__(message)
+        self.exit_code = {"SIGTERM": 143, "SIGHUP": 129}.get(reason, 130)
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], str | None]]:
+    """A function that says which signal asked to stop, or None; a second signal ends at once.
+
+    Signals reach the main thread alone; in another one the function always says None.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    received: list[str] = []
+    before: dict[Any, Any] = {}
+
+    def note(number: int, _: Any) -> None:
+        received.append(_SIGNALS[signal.Signals(number).name])
+        print(
+            f"\n{received[-1]}: saving after the steps under way; once more stops at once",
+            file=sys.stderr,
+        )
+        signal.signal(number, before[number])
+
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)
+        # What a shell's background job or nohup ignores stays ignored.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, note)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
