@@ -28,7 +28,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from egnn_jax.graph.build import complete_graph
-from egnn_jax.models import EGNN, GNN, RadialField
+from egnn_jax.models.egnn import EGNN
+from egnn_jax.models.gnn import GNN
+from egnn_jax.models.radial_field import RadialField
 from egnn_jax.nn.heads import Autoencoder, Readout
 
 Wanted = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]

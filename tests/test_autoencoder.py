@@ -13,9 +13,8 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.experiments import GraphAutoencoder
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.autoencoder import FIGURE5, complete
+from egnn_jax.experiments.autoencoder import FIGURE5, GraphAutoencoder, complete
 from egnn_jax.experiments.config import build_model
 from egnn_jax.nn.heads import Autoencoder, Decoder
 from egnn_jax.training.fit import fit, load

@@ -16,9 +16,8 @@ from benchmarks import run as benchmark
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.data import nbody
-from egnn_jax.experiments import NBody
-from egnn_jax.experiments.config import Optimizer
-from egnn_jax.experiments.nbody import Batch
+from egnn_jax.experiments.nbody import Batch, NBody
+from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.nn.heads import Autoencoder, Readout
 from egnn_jax.training.state import init_state, optimiser
 from egnn_jax.training.step import make_mesh, make_step, make_train

@@ -6,9 +6,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egnn_jax.experiments import QM9, GraphAutoencoder
 from egnn_jax.experiments import config as configs
-from egnn_jax.models import MODELS
+from egnn_jax.experiments.autoencoder import GraphAutoencoder
+from egnn_jax.experiments.qm9 import QM9
+from egnn_jax.registry import MODELS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 PLAIN = {"task": {"name": "nbody"}, "model": {"name": "egnn"}}

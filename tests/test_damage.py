@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from egnn_jax.data.cache import cached_arrays
-from egnn_jax.experiments import NBody
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.nbody import NBody
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.fit import load
 from tests.test_training import equal_runs, run, tiny

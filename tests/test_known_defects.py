@@ -12,7 +12,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.experiments.config import Optimizer
+from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.models import egnn as egnn_module
 from egnn_jax.training import state as state_module
 from tests import reference

@@ -15,10 +15,9 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.data import qm9
-from egnn_jax.experiments import QM9
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.config import build_model
-from egnn_jax.experiments.qm9 import TABLE3, atom_features
+from egnn_jax.experiments.qm9 import QM9, TABLE3, atom_features
 from egnn_jax.nn.heads import Readout
 from egnn_jax.training.fit import fit, load
 

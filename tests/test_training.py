@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egnn_jax.experiments import NBody
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.config import Config, Optimizer, build_model
+from egnn_jax.experiments.config import Config
+from egnn_jax.experiments.nbody import NBody
+from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.training import loop
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Evaluation

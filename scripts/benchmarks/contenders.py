@@ -23,9 +23,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from egnn_jax.data import nbody
-from egnn_jax.experiments import QM9, GraphAutoencoder, NBody, Task
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.task import Apply
+from egnn_jax.experiments.autoencoder import GraphAutoencoder
+from egnn_jax.experiments.nbody import NBody
+from egnn_jax.experiments.qm9 import QM9
+from egnn_jax.experiments.task import Apply, Task
 from egnn_jax.training.state import init_state, optimiser
 from egnn_jax.training.step import AXIS, layout, make_step, make_train, use_all_cores
 
