@@ -28,7 +28,8 @@ def mean_squared_error(network: nn.Module) -> Loss:
 def _regression(network: nn.Module, penalty: Callable[[jax.Array], jax.Array], name: str) -> Loss:
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         y: Any = batch.globals.y
-        predicted: Any = network.apply(params, batch).globals.y
+        out: Any = network.apply(params, batch)
+        predicted = out.globals.y
         if y is None or jnp.shape(predicted) != jnp.shape(y):
             raise ValueError(
                 f"the targets have shape {None if y is None else jnp.shape(y)} and the predictions "

@@ -44,10 +44,10 @@ def autoencoder(path, z, params):
     x = z.get("input/noise", np.zeros((n_node, 1)))
     graph = GraphsTuple(
         egnn.Nodes(h=np.ones((n_node, 1)), x=x),
-        z["input/edge_attr"],
+        egnn.Edges(a=z["input/edge_attr"]),
         z["input/receivers"],
         z["input/senders"],
-        None,
+        egnn.Globals(),
         z["input/n_node"],
         None,
     )
@@ -72,7 +72,7 @@ def adjacency(out, graph):
     return (
         jnp.zeros((graph.nodes.x.shape[0],) * 2)
         .at[graph.receivers, graph.senders]
-        .set(jax.nn.sigmoid(out.edges[:, 0]))
+        .set(jax.nn.sigmoid(out.edges.a[:, 0]))
     )
 
 
@@ -109,10 +109,10 @@ def network(path, z, params):
     nodes = egnn.Nodes(h=h, x=x, v=v)
     graph = GraphsTuple(
         nodes,
-        z.get("input/edge_attr"),
+        egnn.Edges(a=z.get("input/edge_attr")),
         z["input/receivers"],
         z["input/senders"],
-        None,
+        egnn.Globals(),
         z["input/n_node"],
         None,
     )
@@ -140,11 +140,11 @@ def test_golden(x64, golden_file):
     }
     place = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
     got = {
-        "prediction": lambda: model.apply(params, graph).globals[:, 0],
+        "prediction": lambda: model.apply(params, graph).globals.y[:, 0],
         "z": lambda: model.embedded(model.apply(params, graph)),
         "adjacency": lambda: adjacency(model.apply(params, graph), graph),
         "bce_sum": lambda: jnp.sum(
-            sigmoid_binary_cross_entropy(model.apply(params, graph).edges, graph.edges)
+            sigmoid_binary_cross_entropy(model.apply(params, graph).edges.a, graph.edges.a)
         ),
         "x": lambda: model.apply(params, graph).nodes.x,
         "h": lambda: model.apply(params, graph).nodes.h,

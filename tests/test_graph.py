@@ -30,7 +30,7 @@ def test_edges_and_their_attributes_are_sorted_together():
     )
     assert graph.receivers.tolist() == [0, 1, 1, 2]
     assert (10 * graph.receivers + graph.senders).tolist() == [1, 12, 10, 20]
-    assert graph.edges[:, 0].tolist() == [1, 12, 10, 20]
+    assert graph.edges.a[:, 0].tolist() == [1, 12, 10, 20]
 
 
 def test_batch_and_unbatch_are_inverse_and_padding_is_masked():
@@ -38,7 +38,7 @@ def test_batch_and_unbatch_are_inverse_and_padding_is_masked():
     edges = sum(g.senders.shape[0] for g in graphs)
     padded = egnn.batch(graphs, egnn.Budget(12, edges + 4, 6))
     assert padded.nodes.x.shape == (12, 3)
-    assert padded.edges.shape[0] == edges + 4
+    assert padded.edges.a.shape[0] == edges + 4
     assert egnn.node_mask(padded).sum() == 9
     assert egnn.edge_mask(padded).sum() == edges
     assert egnn.graph_mask(padded).sum() == 3
@@ -78,7 +78,7 @@ NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0]])
         ),
         (
             lambda: egnn.complete_graph(x=X, a=np.zeros((5, 1))),
-            r"edges has shape \(5, 1\); expected \(6, any width\)",
+            r"a has shape \(5, 1\); expected \(6, any width\)",
         ),
         (lambda: egnn.complete_graph(x=NAN), "x is nan at row 1, column 1"),
         (lambda: egnn.complete_graph(x=X, v=X + np.inf), "v is inf at row 0, column 0"),

@@ -60,7 +60,7 @@ def assert_equals_loops(model, loops, drawn):
         nodes.h,
         nodes.x,
         nodes.v,
-        host.edges,
+        host.edges.a,
         host.senders,
         host.receivers,
         host.n_node,

@@ -15,8 +15,9 @@ from egnn_jax import testing
 from egnn_jax.graph.graph import softmax_at_receivers
 from egnn_jax.models.schnet import shifted_softplus
 from egnn_jax.models.se3_transformer import AttentionLayer
-from egnn_jax.models.tfn import NormNonlinearity, TFNLayer, irreps, look_at_edges, product
+from egnn_jax.models.tfn import TFNLayer
 from egnn_jax.nn.radial import cosine_cutoff, gaussian_basis
+from egnn_jax.nn.tensor import NormNonlinearity, edge_features, irreps, product
 
 
 def features_of(graph, kind, seed=0):
@@ -35,9 +36,14 @@ def test_a_layer_turns_random_irreps_as_e3nn_does(x64, layer):
     graph = testing.random_graph()
     features = features_of(graph, irreps(4, 2, layer.parity))
     apply = lambda params, graph, features: layer.apply(
-        params, graph, features, look_at_edges(graph, 4, layer.parity)
+        params, graph, features, edge_features(graph, 4, layer.parity, graph.nodes.x.dtype)
     )
-    params = layer.init(jax.random.key(0), graph, features, look_at_edges(graph, 4, layer.parity))
+    params = layer.init(
+        jax.random.key(0),
+        graph,
+        features,
+        edge_features(graph, 4, layer.parity, graph.nodes.x.dtype),
+    )
     params = testing.randomise_parameters(params)
     out = apply(params, graph, features)
     assert {ir.l for _, ir in out.irreps} == {0, 1, 2}
@@ -51,7 +57,10 @@ def test_a_layer_turns_random_irreps_as_e3nn_does(x64, layer):
 
 def test_messages_are_the_products_of_e3nn_edge_by_edge(x64):
     graph = testing.random_graph()
-    features, edges = features_of(graph, "4x0e+4x1o"), look_at_edges(graph, 2, "natural")
+    features, edges = (
+        features_of(graph, "4x0e+4x1o"),
+        edge_features(graph, 2, "natural", graph.nodes.x.dtype),
+    )
     got = product(graph, features, edges, 1)
     for k in (0, 3, 11):
         i, j = int(graph.receivers[k]), int(graph.senders[k])
@@ -68,7 +77,10 @@ def test_messages_are_the_products_of_e3nn_edge_by_edge(x64):
 def test_one_tfn_layer_is_its_formula_in_loops(x64):
     """Self-interaction and weighted sum, with e3nn's linear maps given the layer's parameters."""
     graph = testing.random_graph()
-    features, edges = features_of(graph, "4x0e+4x1o"), look_at_edges(graph, 2, "natural")
+    features, edges = (
+        features_of(graph, "4x0e+4x1o"),
+        edge_features(graph, 2, "natural", graph.nodes.x.dtype),
+    )
     layer = TFNLayer(4, 1, 3)
     params = testing.randomise_parameters(layer.init(jax.random.key(0), graph, features, edges))
     products = product(graph, features, edges, 1)

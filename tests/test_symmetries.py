@@ -168,7 +168,7 @@ def test_jit_and_vmap_give_the_same(x64, model, options):
 def test_senders_in_other_cells(x64, model):
     graph = testing.random_graph(padding=False)
     shift = jax.random.normal(jax.random.key(0), (graph.senders.shape[0], 3))
-    graph = graph._replace(edges=egnn.PeriodicEdges(shift, graph.edges))
+    graph = graph._replace(edges=graph.edges.replace(shift=shift))
     apply = build(model, {}, graph)[2]
     testing.assert_permutation_equivariant(apply, graph)
     testing.assert_padding_invariant(apply, graph)

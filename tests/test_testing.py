@@ -221,7 +221,7 @@ def test_random_graphs_have_what_they_promise():
     jax.tree.map(np.testing.assert_array_equal, graph, again)
     bare = testing.random_graph(velocity=False, attributes=0)
     assert bare.nodes.v is None
-    assert bare.edges is None
+    assert bare.edges == egnn.Edges()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class GraphDataset:
         for k, graph in enumerate(host):
             require_alike(k, graph, host[0])
         first_node = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in host]
-        ends = (
+        senders, receivers = (
             np.concatenate(
                 [getattr(g, end) - start for g, start in zip(host, first_node, strict=True)]
             )
@@ -57,7 +57,7 @@ class GraphDataset:
                 concatenated([getattr(g, part) for g in host])
                 for part in ("nodes", "edges", "globals")
             ),
-            edge_lists=(n_edge, *ends),
+            edge_lists=(n_edge, senders, receivers),
         )
 
     @classmethod

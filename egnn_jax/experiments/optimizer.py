@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -52,9 +52,11 @@ class Optimizer:
         if self.schedule == "cosine":
             frequency = math.pi * self.half_periods / max(steps - warmup, 1)
 
-            def rate(step):
+            def cosine(step: Any) -> Any:
                 falling = jnp.cos(frequency * jnp.minimum(step, steps - warmup))
                 return self.learning_rate * (1 + falling) / 2
+
+            rate: optax.Schedule = cosine
         else:
             rate = optax.constant_schedule(self.learning_rate)
         if warmup:

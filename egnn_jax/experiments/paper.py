@@ -54,7 +54,7 @@ TABLE3 = {
 }
 """QM9: mean absolute error of each target, in the units of :data:`egnn_jax.data.qm9.UNITS`."""
 
-QM9_LEARNING_RATES = dict.fromkeys(TABLE3_TARGETS, 5e-4) | dict.fromkeys(
-    ("gap", "homo", "lumo"), 1e-3
-)
+QM9_LEARNING_RATES = {
+    target: 1e-3 if target in ("gap", "homo", "lumo") else 5e-4 for target in TABLE3_TARGETS
+}
 """QM9: the learning rate of each target."""

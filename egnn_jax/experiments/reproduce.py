@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments._options import replace
 from egnn_jax.experiments import paper, plots
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.run import first_seed, load, train
@@ -69,7 +70,7 @@ class Options:
     def recipe(self, name: str, **task: Any) -> Config:
         """A recipe with these options, and with those of its task that are given."""
         config = configs.load(name)
-        changes: dict[str, Any] = {"task": dataclasses.replace(config.task, **task)}
+        changes: dict[str, Any] = {"task": replace(config.task, task)}
         for option in ("seeds", "epochs"):
             if (value := getattr(self, option)) is not None:
                 changes[option] = value

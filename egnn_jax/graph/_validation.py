@@ -26,11 +26,12 @@ def matrix(
     wrong_columns = columns is not None and shape[1:] != (columns,)
     if len(shape) != 2 or wrong_rows or wrong_columns:
         raise ValueError(f"{name} has shape {shape}; expected {expected}")
-    dtype = float_dtype(value)
     if not isinstance(value, Tracer):
         value = np.asarray(value)
         if not jnp.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
             raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
+    dtype = float_dtype(value)
+    if not isinstance(value, Tracer):
         with np.errstate(over="ignore"):
             rounded = np.asarray(value, dtype)
         if len(bad := np.argwhere(~np.isfinite(rounded))):
@@ -52,9 +53,10 @@ def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
     """Features (rows, F), or kinds of nodes (rows,) as integers from 0 to 118."""
     if np.ndim(value) == 2:
         return matrix(name, value, rows=rows)
-    if np.shape(value) != (rows,) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+    dtype = value.dtype if isinstance(value, Tracer) else np.asarray(value).dtype
+    if np.shape(value) != (rows,) or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
-            f"{name} has shape {np.shape(value)} and dtype {jnp.result_type(value)}; expected "
+            f"{name} has shape {np.shape(value)} and dtype {dtype}; expected "
             f"({rows}, any width), or ({rows},) integers, one kind per node"
         )
     if not isinstance(value, Tracer):

@@ -28,12 +28,12 @@ def from_ase(atoms: Any, cutoff: float | None = None, y: ArrayLike | None = None
     if not hasattr(atoms, "get_positions"):
         raise ValueError(f"atoms is of type {type(atoms).__name__}; expected ase.Atoms")
     h, x = atoms.get_atomic_numbers(), atoms.get_positions()
-    periodic = np.asarray(atoms.get_pbc(), bool)
+    periodic = np.asarray(atoms.get_pbc(), bool).tolist()
     if cutoff is None:
-        if periodic.any():
+        if any(periodic):
             raise ValueError("the atoms are periodic; expected a cutoff")
         return complete_graph(x.astype(jnp.result_type(float)), h=h, y=y)
-    if not periodic.any():
+    if not any(periodic):
         return radius_graph(x, cutoff, h=h, y=y)
     return radius_graph(x, cutoff, h=h, y=y, cell=np.asarray(atoms.get_cell()), periodic=periodic)
 

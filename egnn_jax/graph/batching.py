@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from egnn_jax.graph import _validation
 from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple
@@ -31,7 +32,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
         raise ValueError("batch received no graphs; expected at least one")
     if any(isinstance(graph, PaddedGraphsTuple) for graph in graphs):
         raise ValueError("batch received a padded batch; expected egnn.unbatch of it")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(graphs)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(graphs)):
         raise ValueError("batch received a traced graph; expected its values: batch outside of jit")
     if len({_signature(graph) for graph in graphs}) > 1:
         raise ValueError(
@@ -48,10 +49,9 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     )
 
     def joined(*parts: Any, padding: int, fill: int = 0) -> jax.Array:
-        parts = [np.asarray(part) for part in parts]
-        return jnp.asarray(
-            np.concatenate([*parts, np.full((padding, *parts[0].shape[1:]), fill, parts[0].dtype)])
-        )
+        arrays = [np.asarray(part) for part in parts]
+        arrays.append(np.full((padding, *arrays[0].shape[1:]), fill, arrays[0].dtype))
+        return jnp.asarray(np.concatenate(arrays))
 
     def field(name: str, padding: int) -> Any:
         return jax.tree.map(

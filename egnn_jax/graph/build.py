@@ -101,7 +101,9 @@ def graph_from_edges(
     edges = Edges(a=None if a is None else _validation.matrix("a", a, rows=n_edge)[order])
     lattice = None
     if steps is not None:
-        lattice = _validation.matrix("cell", () if cell is None else cell, n_dim, n_dim)
+        if cell is None:
+            raise ValueError("steps are given without a cell; expected both, or neither")
+        lattice = _validation.matrix("cell", cell, n_dim, n_dim)
         steps = _validation.lattice_steps(steps, n_edge, n_dim)[order]
         shift = steps @ np.asarray(cell, np.float64)
         edges = edges.replace(shift=jnp.asarray(shift, x.dtype), steps=jnp.asarray(steps))

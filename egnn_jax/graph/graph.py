@@ -176,7 +176,8 @@ def add_at_receivers(graph: GraphsTuple, sums: jax.Array, values: jax.Array) -> 
 def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
     """exp(logits_ij) / Σ_j exp(logits_ij), (E, …): over the edges that end in one node."""
     n_node = graph.nodes.x.shape[0]
-    return jraph.segment_softmax(logits, graph.receivers, n_node, indices_are_sorted=True)
+    softmax: Any = jraph.segment_softmax
+    return softmax(logits, graph.receivers, n_node, indices_are_sorted=True)
 
 
 def in_degree(graph: GraphsTuple) -> jax.Array:

@@ -126,9 +126,11 @@ class EGCL(nn.Module):
             return m_ij, layer._moves(r_ij, m_ij) if layer.update_coordinates else None
 
         if self.edge_block is None:
-            aggregate = _AGGREGATIONS.get(self.aggregation, self.aggregation)
+            aggregate: Any = self.aggregation
+            if not callable(aggregate):
+                aggregate = _AGGREGATIONS[aggregate]
             m_ij, moves = messages(self, graph)
-            m_i = aggregate(graph, m_ij)  # eq. 5
+            m_i: jax.Array = aggregate(graph, m_ij)  # eq. 5
             dx = None if moves is None else sum_at_receivers(graph, moves)
         else:
             zeros = jnp.zeros((x.shape[0], self.features), dtype_of_sums(h))
@@ -136,7 +138,7 @@ class EGCL(nn.Module):
             m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
             m_i = m_i.astype(h.dtype)
 
-        if self.update_coordinates:
+        if dx is not None:
             dx *= self._coordinate_scale(graph, x.dtype)  # eq. 4
             if v is not None:
                 dx += self.phi_v(h).astype(x.dtype) * v  # eq. 7

@@ -78,9 +78,9 @@ def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Arr
     Raises:
       ValueError: ``jax.nn`` has no such function.
     """
-    if callable(activation):
+    if not isinstance(activation, str):
         return activation
-    function = silu if activation == "silu" else getattr(jax.nn, activation, None)
+    function: Any = silu if activation == "silu" else getattr(jax.nn, activation, None)
     if not callable(function):
         raise ValueError(f"activation is {activation!r}; expected a function of jax.nn")
     return function

@@ -37,7 +37,8 @@ class EdgeFeatures(NamedTuple):
 def irreps(channels: int, degree: int, parity: Parity) -> e3nn.Irreps:
     """``channels`` of each degree from 0 to ``degree``."""
     odd = "e" if parity == "ignored" else "o"
-    return e3nn.Irreps([(channels, f"{k}{odd if k % 2 else 'e'}") for k in range(degree + 1)])
+    terms = [f"{channels}x{k}{odd if k % 2 else 'e'}" for k in range(degree + 1)]
+    return e3nn.Irreps("+".join(terms))
 
 
 def vector(parity: Parity) -> e3nn.Irreps:

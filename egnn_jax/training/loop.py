@@ -245,7 +245,9 @@ class Training:
             "losses": self.losses,
             "stopped": np.array(self.stopped),
             "seconds": np.array(self._seconds),
-            "arithmetic": np.array([self.shards, 64 if jax.config.jax_enable_x64 else 32]),
+            "arithmetic": np.array(
+                [self.shards, 8 * np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize]
+            ),
         }
 
     def _save(self) -> None:
