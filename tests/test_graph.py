@@ -1,3 +1,4 @@
+import ase
 import chex
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,93 @@ def test_readouts_equal_loops():
     np.testing.assert_allclose(egnn.mean_nodes(graph, graph.nodes.h), means, rtol=1e-6)
 
 
+def empty_graph():
+    return egnn.complete_graph(x=np.zeros((0, 3)), h=np.zeros((0, 1)))
+
+
+def test_masks_count_real_graphs_without_nodes():
+    graphs = [egnn.complete_graph(x=np.ones((2, 3))), empty_graph(), empty_graph()]
+    padded = egnn.batch(graphs, egnn.Budget(5, 4, 6))
+    assert egnn.graph_mask(padded).tolist() == [True, True, True, False, False, False]
+    assert egnn.node_mask(padded).tolist() == [True, True, False, False, False]
+    assert egnn.edge_mask(padded).tolist() == [True, True, False, False]
+    assert len(egnn.unbatch(padded)) == 3
+    no_nodes = egnn.batch([empty_graph()], egnn.Budget(1, 0, 2))
+    assert egnn.graph_mask(no_nodes).tolist() == [True, False]
+    assert egnn.node_mask(no_nodes).tolist() == [False]
+
+
+@pytest.mark.parametrize("mask", [egnn.graph_mask, egnn.node_mask, egnn.edge_mask])
+def test_a_batch_without_padding_has_no_mask(mask):
+    graphs = [egnn.complete_graph(x=np.ones((n, 3))) for n in (2, 3, 4)]
+    with pytest.raises(ValueError, match="expected a PaddedGraphsTuple"):
+        mask(egnn.batch(graphs))
+    padded = egnn.batch(graphs, egnn.Budget(10, 20, 4))
+    assert mask(padded).tolist() == jax.jit(mask)(padded).tolist()
+    assert mask(padded._replace(nodes=padded.nodes)).any()
+
+
+def test_kinds_of_nodes_are_embedded():
+    kinds = np.array([8, 1, 1], np.int8)
+    graph = egnn.complete_graph(x=np.eye(3), h=kinds)
+    assert graph.nodes.h.tolist() == [8, 1, 1]
+    for name in ("egnn", "gnn", "schnet", "tfn", "se3_transformer"):
+        options = {"coordinates": False} if name == "gnn" else {}
+        model = egnn.MODELS[name](features=4, layers=1, **options)
+        params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+        of = lambda h, model=model, params=params: (
+            model.apply(params, graph._replace(nodes=graph.nodes.replace(h=jnp.array(h)))).nodes.h
+        )
+        assert of([8, 1, 1]).shape == (3, 4)
+        assert np.abs(of([8, 1, 1]) - of([8, 1, 6])).max() > 1e-3
+        mixed = egnn.MixedPrecision(model).apply(params, graph).nodes.h
+        assert mixed.dtype == graph.nodes.x.dtype
+        np.testing.assert_allclose(mixed, of([8, 1, 1]), rtol=0.1, atol=0.1)
+
+
+def test_targets_and_cells_belong_to_graphs():
+    cell = np.diag([2.0, 3.0, 4.0])
+    graphs = [
+        egnn.radius_graph(np.full((2, 3), k) * [[0.1], [0.3]], 1.0, y=[k, -k], cell=cell)
+        for k in (1.0, 2.0)
+    ]
+    padded = egnn.batch(graphs, egnn.Budget(6, 99, 3))
+    assert padded.globals.y.tolist() == [[1, -1], [2, -2], [0, 0]]
+    assert padded.globals.cell.shape == (3, 3, 3)
+    one = graphs[0]
+    np.testing.assert_allclose(one.edges.shift, one.edges.steps @ cell, atol=1e-6)
+    assert jnp.issubdtype(one.edges.steps.dtype, jnp.integer)
+    q = egnn.random_orthogonal(jax.random.key(0), 3)
+    turned = egnn.transform(one, q)
+    np.testing.assert_allclose(
+        turned.edges.shift, one.edges.steps @ np.asarray(turned.globals.cell[0]), atol=1e-5
+    )
+
+
+def test_atoms_become_graphs_and_come_back():
+    atoms = ase.Atoms("CO", [[0.0, 0.0, 0.0], [0.0, 0.0, 9.9]], cell=[10, 10, 10], pbc=True)
+    graph = egnn.from_ase(atoms, cutoff=1.0, y=-1.5)
+    assert graph.nodes.h.tolist() == [6, 8]
+    assert graph.globals.y.tolist() == [[-1.5]]
+    assert sorted(graph.edges.steps.tolist()) == [[0, 0, -1], [0, 0, 1]]
+    again = egnn.to_ase(graph)
+    assert again.get_chemical_symbols() == ["C", "O"]
+    assert again.pbc.all()
+    np.testing.assert_allclose(again.get_distance(0, 1, mic=True), 0.1, atol=1e-5)
+    alone = egnn.from_ase(ase.Atoms("H"))
+    assert (alone.n_node.tolist(), alone.n_edge.tolist()) == ([1], [0])
+    assert egnn.to_ase(alone).pbc.sum() == 0
+    with pytest.raises(ValueError, match="periodic; expected a cutoff"):
+        egnn.from_ase(atoms)
+    with pytest.raises(ValueError, match=r"ASE's Atoms; expected an array: see from_ase"):
+        egnn.radius_graph(atoms, 1.0)
+
+
+def test_rounding_of_large_coordinates_is_said():
+    with pytest.warns(UserWarning, match=r"x reaches 4e\+06.*subtract the mean"):
+        egnn.radius_graph(np.array([[4e6, 0.0], [4e6 + 0.6, 0.0]]), 1.0)
+
+
 X = np.zeros((3, 2))
 NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0]])
 
@@ -79,6 +167,28 @@ NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0]])
         (
             lambda: egnn.complete_graph(x=X, a=np.zeros((5, 1))),
             r"a has shape \(5, 1\); expected \(6, any width\)",
+        ),
+        (lambda: egnn.complete_graph(x=X, h=[1, 2, 119]), "h holds 119; expected kinds from 0"),
+        (lambda: egnn.complete_graph(x=X, h=[0.5, 1, 2]), r"h has shape \(3,\) and dtype float"),
+        (lambda: egnn.complete_graph(x=X + 1e39), r"x is 1e\+39 at row 0.*float32"),
+        (lambda: egnn.complete_graph(x=X, y=[np.nan]), "y is nan"),
+        (
+            lambda: egnn.graph_from_edges([0], [1], x=X, steps=[[0, 1]]),
+            "steps are given without a cell",
+        ),
+        (
+            lambda: egnn.graph_from_edges([0], [1], x=X, steps=[[0.5, 1]], cell=np.eye(2)),
+            "steps has shape .* expected integers",
+        ),
+        (lambda: egnn.graph_from_adjacency([["0"]], x=X[:1]), "adjacency has dtype <U1"),
+        (lambda: egnn.graph_from_adjacency([[np.nan]], x=X[:1]), "adjacency holds NaN"),
+        (
+            lambda: egnn.batch([egnn.batch([egnn.complete_graph(x=X)], egnn.Budget(9, 9, 9))]),
+            "received a padded batch",
+        ),
+        (
+            lambda: jax.jit(lambda x: egnn.batch([egnn.complete_graph(x=x)]))(jnp.zeros((2, 2))),
+            "batch received a traced graph",
         ),
         (lambda: egnn.complete_graph(x=NAN), "x is nan at row 1, column 1"),
         (lambda: egnn.complete_graph(x=X, v=X + np.inf), "v is inf at row 0, column 0"),

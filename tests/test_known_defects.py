@@ -126,7 +126,7 @@ def the_schedule_advances_once_a_step(module):
     np.testing.assert_allclose(sizes, 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20)), atol=1e-4)
 
 
-MESSAGES = "m_i: jax.Array = aggregate(graph, m_ij)"
+MESSAGES = "m_i: Any = aggregate(graph, m_ij)"
 MOVES = "dx = None if moves is None else sum_at_receivers(graph, moves)"
 DEFECTS = [
     (

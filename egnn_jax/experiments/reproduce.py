@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments._options import replace
 from egnn_jax.experiments import paper, plots
+from egnn_jax.experiments._options import replace
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.run import first_seed, load, train
 from egnn_jax.experiments.tables import markdown, result_rows, write_table

@@ -1,6 +1,7 @@
 """Several graphs as one: node indices shifted, fields concatenated, padded to a static shape."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,50 +33,49 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
         raise ValueError("batch received no graphs; expected at least one")
     if any(isinstance(graph, PaddedGraphsTuple) for graph in graphs):
         raise ValueError("batch received a padded batch; expected egnn.unbatch of it")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(graphs)):
+    leaves, structures = zip(*map(jax.tree.flatten, graphs), strict=True)
+    if any(isinstance(leaf, Tracer) for leaf in itertools.chain(*leaves)):
         raise ValueError("batch received a traced graph; expected its values: batch outside of jit")
-    if len({_signature(graph) for graph in graphs}) > 1:
+    # Each graph is taken to the host once, since that is most of the time.
+    leaves = [[np.asarray(leaf) for leaf in arrays] for arrays in leaves]
+    kinds = [[(leaf.shape[1:], leaf.dtype) for leaf in arrays] for arrays in leaves]
+    if any(s != structures[0] or k != kinds[0] for s, k in zip(structures, kinds, strict=True)):
         raise ValueError(
             "the graphs differ in what they carry (v, a, shift, y, cell or a width); expected all "
             "alike"
         )
-    counts = [(int(np.sum(g.n_node)), int(np.sum(g.n_edge)), len(g.n_node)) for g in graphs]
+    host = [jax.tree.unflatten(structures[0], arrays) for arrays in leaves]
+    counts = [(int(g.n_node.sum()), int(g.n_edge.sum()), len(g.n_node)) for g in host]
+    joined = jax.tree.unflatten(structures[0], map(np.concatenate, zip(*leaves, strict=True)))
+    first_node = np.cumsum([0, *(n_node for n_node, _, _ in counts[:-1])])
+    first_node = np.repeat(first_node, [n_edge for _, n_edge, _ in counts]).astype(np.int32)
+    joined = joined._replace(
+        senders=joined.senders + first_node, receivers=joined.receivers + first_node
+    )
     if budget is not None:
         _validation.fits_budget(counts, budget)
-    n_node, n_edge, n_graph = np.sum(counts, axis=0)
-    extra = (0, 0, 0) if budget is None else np.subtract(budget, (n_node, n_edge, n_graph))
-    first_node = np.repeat(
-        np.cumsum([0, *(n for n, _, _ in counts[:-1])]), [e for _, e, _ in counts]
-    )
+        joined = _padded(joined, Budget(*np.subtract(budget, np.sum(counts, axis=0)).tolist()))
+    return jax.tree.map(jnp.asarray, joined)
 
-    def joined(*parts: Any, padding: int, fill: int = 0) -> jax.Array:
-        arrays = [np.asarray(part) for part in parts]
-        arrays.append(np.full((padding, *arrays[0].shape[1:]), fill, arrays[0].dtype))
-        return jnp.asarray(np.concatenate(arrays))
 
-    def field(name: str, padding: int) -> Any:
-        return jax.tree.map(
-            lambda *parts: joined(*parts, padding=padding), *(getattr(g, name) for g in graphs)
-        )
+def _padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
+    """A batch on the host with so many more nodes, edges and graphs."""
 
-    def ends(name: str) -> jax.Array:
-        indices = np.concatenate([np.asarray(getattr(g, name)) for g in graphs]) + first_node
-        return joined(indices.astype(np.int32), padding=extra[1], fill=n_node)
+    def append(number: int, fill: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda a: np.append(a, np.full((number, *a.shape[1:]), fill, a.dtype), axis=0)
 
-    def sizes(name: str, padding: int) -> jax.Array:
-        padded = np.zeros(extra[2], np.int32)
-        padded[:1] = padding
-        return joined(*(getattr(g, name) for g in graphs), padded, padding=0)
+    def count(sizes: np.ndarray, number: int) -> np.ndarray:
+        return np.concatenate([sizes, [number], np.zeros(extra.n_graph - 1)]).astype(np.int32)
 
-    kind = GraphsTuple if budget is None else PaddedGraphsTuple
-    return kind(
-        nodes=field("nodes", extra[0]),
-        edges=field("edges", extra[1]),
-        senders=ends("senders"),
-        receivers=ends("receivers"),
-        n_node=sizes("n_node", extra[0]),
-        n_edge=sizes("n_edge", extra[1]),
-        globals=field("globals", extra[2]),
+    first_padding = graph.nodes.x.shape[0]
+    return PaddedGraphsTuple(
+        nodes=jax.tree.map(append(extra.n_node), graph.nodes),
+        edges=jax.tree.map(append(extra.n_edge), graph.edges),
+        receivers=append(extra.n_edge, first_padding)(graph.receivers),
+        senders=append(extra.n_edge, first_padding)(graph.senders),
+        globals=jax.tree.map(append(extra.n_graph), graph.globals),
+        n_node=count(graph.n_node, extra.n_node),
+        n_edge=count(graph.n_edge, extra.n_edge),
     )
 
 
@@ -103,9 +103,3 @@ def unbatch(graph: GraphsTuple) -> Sequence[GraphsTuple]:
         )
 
     return [single(k) for k in range(number)]
-
-
-def _signature(graph: GraphsTuple) -> Any:
-    carried = (graph.nodes, graph.edges, graph.globals)
-    widths = tuple((np.shape(leaf)[1:], leaf.dtype) for leaf in jax.tree.leaves(carried))
-    return jax.tree.structure(carried), widths

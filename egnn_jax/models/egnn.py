@@ -130,7 +130,7 @@ class EGCL(nn.Module):
             if not callable(aggregate):
                 aggregate = _AGGREGATIONS[aggregate]
             m_ij, moves = messages(self, graph)
-            m_i: jax.Array = aggregate(graph, m_ij)  # eq. 5
+            m_i: Any = aggregate(graph, m_ij)  # eq. 5
             dx = None if moves is None else sum_at_receivers(graph, moves)
         else:
             zeros = jnp.zeros((x.shape[0], self.features), dtype_of_sums(h))

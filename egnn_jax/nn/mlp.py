@@ -80,10 +80,11 @@ def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Arr
     """
     if not isinstance(activation, str):
         return activation
-    function: Any = silu if activation == "silu" else getattr(jax.nn, activation, None)
-    if not callable(function):
+    if activation == "silu":
+        return silu
+    if not callable(getattr(jax.nn, activation, None)):
         raise ValueError(f"activation is {activation!r}; expected a function of jax.nn")
-    return function
+    return getattr(jax.nn, activation)
 
 
 class Dense(nn.Module):

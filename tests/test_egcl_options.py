@@ -1,0 +1,103 @@
+"""Layers, activations and aggregations of one's own in an EGNN."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import testing
+
+
+class Doubling(nn.Module):
+    """A layer of a user: h' = 2 W h."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, graph):
+        h = 2 * nn.Dense(self.features)(graph.nodes.h)
+        return graph._replace(nodes=graph.nodes.replace(h=h))
+
+
+def apply(model, graph):
+    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    return lambda g: model.apply(params, g)
+
+
+def test_an_own_layer_gets_the_options_it_has():
+    graph = testing.random_graph()
+    model = egnn.EGNN(features=3, layers=2, layer=Doubling)
+    params = model.init(jax.random.key(0), graph)
+    assert set(params["params"]) == {"embedding", "layer_0", "layer_1"}
+    kernels = [params["params"][f"layer_{k}"]["Dense_0"]["kernel"] for k in range(2)]
+    embedding = params["params"]["embedding"]
+    h = graph.nodes.h @ embedding["kernel"] + embedding["bias"]
+    np.testing.assert_allclose(
+        model.apply(params, graph).nodes.h, 4 * h @ kernels[0] @ kernels[1], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "max"])
+def test_aggregations_equal_loops(x64, aggregation):
+    graph = testing.random_graph(sizes=(4,), padding=False)
+    layer = egnn.EGCL(features=2, aggregation=aggregation, update_coordinates=False)
+    seen = {}
+
+    def spy(graph, m_ij):
+        loop = np.zeros((len(graph.nodes.x), m_ij.shape[1]))
+        for i in range(len(loop)):
+            mine = np.asarray(m_ij)[np.asarray(graph.receivers) == i]
+            if len(mine):
+                loop[i] = mine.mean(axis=0) if aggregation == "mean" else mine.max(axis=0)
+        seen["called"] = True
+        return jnp.asarray(loop)
+
+    params = testing.randomise_parameters(layer.init(jax.random.key(0), graph))
+    own = egnn.EGCL(features=2, aggregation=spy, update_coordinates=False)
+    np.testing.assert_allclose(
+        layer.apply(params, graph).nodes.h, own.apply(params, graph).nodes.h, rtol=1e-12
+    )
+    assert seen
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "max"])
+@pytest.mark.parametrize("activation", ["gelu", jnp.tanh])
+def test_other_options_keep_the_symmetries(x64, aggregation, activation):
+    model = egnn.EGNN(features=4, layers=2, aggregation=aggregation, activation=activation)
+    fn = apply(model, testing.random_graph())
+    testing.assert_equivariant(fn, testing.random_graph())
+    testing.assert_permutation_equivariant(fn, testing.random_graph())
+    testing.assert_padding_invariant(fn, testing.random_graph(padding=False))
+
+
+def test_an_activation_is_used():
+    graph = testing.random_graph()
+    silu, same, other = (
+        egnn.EGNN(features=4, layers=1, activation=a) for a in ("silu", jax.nn.silu, "relu")
+    )
+    params = testing.randomise_parameters(silu.init(jax.random.key(0), graph))
+    out = [model.apply(params, graph).nodes.h for model in (silu, same, other)]
+    np.testing.assert_allclose(out[0], out[1], rtol=1e-5)
+    assert np.abs(out[0] - out[2]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "siluu"}, "activation is 'siluu'; expected a function of jax.nn"),
+        ({"aggregation": "median"}, "aggregation is 'median'; expected one of"),
+        ({"aggregation": "max", "edge_block": 4}, "edge_block expects 'sum'"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    graph = testing.random_graph()
+    with pytest.raises(ValueError, match=message):
+        egnn.EGNN(features=2, layers=1, **options).init(jax.random.key(0), graph)
+
+
+def test_a_plain_jraph_graph_is_refused():
+    graph = testing.random_graph()
+    with pytest.raises(ValueError, match=r"expected egnn\.Nodes and egnn\.Edges"):
+        egnn.EGNN().init(jax.random.key(0), graph._replace(nodes=graph.nodes.x))
