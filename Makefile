@@ -1,12 +1,14 @@
-# make train: a trained EGNN, its error beside the paper's, and pictures. make test: everything CI runs.
-# make benchmark: how much faster ours is than PyTorch and plain JAX; `make benchmark CASES="nbody qm9"` runs some cases alone.
+# make train: a trained EGNN, its error beside the paper's, and pictures.
+# make test: what CI runs. make test-all: the slow tests too.
+# make benchmark: our speed against PyTorch and plain JAX; CASES="nbody qm9" runs some cases.
 # Needs only Python 3.11 or newer; `make train PYTHON=python3.12` picks another.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.installed
 BENCH := .venv/.installed-bench
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup train test lint benchmark
+.PHONY: setup train test test-all lint benchmark
 
 setup: $(SETUP)
 
@@ -18,8 +20,8 @@ $(SETUP): requirements.txt pyproject.toml
 	touch $@
 
 train: $(SETUP)
-	$(BIN)/python scripts/train.py configs/nbody/quick.yaml
-	$(BIN)/python scripts/report.py runs/nbody/quick
+	$(BIN)/egnn train nbody/egnn_best
+	$(BIN)/egnn report runs/nbody/egnn_best
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
@@ -27,7 +29,10 @@ lint: $(SETUP)
 	$(BIN)/basedpyright
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+test-all: lint
+	$(PYTEST) -m 'not peers'
 
 $(BENCH): $(SETUP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -1,25 +1,67 @@
-import dataclasses
+"""The Python of the documents, run as it stands."""
+
 import re
 from pathlib import Path
 
-from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.config import build_model
-from egnn_jax.training.fit import fit
+import ase
+import ase.io
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+
+import egnn_jax as egnn
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
+def blocks(document, language="python"):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+@pytest.fixture
+def structures(tmp_path, monkeypatch):
+    """80 clusters of argon with the energy of a Lennard-Jones potential."""
     monkeypatch.chdir(tmp_path)
-    config = configs.load(ROOT / "configs/autoencoder/erdos_renyi_egnn_fast.yaml")
-    config = dataclasses.replace(config, epochs=1, batch_size=50)
-    fit(config.task, build_model(config), config, "runs/autoencoder/erdos_renyi_egnn_fast")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 6
+    rng = np.random.default_rng(0)
+    lattice = np.array(list(np.ndindex(3, 2, 2)), float) * 3.7
+    frames = []
+    for n in rng.integers(3, 9, 80):
+        atoms = ase.Atoms(f"Ar{n}", lattice[:n] + rng.normal(0, 0.2, (n, 3)))
+        r = atoms.get_all_distances()[np.triu_indices(n, 1)]
+        energy = np.sum(4 * 0.01 * ((3.4 / r) ** 12 - (3.4 / r) ** 6))
+        atoms.calc = SinglePointCalculator(atoms, energy=float(energy))
+        frames.append(atoms)
+    ase.io.write("mine.extxyz", frames)
+
+
+def test_the_readmes_python_runs(structures):
+    layer, own_data, simulation = blocks("README.md")
     names = {}
-    for block in blocks:
+    exec(layer, names)
+    exec(own_data, names)
+    found = egnn.evaluate(names["loss"], names["result"].params, names["test"].loader(16))
+    scale = float(names["train"].y.std())
+    assert found["mae"] < 0.5 * scale, "it learns: guessing the mean would be about 0.8"
+    exec(simulation, names)
+
+
+def test_an_own_data_set_takes_ten_lines():
+    _, own_data, _ = blocks("README.md")
+    lines = [line for line in own_data.splitlines() if line.strip()]
+    statements = [line for line in lines if not line.startswith(("import ", "from "))]
+    assert len(statements) <= 10
+
+
+def test_the_training_pages_python_runs(tmp_path, monkeypatch):
+    from egnn_jax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs_training"}
+    for block in blocks("docs/training.md"):
         exec(block, names)
-    assert names["forces"].shape == (500, 3)
-    assert names["x"].shape == (10, 5, 3)
-    assert names["z"].shape == (10, 8)
-    assert len(names["again"]) == 10
+    (config,) = blocks("docs/training.md", "yaml")
+    Path("mine.yaml").write_text(config)
+    main(["train", "mine.yaml", "--epochs", "2", "--eval-every", "1", "--run", "runs/mine"])
+    main(["report", "runs/mine"])
+    assert Path("runs/mine/report/table.md").is_file()
