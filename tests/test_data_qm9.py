@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from egnn_jax.data import qm9
+from egnn_jax.data import qm9, qm9_sources
 
 METHANE = """5
 gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t\
@@ -139,7 +139,7 @@ def test_both_sources_give_the_same(tmp_path, whole):
     files = {"dsgdb9nsd_000002.xyz": WATER.replace("gdb 3", "gdb 2")}
     package = {
         molecule.index: molecule
-        for molecule in qm9.from_package()
+        for molecule in qm9_sources.from_package()
         if molecule.index in whole.index[chosen]
     }
     for index, molecule in reversed(package.items()):
@@ -161,7 +161,7 @@ def test_both_sources_give_the_same(tmp_path, whole):
         files[f"dsgdb9nsd_{index:06}.xyz"] = "\n".join(
             [str(len(atoms)), head, *atoms, "1.0", "C\tC", "InChI\tInChI"]
         )
-    got = qm9.arrays(qm9.from_archive(*archive(tmp_path, files)))
+    got = qm9_sources.arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
     np.testing.assert_array_equal(got["index"], whole.index[chosen])
     rows = np.concatenate([np.arange(starts[k], starts[k] + whole.n_atoms[k]) for k in chosen])
     np.testing.assert_array_equal(got["positions"], whole.positions[rows])
@@ -172,13 +172,13 @@ def test_both_sources_give_the_same(tmp_path, whole):
 
 def test_the_formats_of_the_originals(tmp_path):
     (tmp_path / "part.csv").write_text("\n".join([HEAD, line(METHANE), line(WATER)]))
-    table = qm9.arrays(qm9.from_csv(tmp_path / "part.csv"))
+    table = qm9_sources.arrays(qm9_sources.from_csv(tmp_path / "part.csv"))
     files = {
         "dsgdb9nsd_000003.xyz": WATER,
         "dsgdb9nsd_000001.xyz": METHANE,
         "dsgdb9nsd_000002.xyz": WATER.replace("gdb 3", "gdb 2"),
     }
-    tar = qm9.arrays(qm9.from_archive(*archive(tmp_path, files)))
+    tar = qm9_sources.arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
     assert tar["index"].tolist() == [1, 3]
     for name, array in table.items():
         np.testing.assert_array_equal(tar[name], array)
@@ -206,7 +206,7 @@ def test_the_formats_of_the_originals(tmp_path):
 def test_damaged_molecules_are_named(tmp_path, change, message):
     files = {"dsgdb9nsd_000001.xyz": METHANE, "dsgdb9nsd_000003.xyz": WATER.replace(*change, 1)}
     with pytest.raises(ValueError, match=message):
-        qm9.arrays(qm9.from_archive(*archive(tmp_path, files)))
+        qm9_sources.arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ def test_damaged_tables_are_named(tmp_path, change, message):
         "\n".join([HEAD, line(METHANE), line(WATER).replace(*change)])
     )
     with pytest.raises(ValueError, match=message):
-        list(qm9.from_csv(tmp_path / "part.csv"))
+        list(qm9_sources.from_csv(tmp_path / "part.csv"))
 
 
 @pytest.mark.parametrize("text", ["", "Index,N_atoms\n", line(METHANE)])
 def test_tables_without_their_head_are_named(tmp_path, text):
     (tmp_path / "part.csv").write_text(text)
     with pytest.raises(ValueError, match=r"part.csv has no column Dipole_debye"):
-        list(qm9.from_csv(tmp_path / "part.csv"))
+        list(qm9_sources.from_csv(tmp_path / "part.csv"))
 
 
 def test_damaged_and_missing_archives(tmp_path):
@@ -239,21 +239,21 @@ def test_damaged_and_missing_archives(tmp_path):
     assert not (tmp_path / "qm9").exists()
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"tar.bz2 is damaged"):
-        list(qm9.from_archive(path, listed))
+        list(qm9_sources.from_archive(path, listed))
     listed.write_text("nothing\n")
     with pytest.raises(ValueError, match="lists no molecules"):
-        list(qm9.from_archive(path, listed))
+        list(qm9_sources.from_archive(path, listed))
     with pytest.raises(ValueError, match="is no file; expected dsgdb9nsd"):
-        list(qm9.from_archive(tmp_path / "none.tar.bz2", listed))
+        list(qm9_sources.from_archive(tmp_path / "none.tar.bz2", listed))
     path, listed = archive(tmp_path, {"readme.txt": "none"})
     with pytest.raises(ValueError, match="holds no molecules"):
-        qm9.arrays(qm9.from_archive(path, listed))
+        qm9_sources.arrays(qm9_sources.from_archive(path, listed))
 
 
 def test_what_to_install_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "qm9pack", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[qm9\]'"):
-        list(qm9.from_package())
+        list(qm9_sources.from_package())
     with pytest.raises(ValueError, match=r"uncharacterized is list\.txt without an archive"):
         qm9.load(uncharacterized="list.txt")
 
@@ -265,10 +265,10 @@ def test_another_data_set_is_refused(whole):
         "n_atoms": whole.n_atoms,
         "atomic_numbers": whole.atomic_numbers,
     }
-    assert qm9.check(found) is found
+    assert qm9_sources.check(found) is found
     with pytest.raises(ValueError, match="its mean alpha is"):
-        qm9.check(found | {"targets/alpha": whole.targets["alpha"] + 1e-3})
+        qm9_sources.check(found | {"targets/alpha": whole.targets["alpha"] + 1e-3})
     numbers = whole.atomic_numbers.copy()
     numbers[7] = 9
     with pytest.raises(ValueError, match="its atomic_numbers is"):
-        qm9.check(found | {"atomic_numbers": numbers})
+        qm9_sources.check(found | {"atomic_numbers": numbers})

@@ -2,12 +2,12 @@
 order, differentiable.
 
 A model added to the registry is tested here without another line. ``python -m
-tests.test_symmetries`` prints the table of docs/trust.md.
+tests.test_symmetries`` prints the table of docs/testing.md.
 """
 
 import dataclasses
 from functools import partial
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin
 
 import chex
 import jax
@@ -16,6 +16,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import testing
+from egnn_jax.experiments._options import plain_hints
 
 SIZES = {"features": 6, "layers": 2, "gaussians": 8}
 UNSEEN = {"clip": 1e3}
@@ -30,16 +31,14 @@ translations.
 
 def variants(model):
     """The default, and each option at each of its other values."""
-    fields = {
-        f.name: f
-        for f in dataclasses.fields(model)
-        if f.init and f.name not in ("parent", "name", *SIZES)
-    }
-    hints = get_type_hints(model)
+    hints = {name: hint for name, hint in plain_hints(model).items() if name not in SIZES}
+    fields = {f.name: f for f in dataclasses.fields(model) if f.name in hints}
     yield {}
     for name, field in fields.items():
         if name in UNSEEN | ABOUT_THE_ORIGIN:
             yield {name: (UNSEEN | ABOUT_THE_ORIGIN)[name]}
+        elif name == "activation":
+            yield {name: "gelu"}
         elif hints[name] is bool:
             yield {name: not field.default}
         elif get_origin(hints[name]) is Literal:

@@ -28,6 +28,26 @@ def complete_edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return senders, receivers, starts
 
 
+def budgets(n_node: np.ndarray, n_edge: np.ndarray, graphs: int, shards: int) -> list[Budget]:
+    """Shapes of shards of so many graphs, for graphs of these sizes (S,), the smallest first."""
+    if graphs == 1:
+        order = np.argsort(n_edge, kind="stable")
+        places = np.ceil(len(order) * np.array([0.25, 0.5, 0.75, 1])).astype(int)
+        largest = [order[:place] for place in places]
+        shapes = {(int(n_node[part].max()), int(n_edge[part].max())) for part in largest}
+        return [Budget(nodes + 1, edges, 2) for nodes, edges in sorted(shapes)]
+    # The largest of each class of ``arrange``. The graphs left out of an epoch, fewer than a
+    # batch, shift the classes a little.
+    size = graphs * shards
+    ends = np.ceil(np.arange(1, size + 1) * len(n_node) / size).astype(int)
+    places = np.minimum(ends + 2 * size, len(n_node)) - 1
+    nodes, edges = (
+        int(snake(np.sort(count)[places].reshape(graphs, shards)).sum(axis=0).max())
+        for count in (n_node, n_edge)
+    )
+    return [Budget(nodes + 1, edges, graphs + 1)]
+
+
 class Gather:
     """Where the nodes (or edges) of batches are in the flat arrays, and where they go.
 

@@ -10,6 +10,7 @@ import numpy as np
 from egnn_jax.data import storage
 from egnn_jax.data._packing import (
     Gather,
+    budgets,
     complete_edge_lists,
     concatenated,
     require_alike,
@@ -177,14 +178,7 @@ class GraphDataset:
         Raises:
           ValueError: the folder exists.
         """
-        nodes, edges, ends = (
-            Gather(n[None], first[None]).source
-            for first, n in (
-                (self._first_node, self._n_node),
-                (self._first_edge, self._n_edge),
-                (self._first_end, self._n_edge),
-            )
-        )
+        nodes, edges, ends = (Gather(n[None], first[None]).source for first, n in self._runs)
         arrays = storage.flatten(
             nodes=jax.tree.map(lambda a: a[nodes], self._nodes),
             edges=jax.tree.map(lambda a: a[edges], self._edges),
@@ -234,24 +228,7 @@ class GraphDataset:
         Whatever :meth:`arrange` returns fits the last of them. For single graphs these are the
         quartiles of their sizes; for more there is only one.
         """
-        if graphs == 1:
-            order = np.argsort(self._n_edge, kind="stable")
-            places = np.ceil(len(self) * np.array([0.25, 0.5, 0.75, 1])).astype(int)
-            largest = [order[:place] for place in places]
-            shapes = {
-                (int(self._n_node[part].max()), int(self._n_edge[part].max())) for part in largest
-            }
-            return [Budget(n_node + 1, n_edge, 2) for n_node, n_edge in sorted(shapes)]
-        # The largest of each class of ``arrange``. The graphs left out of an epoch, fewer than a
-        # batch, shift the classes a little.
-        size = graphs * shards
-        ends = np.ceil(np.arange(1, size + 1) * len(self) / size).astype(int)
-        largest = np.minimum(ends + 2 * size, len(self)) - 1
-        n_node, n_edge = (
-            int(snake(np.sort(count)[largest].reshape(graphs, shards)).sum(axis=0).max())
-            for count in (self._n_node, self._n_edge)
-        )
-        return [Budget(n_node + 1, n_edge, graphs + 1)]
+        return budgets(self._n_node, self._n_edge, graphs, shards)
 
     def pack(self, rows: np.ndarray) -> PaddedGraphsTuple:
         """Padded batches of the graphs numbered ``rows``; see :class:`~egnn_jax.PaddedGraphsTuple`.
@@ -305,16 +282,15 @@ class GraphDataset:
         )
         return jax.tree.map(lambda a: a.reshape(leading + a.shape[1:]), packed)
 
+    @property
+    def _runs(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """First and number of each graph's nodes, edges, and ends of edges in the flat arrays."""
+        first = (self._first_node, self._first_edge, self._first_end)
+        return tuple(zip(first, (self._n_node, self._n_edge, self._n_edge), strict=True))
+
     def _graph(self, row: int) -> GraphsTuple:
         """One graph, without padding."""
-        nodes, edges, ends = (
-            slice(first[row], first[row] + n[row])
-            for first, n in (
-                (self._first_node, self._n_node),
-                (self._first_edge, self._n_edge),
-                (self._first_end, self._n_edge),
-            )
-        )
+        nodes, edges, ends = (slice(first[row], first[row] + n[row]) for first, n in self._runs)
         place = self._rows[row]
         return GraphsTuple(
             nodes=jax.tree.map(lambda a: np.asarray(a[nodes]), self._nodes),

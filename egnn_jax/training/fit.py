@@ -13,7 +13,8 @@ from egnn_jax.data.loader import Loader
 from egnn_jax.training.callbacks import Callback, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Metrics, metrics_of
-from egnn_jax.training.loop import FitResult, Plan, Training
+from egnn_jax.training.loop import Training
+from egnn_jax.training.plan import FitResult, Plan
 from egnn_jax.training.step import Loss
 
 

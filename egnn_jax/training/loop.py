@@ -1,6 +1,5 @@
 """The loop behind ``fit``: chunks of compiled steps, evaluations and checkpoints in turn."""
 
-import dataclasses
 import math
 import time
 import warnings
@@ -19,67 +18,10 @@ from egnn_jax.training.callbacks import Callback, Progress
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import AXIS, batch_layout, free_heaps
 from egnn_jax.training.evaluation import Evaluation, Metrics
+from egnn_jax.training.plan import FitResult, Plan
 from egnn_jax.training.signals import Interrupted, stop_requested
 from egnn_jax.training.state import init_best, init_state, keep_best
 from egnn_jax.training.step import Loss, make_step, make_train
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How long, how often and on what a training works; the fields are arguments of ``fit``."""
-
-    train: Loader
-    valid: Loader | None
-    epochs: int
-    monitor: str = "loss"
-    seed: int = 0
-    seeds: int = 1
-    ema_decay: float = 0.0
-    micro_batches: int = 1
-    eval_every: int = 1
-    chunk_steps: int = 200
-    checkpoint_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where a number makes no sense."""
-        for name in ("epochs", "seeds", "micro_batches", "eval_every", "chunk_steps"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
-        batch_size = self.train.batch_size
-        if self.train.num_batches(0) < 1:
-            raise ValueError(
-                f"batch_size is {batch_size}; expected at most the number of samples to train on"
-            )
-        if batch_size % self.micro_batches:
-            raise ValueError(
-                f"micro_batches is {self.micro_batches}; expected a divisor of the batch_size "
-                f"{batch_size}"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; expected a number from 0 to below 1")
-        if not 0 <= self.seed <= 2**32 - self.seeds:
-            raise ValueError(f"seed is {self.seed}; expected 0 to {2**32 - self.seeds}")
-
-
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """What :func:`fit` returns; with several seeds, arrays have a leading axis of that size.
-
-    Attributes:
-      params: the parameters of the best validation value (the last ones without validation).
-      best_value: that value.
-      best_epoch: after which epoch it was.
-      history: one entry an evaluation: epoch, step, seconds, training loss, validation metrics.
-      seconds: how long training took, in all processes that it was resumed in.
-      notes: what a reader of the numbers should know, such as a change of devices on resume.
-    """
-
-    params: Any
-    best_value: Any
-    best_epoch: Any
-    history: list[dict[str, Any]]
-    seconds: float
-    notes: tuple[str, ...] = ()
 
 
 class Training:
@@ -297,13 +239,20 @@ class Training:
             )
 
     def _last_good(self) -> str:
+        """In words, what is left of a training that failed; the best parameters are kept."""
         if self.folder is None:
             return "there are no checkpoints, since there is no folder"
+        best = int(np.max(self.best.epoch))
+        if best > self.saved_best:
+            self.folder.save("best", best * self.per_epoch, self.best)
         self.folder.wait()
         last = self.folder.latest("last")
-        if last is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self.folder.path}/checkpoints/last/{last}"
+        kept = "there is no checkpoint yet"
+        if last is not None:
+            kept = f"the last good checkpoint is {self.folder.path}/checkpoints/last/{last}"
+        if best:
+            kept += f"; the best parameters, of epoch {best}, are kept: evaluate reads them"
+        return kept
 
     def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
         """Raise ValueError where the loss or the metrics return something else than expected."""

@@ -1,0 +1,64 @@
+"""What a training is given, and what it returns."""
+
+import dataclasses
+from typing import Any
+
+from egnn_jax.data.loader import Loader
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long, how often and on what a training works; the fields are arguments of ``fit``."""
+
+    train: Loader
+    valid: Loader | None
+    epochs: int
+    monitor: str = "loss"
+    seed: int = 0
+    seeds: int = 1
+    ema_decay: float = 0.0
+    micro_batches: int = 1
+    eval_every: int = 1
+    chunk_steps: int = 200
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a number makes no sense."""
+        for name in ("epochs", "seeds", "micro_batches", "eval_every", "chunk_steps"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        batch_size = self.train.batch_size
+        if self.train.num_batches(0) < 1:
+            raise ValueError(
+                f"batch_size is {batch_size}; expected at most the number of samples to train on"
+            )
+        if batch_size % self.micro_batches:
+            raise ValueError(
+                f"micro_batches is {self.micro_batches}; expected a divisor of the batch_size "
+                f"{batch_size}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; expected a number from 0 to below 1")
+        if not 0 <= self.seed <= 2**32 - self.seeds:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {2**32 - self.seeds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` returns; with several seeds, arrays have a leading axis of that size.
+
+    Attributes:
+      params: the parameters of the best validation value (the last ones without validation).
+      best_value: that value.
+      best_epoch: after which epoch it was.
+      history: one entry an evaluation: epoch, step, seconds, training loss, validation metrics.
+      seconds: how long training took, in all processes that it was resumed in.
+      notes: what a reader of the numbers should know, such as a change of devices on resume.
+    """
+
+    params: Any
+    best_value: Any
+    best_epoch: Any
+    history: list[dict[str, Any]]
+    seconds: float
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,75 @@
+"""What the house rules say of imports, files and public names."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import egnn_jax as egnn
+
+PACKAGE = Path(egnn.__file__).parent
+ALLOWED = {
+    "graph": {"graph"},
+    "nn": {"graph", "nn"},
+    "models": {"graph", "nn", "models"},
+    "data": {"graph", "data", "_files"},
+    "training": {"graph", "data", "training", "_files"},
+    "losses": {"graph", "training"},
+    "testing": {"graph", "testing"},
+    "interop": {"graph", "nn", "models"},
+    "registry": set(),
+    "_files": set(),
+}
+"""The parts of the library that each part may import."""
+
+
+def imported(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    return {name for name in names if name.startswith("egnn_jax.")}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_one_way(part):
+    place = PACKAGE / part
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    for file in files:
+        parts = {name.split(".")[1] for name in imported(file)}
+        assert parts <= ALLOWED[part], f"{file} imports {parts - ALLOWED[part]}"
+
+
+def test_only_one_file_uses_jraph():
+    users = [p for p in PACKAGE.rglob("*.py") if "import jraph" in p.read_text(encoding="utf-8")]
+    assert users == [PACKAGE / "graph" / "graph.py"]
+
+
+@pytest.mark.parametrize(
+    "folder", [PACKAGE, PACKAGE.parent / "scripts"], ids=["egnn_jax", "scripts"]
+)
+def test_files_are_short(folder):
+    sizes = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in folder.rglob("*.py")}
+    assert {name: size for name, size in sizes.items() if size > 300} == {}
+
+
+def test_every_public_name_has_a_docstring():
+    assert len(egnn.__all__) > 40
+    for name in egnn.__all__:
+        assert getattr(egnn, name).__doc__, name
+
+
+@pytest.mark.parametrize("command", ["import egnn_jax", "import egnn_jax.cli"])
+def test_importing_the_library_does_not_import_jax(command):
+    """So that ``egnn --help`` is there at once."""
+    code = f"{command}; import sys; assert not {{'jax', 'flax', 'numpy'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_models_without_steerable_features_do_not_import_e3nn():
+    code = (
+        "import sys, egnn_jax as egnn; egnn.EGNN, egnn.SchNet, egnn.fit, egnn.complete_graph;"
+        "assert 'e3nn_jax' not in sys.modules; egnn.TFN; assert 'e3nn_jax' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
