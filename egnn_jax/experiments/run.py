@@ -111,6 +111,19 @@ def initial_parameters(config: Config, network: nn.Module) -> Any:
     return each[0] if config.seeds == 1 else jax.tree.map(lambda *a: jnp.stack(a), *each)
 
 
+def read_config(run: RunFolder) -> Config:
+    """The config that a run was started with.
+
+    Raises:
+      ValueError: this is no run, or its ``config.yaml`` is damaged; the path is named.
+    """
+    settings = run.settings()
+    try:
+        return configs.from_dict(settings)
+    except ValueError as error:
+        raise ValueError(f"{run.path / 'config.yaml'}: {error}") from error
+
+
 def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
     """The config, the network and the best parameters of a run.
 
@@ -122,7 +135,7 @@ def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
     """
     run = RunFolder(folder)
     try:
-        config = configs.from_dict(run.settings())
+        config = read_config(run)
         constants = run.path / "constants.json"
         if constants.is_file():
             plain = json.loads(constants.read_text(encoding="utf-8"))
