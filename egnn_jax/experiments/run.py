@@ -47,7 +47,7 @@ def train(
       ValueError, FloatingPointError, Interrupted: as :func:`egnn_jax.fit`.
     """
     run = RunFolder(folder)
-    settings = configs.to_dict(config)
+    settings = _settings(run, config)
     if run.result_file.exists():
         run.start(settings)
         try:
@@ -184,6 +184,13 @@ def versions() -> dict[str, str]:
         "device": f"{device.platform} ({device.device_kind})",
         "devices": str(jax.local_device_count()),
     }
+
+
+def _settings(run: RunFolder, config: Config) -> dict[str, Any]:
+    """The config as plain values; those of the folder where an older version wrote the same."""
+    if (run.path / "config.yaml").is_file() and read_config(run) == config:
+        return run.settings()
+    return configs.to_dict(config)
 
 
 class _Constants(Callback):
