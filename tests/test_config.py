@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments._options import plain_hints
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.experiments.qm9 import QM9
-from egnn_jax.experiments._options import plain_hints
 from egnn_jax.registry import MODELS
 from tests.helpers import ROOT
 

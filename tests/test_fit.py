@@ -154,7 +154,10 @@ def test_only_the_chunks_that_are_needed_are_asked_for():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": lambda p, b, k: loss(p, b, k)[0]}, r"returned \(\); expected \(scalar, metrics\)"),
+        (
+            {"loss": lambda p, b, k: loss(p, b, k)[0]},
+            r"returned \(\); expected \(scalar, metrics\)",
+        ),
         (
             {"loss": lambda p, b, k: (jnp.zeros(2), {})},
             r"the loss has shape \(2,\); expected a scalar",

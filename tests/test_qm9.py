@@ -75,9 +75,7 @@ def test_padding_and_the_other_molecules_do_not_matter(independent):
     task = dataclasses.replace(TWO, independent=independent)
     model, batch, params = small(task)
     predicted = task.predict(model.apply, params, batch)
-    alone = task.predict(
-        model.apply, params, task.samples("train").pack(np.array([3, -1, -1]))
-    )
+    alone = task.predict(model.apply, params, task.samples("train").pack(np.array([3, -1, -1])))
     np.testing.assert_allclose(alone[0], predicted[3], rtol=1e-4, atol=1e-5)
     key = jax.random.key(0)
     error = np.abs(np.asarray(predicted - batch.globals.y))[:5]
@@ -156,7 +154,9 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
     _, model, params = load(tmp_path)
     predicted = config.task.predictions(model.apply, params, "test")
     for k, name in enumerate(config.task.targets):
-        error = np.abs(predicted - config.task.labels[config.task.molecules.splits["test"]])[:, k].mean()
+        error = np.abs(predicted - config.task.labels[config.task.molecules.splits["test"]])[
+            :, k
+        ].mean()
         assert error == pytest.approx(result["metrics"]["test"][name], rel=1e-4)
     picture = config.task.plot(model.apply, params, tmp_path / "parity.png")
     assert picture.read_bytes().startswith(b"\x89PNG")

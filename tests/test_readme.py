@@ -1,19 +1,17 @@
 import dataclasses
 import re
-from pathlib import Path
 
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.config import build_model
-from egnn_jax.training.fit import fit
-
-ROOT = Path(__file__).parent.parent
+from egnn_jax.experiments.run import train
+from tests.helpers import ROOT
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = configs.load(ROOT / "configs/autoencoder/erdos_renyi_egnn_fast.yaml")
-    config = dataclasses.replace(config, epochs=1, batch_size=50)
-    fit(config.task, build_model(config), config, "runs/autoencoder/erdos_renyi_egnn_fast")
+    config = configs.load("autoencoder/egnn_fast")
+    task = dataclasses.replace(config.task, dataset="erdos_renyi")
+    config = dataclasses.replace(config, task=task, epochs=1, batch_size=50)
+    train(config, "runs/autoencoder/erdos_renyi_egnn_fast")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(blocks) == 6
     names = {}
