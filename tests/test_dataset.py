@@ -126,7 +126,7 @@ def test_graphs_that_differ_in_what_they_carry_are_named(nodes, edges):
     with pytest.raises(ValueError, match=r"graph 1 carries .*globals\.y"):
         egnn.GraphDataset([one, other])
     padded = egnn.batch([one], egnn.Budget(9, 20, 3))
-    with pytest.raises(ValueError, match="graph 1 is a padded batch; expected egnn.unbatch of it"):
+    with pytest.raises(ValueError, match=r"graph 1 is a padded batch; expected egnn\.unbatch"):
         egnn.GraphDataset([one, padded])
     with pytest.raises(ValueError, match="received no graphs"):
         egnn.GraphDataset([])

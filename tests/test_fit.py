@@ -79,9 +79,9 @@ def test_the_loss_loader_and_optimizer_are_the_callers():
     result = fit(optimizer=optimizer, epochs=3)
     chex.assert_trees_all_close(result.params, by_hand(zeros(), optimizer, 3)[0], rtol=1e-5)
     assert result.best_epoch == 3
-    whole = jax.tree.map(np.concatenate, Regression().batches(None, 0, 3))
-    value = np.mean([loss(result.params, jax.tree.map(lambda a: a[k], whole), None)[0]
-                     for k in range(3)])  # fmt: skip
+    batches = [Regression().batches(None, k, 1) for k in range(3)]
+    values = [loss(result.params, jax.tree.map(lambda a: a[0, 0], b), None)[0] for b in batches]
+    value = np.mean(values)
     np.testing.assert_allclose(result.best_value, value, rtol=1e-5)
     assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
     assert [entry["step"] for entry in result.history] == [3, 6, 9]
@@ -284,7 +284,8 @@ def test_ones_own_graphs_are_fitted_and_evaluated():
     ]
     np.testing.assert_allclose(found["mae"], np.mean(errors), rtol=1e-4)
     np.testing.assert_allclose(found["mae"], result.best_value, rtol=1e-4)
-    with pytest.raises(ValueError, match="the targets have shape .* and the predictions"):
-        wide = egnn.Readout(egnn.EGNN(features=8, layers=1), outputs=2)
-        egnn.evaluate(egnn.losses.mean_squared_error(wide), wide.init(jax.random.key(0), train[0]),
-                      valid.loader(3))  # fmt: skip
+    wide = egnn.Readout(egnn.EGNN(features=8, layers=1), outputs=2)
+    loss = egnn.losses.mean_squared_error(wide)
+    params = wide.init(jax.random.key(0), train[0])
+    with pytest.raises(ValueError, match=r"the targets have shape .* and the predictions"):
+        egnn.evaluate(loss, params, valid.loader(3))
