@@ -133,7 +133,7 @@ def default_folder(path: Path, changes: dict[str, Any]) -> Path:
     name = path.stem
     for option, value in changes.items():
         text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-        name += f",{option.rpartition('.')[2]}={text}".replace("/", "-")
+        name += f",{option}={text}".replace("/", "-")
     return Path("runs") / path.parent.name / name
 
 

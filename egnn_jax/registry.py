@@ -56,11 +56,15 @@ class Registry(Mapping[str, type]):
         Raises:
           ValueError: it is not registered.
         """
-        for name, path in self._builtin.items():
-            if path == f"{cls.__module__}:{cls.__qualname__}":
+        for name, registered in self._classes.items():
+            if registered is cls:
                 return name
-        for name in self:
-            if name not in self._builtin and self[name] is cls:
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        for name, where in self._builtin.items():
+            if where == path:
+                return name
+        for name, entry in self._entry_points().items():
+            if entry.value == path:
                 return name
         raise ValueError(
             f"{cls.__qualname__} is no registered {self._kind}; expected one of {sorted(self)}, or "
@@ -75,6 +79,9 @@ class Registry(Mapping[str, type]):
             else:
                 self._classes[name] = self._entry_points()[name].load()
         return self._classes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == known for known in self)
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self._builtin, **self._classes, **self._entry_points()})

@@ -3,7 +3,6 @@ graphs.
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,12 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.autoencoder import FIGURE5, GraphAutoencoder, complete
-from egnn_jax.experiments.config import build_model
+from egnn_jax.experiments import reproduce
+from egnn_jax.experiments.autoencoder import GraphAutoencoder, complete
+from egnn_jax.experiments.paper import FIGURE5
+from egnn_jax.experiments.run import load, train
 from egnn_jax.nn.heads import Autoencoder, Decoder
-from egnn_jax.training.fit import fit, load
 from tests import reference
-
-CONFIGS = Path(__file__).parent.parent / "configs" / "autoencoder"
 
 GRAPHS = [nx.cycle_graph(4), nx.path_graph(6), nx.complete_graph(3), nx.empty_graph(2)]
 
@@ -32,30 +30,30 @@ def batch():
 
 def graph_given(logits):
     """An ``apply`` that decodes these logits."""
-    return lambda params, graph: graph._replace(edges=logits)
+    return lambda params, graph: graph._replace(edges=graph.edges.replace(a=logits))
 
 
 def pairs(batch):
     """For each graph the true A_ij and the places of its ordered pairs."""
     ends = np.cumsum(np.asarray(batch.n_edge[:-1]))
     return [
-        (np.asarray(batch.edges[end - count : end, 0]), slice(end - count, end))
+        (np.asarray(batch.edges.a[end - count : end, 0]), slice(end - count, end))
         for end, count in zip(ends, batch.n_edge, strict=False)
     ]
 
 
 def test_metrics_are_as_defined(batch, rng):
-    logits = 3 * rng.standard_normal(batch.edges.shape)
+    logits = 3 * rng.standard_normal(batch.edges.a.shape)
     bce, wrong, total, tp, fp, fn = 0.0, 0, 0, 0, 0, 0
     for true, place in pairs(batch):
-        told = 1 / (1 + np.exp(-logits[place, 0]))
-        for a, p in zip(true, told, strict=True):
+        decoded = 1 / (1 + np.exp(-logits[place, 0]))
+        for a, p in zip(true, decoded, strict=True):
             bce -= np.log(p) if a else np.log(1 - p)
             wrong += (p > 0.5) != a
             tp, fp, fn = tp + (p > 0.5 and a), fp + (p > 0.5 and not a), fn + (p <= 0.5 and a)
         total += len(true)
     task = GraphAutoencoder()
-    sums = task.metrics(graph_given(jnp.asarray(logits)), {}, batch, jax.random.key(0))
+    sums = task.metrics(graph_given(jnp.asarray(logits)))({}, batch, jax.random.key(0))
     got = {name: float(a / b) for name, (a, b) in sums.items()}
     assert got == pytest.approx(
         {"bce": bce / 4, "error": 100 * wrong / total, "f1": tp / (tp + 0.5 * (fp + fn))}, rel=1e-5
@@ -64,35 +62,29 @@ def test_metrics_are_as_defined(batch, rng):
 
 def test_padding_counts_nothing(batch, rng):
     task = GraphAutoencoder()
-    logits = jnp.asarray(rng.standard_normal(batch.edges.shape))
+    logits = jnp.asarray(rng.standard_normal(batch.edges.a.shape))
     real = int(batch.n_edge[:-1].sum())
     assert real < len(logits)
     sums = [
-        task.metrics(graph_given(value), {}, batch, jax.random.key(0))
+        task.metrics(graph_given(value))({}, batch, jax.random.key(0))
         for value in (logits, logits.at[real:].set(1e6))
     ]
     assert jax.tree.map(float, sums[0]) == jax.tree.map(float, sums[1])
     some = complete(GRAPHS).pack(np.array([0, 2, -1, -1]))
-    assert (
-        float(
-            task.metrics(graph_given(jnp.zeros(some.edges.shape)), {}, some, jax.random.key(0))[
-                "bce"
-            ][1]
-        )
-        == 2
-    )
+    metrics = task.metrics(graph_given(jnp.zeros(some.edges.a.shape)))
+    assert float(metrics({}, some, jax.random.key(0))["bce"][1]) == 2
 
 
 def test_the_loss_is_the_validation_bce():
     task = GraphAutoencoder("overfit")
     model = task.network(egnn.EGNN(features=4, layers=1, embed=False))
-    batch = task.pack("train", np.arange(3))
+    batch = task.samples("train").pack(np.arange(3))
     key = jax.random.key(0)
     params = model.init(key, task.graph(batch, key))
     # Noise depends on the shape a batch is trimmed to, so compare without any.
     still = dataclasses.replace(task, noise="none")
-    sums = still.metrics(model.apply, params, batch, key)["bce"]
-    loss = jax.jit(lambda params, batch: still.loss(model.apply, params, batch, key))
+    sums = still.metrics(model.apply)(params, batch, key)["bce"]
+    loss = jax.jit(lambda params, batch: still.loss(model.apply)(params, batch, key)[0])
     np.testing.assert_allclose(loss(params, batch), sums[0] / sums[1], rtol=1e-6)
 
 
@@ -145,9 +137,9 @@ def test_figure_3(x64, size):
     params = testing.randomise_parameters(gnn.init(jax.random.key(0), graph))
     out = gnn.apply(params, graph)
     np.testing.assert_allclose(out.nodes.h[:size], np.tile(out.nodes.h[:1], (size, 1)), rtol=1e-12)
-    told = np.asarray(out.edges[: size * (size - 1), 0])
+    decoded = np.asarray(out.edges.a[: size * (size - 1), 0])
     np.testing.assert_allclose(
-        told, told[0], rtol=1e-12
+        decoded, decoded[0], rtol=1e-12
     )  # one probability for edges and for gaps: no threshold decodes it
 
     task = GraphAutoencoder(noise="x")
@@ -159,15 +151,16 @@ def test_figure_3(x64, size):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    config = configs.load(CONFIGS / "erdos_renyi_egnn_best.yaml")
+    config = configs.load("autoencoder/egnn_best")
     config = dataclasses.replace(
         config,
+        task=dataclasses.replace(config.task, dataset="erdos_renyi"),
         epochs=2,
         eval_every=1,
-        optimizer=dataclasses.replace(config.optimizer, average=0.99),
+        ema_decay=0.99,
     )
     folder = tmp_path_factory.mktemp("run")
-    return fit(config.task, build_model(config), config, folder), load(folder)
+    return train(config, folder), load(folder)
 
 
 def test_two_epochs_already_find_most_edges(trained):
@@ -190,7 +183,7 @@ def test_ones_own_graph_there_and_back(trained, tmp_path):
     # What it decodes is what training and evaluation see.
     batch = complete([graph]).pack(np.zeros(1, int))
     out = model.apply(params, config.task.graph(batch, jax.random.PRNGKey(0)))
-    assert again.number_of_edges() == int((np.asarray(out.edges[:12, 0]) > 0).sum()) / 2
+    assert again.number_of_edges() == int((np.asarray(out.edges.a[:12, 0]) > 0).sum()) / 2
 
 
 @pytest.mark.parametrize(
@@ -241,13 +234,13 @@ def test_options_that_make_no_sense(options, message):
 def test_every_row_of_figure_5_has_a_config_and_the_papers_value_beside_it():
     for dataset, rows in FIGURE5.items():
         for encoder, (bce, *_) in rows.items():
-            config = configs.load(CONFIGS / f"{dataset}_{encoder}.yaml")
+            recipe, task = reproduce.FIGURE5_RECIPES[encoder]
+            config = reproduce.Options().recipe(f"autoencoder/{recipe}", dataset=dataset, **task)
             assert config.task.dataset == dataset
             assert config.task.paper.get(configs.to_dict(config)["model"]["name"]) == bce
 
 
 def test_the_baseline_finds_no_edge(tmp_path):
-    config = configs.load(CONFIGS / "community_baseline.yaml")
-    metrics = fit(config.task, build_model(config), config, tmp_path)["metrics"]["test"]
+    metrics = train(configs.load("autoencoder/baseline"), tmp_path)["metrics"]["test"]
     assert round(metrics["error"], 2) == 31.79
     assert metrics["f1"] == 0

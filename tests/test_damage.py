@@ -16,10 +16,11 @@ import pytest
 
 from egnn_jax.data.cache import cached_arrays
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import run as experiments
 from egnn_jax.experiments.nbody import NBody
+from egnn_jax.experiments.run import load, read_config, train
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.fit import load
-from tests.test_training import equal_runs, run, tiny
+from tests.helpers import equal_runs, tiny
 
 # Orbax leaves event loops behind where reading fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -34,13 +35,14 @@ def child(config, folder, file_size=None):
     jax.config.update("jax_num_cpu_devices", 2)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    run(configs.from_dict(config), folder)
+    train(configs.from_dict(config), folder)
 
 
 @pytest.fixture(scope="module")
 def start():
     """Start a child: a fork of a process that has imported everything and computed nothing."""
-    assert NBody().size("train") == 3_000  # so that the children find the data made
+    for split in ("train", "valid", "test"):
+        NBody().samples(split)  # so that the children find the data made
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.test_damage"])
 
@@ -52,9 +54,9 @@ def start():
     return start
 
 
-def test_killed_twenty_times_equals_an_undisturbed_run(tmp_path, start):
+def test_killed_twenty_times_equals_an_undisturbed_run(tmp_path, start, monkeypatch):
     config = tiny(epochs=1_500, eval_every=10, chunk_steps=4)
-    run(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
+    train(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
     folder, rng = tmp_path / "killed", np.random.default_rng(0)
     metrics = folder / "metrics.jsonl"
     for kill in range(KILLS):
@@ -69,13 +71,17 @@ def test_killed_twenty_times_equals_an_undisturbed_run(tmp_path, start):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     assert not (folder / "result.json").exists()
-    run(config, folder)
+    # The rest without a checkpoint after each chunk, which would take a minute.
+    fit = experiments.fit
+    rarely = lambda *arguments, **options: fit(*arguments, **options | {"checkpoint_seconds": 1e6})
+    monkeypatch.setattr(experiments, "fit", rarely)
+    train(config, folder)
     equal_runs(tmp_path / "straight", folder)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path, start):
     config = tiny(model={"name": "egnn", "features": 64, "layers": 4}, epochs=12, eval_every=3)
-    run(config, tmp_path / "straight")
+    train(config, tmp_path / "straight")
     folder = tmp_path / "full"
     process = start(config, folder)
     while not list(folder.glob("checkpoints/last/[0-9]*")):
@@ -88,14 +94,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path, start):
     process.join()
     assert process.exitcode == 1
     assert RunFolder(folder).latest("last") == before
-    run(config, folder)
+    train(config, folder)
     equal_runs(tmp_path / "straight", folder)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run(tiny(), folder)
+    train(tiny(), folder)
     return folder
 
 
@@ -155,10 +161,7 @@ def test_what_a_damaged_checkpoint_says_to_do_helps(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for checkpoint in ("best", "last/8"):
-        data = max(
-            (p for p in (folder / "checkpoints" / checkpoint).rglob("*") if p.is_file()),
-            key=lambda p: p.stat().st_size,
-        )
+        (data,) = (folder / "checkpoints" / checkpoint).glob("**/default/d/*")  # what lists arrays
         data.write_bytes(flipped(data.read_bytes(), 0.6))
     with pytest.raises(
         ValueError, match=r"checkpoints/best/.* delete that folder and result\.json"
@@ -171,9 +174,9 @@ def test_what_a_damaged_checkpoint_says_to_do_helps(finished, tmp_path):
         match=r"checkpoints/last/8 .* the same training command goes on from the checkpoint "
         r"before it",
     ):
-        run(tiny(), folder)
+        train(tiny(), folder)
     shutil.rmtree(folder / "checkpoints" / "last" / "8")
-    run(tiny(), folder)
+    train(tiny(), folder)
     equal_runs(finished, folder)
     np.testing.assert_equal(jax.tree.leaves(load(folder)[2]), jax.tree.leaves(expected))
 
@@ -186,29 +189,44 @@ def test_a_damaged_config_of_a_run_is_named(finished, tmp_path, damage):
     refused = 0
     for k in range(len(content)):
         (folder / "config.yaml").write_bytes(damage(content, k / len(content)))
-        message, config = refusal(RunFolder(folder).config)
+        message, config = refusal(read_config, RunFolder(folder))
         if message is not None:
             assert str(folder / "config.yaml") in message
             refused += 1
         elif config != tiny() and k % 20 == 0:  # well-formed, but not what was trained
-            with pytest.raises(ValueError, match=r"config\.yaml was changed"):
+            with pytest.raises(ValueError, match=r"setting in .*config\.yaml was changed"):
                 load(folder)
             refused += 1
     assert refused > len(content) / 4
 
 
+def test_comments_in_the_config_of_a_run_do_no_harm(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(f"# the best so far\n{text}# ends here\n")
+    np.testing.assert_equal(load(folder)[2], load(finished)[2])
+    (folder / "result.json").unlink()
+    train(tiny(), folder)
+    equal_runs(finished, folder)
+
+
 def test_runs_of_an_older_version_can_still_be_read(tmp_path, monkeypatch):
     """An option added since is not in their config.yaml, which the checksum is over."""
-    newer = configs.dump
-    monkeypatch.setattr(
-        configs, "dump", lambda config: newer(config).replace("  half_periods: 1\n", "")
-    )
-    run(tiny(), tmp_path)
+    newer = configs.to_dict
+
+    def older(config):
+        plain = newer(config)
+        del plain["optimizer"]["half_periods"]
+        return plain
+
+    monkeypatch.setattr(configs, "to_dict", older)
+    train(tiny(), tmp_path)
     monkeypatch.undo()
     assert "half_periods" not in (tmp_path / "config.yaml").read_text()
     assert load(tmp_path)[0] == tiny()
     (tmp_path / "result.json").unlink()
-    run(tiny(), tmp_path)
+    train(tiny(), tmp_path)
 
 
 @damages

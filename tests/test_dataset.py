@@ -1,158 +1,224 @@
+"""Data sets of graphs: packed as jraph pads, dealt into batches of one size, kept on disk."""
+
+import json
+import shutil
 from operator import itemgetter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import egnn_jax as egnn
-from egnn_jax.data.dataset import GraphSet, ends_within, trimmed
 from egnn_jax.graph.build import complete_edges
-from egnn_jax.graph.graph import Nodes
+from egnn_jax.graph.graph import PaddedGraphsTuple
 
 SIZES = np.array([3, 1, 5, 2, 4, 4])
 
 
 @pytest.fixture
-def graphs(rng):
-    nodes = {"h": rng.standard_normal((SIZES.sum(), 2)), "x": rng.standard_normal((SIZES.sum(), 3))}
-    return GraphSet(SIZES, nodes, rng.standard_normal((np.sum(SIZES * (SIZES - 1)), 1))), nodes
+def nodes(rng):
+    return {"h": rng.standard_normal((SIZES.sum(), 2)), "x": rng.standard_normal((SIZES.sum(), 3))}
 
 
-def single(graphs, nodes, k):
+@pytest.fixture
+def edges(rng, nodes):
+    return rng.standard_normal((np.sum(SIZES * (SIZES - 1)), 1))
+
+
+@pytest.fixture
+def graphs(nodes, edges):
+    return egnn.GraphDataset.from_arrays(SIZES, egnn.Nodes(**nodes), egnn.Edges(a=edges))
+
+
+def single(nodes, edges, k, **fields):
     rows = slice(SIZES[:k].sum(), SIZES[: k + 1].sum())
     first = np.sum(SIZES[:k] * (SIZES[:k] - 1))
-    edges = graphs._edges[first : first + SIZES[k] * (SIZES[k] - 1)]
-    return egnn.complete_graph(x=nodes["x"][rows], h=nodes["h"][rows], a=edges)
+    a = edges[first : first + SIZES[k] * (SIZES[k] - 1)]
+    return egnn.complete_graph(x=nodes["x"][rows], h=nodes["h"][rows], a=a, **fields)
+
+
+def of_kinds(sizes, **fields):
+    """A data set whose nodes carry only their number, as h."""
+    nodes = egnn.Nodes(h=np.arange(np.sum(sizes)), x=None)
+    return egnn.GraphDataset.from_arrays(np.asarray(sizes), nodes, **fields)
+
+
+def assert_same_graphs(one, other):
+    assert len(one) == len(other)
+    for k in range(len(one)):
+        assert jax.tree.structure(one[k]) == jax.tree.structure(other[k])
+        jax.tree.map(np.testing.assert_array_equal, one[k], other[k])
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 2]], [[5, 4, 3], [2, 2, 2], [0, -1, 1], [-1, -1, -1]]])
-def test_a_batch_is_jraphs(x64, graphs, rows):
-    graphs, nodes = graphs
+def test_a_batch_is_jraphs(x64, graphs, nodes, edges, rows):
     rows = np.array(rows)
     packed = graphs.pack(rows)
+    assert isinstance(packed, PaddedGraphsTuple)
     assert packed.senders.shape == (*rows.shape[:1], graphs.budgets(3)[-1].n_edge)
     for k, row in enumerate(rows):
         got = jax.tree.map(itemgetter(k), packed)
-        got = got._replace(nodes=Nodes(**got.nodes))
         assert (np.diff(got.receivers) >= 0).all()
         assert int(got.n_node.sum()) == len(got.nodes.h)
         assert int(got.n_edge.sum()) == len(got.senders)
         kept = [number for number in row if number >= 0]
         if not kept:
             assert (got.senders == 0).all()
+            assert not np.asarray(egnn.graph_mask(got)).any()
             continue
-        budget = egnn.Budget(len(got.nodes.h), len(got.senders), len(kept) + 1)
-        want = egnn.batch([single(graphs, nodes, number) for number in kept], budget)
-        for a, b in zip(
-            jax.tree.leaves(got._replace(n_node=0, n_edge=0)),
-            jax.tree.leaves(want._replace(n_node=0, n_edge=0)),
-            strict=True,
-        ):
+        budget = egnn.Budget(len(got.nodes.h), len(got.senders), 4)
+        want = egnn.batch([single(nodes, edges, number) for number in kept], budget)
+        # Graphs that are missing count as padding at the end, so that all of it is jraph's.
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(got.n_node[:-1][row >= 0], want.n_node[:-1])
-        np.testing.assert_array_equal(
-            np.asarray(egnn.edge_mask(got)), np.asarray(egnn.edge_mask(want))
-        )
+        for mask in (egnn.node_mask, egnn.edge_mask, egnn.graph_mask):
+            np.testing.assert_array_equal(np.asarray(mask(got)), np.asarray(mask(want)))
+        assert np.asarray(egnn.graph_mask(got)).tolist() == [j < len(kept) for j in range(4)]
+
+
+def test_masks_are_right_with_missing_graphs_and_with_real_empty_ones():
+    graphs = of_kinds([2, 0, 3, 0], globals_=egnn.Globals(y=np.arange(1.0, 5.0)[:, None]))
+    # Missing graphs lose their place; empty ones keep it, wherever they are.
+    for row, y in (
+        ([0, 1, 2, 3], [1, 2, 3, 4]),
+        ([1, -1, 0, 3], [2, 1, 4]),
+        ([3, 2, -1, 1], [4, 3, 2]),
+        ([1, 3, -1, -1], [2, 4]),
+        ([-1, -1, -1, -1], []),
+    ):
+        packed = graphs.pack(np.array(row))
+        packed = packed._replace(nodes=packed.nodes.replace(x=packed.nodes.h[:, None] * 1.0))
+        sizes = [[2, 0, 3, 0][k] for k in row if k >= 0]
+        assert packed.n_node[: len(sizes)].tolist() == sizes
+        assert packed.globals.y[:, 0].tolist() == [*y, *[0] * (5 - len(y))]
+        assert np.asarray(egnn.graph_mask(packed)).tolist() == [k < len(y) for k in range(5)]
+        assert int(egnn.node_mask(packed).sum()) == sum(sizes)
+        assert int(egnn.edge_mask(packed).sum()) == sum(n * max(n - 1, 0) for n in sizes)
+        assert int(packed.n_node.sum()) == len(packed.nodes.h)
+        assert [len(g.nodes.h) for g in egnn.unbatch(packed)] == sizes
+
+
+def test_a_data_set_of_graphs_is_that_of_their_arrays(graphs, nodes, edges, rng):
+    y = rng.standard_normal((len(SIZES), 2)).astype(np.float32)
+    singles = [single(nodes, edges, k, y=y[k]) for k in range(len(SIZES))]
+    from_graphs = egnn.GraphDataset(singles)
+    narrow = lambda a: np.asarray(a, np.float32)  # as complete_graph has it
+    from_arrays = egnn.GraphDataset.from_arrays(
+        SIZES,
+        egnn.Nodes(h=narrow(nodes["h"]), x=narrow(nodes["x"])),
+        egnn.Edges(a=narrow(edges)),
+        egnn.Globals(y=y),
+    )
+    assert_same_graphs(from_graphs, from_arrays)
+    assert_same_graphs(from_graphs, singles)
+    assert_same_graphs(egnn.GraphDataset([egnn.batch(singles[:4]), *singles[4:]]), singles)
+    rows = np.array([[2, 5, -1, 0]])
+    jax.tree.map(np.testing.assert_array_equal, from_graphs.pack(rows), from_arrays.pack(rows))
+    np.testing.assert_array_equal(from_graphs[[4, 1]].y, y[[4, 1]])
+    assert from_graphs[::2].n_node.tolist() == SIZES[::2].tolist()
+    statistics = from_graphs.target_statistics()
+    np.testing.assert_allclose(statistics["mean"], y.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(statistics["scale"], y.std(axis=0), rtol=1e-6)
+
+
+def test_graphs_that_differ_in_what_they_carry_are_named(nodes, edges):
+    one, other = single(nodes, edges, 0), single(nodes, edges, 2, y=[1.0])
+    with pytest.raises(ValueError, match=r"graph 1 carries .*globals\.y"):
+        egnn.GraphDataset([one, other])
+    padded = egnn.batch([one], egnn.Budget(9, 20, 3))
+    with pytest.raises(ValueError, match=r"graph 1 is a padded batch; expected egnn\.unbatch"):
+        egnn.GraphDataset([one, padded])
+    with pytest.raises(ValueError, match="received no graphs"):
+        egnn.GraphDataset([])
+    with pytest.raises(ValueError, match="the graphs have no targets"):
+        _ = egnn.GraphDataset([one]).y
+
+
+def test_split_deals_each_graph_once():
+    graphs = of_kinds(np.arange(1, 21), globals_=egnn.Globals(y=np.arange(20)[:, None]))
+    parts = graphs.split(0.7, 0.2, seed=3)
+    assert [len(part) for part in parts] == [14, 4, 2]
+    numbers = np.concatenate([part.y[:, 0] for part in parts])
+    assert sorted(numbers) == list(range(20))
+    assert (numbers != np.arange(20)).any()
+    for part in parts:
+        assert part.n_node.tolist() == (part.y[:, 0] + 1).tolist()
+        assert [len(part[k].nodes.h) for k in range(len(part))] == part.n_node.tolist()
+    again = graphs.split(0.7, 0.2, seed=3)
+    other = graphs.split(0.7, 0.2, seed=4)
+    assert (again[0].y == parts[0].y).all()
+    assert (other[0].y != parts[0].y).any()
+    for fractions in ((), (0.5, 0.5), (-0.1,), (1.5,)):
+        with pytest.raises(ValueError, match="expected numbers above 0, together below 1"):
+            graphs.split(*fractions)
+    with pytest.raises(ValueError, match="a part would be empty"):
+        graphs.split(0.01)
+
+
+@pytest.fixture
+def saved(graphs, tmp_path):
+    graphs.save(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_a_data_set_is_saved_and_opened_memory_mapped(graphs, saved, tmp_path):
+    opened = egnn.GraphDataset.open(saved, verify=True)
+    assert_same_graphs(opened, graphs)
+    assert isinstance(opened._nodes.x, np.memmap)
+    rows = np.array([[5, 0, -1], [1, 2, 3]])
+    jax.tree.map(np.testing.assert_array_equal, opened.pack(rows), graphs.pack(rows))
+    part = graphs[[4, 1, 2]]
+    part.save(tmp_path / "part")
+    assert_same_graphs(egnn.GraphDataset.open(tmp_path / "part"), part)
+    with pytest.raises(ValueError, match="set exists; expected a new folder"):
+        graphs.save(saved)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["part", "set"]  # nothing half-written
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "no manifest", "no data set"])
+def test_a_damaged_data_set_is_refused(saved, damage):
+    path, where = saved / "nodes.x.npy", "nodes.x.npy"
+    content = path.read_bytes()
+    match damage:
+        case "flip":
+            path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        case "cut":
+            path.write_bytes(content[:-1])
+        case "missing":
+            path.unlink()
+        case "no manifest":
+            (saved / "manifest.json").write_text(json.dumps({"format": "x"}))
+            where = "holds no data set"
+        case "no data set":
+            shutil.rmtree(saved)
+            where = "holds no data set"
+    with pytest.raises(ValueError, match=where):
+        egnn.GraphDataset.open(saved, verify=damage == "flip")
 
 
 def test_a_batch_too_large_for_the_budget_loses_nothing():
-    sizes = np.array([2] * 400 + [30])
-    graphs = GraphSet(sizes, np.arange(sizes.sum()))
+    graphs = of_kinds([2] * 400 + [30])
     packed = graphs.pack(np.array([[400] * 40]))
     assert packed.n_node[0, :40].tolist() == [30] * 40
-    assert packed.nodes.shape == (1, 40 * 30 + 1)
+    assert packed.nodes.h.shape == (1, 40 * 30 + 1)
     assert graphs.budgets(40)[-1].n_node < 40 * 30
 
 
 def test_one_large_graph_takes_the_memory_of_one():
-    graphs = GraphSet(np.array([400]), np.arange(400))
+    graphs = of_kinds([400])
     assert [len(ends) for ends in graphs._ends] == [400 * 399] * 2
     packed = graphs.pack(np.array([0]))
     np.testing.assert_array_equal(np.stack([packed.senders, packed.receivers]), complete_edges(400))
 
 
 def test_leading_axes_are_kept(graphs):
-    packed = graphs[0].pack(np.zeros((2, 3, 4), int))
+    packed = graphs.pack(np.zeros((2, 3, 4), int))
     assert all(a.shape[:2] == (2, 3) for a in jax.tree.leaves(packed))
 
 
 def test_what_graphs_carry_comes_along(rng):
     labels = rng.standard_normal((len(SIZES), 2))
-    graphs = GraphSet(SIZES, np.arange(SIZES.sum()), globals_=labels)
+    graphs = of_kinds(SIZES, globals_=egnn.Globals(y=labels))
     packed = graphs.pack(np.array([[4, 0], [-1, 2]]))
-    np.testing.assert_array_equal(packed.globals[0], [labels[4], labels[0], [0, 0]])
-    np.testing.assert_array_equal(packed.globals[1, 1:], [labels[2], [0, 0]])
-
-
-def test_only_near_nodes_send_to_each_other(rng):
-    x = rng.standard_normal((SIZES.sum(), 3))
-    ends = ends_within(SIZES, x, cutoff=1.5, block=4)
-    packed = GraphSet(SIZES, x, ends=ends).pack(np.array([2, 5, 1, 0]))
-    real = int(packed.n_edge[:-1].sum())
-    got = set(zip(packed.senders[:real].tolist(), packed.receivers[:real].tolist(), strict=True))
-    graph = np.repeat(np.arange(5), packed.n_node)[:-1]
-    places = packed.nodes[: len(graph)]
-    near = np.linalg.norm(places[:, None] - places[None], axis=-1) <= 1.5
-    assert got == {
-        (j, i)
-        for i, j in np.argwhere(near & (graph[:, None] == graph)).tolist()
-        if i != j and graph[i] < 4
-    }
-    assert 0 < real < np.sum(SIZES[[2, 5, 1, 0]] * (SIZES[[2, 5, 1, 0]] - 1))
-    assert (np.diff(packed.receivers) >= 0).all()
-
-
-@pytest.mark.parametrize(
-    ("steps", "batch", "groups"), [(20, 8, 1), (20, 8, 2), (10, 16, 4), (1, 7, 1), (160, 1, 1)]
-)
-def test_dealt_batches_hold_every_graph_once_and_fit_with_little_waste(rng, steps, batch, groups):
-    sizes = rng.integers(3, 30, steps * batch + batch - 1)
-    graphs = GraphSet(sizes, np.arange(sizes.sum()))
-    epoch = rng.permutation(len(sizes))[: steps * batch]
-    rows = graphs.deal(epoch, steps, groups, np.random.default_rng(1))
-    assert rows.shape == (steps, groups, batch // groups)
-    assert sorted(rows.ravel()) == sorted(epoch)
-    edges = (sizes * (sizes - 1))[rows].sum(axis=-1)
-    assert edges.max() <= graphs.budgets(batch // groups, groups)[-1].n_edge
-    assert graphs.pack(rows).senders.shape[-1] == graphs.budgets(batch // groups, groups)[-1].n_edge
-    if steps > 1 and batch > 1:
-        plain = (sizes * (sizes - 1))[epoch.reshape(rows.shape)].sum(axis=-1)
-        assert edges.std() < plain.std() / 2
-    other = graphs.deal(epoch, steps, groups, np.random.default_rng(2))
-    assert steps == 1 or (rows != other).any()
-
-
-def test_trimmed_changes_neither_value_nor_gradient(x64, rng):
-    sizes = rng.integers(2, 12, 200)
-    graphs = GraphSet(
-        sizes,
-        rng.standard_normal((sizes.sum(), 1)),
-        rng.standard_normal((np.sum(sizes * (sizes - 1)), 1)),
-    )
-    model = egnn.GNN(features=4, layers=1, coordinates=False)
-    batches = graphs.pack(rng.integers(0, 200, (20, 1)))
-    seen = set()
-
-    def loss(params, batch, key):
-        seen.add(batch.senders.shape[0])
-        graph = batch._replace(nodes=Nodes(h=batch.nodes, x=jnp.zeros_like(batch.nodes)))
-        return jnp.sum(
-            jnp.where(egnn.node_mask(graph)[:, None], model.apply(params, graph).nodes.h ** 2, 0)
-        ) * jax.random.normal(key)
-
-    first = jax.tree.map(lambda a: a[0], batches)
-    params = model.init(
-        jax.random.key(0), first._replace(nodes=Nodes(h=first.nodes, x=jnp.zeros_like(first.nodes)))
-    )
-    key = jax.random.key(1)
-    assert len(graphs.budgets(1)) > 1
-    fast = jax.jit(jax.value_and_grad(trimmed(loss, graphs.budgets(1))))
-    for k in range(20):
-        batch = jax.tree.map(itemgetter(k), batches)
-        want = jax.value_and_grad(loss)(params, batch, key)
-        for a, b in zip(
-            jax.tree.leaves(fast(params, batch, key)), jax.tree.leaves(want), strict=True
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-    assert seen == {budget.n_edge for budget in graphs.budgets(1)}
+    np.testing.assert_array_equal(packed.globals.y[0], [labels[4], labels[0], [0, 0]])
+    np.testing.assert_array_equal(packed.globals.y[1], [labels[2], [0, 0], [0, 0]])

@@ -3,9 +3,7 @@ short training.
 """
 
 import dataclasses
-from functools import partial
 from operator import itemgetter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +14,18 @@ import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.data import qm9
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments.config import build_model
-from egnn_jax.experiments.qm9 import QM9, TABLE3, atom_features
+from egnn_jax.experiments import reproduce
+from egnn_jax.experiments.paper import TABLE3, TABLE3_TARGETS
+from egnn_jax.experiments.qm9 import QM9, atom_features
+from egnn_jax.experiments.run import load, train
 from egnn_jax.nn.heads import Readout
-from egnn_jax.training.fit import fit, load
 
-CONFIGS = [
-    Path(__file__).parent.parent / "configs" / "qm9" / f"{target}.yaml" for target in qm9.TARGETS
-]
 TWO = QM9(targets=("homo", "U0"), train_size=500)
 
 
 def small(task, **options):
     model = task.network(egnn.EGNN(8, 2, update_coordinates=False, **options))
-    batch = task.pack("train", np.arange(5))
+    batch = task.samples("train").pack(np.arange(5))
     return model, batch, model.init(jax.random.key(0), task.graph(batch))
 
 
@@ -52,15 +48,15 @@ def test_labels_are_standardised_by_the_molecules_trained_on():
     for k, values in enumerate((homo, u0)):
         mean = values[rows].mean()
         deviation = np.abs(values[rows] - mean).mean()
-        batch = TWO.pack("train", np.array([3, 7]))
+        batch = TWO.samples("train").pack(np.array([3, 7]))
         np.testing.assert_allclose(
-            batch.globals[:2, k], (values[rows[[3, 7]]] - mean) / deviation, rtol=1e-5
+            batch.globals.y[:2, k], (values[rows[[3, 7]]] - mean) / deviation, rtol=1e-5
         )
         np.testing.assert_allclose(TWO.statistics.mean[k], mean)
 
 
 def test_a_batch_holds_whole_molecules():
-    batch = TWO.pack("test", np.array([0, 11]))
+    batch = TWO.samples("test").pack(np.array([0, 11]))
     data, starts = TWO.molecules, np.cumsum(TWO.molecules.n_atoms) - TWO.molecules.n_atoms
     place = 0
     for row in data.splits["test"][[0, 11]]:
@@ -78,18 +74,18 @@ def test_a_batch_holds_whole_molecules():
 def test_padding_and_the_other_molecules_do_not_matter(independent):
     task = dataclasses.replace(TWO, independent=independent)
     model, batch, params = small(task)
-    told = task.predict(model.apply, params, batch)
-    alone = task.predict(model.apply, params, task.pack("train", np.array([3, -1, -1])))
-    np.testing.assert_allclose(alone[0], told[3], rtol=1e-4, atol=1e-5)
+    predicted = task.predict(model.apply, params, batch)
+    alone = task.predict(model.apply, params, task.samples("train").pack(np.array([3, -1, -1])))
+    np.testing.assert_allclose(alone[0], predicted[3], rtol=1e-4, atol=1e-5)
     key = jax.random.key(0)
-    error = np.abs(np.asarray(told - batch.globals))[:5]
-    sums = task.metrics(model.apply, params, batch, key)
+    error = np.abs(np.asarray(predicted - batch.globals.y))[:5]
+    sums = task.metrics(model.apply)(params, batch, key)
     for k, name in enumerate(task.targets):
         assert float(sums[name][0] / sums[name][1]) == pytest.approx(
             error[:, k].mean() * task.statistics.deviation[k], rel=1e-5
         )
     assert float(sums["relative"][0] / sums["relative"][1]) == pytest.approx(error.mean(), rel=1e-5)
-    assert float(task.loss(model.apply, params, batch, key)) == pytest.approx(
+    assert float(task.loss(model.apply)(params, batch, key)[0]) == pytest.approx(
         error.mean() * (2 if independent else 1), rel=1e-5
     )
 
@@ -98,12 +94,12 @@ def test_independent_networks_are_the_networks_of_single_targets():
     task = dataclasses.replace(TWO, independent=True)
     model, batch, params = small(task)
     key = jax.random.key(0)
-    gradient = jax.grad(lambda params: task.loss(model.apply, params, batch, key))(params)
+    gradient = jax.grad(lambda params: task.loss(model.apply)(params, batch, key)[0])(params)
     for k, target in enumerate(task.targets):
         single = QM9(targets=(target,), train_size=500)
         alone, one = (
             single.network(egnn.EGNN(8, 2, update_coordinates=False)),
-            single.pack("train", np.arange(5)),
+            single.samples("train").pack(np.arange(5)),
         )
         own = jax.tree.map(itemgetter(k), params)
         np.testing.assert_allclose(
@@ -111,7 +107,7 @@ def test_independent_networks_are_the_networks_of_single_targets():
             task.predict(model.apply, params, batch)[:, k],
             rtol=1e-5,
         )
-        expected = jax.grad(partial(single.loss, alone.apply))(own, one, key)
+        expected, _ = jax.grad(single.loss(alone.apply), has_aux=True)(own, one, key)
         for a, b in zip(
             jax.tree.leaves(jax.tree.map(itemgetter(k), gradient)),
             jax.tree.leaves(expected),
@@ -126,55 +122,52 @@ def test_the_readout_is_invariant(x64):
     params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
     testing.assert_equivariant(lambda g: model.apply(params, g), graph)
     testing.assert_permutation_equivariant(lambda g: model.apply(params, g), graph)
-    assert model.apply(params, graph).globals.shape == (len(graph.n_node), 3)
+    assert model.apply(params, graph).globals.y.shape == (len(graph.n_node), 3)
     with pytest.raises(ValueError, match="outputs is 0"):
         Readout(egnn.EGNN(5, 2), outputs=0).init(jax.random.key(0), graph)
 
 
 def test_a_cutoff_leaves_out_far_atoms():
     near = dataclasses.replace(TWO, train_size=50, cutoff=2.0)
-    batch, whole = near.pack("train", np.arange(5)), TWO.pack("train", np.arange(5))
+    batch, whole = (task.samples("train").pack(np.arange(5)) for task in (near, TWO))
     x = batch.nodes.x
     real = int(batch.n_edge[:-1].sum())
     assert 0 < real < int(whole.n_edge[:-1].sum())
     assert np.linalg.norm(x[batch.receivers[:real]] - x[batch.senders[:real]], axis=1).max() <= 2
-    assert (
-        dataclasses.replace(near, cutoff=1e3).pack("train", np.arange(5)).n_edge[:5].tolist()
-        == whole.n_edge[:5].tolist()
-    )
+    all_of_it = dataclasses.replace(near, cutoff=1e3).samples("train").pack(np.arange(5))
+    assert all_of_it.n_edge[:5].tolist() == whole.n_edge[:5].tolist()
 
 
 def test_a_short_training_learns_resumes_and_draws(tmp_path):
-    config = configs.load(CONFIGS[0].with_name("homo.yaml"))
+    config = configs.load("qm9/egnn")
     config = dataclasses.replace(
         config,
         task=QM9(targets=("homo", "Cv"), train_size=960),
-        model=dataclasses.replace(config.model, features=16, layers=2),
+        model=config.model.clone(features=16, layers=2),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=5e-3),
         epochs=6,
         batch_size=96,
         chunk_steps=5,
     )
-    result = fit(config.task, build_model(config), config, tmp_path)
+    result = train(config, tmp_path)
     assert result["metrics"]["test"]["Cv"] < 0.6 * float(config.task.statistics.deviation[1])
     _, model, params = load(tmp_path)
-    told = config.task.predictions(model.apply, params, "test")
+    predicted = config.task.predictions(model.apply, params, "test")
     for k, name in enumerate(config.task.targets):
-        error = np.abs(told - config.task.labels[config.task.molecules.splits["test"]])[:, k].mean()
+        error = np.abs(predicted - config.task.labels[config.task.molecules.splits["test"]])[
+            :, k
+        ].mean()
         assert error == pytest.approx(result["metrics"]["test"][name], rel=1e-4)
-    assert (
-        config.task.draw(model.apply, params, tmp_path / "parity.png")
-        .read_bytes()
-        .startswith(b"\x89PNG")
-    )
+    picture = config.task.plot(model.apply, params, tmp_path / "parity.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
     details = config.task.details(model.apply, params)
     assert details["units"] == {"homo": "meV", "Cv": "cal/(mol K)"}
     for split, classes in details["by_atoms"].items():
-        assert sum(c["molecules"] for c in classes.values()) == config.task.size(split)
+        assert sum(c["molecules"] for c in classes.values()) == len(config.task.samples(split))
         for name in config.task.targets:
             total = sum(c["molecules"] * c.get(name, 0.0) for c in classes.values())
-            assert total / config.task.size(split) == pytest.approx(
+            assert total / len(config.task.samples(split)) == pytest.approx(
                 result["metrics"][split][name], rel=1e-4
             )
 
@@ -187,7 +180,7 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
         model.apply, params, data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms]
     )
     atomic = [[0, qm9.REFERENCES["Cv"]["C"] * n] for n in data.n_atoms[rows]]
-    np.testing.assert_allclose(own, told[:3] + atomic, rtol=1e-4)
+    np.testing.assert_allclose(own, predicted[:3] + atomic, rtol=1e-4)
     with pytest.raises(
         ValueError, match=r"atomic_numbers has \[16\]; expected of \[1, 6, 7, 8, 9\]"
     ):
@@ -210,7 +203,8 @@ def test_options_that_make_no_sense(options, message):
 
 def test_ours_stand_beside_the_papers_rows(tmp_path):
     def result(target, error, epochs=25):
-        config = configs.load(CONFIGS[0].with_name(f"{target}.yaml"))
+        config = configs.load("qm9/egnn")
+        config = dataclasses.replace(config, task=QM9(targets=(target,)))
         return {
             "metrics": {"test": {target: error}},
             "config": configs.to_dict(dataclasses.replace(config, epochs=epochs)),
@@ -235,25 +229,54 @@ def test_ours_stand_beside_the_papers_rows(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_column_of_table_3_has_a_config():
-    for path in CONFIGS:
-        config = configs.load(path)
-        assert config.task.targets == (path.stem,)
-        assert config.task.paper["egnn"] == TABLE3["egnn"][qm9.TARGETS.index(path.stem)]
+@pytest.mark.parametrize("name", ["egnn", "schnet"])
+def test_every_column_of_table_3_has_a_config(tmp_path, monkeypatch, name):
+    trained = {}
+
+    def train(config, folder):
+        trained[config.task.targets] = config
+        errors = dict.fromkeys(config.task.targets, 1.0)
+        return {"metrics": {"test": errors}, "config": configs.to_dict(config)}
+
+    monkeypatch.setattr(reproduce, "train", train)
+    reproduce.table3(reproduce.Options(tmp_path, tmp_path), model=name)
+    assert TABLE3_TARGETS == qm9.TARGETS
+    assert set(trained) == {(target,) for target in qm9.TARGETS}
+    for (target,), config in trained.items():
+        assert config.task.paper["egnn"] == TABLE3["egnn"][qm9.TARGETS.index(target)]
         assert config.optimizer.learning_rate == (
-            1e-3 if path.stem in ("gap", "homo", "lumo") else 5e-4
+            1e-3 if target in ("gap", "homo", "lumo") else 5e-4
         )
-        model = build_model(config).encoder
-        assert (model.features, model.layers, model.infer_edges, model.update_coordinates) == (
-            128,
-            7,
-            True,
-            False,
-        )
-        schnet = configs.load(path.with_name(f"schnet_{path.name}"))
-        assert (schnet.task, schnet.optimizer, schnet.epochs) == (
-            config.task,
-            config.optimizer,
-            config.epochs,
-        )
-        assert isinstance(build_model(schnet).encoder, egnn.SchNet)
+        model = config.network().encoder
+        if name == "schnet":
+            assert isinstance(model, egnn.SchNet)
+            continue
+        options = (model.features, model.layers, model.infer_edges, model.update_coordinates)
+        assert options == (128, 7, True, False)
+    egnn_recipe, recipe = configs.load("qm9/egnn"), configs.load(f"qm9/{name}")
+    assert (recipe.task, recipe.optimizer, recipe.epochs) == (
+        egnn_recipe.task,
+        egnn_recipe.optimizer,
+        egnn_recipe.epochs,
+    )
+
+
+def test_a_run_is_read_without_the_data_set(tmp_path, monkeypatch):
+    """Means and deviations of the labels are in the run."""
+    config = configs.load("qm9/egnn")
+    config = dataclasses.replace(
+        config,
+        task=QM9(targets=("mu",), train_size=96),
+        model=config.model.clone(features=4, layers=1),
+        epochs=1,
+    )
+    train(config, tmp_path)
+    molecule = (np.array([3]), np.array([8, 1, 1]), np.eye(3))
+    loaded, model, params = load(tmp_path)
+    expected = config.task.properties(model.apply, params, *molecule)
+    monkeypatch.setattr(qm9, "load", lambda: pytest.fail("the data were read"))
+    loaded, model, params = load(tmp_path)
+    np.testing.assert_array_equal(loaded.task.properties(model.apply, params, *molecule), expected)
+    (tmp_path / "constants.json").write_text('{"mean": [1.0, 2.0]}')
+    with pytest.raises(ValueError, match=r"expected those of \('mu',\)"):
+        load(tmp_path)

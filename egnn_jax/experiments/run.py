@@ -47,7 +47,7 @@ def train(
       ValueError, FloatingPointError, Interrupted: as :func:`egnn_jax.fit`.
     """
     run = RunFolder(folder)
-    settings = configs.to_dict(config)
+    settings = _settings(run, config)
     if run.result_file.exists():
         run.start(settings)
         try:
@@ -111,6 +111,19 @@ def initial_parameters(config: Config, network: nn.Module) -> Any:
     return each[0] if config.seeds == 1 else jax.tree.map(lambda *a: jnp.stack(a), *each)
 
 
+def read_config(run: RunFolder) -> Config:
+    """The config that a run was started with.
+
+    Raises:
+      ValueError: this is no run, or its ``config.yaml`` is damaged; the path is named.
+    """
+    settings = run.settings()
+    try:
+        return configs.from_dict(settings)
+    except ValueError as error:
+        raise ValueError(f"{run.path / 'config.yaml'}: {error}") from error
+
+
 def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
     """The config, the network and the best parameters of a run.
 
@@ -122,7 +135,7 @@ def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
     """
     run = RunFolder(folder)
     try:
-        config = configs.from_dict(run.settings())
+        config = read_config(run)
         constants = run.path / "constants.json"
         if constants.is_file():
             plain = json.loads(constants.read_text(encoding="utf-8"))
@@ -171,6 +184,13 @@ def versions() -> dict[str, str]:
         "device": f"{device.platform} ({device.device_kind})",
         "devices": str(jax.local_device_count()),
     }
+
+
+def _settings(run: RunFolder, config: Config) -> dict[str, Any]:
+    """The config as plain values; those of the folder where an older version wrote the same."""
+    if (run.path / "config.yaml").is_file() and read_config(run) == config:
+        return run.settings()
+    return configs.to_dict(config)
 
 
 class _Constants(Callback):

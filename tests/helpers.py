@@ -1,0 +1,106 @@
+"""What several test files need: short experiments, children that train, and comparisons of runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+
+import egnn_jax as egnn
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import run as experiments
+from egnn_jax.experiments.config import Config
+from egnn_jax.training.checkpoint import RunFolder
+
+ROOT = Path(__file__).parent.parent
+
+PLAIN = {
+    "task": {"name": "nbody", "train_size": 210},
+    "model": {"name": "egnn", "features": 8, "layers": 2},
+    "optimizer": {"learning_rate": 1e-2},
+    "ema_decay": 0.9,
+    "epochs": 4,
+    "batch_size": 100,
+    "eval_every": 1,
+    "checkpoint_seconds": 0.0,
+}
+"""An experiment of eight steps, two an epoch, as plain values."""
+
+
+def tiny(**changes) -> Config:
+    """:data:`PLAIN` with changes, as a config."""
+    return configs.from_dict(PLAIN | changes)
+
+
+def equal_runs(one: Path, other: Path) -> None:
+    """Assert that two complete runs are the same, bit for bit."""
+    results = [RunFolder(p).result() for p in (one, other)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["best_epoch"] == results[1]["best_epoch"]
+    histories = [[{**e, "seconds": 0} for e in RunFolder(p).history()] for p in (one, other)]
+    assert histories[0] == histories[1]
+    chex.assert_trees_all_equal(experiments.load(one)[2], experiments.load(other)[2])
+
+
+def labelled_graphs(number: int = 24, seed: int = 0) -> list:
+    """Complete graphs of 2 to 5 nodes whose target is their number of nodes."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 6, number)
+    return [
+        egnn.complete_graph(
+            x=rng.standard_normal((size, 3)), h=np.ones((size, 1)), y=np.array([float(size)])
+        )
+        for size in sizes
+    ]
+
+
+def script(name: str, *arguments, cwd: Path, ok: bool = True, code: int | None = None) -> str:
+    """What a script prints: on stdout, or on stderr where it has to fail."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == ok, done.stderr
+    assert code is None or done.returncode == code
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout if ok else done.stderr
+
+
+def egnn_command(*arguments, cwd: Path, **options) -> subprocess.Popen:
+    """The command ``egnn``, started."""
+    command = [sys.executable, "-c", "from egnn_jax.cli import main; main()"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], cwd=cwd, env=environment(), text=True, **options
+    )
+
+
+def environment() -> dict[str, str]:
+    """Of children: this library, and a folder for matplotlib's cache."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "MPLCONFIGDIR": os.environ["EGNN_JAX_DATA"],
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+
+
+def interrupt(process: subprocess.Popen, metrics: Path, number: signal.Signals, lines: int = 3):
+    """Send a signal once ``lines`` evaluations are logged; what the process wrote to stderr."""
+    while process.poll() is None and not (
+        metrics.exists() and metrics.read_text().count("\n") >= lines
+    ):
+        time.sleep(0.05)
+    process.send_signal(number)
+    return process.communicate(timeout=60)[1]
+
+
+def first(batches):
+    """The first batch of those that a loader returns, without its axis of shards."""
+    return jax.tree.map(lambda a: a[0, 0], batches)

@@ -1,0 +1,291 @@
+"""``fit`` on functions: anyone's loss, loader, optimizer and callbacks, without a config."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax.training.checkpoint import RunFolder
+from tests.helpers import labelled_graphs
+
+
+class Regression:
+    """y = x·w + b of 12 samples; a loader of one's own: no class of the library."""
+
+    batch_size = 4
+    w, b = np.array([1.0, -2.0, 0.5], np.float32), np.float32(0.25)
+
+    def __init__(self, seed=0):
+        self.x = np.random.default_rng(seed).standard_normal((12, 3)).astype(np.float32)
+        self.y = self.x @ self.w + self.b
+        self.asked = []
+
+    def num_batches(self, epoch):
+        return 3
+
+    def batches(self, epoch, start, count, shards=1):
+        self.asked.append((epoch, start, count))
+        order = np.arange(12)
+        if epoch is not None:
+            order = np.random.default_rng(epoch).permutation(12)
+        rows = order.reshape(3, shards, -1)[start : start + count]
+        return {"x": self.x[rows], "y": self.y[rows]}
+
+
+def loss(params, batch, key):
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.mean(error**2), {"bias": params["b"]}
+
+
+def zeros():
+    return {"w": jnp.zeros(3), "b": jnp.zeros(())}
+
+
+def fit(params=None, valid="train", optimizer=None, **options):
+    data = Regression()
+    options = {"epochs": 3, "callbacks": ()} | options
+    return egnn.fit(
+        options.pop("loss", loss),
+        zeros() if params is None else params,
+        options.pop("train", data),
+        data if valid == "train" else valid,
+        optimizer or optax.sgd(0.1),
+        **options,
+    )
+
+
+def by_hand(params, optimizer, epochs, ema_decay=0.0):
+    """The parameters (and their average) after some epochs of :func:`fit`, step by step."""
+    data, state, average = Regression(), optimizer.init(params), params
+    for epoch in range(epochs):
+        for k in range(3):
+            batch = jax.tree.map(lambda a: a[0, 0], data.batches(epoch, k, 1))
+            gradient = jax.grad(lambda p, batch=batch: loss(p, batch, None)[0])(params)
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            step = 3 * epoch + k
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, params)
+    return params, average
+
+
+def test_the_loss_loader_and_optimizer_are_the_callers():
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.05))
+    result = fit(optimizer=optimizer, epochs=3)
+    chex.assert_trees_all_close(result.params, by_hand(zeros(), optimizer, 3)[0], rtol=1e-5)
+    assert result.best_epoch == 3
+    batches = [Regression().batches(None, k, 1) for k in range(3)]
+    values = [loss(result.params, jax.tree.map(lambda a: a[0, 0], b), None)[0] for b in batches]
+    value = np.mean(values)
+    np.testing.assert_allclose(result.best_value, value, rtol=1e-5)
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
+    assert [entry["step"] for entry in result.history] == [3, 6, 9]
+    np.testing.assert_allclose(result.history[-1]["valid"]["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(result.history[-1]["valid"]["bias"], result.params["b"], rtol=1e-5)
+    assert result.history[0]["train"]["loss"] > result.history[-1]["train"]["loss"]
+    assert result.notes == ()
+    assert result.seconds > 0
+
+
+def test_an_average_is_what_is_returned():
+    result = fit(ema_decay=0.5)
+    last, average = by_hand(zeros(), optax.sgd(0.1), 3, ema_decay=0.5)
+    chex.assert_trees_all_close(result.params, average, rtol=1e-5)
+    assert np.abs(result.params["w"] - last["w"]).max() > 1e-3
+
+
+def test_it_starts_from_given_parameters_and_leaves_them_usable():
+    start = {"w": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(0.25)}
+    result = fit(start, epochs=1)
+    chex.assert_trees_all_close(result.params, start, atol=1e-6)  # they were right
+    other = {"w": jnp.array([3.0, 0.0, 0.0]), "b": jnp.array(1.0)}
+    fit(other, epochs=1)
+    chex.assert_trees_all_equal(other, {"w": np.array([3.0, 0, 0]), "b": np.array(1.0)})
+    again = fit(fit(epochs=1).params, epochs=1)  # what is returned is a start too
+    hand = by_hand(by_hand(zeros(), optax.sgd(0.1), 1)[0], optax.sgd(0.1), 1)[0]
+    chex.assert_trees_all_close(again.params, hand, rtol=1e-5)
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(callbacks=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_validation_the_last_parameters_are_returned():
+    result = fit(valid=None, optimizer=optax.sgd(3.0))  # too large: the last ones are the worst
+    hand, _ = by_hand(zeros(), optax.sgd(3.0), 3)
+    chex.assert_trees_all_close(result.params, hand, rtol=1e-4)
+    assert result.best_epoch == 3
+    assert result.history[-1]["valid"] == {}
+    assert fit(optimizer=optax.sgd(3.0)).best_epoch == 1
+
+
+def test_several_seeds_are_single_ones():
+    def noisy(params, batch, key):
+        value, metrics = loss(params, batch, key)
+        return value + jnp.dot(jax.random.normal(key, (3,)), params["w"]), metrics
+
+    starts = [zeros(), {"w": jnp.ones(3), "b": jnp.ones(())}]
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    options = {"loss": noisy, "epochs": 2, "eval_every": 2}
+    together = fit(both, seeds=2, seed=5, **options)
+    for k, start in enumerate(starts):
+        alone = fit(start, seed=5 + k, **options)
+        own = jax.tree.map(lambda a, k=k: a[k], together.params)
+        chex.assert_trees_all_close(own, alone.params, rtol=1e-5, atol=1e-6)
+        train = [result.history[0]["train"]["loss"] for result in (together, alone)]
+        np.testing.assert_allclose(train[0][k], train[1], rtol=1e-5)
+    assert np.abs(together.params["w"][0] - together.params["w"][1]).max() > 1e-2
+    assert together.best_epoch.tolist() == [2, 2]
+
+
+def test_only_the_chunks_that_are_needed_are_asked_for():
+    data = Regression()
+    fit(train=data, epochs=4, eval_every=2, chunk_steps=6, valid=None)
+    assert data.asked[-4:] == [(0, 0, 3), (1, 0, 3), (2, 0, 3), (3, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"loss": lambda p, b, k: loss(p, b, k)[0]},
+            r"returned \(\); expected \(scalar, metrics\)",
+        ),
+        (
+            {"loss": lambda p, b, k: (jnp.zeros(2), {})},
+            r"the loss has shape \(2,\); expected a scalar",
+        ),
+        ({"loss": lambda p, b, k: (jnp.zeros(()), 3)}, r"expected \(scalar, metrics\)"),
+        ({"monitor": "mae"}, r"monitor is 'mae'; expected one of \['bias', 'loss'\]"),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"micro_batches": 3}, "micro_batches is 3; expected a divisor of the batch_size 4"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0; expected a number from 0 to below 1"),
+        ({"seed": 2**32}, f"seed is {2**32}; expected 0 to {2**32 - 1}"),
+        ({"seed": 2**32 - 1, "seeds": 2}, f"seed is {2**32 - 1}; expected 0 to {2**32 - 2}"),
+    ],
+)
+def test_arguments_that_make_no_sense(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        fit(folder=tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_samples_in_a_batch_than_there_are():
+    few = egnn.ArrayDataset({"x": np.ones((3, 3), np.float32), "y": np.ones(3, np.float32)})
+    with pytest.raises(ValueError, match="batch_size is 4; expected at most"):
+        fit(train=few.loader(4))
+
+
+class Recorder(egnn.Callback):
+    def __init__(self, stop_at=None):
+        self.calls, self.stop_at = [], stop_at
+
+    def started(self, progress):
+        self.calls.append(("started", progress.step))
+
+    def stepped(self, progress):
+        self.calls.append(("stepped", progress.step))
+
+    def evaluated(self, progress):
+        self.calls.append(("evaluated", progress.step, float(progress.metrics["loss"])))
+        return progress.epoch == self.stop_at
+
+    def ended(self, progress):
+        self.calls.append(("ended", progress.step))
+
+
+def test_callbacks_are_called_in_turn_and_may_stop():
+    recorder = Recorder(stop_at=2)
+    result = fit(epochs=5, chunk_steps=3, callbacks=[recorder])
+    values = [entry["valid"]["loss"] for entry in result.history]
+    assert len(values) == 2
+    assert recorder.calls == [
+        ("started", 0),
+        ("stepped", 3),
+        ("evaluated", 3, values[0]),
+        ("stepped", 6),
+        ("evaluated", 6, values[1]),
+        ("ended", 6),
+    ]
+
+
+def test_ended_is_called_where_training_fails():
+    class Failing(Recorder):
+        def stepped(self, progress):
+            raise RuntimeError("mine")
+
+    recorder = Failing()
+    with pytest.raises(RuntimeError, match="mine"):
+        fit(callbacks=[recorder])
+    assert recorder.calls == [("started", 0), ("ended", 3)]
+
+
+def test_early_stopping():
+    diverging = {"epochs": 50, "optimizer": optax.sgd(3.0), "eval_every": 2}
+    result = fit(callbacks=[egnn.EarlyStopping(patience=4)], **diverging)
+    assert (result.best_epoch, result.history[-1]["epoch"]) == (2, 6)
+    with pytest.raises(ValueError, match="patience is 0; expected a number of epochs above 0"):
+        egnn.EarlyStopping(patience=0)
+
+
+def test_metrics_go_to_a_log(tmp_path):
+    result = fit(folder=tmp_path, callbacks=[egnn.MetricsLog()])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+    assert RunFolder(tmp_path).history() == result.history
+    with pytest.raises(ValueError, match="MetricsLog writes to the folder of a run"):
+        fit(callbacks=[egnn.MetricsLog()])
+
+
+def test_tensorboard_gets_scalars(tmp_path):
+    from tensorboardX.proto import event_pb2
+
+    result = fit(folder=tmp_path, callbacks=[egnn.TensorBoard()])
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    content, scalars, place = file.read_bytes(), {}, 0
+    while place < len(content):  # a record: its length, a checksum, the event, a checksum
+        size = int.from_bytes(content[place : place + 8], "little")
+        event = event_pb2.Event.FromString(content[place + 12 : place + 12 + size])
+        for value in event.summary.value:
+            scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+        place += size + 16
+    assert set(scalars) == {"train/loss", "valid/loss", "valid/bias"}
+    for tag, part, name in (
+        ("train/loss", "train", "loss"),
+        ("valid/loss", "valid", "loss"),
+        ("valid/bias", "valid", "bias"),
+    ):
+        expected = [(entry["step"], entry[part][name]) for entry in result.history]
+        np.testing.assert_allclose(scalars[tag], expected, rtol=1e-6)
+
+
+def test_ones_own_graphs_are_fitted_and_evaluated():
+    """The README's shape: graphs, a split, a loss of the library."""
+    train, valid = egnn.GraphDataset(labelled_graphs(40)).split(0.8, seed=0)
+    model = egnn.Readout(egnn.EGNN(features=8, layers=1), **train.target_statistics())
+    params = model.init(jax.random.key(0), train[0])
+    loss = egnn.losses.mean_absolute_error(model)
+    result = egnn.fit(
+        loss, params, train.loader(8), valid.loader(8), optax.adam(1e-2),
+        epochs=30, eval_every=10, callbacks=(),
+    )  # fmt: skip
+    assert result.best_value < 0.25
+    found = egnn.evaluate(loss, result.params, valid.loader(3))
+    errors = [
+        abs(float(model.apply(result.params, valid[k]).globals.y[0, 0]) - valid.y[k, 0])
+        for k in range(len(valid))
+    ]
+    np.testing.assert_allclose(found["mae"], np.mean(errors), rtol=1e-4)
+    np.testing.assert_allclose(found["mae"], result.best_value, rtol=1e-4)
+    wide = egnn.Readout(egnn.EGNN(features=8, layers=1), outputs=2)
+    loss = egnn.losses.mean_squared_error(wide)
+    params = wide.init(jax.random.key(0), train[0])
+    with pytest.raises(ValueError, match=r"the targets have shape .* and the predictions"):
+        egnn.evaluate(loss, params, valid.loader(3))

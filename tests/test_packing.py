@@ -1,0 +1,108 @@
+"""How graphs share batches: near edges, little padding, and no loss from trimming it."""
+
+from operator import itemgetter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax.data._packing import edges_within, trimmed
+
+SIZES = np.array([3, 1, 5, 2, 4, 4])
+
+
+def of_kinds(sizes):
+    nodes = egnn.Nodes(h=np.arange(np.sum(sizes)), x=None)
+    return egnn.GraphDataset.from_arrays(np.asarray(sizes), nodes)
+
+
+def test_only_near_nodes_send_to_each_other(rng):
+    x = rng.standard_normal((SIZES.sum(), 3))
+    lists = edges_within(SIZES, x, cutoff=1.5, block=4)
+    graphs = egnn.GraphDataset.from_arrays(SIZES, egnn.Nodes(h=None, x=x), edge_lists=lists)
+    packed = graphs.pack(np.array([2, 5, 1, 0]))
+    real = int(packed.n_edge[:-1].sum())
+    got = set(zip(packed.senders[:real].tolist(), packed.receivers[:real].tolist(), strict=True))
+    graph = np.repeat(np.arange(5), packed.n_node)[:-1]
+    places = packed.nodes.x[: len(graph)]
+    near = np.linalg.norm(places[:, None] - places[None], axis=-1) <= 1.5
+    assert got == {
+        (j, i)
+        for i, j in np.argwhere(near & (graph[:, None] == graph)).tolist()
+        if i != j and graph[i] < 4
+    }
+    assert 0 < real < np.sum(SIZES[[2, 5, 1, 0]] * (SIZES[[2, 5, 1, 0]] - 1))
+    assert (np.diff(packed.receivers) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "shards"), [(20, 8, 1), (20, 8, 2), (10, 16, 4), (1, 7, 1), (160, 1, 1)]
+)
+def test_batches_hold_every_graph_once_and_fit_with_little_waste(rng, steps, batch, shards):
+    sizes = rng.integers(3, 30, steps * batch + batch - 1)
+    graphs = of_kinds(sizes)
+    epoch = rng.permutation(len(sizes))[: steps * batch]
+    rows = graphs.arrange(epoch, steps, shards, np.random.default_rng(1))
+    assert rows.shape == (steps, shards, batch // shards)
+    assert sorted(rows.ravel()) == sorted(epoch)
+    edges = (sizes * (sizes - 1))[rows].sum(axis=-1)
+    budget = graphs.budgets(batch // shards, shards)[-1]
+    assert edges.max() <= budget.n_edge
+    assert graphs.pack(rows).senders.shape[-1] == budget.n_edge
+    if steps > 1 and batch > 1:
+        plain = (sizes * (sizes - 1))[epoch.reshape(rows.shape)].sum(axis=-1)
+        assert edges.std() < plain.std() / 2
+    other = graphs.arrange(epoch, steps, shards, np.random.default_rng(2))
+    assert steps == 1 or (rows != other).any()
+
+
+def test_a_loader_is_random_access_and_reaches_every_graph(rng):
+    sizes = rng.integers(2, 9, 37)
+    loader = of_kinds(sizes).loader(8, seed=5)
+    assert (loader.num_batches(0), loader.num_batches(None)) == (4, 5)
+    whole = loader.batches(2, 0, 4, shards=2)
+    alone = of_kinds(sizes).loader(8, seed=5).batches(2, 3, 1, shards=2)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[3], b[0]), whole, alone)
+    other = loader.rows(3), of_kinds(sizes).loader(8, seed=6).rows(2)
+    assert all((rows != loader.rows(2)).any() for rows in other)
+    every = loader.batches(None, 0, 5)
+    mask = jax.vmap(jax.vmap(egnn.node_mask))
+    every = every._replace(nodes=every.nodes.replace(x=every.nodes.h[..., None]))
+    assert sorted(every.nodes.h[np.asarray(mask(every))]) == list(range(sizes.sum()))
+    for batch_size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size} and the data set has 37"):
+            of_kinds(sizes).loader(batch_size)
+
+
+def test_trimmed_changes_neither_value_nor_gradient(x64, rng):
+    sizes = rng.integers(2, 12, 200)
+    graphs = egnn.GraphDataset.from_arrays(
+        sizes,
+        egnn.Nodes(h=rng.standard_normal((sizes.sum(), 1)), x=np.zeros((sizes.sum(), 1))),
+        egnn.Edges(a=rng.standard_normal((np.sum(sizes * (sizes - 1)), 1))),
+    )
+    model = egnn.GNN(features=4, layers=1, coordinates=False)
+    batches = graphs.pack(rng.integers(0, 200, (20, 1)))
+    seen = set()
+
+    def loss(params, batch, key):
+        seen.add(batch.senders.shape[0])
+        squares = model.apply(params, batch).nodes.h ** 2
+        total = jnp.sum(jnp.where(egnn.node_mask(batch)[:, None], squares, 0))
+        return total * jax.random.normal(key)
+
+    params = model.init(jax.random.key(0), jax.tree.map(itemgetter(0), batches))
+    key = jax.random.key(1)
+    assert len(graphs.budgets(1)) > 1
+    fast = jax.jit(jax.value_and_grad(trimmed(loss, graphs.budgets(1))))
+    plain = jax.jit(jax.value_and_grad(loss))
+    for k in range(20):
+        batch = jax.tree.map(itemgetter(k), batches)
+        want = plain(params, batch, key)
+        for a, b in zip(
+            jax.tree.leaves(fast(params, batch, key)), jax.tree.leaves(want), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    assert seen == {budget.n_edge for budget in graphs.budgets(1)}

@@ -1,0 +1,176 @@
+"""Training that is stopped, in whatever way, and goes on: the same numbers, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.nbody import NBody
+from egnn_jax.experiments.run import load, train
+from egnn_jax.training import loop
+from egnn_jax.training.checkpoint import RunFolder
+from tests.helpers import egnn_command, environment, equal_runs, interrupt, tiny
+
+
+@pytest.mark.parametrize(
+    ("eval_every", "stopped"),
+    [(1, 4), (2, 3), (3, 1)],
+    ids=["at an evaluation", "in mid-epoch", "before any"],
+)
+def test_stop_and_resume_equals_straight_bit_for_bit(tmp_path, monkeypatch, eval_every, stopped):
+    config = tiny(eval_every=eval_every, chunk_steps=1, seeds=2)
+    train(config, tmp_path / "straight")
+    save = loop.Training._save
+
+    def save_then_stop(self):
+        save(self)
+        if self.progress.step == stopped:
+            self.folder.wait()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "resumed")
+    assert not (tmp_path / "resumed" / "result.json").exists()
+    assert RunFolder(tmp_path / "resumed").latest("last") == stopped
+    train(config, tmp_path / "resumed")
+    equal_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+def long(tmp_path, **changes):
+    """A training that takes a while, as a file."""
+    config = tiny(eval_every=10, chunk_steps=4, checkpoint_seconds=1e6, **changes)
+    for split in ("train", "valid", "test"):
+        NBody().samples(split)  # so that the child finds the data made
+    (tmp_path / "config.yaml").write_text(configs.dump(config))
+    return config
+
+
+def test_ctrl_c_saves_and_the_same_call_continues(tmp_path):
+    long(tmp_path, epochs=3_000_000)
+    arguments = ("train", "config.yaml", "--run", "stopped")
+    with egnn_command(*arguments, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        metrics = tmp_path / "stopped" / "metrics.jsonl"
+        errors = interrupt(process, metrics, signal.SIGINT)
+    assert process.returncode == 130
+    assert "Ctrl-C at step" in errors
+    assert "the same command continues from there" in errors
+    assert "Traceback" not in errors
+    saved = RunFolder(tmp_path / "stopped").latest("last")
+    assert saved is not None
+    assert saved >= RunFolder(tmp_path / "stopped").history()[-1]["step"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["SIGTERM", "SIGHUP"]
+)
+def test_signals_save_and_the_rest_is_bit_identical(tmp_path, number, code):
+    config = long(tmp_path, epochs=1_000)
+    arguments = ("train", "config.yaml", "--run", "stopped")
+    with egnn_command(*arguments, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        metrics = tmp_path / "stopped" / "metrics.jsonl"
+        errors = interrupt(process, metrics, number)
+    assert process.returncode == code
+    assert f"{number.name} at step" in errors
+    assert "Traceback" not in errors
+    assert 30 <= RunFolder(tmp_path / "stopped").latest("last") < 2_000
+    train(config, tmp_path / "stopped")
+    train(config, tmp_path / "straight")
+    equal_runs(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_metrics_cut_short_by_a_kill_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (2, 4, 6):
+        folder.log({"step": step})
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 8, "val')
+    assert [e["step"] for e in folder.rewind(4)] == [2, 4]
+    assert [e["step"] for e in folder.history()] == [2, 4]
+
+
+def test_two_trainings_in_one_folder_at_once_are_refused(tmp_path):
+    first = RunFolder(tmp_path)
+    first.start({"a": 1})
+    code = (
+        "import sys; from egnn_jax.training.checkpoint import RunFolder\n"
+        "try:\n    RunFolder(sys.argv[1]).start({'a': 1})\n"
+        "except ValueError as error:\n    sys.exit(str(error))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    run = lambda: subprocess.run(command, env=environment(), capture_output=True, text=True)
+    refused = run()
+    assert refused.returncode == 1
+    assert f"is being trained by process {os.getpid()}; expected another folder" in refused.stderr
+    with pytest.raises(ValueError, match=f"is being trained by process {os.getpid()}"):
+        train(tiny(), tmp_path)
+    assert RunFolder(tmp_path).settings() == {"a": 1}  # reading is allowed
+    first.close()
+    assert run().returncode == 0
+
+
+def quadratic(params, batch, key):
+    return (params["w"] ** 2).sum() + 0.0 * batch["a"].sum(), {}
+
+
+def plain_fit(folder, w=1.0, **options):
+    loader = egnn.ArrayDataset({"a": np.ones((6, 1), np.float32)}).loader(2)
+    params = {"w": jax.numpy.full((2,), w)}
+    options = {"epochs": 2, "callbacks": ()} | options
+    return egnn.fit(quadratic, params, loader, loader, optax.sgd(0.1), folder=folder, **options)
+
+
+def test_other_initial_parameters_in_the_same_folder_are_refused(tmp_path):
+    result = plain_fit(tmp_path)
+    np.testing.assert_array_equal(plain_fit(tmp_path).params["w"], result.params["w"])
+    with pytest.raises(ValueError, match=r"holds a run of other settings .*initial_parameters"):
+        plain_fit(tmp_path, w=2.0)
+    with pytest.raises(ValueError, match=r"other settings \(epochs 2 -> 3\)"):
+        plain_fit(tmp_path, epochs=3)
+
+
+def test_resuming_with_another_number_of_devices_warns_and_is_noted(tmp_path, monkeypatch):
+    """On one device instead of two: other sums, and no longer the numbers of one machine."""
+    config = tiny()
+
+    class Stop(egnn.Callback):
+        def evaluated(self, progress):
+            if progress.step == 4:
+                raise KeyboardInterrupt
+
+    # A save after each chunk, so that there is a checkpoint of step 2.
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, callbacks=[Stop()])
+    assert RunFolder(tmp_path).latest("last") == 2
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    with pytest.warns(UserWarning, match="resumed at step 2 with 1 shards of a batch and 32-bit"):
+        result = train(config, tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert len(result["notes"]) == 1
+    assert "before, 2 and 32" in result["notes"][0]
+    assert stored["notes"] == result["notes"]
+
+
+def test_a_crash_of_a_callback_loses_nothing(tmp_path):
+    config = tiny(seeds=2)
+    train(config, tmp_path / "straight")
+
+    class Crash(egnn.Callback):
+        def stepped(self, progress):
+            if progress.step == 6:
+                raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        train(config, tmp_path / "crashed", callbacks=[Crash()])
+    train(config, tmp_path / "crashed")
+    equal_runs(tmp_path / "straight", tmp_path / "crashed")
+    assert load(tmp_path / "crashed")[0] == config
