@@ -1,4 +1,4 @@
-"""The command ``egnn evaluate``, for a clone that is not installed: python scripts/evaluate.py --help"""
+"""``egnn evaluate`` for a clone that is not installed: python scripts/evaluate.py --help"""
 
 import sys
 

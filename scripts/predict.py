@@ -1,4 +1,4 @@
-"""The command ``egnn predict``, for a clone that is not installed: python scripts/predict.py --help"""
+"""``egnn predict`` for a clone that is not installed: python scripts/predict.py --help"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command ``egnn report``, for a clone that is not installed: python scripts/report.py --help"""
+"""``egnn report`` for a clone that is not installed: python scripts/report.py --help"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command ``egnn reproduce``, for a clone that is not installed: python scripts/reproduce.py --help"""
+"""``egnn reproduce`` for a clone that is not installed: python scripts/reproduce.py --help"""
 
 import sys
 

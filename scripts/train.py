@@ -1,4 +1,4 @@
-"""The command ``egnn train``, for a clone that is not installed: python scripts/train.py --help"""
+"""``egnn train`` for a clone that is not installed: python scripts/train.py --help"""
 
 import sys
 
