@@ -5,7 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from benchmarks.run import main
 
-from egnn_jax.training.fit import Interrupted
+from egnn_jax.training.signals import Interrupted
 
 if __name__ == "__main__":
     try:

@@ -1,14 +1,14 @@
 #!/bin/sh
 # A command on a GPU that is lent for minutes at a time, such as these, nine minutes at once, from the repository's root:
 #
-#   scripts/lent_gpu.sh 540 out python3 scripts/benchmark.py --gpu-campaign --no-record --targets homo
+#   scripts/lent_gpu.sh 540 out python3 scripts/benchmark.py --gpu-campaign --targets homo
 #   scripts/lent_gpu.sh 540 out python3 scripts/reproduce.py table3 --out out --targets homo --epochs 200
 #
 # When the seconds are over the command is interrupted, as by Ctrl-C, and runs/, the benchmark's results among it, is packed into
 # out/runs.tgz (12 MB a target of QM9); the same command with that file in the root goes on from there, on this machine or another.
 # Takes along: data/qm9/qm9.npz* (34 MB) and, for a machine without network, wheels of the missing packages in .whl/:
 #   python -c "from egnn_jax.data import qm9; qm9.load()"
-#   pip download --no-deps -d .whl jraph tyro docstring-parser tqdm-loggable   # and for the benchmark: egnn-pytorch einops
+#   pip download --no-deps -d .whl jraph tyro docstring-parser tqdm-loggable lazy_loader   # and for the benchmark: egnn-pytorch einops
 set -eu
 seconds=$1 out=$2
 shift 2

@@ -1,7 +1,6 @@
 """What the benchmark compares and counts, without its clock; PyTorch's side is test_peers'."""
 
 import argparse
-import importlib
 import json
 import signal
 import sys
@@ -10,17 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import contenders, costs, report, textbook
+from benchmarks import costs, inputs, measure, tables, textbook
 from benchmarks import run as benchmark
 
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.data import nbody
+from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.nbody import Batch, NBody
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.nn.heads import Autoencoder, Readout
-from egnn_jax.training.state import init_state, optimiser
-from egnn_jax.training.step import make_mesh, make_step, make_train
+from egnn_jax.training.distributed import make_mesh
+from egnn_jax.training.state import init_state
+from egnn_jax.training.step import make_step, make_train
 
 AUTOENCODER = Autoencoder(egnn.EGNN(features=5, layers=2, embed=False, shrinkage=1e-3))
 READOUT = Readout(egnn.EGNN(features=5, layers=2, infer_edges=True, update_coordinates=False))
@@ -81,12 +82,12 @@ def train(seeds=1):
             for shape in ((5, 3), (5, 3), (5, 3), (5,), ())
         )
     )
-    transform = optimiser(Optimizer(), 10, 10)
+    optimizer = Optimizer().build(10, 10)
     model = egnn.EGNN(features=8, layers=1)
-    state = init_state(
-        model, task.graph(jax.tree.map(lambda a: a[0, 0], batch)), transform, average=False, seed=0
-    )
-    step = make_step(task, model.apply, transform, 0.0, mesh)
+    graph = task.graph(jax.tree.map(lambda a: a[0, 0], batch))
+    key = jax.random.PRNGKey(0)
+    state = init_state(model.init(key, graph), optimizer, False, key)
+    step = make_step(task.loss(model.apply), optimizer, 0.0, mesh)
     return make_train(step, seeds, mesh), state, batch
 
 
@@ -125,16 +126,16 @@ def test_ratios_are_formed_in_each_repeat():
         {"ours": ours, "matmul": 0.01, "torch_eager": theirs}
         for ours, theirs in ((1.0, 3.0), (2.0, 4.0), (1.0, 5.0))
     ]
-    found = benchmark.summary(rounds)
+    found = measure.summary(rounds)
     assert found["ours_ms"] == 1e3
     assert found["matmul_gflops"] == pytest.approx(100)
     assert [found[f"ratio_vs_torch_eager{which}"] for which in ("", "_min", "_max")] == [3, 2, 5]
-    assert benchmark.exponents((10, 100, 1_000), (1.0, 10.0, 1_000.0)) == pytest.approx([1, 2])
+    assert measure.exponents((10, 100, 1_000), (1.0, 10.0, 1_000.0)) == pytest.approx([1, 2])
 
 
 def test_different_maths_is_refused():
     ours = np.ones((2, 3)), 0.5
-    benchmark.require_agreement("theirs", ours, (ours[0] + 1e-5, 0.5), "cpu (cpu)")
+    measure.require_agreement("theirs", ours, (ours[0] + 1e-5, 0.5), "cpu (cpu)")
     for theirs in (
         (ours[0] + 1e-2, 0.5),
         (ours[0], 0.51),
@@ -142,7 +143,7 @@ def test_different_maths_is_refused():
         (np.ones((3, 2)), 0.5),
     ):
         with pytest.raises(ValueError, match=r"theirs.*; expected"):
-            benchmark.require_agreement("theirs", ours, theirs, "cpu (cpu)")
+            measure.require_agreement("theirs", ours, theirs, "cpu (cpu)")
 
 
 RATIO = {
@@ -211,32 +212,19 @@ def test_tables_and_plot(tmp_path):
         "qm9_forward": {"ours_ms": 9.9} | HERE | {"machine": "another"},
         "nbody_4_seeds": FOUR_SEEDS | HERE,
     }
-    told = report.text(results, "2 cores")
-    assert "| nbody_train_step | 8.5 | 4 | 3.25 × (3.00 to 3.50; asked 3) | 2026-11-25 |" in told
-    assert "| data_small | 2.5 | – | – | 2026-11-25 |" in told
-    assert "- nbody_train_step without torch_compiled: there is no compiler\n" in told
-    assert "| 100 | 5,000 | 1 | 0.5 | 2.50 | 1 | 0.5 | 2.50 |" in told
-    assert "18 s, and 31 minutes" in told
-    assert "10 s a seed (asked of a GPU: 60), test MSE 0.00650 ± 0.00020" in told
-    assert "qm9" not in told
+    text = tables.text(results, "2 cores")
+    assert "| nbody_train_step | 8.5 | 4 | 3.25 × (3.00 to 3.50) | 2026-11-25 |" in text
+    assert "| data_small | 2.5 | – | – | 2026-11-25 |" in text
+    assert "- nbody_train_step without torch_compiled: there is no compiler\n" in text
+    assert "| 100 | 5,000 | 1 | 0.5 | 2.50 | 1 | 0.5 | 2.50 |" in text
+    assert "18 s, and 31 minutes" in text
+    assert "10 s a seed, test MSE 0.00650 ± 0.00020" in text
+    assert "qm9" not in text
     assert (
-        report.draw(results, "2 cores", tmp_path / "benchmark.png")
+        tables.draw(results, "2 cores", tmp_path / "benchmark.png")
         .read_bytes()
         .startswith(b"\x89PNG")
     )
-
-
-def test_the_document_holds_one_part_a_machine():
-    document = "# Measured\n\ntext\n"
-    once = report.recorded(document, "2 cores", "first\n")
-    both = report.recorded(once, "a GPU", "other\n")
-    again = report.recorded(both + "\n## After\n\nend\n", "2 cores", "second\n")
-    assert once.startswith(document.rstrip("\n"))
-    assert once.endswith("\n### 2 cores\n\nfirst\n")
-    assert both.endswith("\n### 2 cores\n\nfirst\n\n### a GPU\n\nother\n")
-    assert again.endswith("\n### 2 cores\n\nsecond\n\n### a GPU\n\nother\n\n## After\n\nend\n")
-    assert again.count("## Benchmark\n") == 1
-    assert report.recorded(again, "2 cores", "second\n") == again
 
 
 @pytest.mark.parametrize(
@@ -265,42 +253,39 @@ def test_mistakes_are_told(monkeypatch, arguments, message):
 def test_the_campaign_stops_in_time_and_goes_on(monkeypatch, tmp_path):
     done = []
 
-    def fit(task, model, config, folder):
+    def train(config, folder):
         done.append((config.task, config.seeds, config.epochs))
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
         if len(done) < 3:
             signal.raise_signal(signal.SIGALRM)
         return FOUR_SEEDS
 
-    def measure(arguments, again):
+    def measure_cases(arguments, again):
         done.append(again)
         return HERE
 
-    monkeypatch.setattr(benchmark, "measure", measure)
+    def table3(options, targets, together):
+        done.append((targets, options.epochs, together))
+
+    monkeypatch.setattr(benchmark, "measure_cases", measure_cases)
     monkeypatch.setattr(benchmark, "use_all_cores", lambda: None)
-    monkeypatch.setattr(benchmark, "fit", fit)
-    monkeypatch.setattr(
-        importlib.import_module("reproduce"),
-        "table3",
-        lambda arguments: done.append(arguments.targets),
-    )
-    arguments = argparse.Namespace(
-        seconds=500, out=tmp_path / "benchmark.json", targets=["homo"], qm9_epochs=3, record=False
-    )
+    monkeypatch.setattr(benchmark, "train", train)
+    monkeypatch.setattr(benchmark.reproduce, "table3", table3)
+    out = tmp_path / "benchmark.json"
+    arguments = argparse.Namespace(seconds=500, out=out, targets=["homo"], qm9_epochs=3)
     try:
         with pytest.raises(KeyboardInterrupt):
             benchmark.campaign(arguments)
         benchmark.campaign(arguments)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    assert done == [False, (NBody(), 4, 10_000), False, (NBody(), 4, 10_000), ["homo"]]
-    assert benchmark.read(arguments.out)["nbody_4_seeds"]["seconds"] == 40
+    nbody = (NBody(), 4, 10_000)
+    assert done == [False, nbody, False, nbody, (["homo"], 3, True)]
+    assert benchmark.read(out)["nbody_4_seeds"]["seconds"] == 40
     assert "10 s a seed" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_every_case_has_a_setting():
     names = {name for group in benchmark.CASES.values() for name in group}
-    assert names - {"data", "size"} == set(contenders.SETTINGS)
-    assert all(
-        (contenders.CONFIGS / setting.config).is_file() for setting in contenders.SETTINGS.values()
-    )
+    assert names - {"data", "size"} == set(inputs.SETTINGS)
+    assert {setting.recipe for setting in inputs.SETTINGS.values()} <= set(configs.recipes())

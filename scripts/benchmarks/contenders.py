@@ -1,133 +1,47 @@
-"""What benchmark.py times: ours, and peers on the same samples and parameters.
+"""The contenders that ``make benchmark`` times: ours and textbook JAX; PyTorch's are beside this.
 
-A worker process calls :func:`turn` for one contender after the other. What a contender needs is
-made, compiled and run once at its first turn, before the clock starts.
+A worker process calls :func:`seconds_per_step` for one contender after the other. What a contender
+needs is made, compiled and run once before its first measurement.
 """
 
-import dataclasses
 import functools
 import operator
 import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from benchmarks import costs, textbook
+from benchmarks.inputs import Inputs, Unavailable, inputs_of
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from egnn_jax.data import nbody
-from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.qm9 import QM9
-from egnn_jax.experiments.task import Apply, Task
-from egnn_jax.training.state import init_state, optimiser
-from egnn_jax.training.step import AXIS, layout, make_step, make_train, use_all_cores
+from egnn_jax.experiments.task import Apply
+from egnn_jax.training.distributed import AXIS, batch_layout, use_all_cores
+from egnn_jax.training.step import make_step, make_train
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-class Setting(NamedTuple):
-    """A config, the batch size, how many batches a turn has, and how often ours scans over them in
-    one call.
-    """
-
-    config: str
-    batch_size: int
-    batches: int
-    scans: int
-
-
-SETTINGS = {
-    "nbody": Setting("nbody/egnn.yaml", 100, 30, 5),
-    "autoencoder_1": Setting("autoencoder/community_egnn.yaml", 1, 100, 2),
-    "autoencoder_32": Setting("autoencoder/community_egnn.yaml", 32, 20, 5),
-    "qm9": Setting("qm9/homo.yaml", 96, 4, 3),
-}
-"""Ours is timed over about as many steps as a chunk of training has."""
-
-MOLECULES = 9_600
-"""Of QM9, to pack batches from."""
 TRAJECTORIES = 8
-"""Of the literal loop in a turn."""
-
-
-class Unavailable(Exception):
-    """A contender cannot do the case here; the message says why."""
+"""How many the literal loop makes in a measurement."""
 
 
 def start(all_cores: bool) -> None:
-    """Make a worker: ours spreads over all cores as in training; the peers get their libraries'
-    defaults.
-    """
+    """Set up a worker: ours uses all cores as in training, peers their libraries' defaults."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two workers share a GPU
     if all_cores:
         use_all_cores()
 
 
-class Inputs:
-    """What all contenders of a case are given: the task, its samples, our model and its
-    parameters.
-    """
-
-    def __init__(self, case: str) -> None:
-        self.setting = SETTINGS[case]
-        self.config = dataclasses.replace(
-            configs.load(CONFIGS / self.setting.config), batch_size=self.setting.batch_size
-        )
-        task: Any = self.config.task
-        self.task: Task = (
-            dataclasses.replace(task, train_size=MOLECULES) if isinstance(task, QM9) else task
-        )
-        self.model = configs.build_model(self.config)
-        self.per_epoch = self.task.size("train") // self.setting.batch_size
-        self.transform = optimiser(
-            self.config.optimizer, self.per_epoch, self.config.epochs * self.per_epoch
-        )
-        self.key = jax.random.PRNGKey(0)
-        graph = self.task.graph(self.task.pack("train", self.rows(1)[0, 0]), self.key)
-        self.state = jax.device_get(
-            init_state(self.model, graph, self.transform, average=False, seed=0)
-        )
-
-    def rows(self, groups: int) -> np.ndarray:
-        """The samples of each batch (K, groups, B/groups): the first batches of an epoch, the same
-        for any number of groups.
-        """
-        generator = np.random.default_rng(0)
-        rows = generator.permutation(self.task.size("train"))[
-            : self.per_epoch * self.setting.batch_size
-        ]
-        return self.task.deal("train", rows, self.per_epoch, groups, generator)[
-            : self.setting.batches
-        ]
-
-    def batches(self) -> Any:
-        """Batches (K, …) as one device takes them."""
-        return jax.tree.map(lambda a: a[:, 0], self.task.pack("train", self.rows(1)))
-
-    def first(self) -> Any:
-        return jax.tree.map(lambda a: a[0], self.batches())
-
-    def noise(self) -> np.ndarray:
-        """The coordinates that ours starts from in the first batch."""
-        return np.asarray(self.task.graph(self.first(), self.key).nodes.x)
-
-
-@functools.cache
-def inputs_of(case: str) -> Inputs:
-    return Inputs(case)
-
-
-def output(task: Task, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:
+def output(task: Any, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:
     """What is compared: positions (N, 3), standardised labels (G,), or probabilities of edges (E,
     1).
     """
@@ -136,25 +50,25 @@ def output(task: Task, apply: Apply, params: Any, batch: Any, key: jax.Array) ->
         case NBody():
             return out.nodes.x
         case QM9():
-            return out.globals[:-1, 0]
+            return out.globals.y[:-1, 0]
         case _:
-            return jax.nn.sigmoid(out.edges)
+            return jax.nn.sigmoid(out.edges.a)
 
 
-def loss(task: Task, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:
+def loss(task: Any, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:
     """The task's loss, of the padded batch as it is."""
     if isinstance(task, GraphAutoencoder):
-        total, graphs = task.metrics(apply, params, batch, key)["bce"]
+        total, graphs = task.metrics(apply)(params, batch, key)["bce"]
         return total / graphs
-    return task.loss(apply, params, batch, key)
+    return task.loss(apply)(params, batch, key)[0]
 
 
 def textbook_apply(inputs: Inputs) -> Apply:
-    encoder = getattr(inputs.model, "encoder", inputs.model)
+    encoder = getattr(inputs.network, "encoder", inputs.network)
     return functools.partial(textbook.egnn, shrinkage=encoder.shrinkage)
 
 
-def told(case: str, name: str, reference: str | None = None) -> tuple[np.ndarray, float]:
+def first_output(case: str, name: str, reference: str | None = None) -> tuple[np.ndarray, float]:
     """Output and loss of the first batch, which have to agree between contenders; of the data,
     positions and no loss.
     """
@@ -167,8 +81,8 @@ def told(case: str, name: str, reference: str | None = None) -> tuple[np.ndarray
     if name not in ("ours", "textbook_jax"):
         from benchmarks import torch_contenders
 
-        return attempt(name, lambda: torch_contenders.told(inputs, name, reference))
-    apply = inputs.model.apply if name == "ours" else textbook_apply(inputs)
+        return attempt(name, lambda: torch_contenders.first_output(inputs, name, reference))
+    apply = inputs.network.apply if name == "ours" else textbook_apply(inputs)
     found, value = (
         jax.jit(functools.partial(f, inputs.task, apply))(
             inputs.state.params, inputs.first(), inputs.key
@@ -179,7 +93,7 @@ def told(case: str, name: str, reference: str | None = None) -> tuple[np.ndarray
     return np.asarray(found[:real]), float(value)
 
 
-def turn(case: str, part: str, name: str, reference: str | None = None) -> float:
+def seconds_per_step(case: str, part: str, name: str, reference: str | None = None) -> float:
     """Seconds of one step of a contender, from one call of many steps."""
     run, steps = contender(case, part, name, reference)
     begun = time.perf_counter()
@@ -249,11 +163,11 @@ def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
     """The scan over training steps as ``fit`` makes it, compiled, with its batches and the state,
     which the first call donates.
     """
-    mesh, parts = layout(inputs.config)
-    rows = np.tile(inputs.rows(mesh.size * parts), (inputs.setting.scans, 1, 1))
-    batches = jax.device_put(inputs.task.pack("train", rows), NamedSharding(mesh, P(None, AXIS)))
+    mesh, parts = batch_layout(inputs.config.batch_size, inputs.config.micro_batches)
+    stacked = inputs.stacked(mesh.size * parts, inputs.setting.scans)
+    batches = jax.device_put(stacked, NamedSharding(mesh, P(None, AXIS)))
     state = jax.device_put(inputs.state, NamedSharding(mesh, P()))
-    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0, mesh, parts)
+    step = make_step(inputs.task.loss(inputs.network.apply), inputs.optimizer, 0.0, mesh, parts)
     return make_train(step, 1, mesh).lower(state, batches).compile(), state, batches
 
 
@@ -270,13 +184,13 @@ def ours_train(inputs: Inputs) -> Callable[[], Any]:
 
 def ours_forward(inputs: Inputs) -> Callable[[], Any]:
     """One call a batch, spread over devices and micro-batches as in training."""
-    mesh, parts = layout(inputs.config)
+    mesh, parts = batch_layout(inputs.config.batch_size, inputs.config.micro_batches)
 
     def forward(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        told = jax.lax.map(
-            lambda part: output(inputs.task, inputs.model.apply, params, part, key), batch
+        outputs = jax.lax.map(
+            lambda part: output(inputs.task, inputs.network.apply, params, part, key), batch
         )
-        return told.reshape(-1, *told.shape[2:])
+        return outputs.reshape(-1, *outputs.shape[2:])
 
     spread = jax.jit(
         jax.shard_map(
@@ -284,9 +198,7 @@ def ours_forward(inputs: Inputs) -> Callable[[], Any]:
         )
     )
     params, key = jax.device_put((inputs.state.params, inputs.key), NamedSharding(mesh, P()))
-    batches = separate(
-        inputs.task.pack("train", inputs.rows(mesh.size * parts)), NamedSharding(mesh, P(AXIS))
-    )
+    batches = separate(inputs.stacked(mesh.size * parts), NamedSharding(mesh, P(AXIS)))
     return lambda: [jax.block_until_ready(spread(params, batch, key)) for batch in batches]
 
 
@@ -298,7 +210,7 @@ def textbook_train(inputs: Inputs) -> Callable[[], Any]:
     @jax.jit
     def step(params: Any, opt_state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
         gradient = jax.grad(lambda params: loss(inputs.task, apply, params, batch, key))(params)
-        updates, opt_state = inputs.transform.update(gradient, opt_state, params)
+        updates, opt_state = inputs.optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     def run() -> None:
@@ -333,10 +245,10 @@ def facts(case: str, part: str) -> dict[str, Any]:
     if part == "forward":
         return {
             "flops": costs.flops(
-                functools.partial(output, inputs.task, inputs.model.apply), *arguments
+                functools.partial(output, inputs.task, inputs.network.apply), *arguments
             )
         }
-    step = make_step(inputs.task, inputs.model.apply, inputs.transform, 0.0)
+    step = make_step(inputs.task.loss(inputs.network.apply), inputs.optimizer)
     train, state, _ = compiled_train(inputs)
     compiled = costs.compiled(train.as_text())
     return (

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
-from egnn_jax.training.fit import versions
+from egnn_jax.experiments.run import versions
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> int:

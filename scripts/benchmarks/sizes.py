@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks import contenders, costs
 
 import egnn_jax as egnn
+from egnn_jax.graph.graph import GraphsTuple
 
 NEIGHBOURS = 50
 """Of a node, on average."""
@@ -29,7 +30,7 @@ def measure(nodes: int, part: str, repeats: int) -> dict[str, float]:
     model: Any = egnn.EGNN(features=64, layers=4, edge_block=16_384)
     params = model.lazy_init(jax.random.PRNGKey(0), jax.eval_shape(lambda: graph))
 
-    def value(params: Any, graph: egnn.graph.GraphsTuple) -> jax.Array:
+    def value(params: Any, graph: GraphsTuple) -> jax.Array:
         out = model.apply(params, graph).nodes
         return jnp.mean(out.x**2) + jnp.mean(out.h**2)
 
@@ -40,7 +41,7 @@ def measure(nodes: int, part: str, repeats: int) -> dict[str, float]:
         jax.block_until_ready(function(params, graph))
         times.append(time.perf_counter() - begun)
     peak, flops = costs.peak_gib(), costs.flops(function, params, graph)
-    rate = 1 / contenders.turn("size", part, "matmul")
+    rate = 1 / contenders.seconds_per_step("size", part, "matmul")
     return {
         "edges": len(graph.senders),
         "s": float(np.median(times[1:])),

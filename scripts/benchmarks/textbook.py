@@ -37,14 +37,14 @@ def egnn(params: Params, graph: GraphsTuple, shrinkage: float = 0.0) -> GraphsTu
     if "decoder" in tree:
         z, w, b = graph.nodes.x, tree["decoder"]["w"], tree["decoder"]["b"]
         squared = jnp.sum((z[graph.receivers] - z[graph.senders]) ** 2, axis=-1, keepdims=True)
-        graph = graph._replace(edges=w * squared + b)  # eq. 9
+        graph = graph._replace(edges=graph.edges.replace(a=w * squared + b))  # eq. 9
     if "graph_dec" in tree:
         graphs = len(graph.n_node)
         of_node = jnp.repeat(
             jnp.arange(graphs), graph.n_node, total_repeat_length=len(graph.nodes.h)
         )
         pooled = jax.ops.segment_sum(mlp(tree["node_dec"], graph.nodes.h), of_node, graphs)
-        graph = graph._replace(globals=mlp(tree["graph_dec"], pooled))
+        graph = graph._replace(globals=graph.globals.replace(y=mlp(tree["graph_dec"], pooled)))
     return graph
 
 
@@ -57,7 +57,7 @@ def layer(params: Params, graph: GraphsTuple, shrinkage: float) -> GraphsTuple:
 
     r_ij = x[i] - x[j]
     parts = [h[i], h[j], jnp.sum(r_ij**2, axis=-1, keepdims=True)]
-    m_ij = jnp.concatenate(parts if graph.edges is None else [*parts, graph.edges], axis=-1)
+    m_ij = jnp.concatenate(parts if graph.edges.a is None else [*parts, graph.edges.a], axis=-1)
     m_ij = jax.nn.silu(
         dense(params["phi_e"]["Dense_0"], jax.nn.silu(dense(params["phi_e"], m_ij)))
     )  # eq. 3

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from benchmarks.contenders import Inputs, Unavailable
+from benchmarks.inputs import Inputs, Unavailable
 from benchmarks.peers import QM9EGNN, AutoencoderEGNN, Dense, NBodyEGNN, TheirAutoencoder
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,8 +89,8 @@ def nbody(task: NBody) -> Case:
             1, 2, 64, device=DEVICE, n_layers=4, recurrent=True
         )
 
-    def loss(told: Tensor, b: SimpleNamespace) -> Tensor:
-        return F.mse_loss(told, b.target)
+    def loss(predicted: Tensor, b: SimpleNamespace) -> Tensor:
+        return F.mse_loss(predicted, b.target)
 
     return Case(
         load, NBodyEGNN, predict, lambda: Dense(1, 64, 4, edge_dim=2), predict_dense, theirs, loss
@@ -104,7 +104,7 @@ def autoencoder(task: GraphAutoencoder) -> Case:
 
     def load(batch: GraphsTuple) -> SimpleNamespace:
         n_node, n_edge = batch.n_node[:-1], batch.n_edge[:-1].sum()
-        i, j, a = (values[:n_edge] for values in (batch.receivers, batch.senders, batch.edges))
+        i, j, a = (values[:n_edge] for values in (batch.receivers, batch.senders, batch.edges.a))
         mask = of_graphs(n_node)
         pairs = both(mask)
         matrices = np.zeros((*pairs.shape, 1), np.float32)
@@ -139,8 +139,8 @@ def autoencoder(task: GraphAutoencoder) -> Case:
         )
         return TheirAutoencoder(network)
 
-    def loss(told: Tensor, b: SimpleNamespace) -> Tensor:
-        return F.binary_cross_entropy(told, b.a, reduction="sum") / b.graphs
+    def loss(predicted: Tensor, b: SimpleNamespace) -> Tensor:
+        return F.binary_cross_entropy(predicted, b.a, reduction="sum") / b.graphs
 
     return Case(
         load,
@@ -161,7 +161,7 @@ def qm9(task: QM9) -> Case:
         h, x = (
             np.asarray(a)[: n_node.sum()] for a in (atom_features(batch.nodes.h), batch.nodes.x)
         )
-        return molecules(n_node, h, x, batch.globals[:-1, 0])
+        return molecules(n_node, h, x, batch.globals.y[:-1, 0])
 
     def predict(network: nn.Module, b: SimpleNamespace) -> Tensor:
         return network(b.h, b.x, b.edges, None, b.node_mask, b.edge_mask, b.n_nodes)
@@ -175,8 +175,8 @@ def qm9(task: QM9) -> Case:
             15, 0, 128, device=DEVICE, n_layers=7, attention=1, node_attr=0
         )
 
-    def loss(told: Tensor, b: SimpleNamespace) -> Tensor:
-        return F.l1_loss(told, b.label)
+    def loss(predicted: Tensor, b: SimpleNamespace) -> Tensor:
+        return F.l1_loss(predicted, b.label)
 
     return Case(
         load,
@@ -232,7 +232,7 @@ def case_of(inputs: Inputs) -> tuple[Case, list[SimpleNamespace]]:
     if DEVICE.type == "cuda":
         torch.set_float32_matmul_precision("high")  # what JAX does there by default
     case = {NBody: nbody, GraphAutoencoder: autoencoder, QM9: qm9}[type(inputs.task)](inputs.task)
-    return case, [case.load(inputs.task.pack("train", rows)) for rows in inputs.rows(1)[:, 0]]
+    return case, [case.load(inputs.samples.pack(rows)) for rows in inputs.rows(1)[:, 0]]
 
 
 @functools.cache
@@ -256,7 +256,7 @@ def network_of(
             ) from error
     else:
         network = case.authors().to(DEVICE)
-    state = interop.to_torch_state_dict(inputs.state.params, inputs.model)
+    state = interop.to_torch_state_dict(inputs.state.params, inputs.network)
     network.load_state_dict({key: tensor(value) for key, value in state.items()})
     return torch.compile(
         network, dynamic=not isinstance(inputs.task, NBody)
@@ -291,7 +291,7 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
-def told(inputs: Inputs, name: str, reference: str | None) -> tuple[np.ndarray, float]:
+def first_output(inputs: Inputs, name: str, reference: str | None) -> tuple[np.ndarray, float]:
     """Output and loss of the first batch, for the noise that ours gets."""
     case, (batch, *_) = case_of(inputs)
     network, predict = network_of(inputs, name, reference)

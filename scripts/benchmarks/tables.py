@@ -1,13 +1,11 @@
-"""What benchmark.py's results look like to a person: tables, a plot, a section of a Markdown
-document.
-"""
+"""The results of ``make benchmark`` as tables and a plot."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egnn_jax.experiments.task import markdown, save
+from egnn_jax.experiments.plots import save
+from egnn_jax.experiments.tables import markdown
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -19,26 +17,6 @@ PEERS = {
     "numpy_loop": "NumPy loop, authors' form",
     "reference": "authors' checkout",
 }
-ASKED = {
-    ("nbody_train_step", "torch_eager"): 3.0,
-    ("nbody_forward", "torch_eager"): 2.0,
-    ("qm9_train_step", "torch_eager"): 12.0,
-    ("autoencoder_1_train_step", "torch_eager"): 4.0,
-    ("data_small", "numpy_loop"): 20.0,
-    ("nbody_train_step", "textbook_jax"): 1.4,
-    ("qm9_train_step", "textbook_jax"): 2.5,
-}
-"""How many times faster ours is to be, on two cores."""
-SECTION = """
-## Benchmark
-
-`make benchmark`: how many times as long the others take as ours, median (least to most) of the
-repeats of one run that gives each its turn in each repeat; asked figures are for two cores. N-body:
-batch of 100. Autoencoder: one Community graph a step, and 32. QM9: 96 molecules. A step of data is
-one trajectory. The floor is the time of the matrix products alone, at the rate of 1,024² ones
-(8,192² on a GPU) measured in the same repeats. egnn-pytorch has maths of its own; the others tell
-what ours tells, which is checked before.
-"""
 
 
 def text(results: Results, machine: str) -> str:
@@ -70,9 +48,9 @@ def text(results: Results, machine: str) -> str:
             mine["nbody_4_seeds"][key] for key in ("metrics", "std", "seconds")
         )
         parts.append(
-            f"N-body, 10,000 epochs of four seeds at once: {seconds / 4:.0f} s a seed (asked "
-            f"of a GPU: 60), test MSE "
-            f"{test['test']['mse']:.5f} ± {spread['test']['mse']:.5f} (the paper: 0.0071).\n"
+            f"N-body, 10,000 epochs of four seeds at once: {seconds / 4:.0f} s a seed, "
+            f"test MSE {test['test']['mse']:.5f} ± {spread['test']['mse']:.5f} "
+            "(the paper: 0.0071).\n"
         )
     if "size" in mine:
         parts.append(markdown(size_rows(mine["size"])))
@@ -81,8 +59,8 @@ def text(results: Results, machine: str) -> str:
         )
         parts.append(
             "EGNN(features=64, layers=4, edge_block=16_384); random points, listed cell by cell. "
-            f"Time grows as nodes^{forward:.2f} and nodes^{gradient:.2f} (asked: 1.05); "
-            f"the largest gradient takes {mine['size']['peak_gib']:.2f} GiB (asked: 3).\n"
+            f"Time grows as nodes^{forward:.2f} and nodes^{gradient:.2f}; "
+            f"the largest gradient takes {mine['size']['peak_gib']:.2f} GiB.\n"
         )
     return "\n".join(parts)
 
@@ -99,10 +77,9 @@ def ratio_rows(results: Results) -> list[dict[str, str]]:
         row = {"case": name, "ours (ms)": f"{result['ours_ms']:.3g}"}
         row["floor (ms)"] = f"{result['floor_ms']:.3g}" if "floor_ms" in result else "–"
         for peer in present:
-            asked = f"; asked {ASKED[name, peer]:g}" if (name, peer) in ASKED else ""
             found = [result.get(f"ratio_vs_{peer}{which}") for which in ("", "_min", "_max")]
             row[PEERS[peer]] = (
-                "–" if found[0] is None else "{:.2f} × ({:.2f} to {:.2f}{})".format(*found, asked)
+                "–" if found[0] is None else "{:.2f} × ({:.2f} to {:.2f})".format(*found)
             )
         rows.append(row | {"date": result["date"]})
     return rows
@@ -168,30 +145,10 @@ def draw(results: Results, machine: str, path: Path) -> Path:
     if "size" in mine:
         for part in ("forward", "gradient"):
             growth.plot(mine["size"]["nodes"], mine["size"][f"{part}_s"], marker="o", label=part)
-        growth.set(xscale="log", yscale="log", xlabel="nodes, 50 neighbours each", ylabel="s")
+        growth.set(xscale="log", yscale="log", xlabel="nodes, 50 neighbors each", ylabel="s")
         growth.legend()
     else:
         growth.axis("off")
     for panel in (axes, growth):
         panel.grid(alpha=0.3)
     return save(figure, path)
-
-
-def recorded(document: str, machine: str, body: str) -> str:
-    """The document with this machine's part of the section "Benchmark" replaced, or added at its
-    end.
-    """
-    if SECTION.split("\n")[1] not in document.splitlines():
-        document = document.rstrip("\n") + "\n" + SECTION
-    before, heading, rest = document.partition("\n## Benchmark\n")
-    section, *after = re.split(r"(?m)^(?=## )", rest, maxsplit=1)
-    introduction, *parts = re.split(r"(?m)^### ", section)
-    kept = {title: part for title, _, part in (each.partition("\n") for each in parts)} | {
-        machine: f"\n{body}\n"
-    }
-    section = (
-        introduction.rstrip("\n")
-        + "\n"
-        + "".join(f"\n### {title}\n\n{part.strip()}\n" for title, part in kept.items())
-    )
-    return before + heading + section + ("\n" + after[0] if after else "")

@@ -1,0 +1,95 @@
+"""What all contenders of a case are given: samples, our network and its parameters."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from egnn_jax.data.loader import DatasetLoader
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments._options import replace
+from egnn_jax.experiments.qm9 import QM9
+from egnn_jax.experiments.run import initial_parameters
+from egnn_jax.training.state import init_state
+
+
+class Setting(NamedTuple):
+    """How a case is timed.
+
+    Attributes:
+      recipe: of the task and our network.
+      batch_size: samples of a batch.
+      batches: how many batches each measurement has.
+      scans: how often ours scans over them in one call, so that a call has about as many steps as
+        one of training.
+    """
+
+    recipe: str
+    batch_size: int
+    batches: int
+    scans: int
+
+
+SETTINGS = {
+    "nbody": Setting("nbody/egnn", 100, 30, 5),
+    "autoencoder_1": Setting("autoencoder/egnn", 1, 100, 2),
+    "autoencoder_32": Setting("autoencoder/egnn", 32, 20, 5),
+    "qm9": Setting("qm9/egnn", 96, 4, 3),
+}
+
+MOLECULES = 9_600
+"""How many of QM9 batches are packed from."""
+
+
+class Unavailable(Exception):
+    """A contender cannot do the case here; the message says why."""
+
+
+class Inputs:
+    """The task of a case, its samples, our network and the state of its training."""
+
+    def __init__(self, case: str) -> None:
+        self.setting = SETTINGS[case]
+        config = configs.load(self.setting.recipe)
+        if isinstance(config.task, QM9):
+            config = dataclasses.replace(
+                config, task=replace(config.task, {"train_size": MOLECULES})
+            )
+        self.config = dataclasses.replace(config, batch_size=self.setting.batch_size)
+        self.task: Any = self.config.task
+        self.network = self.config.network()
+        self.samples: Any = self.task.samples("train")
+        self.loader: DatasetLoader = self.samples.loader(self.setting.batch_size)
+        steps = self.loader.num_batches(0)
+        self.optimizer = self.config.optimizer.build(steps, self.config.epochs * steps)
+        self.key = jax.random.PRNGKey(0)
+        params = initial_parameters(self.config, self.network)
+        self.state = jax.device_get(init_state(params, self.optimizer, False, self.key))
+
+    def rows(self, shards: int) -> np.ndarray:
+        """The samples of each batch (K, shards, B/shards): those of an epoch's first batches."""
+        return self.loader.rows(0, shards)[: self.setting.batches]
+
+    def stacked(self, shards: int, scans: int = 1) -> Any:
+        """Batches (scans·K, shards, …)."""
+        return self.samples.pack(np.tile(self.rows(shards), (scans, 1, 1)))
+
+    def batches(self) -> Any:
+        """Batches (K, …) as one device takes them."""
+        return jax.tree.map(lambda a: a[:, 0], self.stacked(1))
+
+    def first(self) -> Any:
+        """The first batch."""
+        return jax.tree.map(lambda a: a[0], self.batches())
+
+    def noise(self) -> np.ndarray:
+        """The coordinates that ours starts from in the first batch."""
+        return np.asarray(self.task.graph(self.first(), self.key).nodes.x)
+
+
+@functools.cache
+def inputs_of(case: str) -> Inputs:
+    """The inputs of a case, made once a process."""
+    return Inputs(case)
