@@ -51,15 +51,11 @@ class GraphDataset:
             )
             for end in ("senders", "receivers")
         )
-        n_edge = np.concatenate([graph.n_edge for graph in host])
-        self._set(
-            np.concatenate([graph.n_node for graph in host]),
-            *(
-                concatenated([getattr(g, part) for g in host])
-                for part in ("nodes", "edges", "globals")
-            ),
-            edge_lists=(n_edge, senders, receivers),
+        n_node, n_edge, nodes, edges, globals_ = (
+            concatenated([getattr(g, field) for g in host])
+            for field in ("n_node", "n_edge", "nodes", "edges", "globals")
         )
+        self._set(n_node, nodes, edges, globals_, (n_edge, senders, receivers))
 
     @classmethod
     def from_arrays(

@@ -36,9 +36,7 @@ DEVICE = torch.device(
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of the networks: how a batch is loaded, how they are called with it, and the
-    loss of what they tell.
-    """
+    """How a batch is loaded, the networks made and called, and their loss computed."""
 
     load: Callable[[Any], SimpleNamespace]
     authors: Callable[[], nn.Module]
@@ -54,9 +52,7 @@ def tensor(a: Any) -> Tensor:
 
 
 def nbody(task: NBody) -> Case:
-    """Products of charges come with the data; speeds and squared distances are computed in each
-    step, as the authors do.
-    """
+    """Speeds and squared distances are computed in each step, as the authors do."""
 
     def load(batch: Any) -> SimpleNamespace:
         n_graph, n_node, _ = batch.x.shape
