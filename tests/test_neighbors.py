@@ -3,6 +3,8 @@ and what they refuse.
 """
 
 import itertools
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -51,7 +53,8 @@ def listed(receivers, senders, shift):
 
 
 def shifts(graph, like):
-    return np.zeros_like(like) if graph.edges is None else np.asarray(graph.edges.shift)
+    shift = graph.edges.shift
+    return np.zeros_like(like) if shift is None else np.asarray(shift)
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,6 +63,7 @@ def test_radius_graph_has_every_pair_within_the_cutoff_once(drawn, cutoff):
     x, cell, periodic = drawn
     with jax.enable_x64(True):
         graph = egnn.radius_graph(x, cutoff, cell=cell, periodic=list(periodic))
+    x = np.asarray(graph.nodes.x)  # inside the cell
     distances, *wanted = all_pairs(x, cell, periodic)
     found = graph.receivers, graph.senders, shifts(graph, x[np.asarray(graph.senders)])
     assert listed(*found) == listed(*(a[distances <= cutoff] for a in wanted))
@@ -74,6 +78,7 @@ def test_knn_graph_has_the_nearest(drawn, k):
     with jax.enable_x64(True):
         graph = egnn.knn_graph(x, k, cell=cell, periodic=list(periodic))
     assert np.asarray(graph.receivers).tolist() == np.repeat(np.arange(len(x)), k).tolist()
+    x = np.asarray(graph.nodes.x)  # inside the cell
     senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
     distances = np.linalg.norm(
         x[receivers] - x[senders] - shifts(graph, x[senders]), axis=1
@@ -112,8 +117,10 @@ def test_nearest_of_points_that_have_left_their_cell(x64, rng, periodic):
 def test_neighbours_in_many_dimensions(rng):
     graph = egnn.knn_graph(rng.standard_normal((20, 6)), 4)
     assert graph.nodes.x.shape == (20, 6)
-    with pytest.raises(ValueError, match="6 coordinates; expected 1 to 3"):
-        egnn.radius_graph(np.zeros((3, 6)), 1.0)
+    points = rng.standard_normal((20, 6))
+    near = np.linalg.norm(points[:, None] - points, axis=-1) <= 3.0
+    graph = egnn.radius_graph(points, 3.0)
+    assert len(graph.senders) == near.sum() - 20 > 0
 
 
 def test_a_crystal_and_its_supercell_say_the_same(x64, rng):
@@ -179,11 +186,105 @@ def test_a_periodic_graph_batches_and_pads():
         (lambda: egnn.knn_graph(np.zeros((0, 3)), 1), "k is 1"),
         (lambda: jax.jit(lambda x: egnn.radius_graph(x, 1.0).nodes.x)(np.eye(3)), "x is traced"),
         (
-            lambda: egnn.graph_from_edges([0], [1], np.eye(3), shift=np.zeros((2, 3))),
-            r"shift has shape \(2, 3\); expected \(1, 3\)",
+            lambda: egnn.graph_from_edges(
+                [0], [1], np.eye(3), steps=np.zeros((2, 3), int), cell=np.eye(3)
+            ),
+            r"steps has shape \(2, 3\) .* expected integers \(1, 3\)",
         ),
     ],
 )
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def in_a_child(code):
+    """The printed result of code that must not end its interpreter."""
+    script = f"import numpy as np, egnn_jax as egnn\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_extreme_extents_end_no_interpreter():
+    """A grid of cells over these would have from 10⁹ to 10⁶⁰ of them."""
+    code = """
+rng = np.random.default_rng(0)
+image = np.stack(np.meshgrid(range(128), range(128)), -1).reshape(-1, 2)
+slab = np.append(rng.random((200, 3)) * [9, 9, 2], [[0, 0, 1e7]], axis=0)
+for x, cutoff in ((image, 1.5), ([[0.0], [1e5]], 1.0), (1e6 * rng.random((1000, 3)), 1.0),
+                  (slab, 1.0), ([[0, 0], [1e20, 0]], 1.0), ([[0, 0], [1e-6, 0]], 1e-7)):
+    print(len(egnn.radius_graph(np.array(x, float), cutoff).senders), end=" ")
+"""
+    image, two, far, slab, *extremes = (int(number) for number in in_a_child(code).split())
+    assert image == 2 * (2 * 127 * 128 + 2 * 127 * 127)  # rows, columns and both diagonals
+    assert (two, far, extremes) == (0, 0, [0, 0])
+    rng = np.random.default_rng(0)
+    x = rng.random((200, 3)) * [9, 9, 2]
+    assert slab == (np.linalg.norm(x[:, None] - x, axis=-1) <= 1.0).sum() - 200
+
+
+@pytest.mark.parametrize("side", [1.0, 0.1, 0.3, 7.7])
+@pytest.mark.parametrize("origin", [0.0, 0.05, 123.4])
+def test_pairs_at_exactly_the_cutoff_are_edges(side, origin):
+    lattice = np.array(list(np.ndindex(4, 4, 4))) * side + origin * side
+    cell = 4 * side * np.eye(3)
+    crystal = egnn.radius_graph(lattice, side, cell=cell)
+    assert np.bincount(np.asarray(crystal.receivers)).tolist() == [6] * 64
+    free = egnn.radius_graph(lattice, side)
+    assert len(free.senders) == 2 * 3 * 3 * 16
+    one = egnn.radius_graph(np.array([[origin] * 3]), side, cell=side * np.eye(3))
+    assert sorted(np.abs(np.asarray(one.edges.steps)).sum(axis=1)) == [1] * 6
+
+
+def test_neighbors_are_sought_in_float64():
+    x = np.array([[4e6], [4e6 + 0.9], [4e6 + 1.1]])
+    with pytest.warns(UserWarning, match="distances are rounded"):
+        graph = egnn.radius_graph(x, 1.0)
+    pairs = sorted(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True))
+    assert pairs == [(0, 1), (1, 0), (1, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("skew", [0.0, 3.0, 30.0])
+def test_a_skewed_cell_is_the_same_crystal(x64, rng, skew):
+    x = rng.random((5, 3))
+    straight = egnn.radius_graph(x, 1.2, cell=np.eye(3))
+    cell = np.array([[1.0, 0, 0], [skew, 1, 0], [-skew, 2 * skew, 1]])
+    skewed = egnn.radius_graph(x, 1.2, cell=cell)
+    nearest = egnn.knn_graph(x, 8, cell=cell)
+    lengths = [
+        np.sort(np.linalg.norm(edge_vectors(g, g.nodes.x), axis=1))
+        for g in (straight, skewed, nearest, egnn.knn_graph(x, 8, cell=np.eye(3)))
+    ]
+    np.testing.assert_allclose(lengths[0], lengths[1], atol=1e-9)
+    np.testing.assert_allclose(lengths[2], lengths[3], atol=1e-9)
+    np.testing.assert_allclose(skewed.edges.shift, np.asarray(skewed.edges.steps) @ cell, atol=1e-9)
+
+
+def test_rows_of_zeros_where_space_is_not_periodic():
+    x = np.array([[0.1, 0, 0], [0.9, 0, 0]])
+    wire = egnn.radius_graph(
+        x, 0.5, cell=[[1, 0, 0], [0, 0, 0], [0, 0, 0]], periodic=(True, False, False)
+    )
+    assert sorted(np.asarray(wire.edges.steps).tolist()) == [[-1, 0, 0], [1, 0, 0]]
+    molecule = egnn.radius_graph(x, 1.0, cell=np.zeros((3, 3)), periodic=False)
+    assert np.asarray(molecule.edges.steps).tolist() == [[0, 0, 0]] * 2
+    with pytest.raises(ValueError, match=r"cell is .* expected 3 independent lattice vectors"):
+        egnn.radius_graph(x, 0.5, cell=np.zeros((3, 3)))
+
+
+def test_too_many_edges_are_refused_before_memory_is_taken():
+    with pytest.raises(ValueError, match=r"expected at most 100000000 images"):
+        egnn.radius_graph(np.zeros((1, 3)), 1.0, cell=1e-4 * np.eye(3))
+    with pytest.raises(ValueError, match=r"edges among 20000 points; expected at most"):
+        egnn.radius_graph(np.random.default_rng(0).random((20_000, 3)), 3.0)
+
+
+def test_unwrapped_points_have_small_shifts():
+    x = np.array([[0.2, 0.1, 0.3], [1e4 + 0.25, -2e4 + 0.1, 0.3]])
+    graph = egnn.radius_graph(x, 0.1, cell=np.eye(3))
+    assert np.abs(graph.edges.shift).max() <= 1
+    np.testing.assert_allclose(
+        np.linalg.norm(edge_vectors(graph, graph.nodes.x), axis=1), [0.05] * 2, atol=1e-5
+    )

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from egnn_jax.graph.neighbors import Lattice
+from egnn_jax.graph.neighbors import LARGEST, Lattice
 
 NUM_KINDS = 119
 """Kinds of nodes that a model can embed: 0 and the atomic numbers."""
@@ -119,31 +119,65 @@ def fits_budget(counts: Sequence[tuple[int, int, int]], budget: tuple[int, int, 
 
 
 def points(name: str, value: ArrayLike) -> np.ndarray:
-    """A matrix of finite numbers whose values can be seen, in float64."""
+    """A matrix of finite numbers (M, n), n at least 1, that is not traced, in float64."""
+    if hasattr(value, "get_positions"):
+        raise ValueError(f"{name} is ASE's {type(value).__name__}; expected an array: see from_ase")
     if isinstance(value, Tracer):
         raise ValueError(
-            f"{name} is traced; expected its values, since neighbours are found on the host: "
+            f"{name} is traced; expected its values, since neighbors are found on the host: "
             f"build the graph outside of jit"
         )
-    return np.asarray(matrix(name, value), np.float64)
+    value = np.asarray(value)
+    if not jnp.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+        raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
+    if value.ndim != 2 or value.shape[1] == 0:
+        raise ValueError(f"{name} has shape {value.shape}; expected (M, n), n at least 1")
+    value = value.astype(np.float64)
+    bad = np.argwhere(~np.isfinite(value))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{name} is {value[row, column]} at row {row}, column {column}; expected finite numbers"
+        )
+    return value
 
 
 def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice:
-    """n independent lattice vectors as rows (n, n), in float64, and one boolean or one for each of
-    them.
+    """Lattice vectors as rows (n, n), in float64, and for each whether space repeats along it.
+
+    Vectors along which space does not repeat may be zero, as in ASE, or depend on the others. Unit
+    vectors orthogonal to the rest take their place, so that the cell always has a volume.
+
+    Raises:
+      ValueError: a shape does not fit, or the vectors along which space repeats are zero or
+        linearly dependent (up to 1e-10 of their lengths).
     """
-    vectors, repeats = np.asarray(cell, np.float64), np.asarray(periodic, bool)
-    if (
-        vectors.shape != (n, n)
-        or not np.isfinite(vectors).all()
-        or np.linalg.matrix_rank(vectors) < n
-    ):
+    vectors, repeats = points("cell", cell), np.asarray(periodic)
+    if repeats.shape not in ((), (n,)) or not np.isin(repeats, (False, True)).all():
+        raise ValueError(
+            f"periodic is {periodic}; expected one boolean, or {n}, one for each lattice vector"
+        )
+    repeats = np.broadcast_to(repeats.astype(bool), n)
+    if vectors.shape != (n, n):
         raise ValueError(
             f"cell is {vectors.tolist()}; expected {n} independent lattice vectors of {n} "
             f"coordinates"
         )
-    if repeats.shape not in ((), (n,)):
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    units = vectors / np.where(largest > 1 / LARGEST, largest, np.inf)
+    units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1)  # zeros remain
+
+    def independent(rows: Sequence[int]) -> bool:
+        return not rows or bool(np.linalg.svd(units[rows], compute_uv=False)[-1] > 1e-10)
+
+    kept = np.flatnonzero(repeats).tolist()
+    if not independent(kept):
         raise ValueError(
-            f"periodic is {periodic}; expected one boolean, or {n}, one for each lattice vector"
+            f"cell is {vectors.tolist()} and periodic along {kept}; expected {n} independent "
+            f"lattice vectors (or zeros along directions that are not periodic)"
         )
-    return Lattice(vectors, np.broadcast_to(repeats, n))
+    for row in np.flatnonzero(~repeats).tolist():
+        kept = [*kept, row] if independent([*kept, row]) else kept
+    missing = [row for row in range(n) if row not in kept]
+    vectors[missing] = np.linalg.svd(units[kept])[2][len(kept) :]
+    return Lattice(vectors, repeats)

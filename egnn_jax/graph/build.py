@@ -142,7 +142,7 @@ def radius_graph(
     An EGNN's output jumps where a node crosses the cutoff, unless its messages go to zero there.
 
     Args:
-      x: coordinates (M, n), n from 1 to 3. What is stored has the default float type: beside
+      x: coordinates (M, n). What is stored has the default float type: beside
         coordinates of 10⁶, float32 does not hold distances of order one, so centre them.
       cutoff: a distance in the unit of x; pairs at exactly the cutoff are edges.
       h, v, y: as in :func:`complete_graph`.
@@ -151,16 +151,12 @@ def radius_graph(
       periodic: whether space repeats along the lattice vectors, for all or for each.
 
     Raises:
-      ValueError: as in :func:`complete_graph`; the cutoff is no distance, n is above 3, or the
-        cell has no volume.
+      ValueError: as in :func:`complete_graph`; the cutoff is no distance, the cell has no
+        volume, or there would be more than 10⁸ edges.
     """
     if not 0 < cutoff < np.inf:
         raise ValueError(f"cutoff is {cutoff}; expected a finite distance above 0")
     points, lattice = _points(x, cell, periodic)
-    if points.shape[1] > 3:
-        raise ValueError(
-            f"x has {points.shape[1]} coordinates; expected 1 to 3 (knn_graph takes any number)"
-        )
     _warn_of_rounding(points, cutoff)
     return _from_neighbors(neighbors.within(points, cutoff, lattice), points, lattice, x, h, v, y)
 

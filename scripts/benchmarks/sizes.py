@@ -1,6 +1,5 @@
 """What a graph of growing size costs."""
 
-import sys
 import time
 from typing import Any
 
@@ -20,7 +19,6 @@ def measure(nodes: int, part: str, repeats: int) -> dict[str, float]:
     """EGNN 4 x 64 on a graph of so many nodes, in a worker of its own: seconds, and the most memory
     the process ever had.
     """
-    sys.modules["torch"] = None  # vesin would bring it along, whose memory is not ours
     side = nodes ** (1 / 3)
     x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
     x = x[
