@@ -1,5 +1,7 @@
-"""Files that are whole or absent, and YAML that is bounded and has each key once."""
+"""Files that are whole or absent; YAML and JSON that are bounded and have each key once."""
 
+import json
+import math
 import os
 import secrets
 from pathlib import Path
@@ -9,6 +11,8 @@ import yaml
 
 MAX_YAML = 1_000_000
 """The largest YAML text that is read, in characters."""
+MAX_JSON = 10_000_000
+"""The largest JSON text that is read, in characters."""
 MAX_DEPTH = 50
 
 
@@ -47,6 +51,42 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"this is no YAML: {error}") from error
+
+
+def read_json(text: str) -> Any:
+    """Plain values from JSON text.
+
+    Raises:
+      ValueError: it is no JSON, too large, nested too deeply, has a key twice or a number that is
+        not finite.
+    """
+    if len(text) > MAX_JSON:
+        raise ValueError(f"the text has {len(text)} characters; expected at most {MAX_JSON}")
+    try:
+        values = json.loads(text, object_pairs_hook=_object)
+        _require_plain(values, MAX_DEPTH)
+    except RecursionError:
+        raise ValueError(f"values are nested deeper than {MAX_DEPTH} levels") from None
+    return values
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:100]!r} stands twice; expected it once")
+    return result
+
+
+def _require_plain(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise ValueError(f"values are nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number is {value}; expected finite numbers")
+    if isinstance(value, dict | list):
+        for member in value.values() if isinstance(value, dict) else value:
+            _require_plain(member, depth - 1)
 
 
 class _Loader(yaml.SafeLoader):

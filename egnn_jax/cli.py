@@ -1,6 +1,7 @@
 """The command ``egnn``: train, evaluate, predict, report, reproduce, export, benchmark."""
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -59,14 +60,33 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="the folder to train in (default: runs/, the config's folder and name, and overrides)",
     )
+    command.add_argument("--init", help="start from the weights of an exported file or a run")
+    command.add_argument(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="parameters that stay as they are, such as 'encoder/layer_[01]*'; may be repeated",
+    )
+    command.add_argument(
+        "--init-skip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="parameters that are new in spite of --init, such as 'graph_dec/*'; may be repeated",
+    )
     command.add_argument("--options", action="store_true", help="show every option of the config")
-    command.add_argument("--recipes", action="store_true", help=argparse.SUPPRESS)
 
     command = add("evaluate", _evaluate, "Errors of a run on the validation and test samples.")
-    command.add_argument("run", type=Path, help="the folder of a run")
+    command.add_argument("run", type=Path, help="the folder of a run, or an exported file")
+
+    command = add("export", _export, "Weights and all that a prediction needs, in one file.")
+    command.add_argument("run", type=Path, help="the folder of a complete run")
+    command.add_argument("path", type=Path, help="the file to write, NAME.safetensors")
+    command.add_argument("--seed", type=int, help="of a run with several (default: its first)")
 
     command = add("predict", _predict, "Properties of your molecules by a network trained on QM9.")
-    command.add_argument("run", type=Path, help="the folder of a run")
+    command.add_argument("run", type=Path, help="the folder of a run, or an exported file")
     command.add_argument("sources", nargs="+", metavar="FILE", help="a file, or a SMILES")
     command.add_argument("--out", type=Path, metavar="CSV", help="write the table to a file too")
 
@@ -116,6 +136,9 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     if parsed.options:
         overrides = [*overrides, "--help"]
     config = configs.override(recipe, overrides, f"egnn train {path}", "Options of this config.")
+    given = {"init": parsed.init, "freeze": parsed.freeze, "init_skip": parsed.init_skip}
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
+    config = dataclasses.replace(config, **changes)
     folder = parsed.run or default_folder(path, configs.differences(recipe, config))
     result = train(config, folder)
     for split, metrics in result["metrics"].items():
@@ -153,6 +176,12 @@ def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     from egnn_jax.experiments.predict import predict
 
     predict(parsed.run, parsed.sources, parsed.out)
+
+
+def _export(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    from egnn_jax.experiments.export import export
+
+    print(export(parsed.run, parsed.path, parsed.seed))
 
 
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> None:

@@ -42,6 +42,11 @@ class Config:
         parameters, coordinates, head, loss and optimizer stay in float32.
       matmul_precision: of the model; "default", or "high" or "highest" for more exact float32
         products on GPUs and TPUs.
+      init: start from the parameters of an exported ``.safetensors`` file, or of a run's folder
+        (of its first seed), matched by name; new parameters if none.
+      init_skip: patterns of parameters that are new in spite of ``init``, such as ``graph_dec/*``
+        for another number of targets.
+      freeze: patterns of parameters that stay as they begin, see :func:`egnn_jax.freeze`.
     """
 
     task: Task
@@ -59,6 +64,9 @@ class Config:
     checkpoint_seconds: float = 30.0
     compute_dtype: ComputeDtype = "float32"
     matmul_precision: MatmulPrecision = "default"
+    init: str | None = None
+    init_skip: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError where an option has the wrong type or a number makes no sense."""
@@ -81,6 +89,9 @@ class Config:
         rare = self.patience == 0 or self.patience >= self.eval_every
         _check(rare, "patience", self.patience, shortest)
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 to below 1")
+        _check(self.init != "", "init", repr(self.init), "a file, a run's folder or none")
+        useful = self.init is not None or not self.init_skip
+        _check(useful, "init_skip", self.init_skip, "no patterns where init is none")
         for name in ("learning_rate", "weight_decay", "warmup_epochs"):
             value = getattr(self.optimizer, name)
             finite = math.isfinite(value) and value >= 0
@@ -103,10 +114,15 @@ class Config:
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain values, as they stand in a YAML file; :func:`from_dict` inverts it.
 
+    The options of fine-tuning are left out where they are not used.
+
     Raises:
       ValueError: an option is a Python object that YAML cannot hold, such as a layer class.
     """
     plain = {name: getattr(config, name) for name in _options.plain_hints(Config)}
+    for name in ("init", "init_skip", "freeze"):
+        value = plain.pop(name)
+        plain |= {name: list(value) if isinstance(value, tuple) else value} if value else {}
     task = {"name": TASKS.name_of(type(config.task))} | _options.to_plain(config.task, "task.")
     model = {"name": MODELS.name_of(type(config.model))} | _options.to_plain(config.model, "model.")
     optimizer = _options.to_plain(config.optimizer, "optimizer.")

@@ -10,6 +10,7 @@ import numpy as np
 from egnn_jax._files import write_atomically
 from egnn_jax.data import qm9, structures
 from egnn_jax.data.structures import Refused, Structure
+from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.experiments.run import first_seed, load
 from egnn_jax.experiments.tables import markdown
@@ -22,7 +23,7 @@ def predict(run: Path, sources: Sequence[str], out: Path | None = None) -> None:
     """Print a table of the properties of molecules, and write it as CSV if asked to.
 
     Args:
-      run: the folder of a run on QM9.
+      run: the folder of a run on QM9, or an exported file.
       sources: files of molecules, or SMILES.
       out: a CSV file.
 
@@ -51,9 +52,8 @@ def predict(run: Path, sources: Sequence[str], out: Path | None = None) -> None:
     rows = [_row(m, task.targets, predicted.get(id(m))) for m in molecules]
     if rows:
         print(markdown([{key: _cell(value) for key, value in row.items()} for row in rows]), end="")
-    folder = RunFolder(run)
-    if folder.result_file.exists():
-        errors = folder.result()["metrics"]["test"]
+    errors = _test_errors(run)
+    if errors:
         shown = [f"{name} {errors[name]:.4g} {qm9.UNITS[name]}" for name in task.targets]
         print(f"\nmean absolute error on QM9's test molecules: {', '.join(shown)}")
     if out is not None and rows:
@@ -77,6 +77,14 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
         except ValueError as error:
             failures.append(str(error))
     return molecules, failures
+
+
+def _test_errors(run: Path) -> Mapping[str, float]:
+    """The errors on the test molecules, if they are known."""
+    if run.is_file():
+        return load_pretrained(run).card["metrics"].get("test", {})
+    folder = RunFolder(run)
+    return folder.result()["metrics"]["test"] if folder.result_file.exists() else {}
 
 
 def _has_number(molecule: Structure) -> bool:

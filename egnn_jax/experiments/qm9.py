@@ -92,6 +92,11 @@ class QM9(Task):
         """Those of Table 3."""
         return {name: qm9.UNITS[name] for name in self.targets}
 
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """H, C, N, O and F."""
+        return tuple(qm9.ELEMENTS)
+
     @cached_property
     def molecules(self) -> qm9.QM9:
         """The data set."""
@@ -122,12 +127,15 @@ class QM9(Task):
         Raises:
           ValueError: they are not those of these targets.
         """
-        task = dataclasses.replace(self)
-        mean, deviation = (
-            np.asarray(constants.get(name), float) for name in ("mean", "mean_absolute_deviation")
-        )
-        if mean.shape != (len(self.targets),) or deviation.shape != mean.shape:
-            raise ValueError(f"constants are {constants}; expected those of {self.targets}")
+        task, names = dataclasses.replace(self), ("mean", "mean_absolute_deviation")
+        try:
+            mean, deviation = (np.asarray(constants.get(name), float) for name in names)
+            finite = bool(np.isfinite(mean).all() and (deviation > 0).all())
+        except (TypeError, ValueError, AttributeError):
+            finite, mean, deviation = False, np.zeros(0), np.zeros(0)
+        if not finite or mean.shape != (len(self.targets),) or deviation.shape != mean.shape:
+            shown = repr(constants)[:200]
+            raise ValueError(f"constants are {shown}; expected those of {self.targets}")
         vars(task)["statistics"] = Statistics(mean, deviation)
         return task
 

@@ -1,10 +1,11 @@
 """Experiments from a config: train into a folder, load, evaluate."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import egnn_jax
 from egnn_jax._files import write_atomically
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.config import Config
+from egnn_jax.experiments.start import Start, without_start
 from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import batch_layout
 from egnn_jax.training.evaluation import Evaluation, metrics_of
 from egnn_jax.training.fit import fit
+from egnn_jax.training.parameters import freeze, transfer
 
 
 def train(
@@ -36,7 +41,9 @@ def train(
     Args:
       config: what to train.
       folder: where.
-      params: where to start, instead of new parameters; with several seeds, with a leading axis.
+      params: where to start, instead of new parameters or those of ``config.init``; with several
+        seeds, with a leading axis. The folder keeps what it started from, so that a resumed run
+        needs neither these nor the file of ``config.init`` again, and refuses others.
       callbacks: beside the progress bar and ``metrics.jsonl``.
 
     Returns:
@@ -44,10 +51,13 @@ def train(
       ``seconds``, ``config``, ``versions``; with several seeds also ``std`` and ``seeds``.
 
     Raises:
+      ValueError: also where parameters of ``config.init`` are missing, left over or misshapen, or
+        a pattern of ``config.freeze`` or ``config.init_skip`` matches none.
       ValueError, FloatingPointError, Interrupted: as :func:`egnn_jax.fit`.
     """
     run = RunFolder(folder)
-    settings = _settings(run, config)
+    start = Start(config, run, params)
+    settings = _settings(run, start)
     if run.result_file.exists():
         run.start(settings)
         try:
@@ -61,10 +71,12 @@ def train(
     parts = batch_layout(config.batch_size, config.micro_batches)[1]
     train_loader = task.samples("train").loader(config.batch_size, config.seed)
     valid_loader = task.samples("valid").loader(config.batch_size // parts)
-    if params is None:
-        params = initial_parameters(config, network)
+    graph = network_input(config)
+    params = start.parameters(lambda arrays: initial_parameters(config, network, graph, arrays))
     steps_per_epoch = train_loader.num_batches(0)
     optimizer = config.optimizer.build(steps_per_epoch, config.epochs * steps_per_epoch)
+    if config.freeze:
+        optimizer = freeze(optimizer, config.freeze)
     early = [EarlyStopping(config.patience)] if config.patience else []
     result = fit(
         task.loss(network.apply),
@@ -76,7 +88,9 @@ def train(
         monitor=task.metric,
         folder=folder,
         settings=settings,
-        callbacks=[ProgressBar(), MetricsLog(), _Constants(config), *early, *callbacks],
+        callbacks=[
+            ProgressBar(), MetricsLog(), _Portable(config, graph), start, *early, *callbacks,
+        ],
         **{
             name: getattr(config, name)
             for name in (
@@ -89,7 +103,7 @@ def train(
         "best_epoch": np.asarray(result.best_epoch).tolist(),
         "seconds": round(result.seconds, 1),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)) // config.seeds,
-        "config": settings,
+        "config": configs.to_dict(config),
         "versions": versions(),
     }
     if result.notes:
@@ -98,16 +112,31 @@ def train(
     return found
 
 
-def initial_parameters(config: Config, network: nn.Module) -> Any:
-    """New parameters from the config's seed; with a leading axis where there are several."""
+def network_input(config: Config) -> Any:
+    """Shapes and dtypes of the graph that the network gets, of one batch of the samples."""
     batch = config.task.samples("valid").loader(config.batch_size).batches(None, 0, 1)
     batch = jax.tree.map(lambda a: a[0, 0], batch)
-    graph = jax.eval_shape(config.task.graph, batch, jax.random.PRNGKey(0))
-    # Without the forward pass, which takes time and memory.
-    each = [
-        network.lazy_init(jax.random.split(jax.random.PRNGKey(config.seed + k))[0], graph)
-        for k in range(config.seeds)
-    ]
+    return jax.eval_shape(config.task.graph, batch, jax.random.PRNGKey(0))
+
+
+def initial_parameters(
+    config: Config, network: nn.Module, graph: Any, arrays: Mapping[str, Any] | None = None
+) -> Any:
+    """New parameters from the config's seed; with a leading axis where there are several.
+
+    Args:
+      config: of the run.
+      network: what is trained.
+      graph: as :func:`network_input` gives it.
+      arrays: trained parameters by name, which take the place of new ones but for
+        ``config.init_skip``, the same for all seeds.
+    """
+    each = []
+    for k in range(config.seeds):
+        key = jax.random.split(jax.random.PRNGKey(config.seed + k))[0]
+        # Without the forward pass, which takes time and memory.
+        new = network.lazy_init(key, graph)
+        each.append(new if arrays is None else transfer(arrays, new, config.init_skip))
     return each[0] if config.seeds == 1 else jax.tree.map(lambda *a: jnp.stack(a), *each)
 
 
@@ -117,23 +146,27 @@ def read_config(run: RunFolder) -> Config:
     Raises:
       ValueError: this is no run, or its ``config.yaml`` is damaged; the path is named.
     """
-    settings = run.settings()
+    settings = without_start(run.settings())
     try:
         return configs.from_dict(settings)
     except ValueError as error:
         raise ValueError(f"{run.path / 'config.yaml'}: {error}") from error
 
 
-def load(folder: Path | str) -> tuple[Config, nn.Module, Any]:
-    """The config, the network and the best parameters of a run.
+def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
+    """The config, the network and the best parameters of a run, or of an exported file.
 
     The parameters have a leading axis where the run has several seeds; the config's task predicts
     without its data set.
 
     Raises:
-      ValueError: this is no run, or it has no whole checkpoint yet.
+      ValueError: this is no run or file, it is damaged, or the run has no whole checkpoint yet.
     """
-    run = RunFolder(folder)
+    path = Path(path).expanduser()
+    if path.is_file():
+        exported = pretrained.read(path)
+        return exported.config, exported.network, exported.params
+    run = RunFolder(path)
     try:
         config = read_config(run)
         constants = run.path / "constants.json"
@@ -180,30 +213,34 @@ def versions() -> dict[str, str]:
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
+        "egnn_jax": egnn_jax.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
         "device": f"{device.platform} ({device.device_kind})",
         "devices": str(jax.local_device_count()),
     }
 
 
-def _settings(run: RunFolder, config: Config) -> dict[str, Any]:
+def _settings(run: RunFolder, start: Start) -> dict[str, Any]:
     """The config as plain values; those of the folder where an older version wrote the same."""
-    if (run.path / "config.yaml").is_file() and read_config(run) == config:
-        return run.settings()
-    return configs.to_dict(config)
+    if (run.path / "config.yaml").is_file() and read_config(run) == start.config:
+        return start.settings | without_start(run.settings())
+    return start.settings
 
 
-class _Constants(Callback):
-    """Keeps what predictions need of the data beside the weights."""
+class _Portable(Callback):
+    """Keeps beside the weights what predictions need of the data."""
 
-    def __init__(self, config: Config) -> None:
-        self._task = config.task
+    def __init__(self, config: Config, graph: Any) -> None:
+        self._task, self._graph = config.task, graph
 
     def started(self, progress: Any) -> None:
-        constants = self._task.constants()
-        if constants:
-            text = json.dumps(constants, indent=2) + "\n"
-            write_atomically(progress.folder / "constants.json", text.encode())
+        found = {"constants.json": self._task.constants()}
+        with contextlib.suppress(ValueError):  # an own task may train on other things than graphs
+            found["input.json"] = pretrained.describe(self._graph)
+        for name, plain in found.items():
+            if plain:
+                text = json.dumps(plain, indent=2) + "\n"
+                write_atomically(progress.folder / name, text.encode())
 
 
 def _each(

@@ -20,7 +20,9 @@ SPLITS = ("train", "valid", "test")
 class Task:
     """Base class of tasks: frozen dataclasses whose fields are the options in YAML.
 
-    A task has to define :meth:`samples` and :meth:`loss`; all else has defaults.
+    A task has to define :meth:`samples` and :meth:`loss`; all else has defaults. One that predicts
+    properties of atoms also has ``targets`` and ``properties``, as
+    :class:`egnn_jax.experiments.qm9.QM9`, and so works with :class:`egnn_jax.Pretrained`.
     """
 
     metric: str = "loss"
@@ -58,6 +60,11 @@ class Task:
     def units(self) -> Mapping[str, str]:
         """The units of the metrics that have one."""
         return {}
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """The symbols of the elements that predictions are for, where inputs have elements."""
+        return ()
 
     @property
     def paper(self) -> Mapping[str, float]:

@@ -226,7 +226,9 @@ def _images(x: np.ndarray, basis: _Basis, reach: float) -> _Images:
             f"{len(x) * number:.1e} edges; expected at most {MAX_EDGES} images"
         )
     owners, steps = np.arange(len(x)), np.zeros(coordinates.shape, np.int64)
-    for axis in range(coordinates.shape[1]):  # each image so far becomes several along the next vector
+    for axis in range(
+        coordinates.shape[1]
+    ):  # each image so far becomes several along the next vector
         low = first[owners, axis].astype(np.int64)
         times = last[owners, axis].astype(np.int64) - low + 1
         starts = np.cumsum(times) - times

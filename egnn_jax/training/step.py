@@ -69,7 +69,11 @@ def make_step(
         if average is not None:
             # A short memory at first, so that the initial parameters are soon forgotten.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            average = optax.incremental_update(params, average, 1 - decay)
+            moved = optax.incremental_update(params, average, 1 - decay)
+            # The average of equal numbers is that number, without rounding.
+            average = jax.tree.map(
+                lambda new, old, mean: jnp.where(new == old, old, mean), params, average, moved
+            )
         return state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, average=average
         ), value

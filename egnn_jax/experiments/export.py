@@ -1,0 +1,102 @@
+"""From the folder of a run to one file, and from either to a network that predicts."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from egnn_jax._files import read_json
+from egnn_jax.experiments import pretrained
+from egnn_jax.experiments.pretrained import Pretrained
+from egnn_jax.experiments.run import load, network_input
+from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.parameters import named
+
+
+def export(run_folder: Path | str, path: Path | str, seed: int | None = None) -> Path:
+    """Write the best parameters of a complete run into one file that predicts anywhere.
+
+    The file holds one set of parameters and, as JSON in its metadata, all that a prediction
+    needs: options of task and model, constants such as means, units, elements, cutoff, dtype,
+    versions, and the errors on the validation and test samples. :func:`load_pretrained` reads it
+    without the run and without the data set.
+
+    Args:
+      run_folder: the folder of a complete run.
+      path: the file, ``NAME.safetensors``; it is replaced where it exists, whole or not at all.
+      seed: which seed of a run with several, ``config.seed`` (the default) or one of those after
+        it.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: the run is not complete, has no such seed, or a parameter is not finite; or the
+        path has another suffix.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} ends in {path.suffix!r}; expected a name.safetensors")
+    RunFolder(run_folder).result()  # raises where the run is not complete
+    model = _of_run(run_folder, seed)
+    if model.input is None:
+        model = dataclasses.replace(model, input=network_input(model.config))
+    pretrained.write(path, model)
+    return path
+
+
+def load_pretrained(path: Path | str) -> Pretrained:
+    """A trained network from an exported file, or from the folder of a run (its first seed).
+
+    Reading a file executes nothing that is in it: it is numbers and JSON, and the names of task
+    and model are looked up in :data:`egnn_jax.TASKS` and :data:`egnn_jax.MODELS`, where yours have
+    to be registered first.
+
+    Raises:
+      ValueError: there is no such file or run, it is damaged, its task or model is not registered,
+        or its parameters are not those of its network; the path is named.
+    """
+    path = Path(path).expanduser()
+    return _of_run(path, None) if path.is_dir() else pretrained.read(path)
+
+
+def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
+    config, network, params = load(folder)
+    seed = config.seed if seed is None else seed
+    if not 0 <= (place := seed - config.seed) < config.seeds:
+        last = config.seed + config.seeds - 1
+        raise ValueError(f"seed is {seed}; expected {config.seed} to {last}, the seeds of {folder}")
+    run = RunFolder(folder)
+    result = run.result() if run.result_file.exists() else {}
+    metrics, best_epoch = result.get("metrics", {}), result.get("best_epoch")
+    if config.seeds > 1:
+        params = jax.tree.map(lambda a: a[place], params)
+        best_epoch = best_epoch and best_epoch[place]
+        metrics = {
+            split: {name: values[place] for name, values in by_name.items()}
+            for split, by_name in result.get("seeds", {}).items()
+        }
+    dtypes = sorted({np.asarray(leaf).dtype.name for leaf in named(params).values()})
+    card: dict[str, Any] = {
+        "units": dict(config.task.units),
+        "elements": list(config.task.elements),
+        "cutoff": _cutoff(config),
+        "dtype": "+".join(dtypes),
+        "seed": seed,
+        "best_epoch": best_epoch,
+        "metrics": metrics,
+        "versions": result.get("versions", {}),
+    }
+    config = dataclasses.replace(config, seed=seed, seeds=1)
+    file, graph = run.path / "input.json", None
+    if file.is_file():
+        graph = pretrained.abstract(read_json(file.read_text(encoding="utf-8")))
+    return Pretrained(network, params, config, card, graph)
+
+
+def _cutoff(config: Any) -> float | None:
+    """The distance beyond which atoms do not see each other, of the task or else the model."""
+    cutoffs = (getattr(part, "cutoff", None) for part in (config.task, config.model))
+    return next((cutoff for cutoff in cutoffs if isinstance(cutoff, int | float)), None)

@@ -1,0 +1,272 @@
+"""Trained networks that predict without the data or the folder that they come from."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from egnn_jax import _weights
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments._options import shown
+from egnn_jax.experiments.config import Config
+from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
+from egnn_jax.training.parameters import from_names, named
+
+FORMAT = "egnn_jax.model"
+VERSION = 1
+
+_PARTS = {"nodes": Nodes, "edges": Edges, "globals": Globals}
+_INDICES = ("receivers", "senders", "n_node", "n_edge")
+_MAX_OPTION = 1_000_000  # of a file's model: no width, depth or block is larger
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A trained network and what is known of it, as :func:`egnn_jax.load_pretrained` gives it.
+
+    Attributes:
+      network: the flax module: the model with the task's head.
+      params: its parameters, without an axis of seeds.
+      config: of the training; its task has its constants, such as means, and needs no data set to
+        predict.
+      card: plain values: ``units`` of predictions and errors, ``elements`` and ``cutoff`` (Å for
+        molecules) where there are such, ``dtype`` of the parameters, ``seed``, ``best_epoch``,
+        ``metrics`` (errors by split) and ``versions`` of the training.
+      input: shapes and dtypes of a graph that the network was trained on, or None.
+
+    Call: a graph, such as ``config.task.graph(batch, key)``, to what the network makes of it;
+    compiled once for each shape.
+
+    Raises:
+      ValueError: the features or attributes of the graph are not those that the network takes.
+    """
+
+    network: nn.Module
+    params: Any
+    config: Config
+    card: Mapping[str, Any]
+    input: GraphsTuple | None = None
+
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        """The network's output for a graph."""
+        self._require_fitting(graph)
+        return self._apply(self.params, graph)
+
+    def predict(self, structures: Any) -> dict[str, np.ndarray]:
+        """Properties of molecules, where the task predicts such.
+
+        Args:
+          structures: one or several ASE ``Atoms``, or other objects with ``positions`` (M, 3) in Å
+            and ``numbers`` or ``symbols``.
+
+        Returns:
+          Each property (S,) by name, in ``card["units"]``.
+
+        Raises:
+          ValueError: the task predicts nothing of atoms, there are no structures, or one is empty,
+            periodic, not finite, or has elements that were not trained on.
+        """
+        task: Any = self.config.task
+        if not hasattr(task, "properties"):
+            raise ValueError(
+                f"{type(task).__name__} predicts no properties of atoms; expected a network of a "
+                "task that does, such as QM9, or a graph: pretrained(graph)"
+            )
+        several = [structures] if hasattr(structures, "positions") else list(structures)
+        if not several:
+            raise ValueError("structures is empty; expected at least one")
+        molecules = [_molecule(structure, k) for k, structure in enumerate(several)]
+        values = task.properties(
+            self._apply,
+            self.params,
+            np.array([len(numbers) for numbers, _ in molecules]),
+            np.concatenate([numbers for numbers, _ in molecules]),
+            np.concatenate([positions for _, positions in molecules]),
+        )
+        return dict(zip(task.targets, np.asarray(values).T, strict=True))
+
+    @cached_property
+    def _apply(self) -> Any:
+        return jax.jit(self.network.apply)
+
+    def _require_fitting(self, graph: GraphsTuple) -> None:
+        if self.input is None:
+            return
+        for part, name in (("nodes", "h"), ("edges", "a")):
+            wanted, given = (getattr(getattr(g, part), name, None) for g in (self.input, graph))
+            expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))
+            if expected != found:
+                raise ValueError(
+                    f"{part}.{name} of the graph is {_of_shape(found)}; expected "
+                    f"{_of_shape(expected)}, as in training"
+                )
+        if self.input.nodes.v is not None and graph.nodes.v is None:
+            raise ValueError("nodes.v of the graph is None; expected velocities, as in training")
+
+
+def write(path: Path, model: Pretrained) -> None:
+    """Write a network with everything that :func:`read` needs, whole or not at all.
+
+    Raises:
+      ValueError: a parameter is not finite, or the network's input cannot be described.
+    """
+    config = configs.to_dict(model.config)
+    if model.config.init is not None:
+        config["init"] = Path(model.config.init).name  # a path means nothing elsewhere
+    metadata = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "config": config,
+        "constants": model.config.task.constants(),
+        "input": describe(model.input),
+        **model.card,
+    }
+    _weights.write(path, named(model.params), metadata)
+
+
+def read(path: Path) -> Pretrained:
+    """The network of a file that :func:`write` wrote; a stranger's file executes nothing.
+
+    Names of tasks and models are looked up in the registries.
+
+    Raises:
+      ValueError: the file is damaged or of another kind, the task or the model is not registered,
+        or parameters are missing, left over or misshapen; the path is named.
+    """
+    arrays, metadata = _weights.read(path)
+    try:
+        if (kind := metadata.pop("format", None)) != FORMAT:
+            raise ValueError(f"its format is {shown(kind)}; expected {FORMAT!r}")
+        if (version := metadata.pop("format_version", None)) != VERSION:
+            raise ValueError(
+                f"its format version is {shown(version)}; this egnn_jax reads {VERSION}"
+            )
+        for name in ("config", "constants", "input", "units", "metrics", "versions"):
+            if not isinstance(metadata.get(name), dict):
+                got = shown(metadata.get(name))
+                raise ValueError(f"{name} in its metadata is {got}; expected values by name")
+        _require_bounded(metadata["config"])
+        config = configs.from_dict(metadata.pop("config"))
+        if constants := metadata.pop("constants"):
+            config = dataclasses.replace(config, task=config.task.with_constants(constants))
+        network, graph = config.network(), abstract(metadata.pop("input"))
+        params = _fitted(network, arrays, graph)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise ValueError(f"{path}: its metadata make no sense ({error!r})") from error
+    return Pretrained(network, jax.device_put(params), config, metadata, graph)
+
+
+def describe(graph: GraphsTuple | None) -> dict[str, Any]:
+    """Shapes and dtypes of a graph, as plain values that :func:`abstract` reads.
+
+    Raises:
+      ValueError: it is no graph of this library.
+    """
+    kinds = [type(getattr(graph, part, None)) for part in _PARTS]
+    if graph is None or kinds != list(_PARTS.values()):
+        raise ValueError(
+            f"the network's input is a {type(graph).__name__} of {[k.__name__ for k in kinds]}; "
+            f"expected a GraphsTuple of {[k.__name__ for k in _PARTS.values()]}"
+        )
+    result: dict[str, Any] = {"padded": isinstance(graph, PaddedGraphsTuple)}
+    for part in _PARTS:
+        fields = dataclasses.fields(getattr(graph, part))
+        arrays = {field.name: getattr(getattr(graph, part), field.name) for field in fields}
+        result[part] = {
+            n: [str(a.dtype), list(a.shape)] for n, a in arrays.items() if a is not None
+        }
+    for name in _INDICES:
+        array = getattr(graph, name)
+        result[name] = [str(array.dtype), list(array.shape)]
+    return result
+
+
+def abstract(described: Any) -> GraphsTuple:
+    """The graph that :func:`describe` described, of shapes without values.
+
+    Raises:
+      ValueError: it does not describe one.
+    """
+    try:
+        parts: dict[str, Any] = {
+            part: cls(**({"h": None, "x": None} if cls is Nodes else {}) | {
+                name: _abstract_array(array) for name, array in described[part].items()
+            })
+            for part, cls in _PARTS.items()
+        }  # fmt: skip
+        indices = {name: _abstract_array(described[name]) for name in _INDICES}
+        cls = PaddedGraphsTuple if described["padded"] is True else GraphsTuple
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"input is {shown(described)}; expected shapes of a graph") from error
+    fields: dict[str, Any] = parts | indices
+    return cls(**fields)
+
+
+def _abstract_array(described: Any) -> jax.ShapeDtypeStruct:
+    dtype, shape = described
+    if dtype not in (*_weights.DTYPES, "bfloat16"):
+        raise ValueError(f"a dtype is {shown(dtype)}; expected that of numbers")
+    if len(shape) > 4 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+        raise ValueError(f"a shape is {shown(shape)}; expected up to four sizes")
+    return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
+
+
+def _require_bounded(config: Any) -> None:
+    model = config.get("model") if isinstance(config, dict) else None
+    for name, value in (model if isinstance(model, dict) else {}).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > _MAX_OPTION:
+                raise ValueError(f"model.{name} is {number}; expected at most {_MAX_OPTION:,}")
+
+
+def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsTuple) -> Any:
+    """The parameters of a network, which have to be all of them."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *path, leaf = ("params", *name.split("/"))
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{name} is inside another parameter; expected a tree of names")
+        place[leaf] = jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
+    try:
+        # First with the file's own parameters: it ends at the first that is missing, so that
+        # options that ask for a million layers cost nothing.
+        jax.eval_shape(network.apply, tree, graph)
+        like = jax.eval_shape(network.init, jax.random.key(0), graph)
+    except Exception as error:  # a network raises whatever its options and parameters lead to
+        raise ValueError(f"the network does not fit its parameters: {shown(str(error))}") from error
+    return from_names(arrays, like)
+
+
+def _molecule(structure: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Atomic numbers (M,) and positions (M, 3)."""
+    positions = np.asarray(structure.positions, float)
+    numbers = getattr(structure, "numbers", None)
+    if numbers is None:
+        from ase.data import atomic_numbers
+
+        numbers = [atomic_numbers[symbol] for symbol in structure.symbols]
+    numbers = np.asarray(numbers, np.int32)
+    if not len(numbers) or positions.shape != (len(numbers), 3):
+        raise ValueError(
+            f"structure {k} has positions {positions.shape} of {len(numbers)} atoms; expected "
+            "(M, 3) of at least one"
+        )
+    if not np.isfinite(positions).all():
+        raise ValueError(f"structure {k} has a position that is not finite")
+    if np.any(getattr(structure, "pbc", False)):
+        raise ValueError(f"structure {k} is periodic; expected a molecule")
+    return numbers, positions
+
+
+def _of_shape(widths: tuple[int, ...] | None) -> str:
+    return "None" if widths is None else f"({', '.join(['…', *map(str, widths)])})"

@@ -1,0 +1,108 @@
+"""Where a run starts: from new parameters, from trained ones, or from what it started from before.
+
+The folder of a run that starts from trained parameters holds them in ``initial.safetensors``, and
+in ``config.yaml`` the SHA-256 of the ones given, so that others are refused.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from egnn_jax import _weights
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.config import Config
+from egnn_jax.training.callbacks import Callback, Progress
+from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.parameters import from_names, named
+
+FORMAT = "egnn_jax.parameters"
+_KEY = "initial_parameters"
+
+
+class Start(Callback):
+    """The initial parameters of a run, which it keeps as a callback of its training.
+
+    Args:
+      config: of the run.
+      run: its folder, new or with a run to be resumed.
+      params: parameters from Python, or None.
+
+    Attributes:
+      config: of the run.
+      settings: the config as plain values, with the SHA-256 of the parameters given.
+
+    Raises:
+      ValueError: ``params`` and ``config.init`` are both given, or there is no such file or run.
+    """
+
+    def __init__(self, config: Config, run: RunFolder, params: Any) -> None:
+        if params is not None and config.init is not None:
+            raise ValueError(
+                f"both params and config.init, {config.init!r}, are given; expected one of them"
+            )
+        self.config, self._params = config, params
+        self._file = run.path / "initial.safetensors"
+        self._to_keep: Any = None
+        self._given: Mapping[str, Any] | None = None
+        recorded = run.settings().get(_KEY) if (run.path / "config.yaml").is_file() else None
+        if params is not None:
+            self._given = named(params)
+        elif config.init is not None and (recorded is None or Path(config.init).exists()):
+            self._given = arrays_of(config.init)
+        digest = recorded if self._given is None else _weights.digest(self._given)
+        self.settings = configs.to_dict(config) | ({_KEY: digest} if digest else {})
+
+    def parameters(self, new: Callable[[Mapping[str, Any] | None], Any]) -> Any:
+        """Where training starts.
+
+        Args:
+          new: from trained arrays by name, or None, to initial parameters.
+
+        Raises:
+          ValueError: the run started from parameters that are no longer there.
+        """
+        if _KEY not in self.settings:
+            return new(None)
+        if self._file.is_file():
+            arrays, _ = _weights.read(self._file)
+            like = new(None) if self._params is None else self._params
+            try:
+                return from_names(arrays, like)
+            except ValueError as error:
+                raise ValueError(f"{self._file}: {error}; delete the folder") from error
+        if self._given is None:
+            raise ValueError(
+                f"{self._file} is no file, and the run started from "
+                f"{self.config.init or 'parameters'}; expected one of them to go on"
+            )
+        self._to_keep = new(self._given) if self._params is None else self._params
+        return self._to_keep
+
+    def started(self, progress: Progress) -> None:
+        """Write what the run starts from."""
+        if self._to_keep is not None:
+            arrays = named(jax.device_get(self._to_keep))
+            _weights.write(self._file, arrays, {"format": FORMAT})
+            self._to_keep = None
+
+
+def arrays_of(source: Path | str) -> dict[str, Any]:
+    """The parameters by name of an exported file, or of the first seed of a run.
+
+    Raises:
+      ValueError: there is no such file or run, or it is damaged.
+    """
+    from egnn_jax.experiments.run import first_seed, load
+
+    source = Path(source).expanduser()
+    if source.is_dir():
+        config, _, params = load(source)
+        return named(first_seed(config, params))
+    return _weights.read(source)[0]
+
+
+def without_start(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run without what says where it started: those of its config."""
+    return {name: value for name, value in settings.items() if name != _KEY}
