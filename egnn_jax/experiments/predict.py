@@ -33,11 +33,13 @@ def predict(run: Path, sources: Sequence[str], out: Path | None = None) -> None:
     """
     if out is not None and (out.is_dir() or any(p.is_file() for p in out.absolute().parents)):
         raise ValueError(f"--out {out} is a folder, or in a file; expected the path of a CSV file")
+    molecules, failures = _read(sources)
+    if not molecules:
+        raise ValueError("; ".join(failures))
     config, network, params = load(run)
     task = config.task
     if not isinstance(task, QM9):
         raise ValueError(f"{run} is a run of {type(task).__name__}; expected one on QM9")
-    molecules, failures = _read(sources)
     known = [m for m in molecules if isinstance(m, Structure) and _has_number(m)]
     values = np.zeros((0, len(task.targets)))
     if known:
@@ -50,20 +52,20 @@ def predict(run: Path, sources: Sequence[str], out: Path | None = None) -> None:
         )
     predicted = dict(zip(map(id, known), values, strict=True))
     rows = [_row(m, task.targets, predicted.get(id(m))) for m in molecules]
-    if rows:
-        print(markdown([{key: _cell(value) for key, value in row.items()} for row in rows]), end="")
+    print(markdown([{key: _cell(value) for key, value in row.items()} for row in rows]), end="")
     errors = _test_errors(run)
     if errors:
         shown = [f"{name} {errors[name]:.4g} {qm9.UNITS[name]}" for name in task.targets]
         print(f"\nmean absolute error on QM9's test molecules: {', '.join(shown)}")
-    if out is not None and rows:
+    if out is not None:
         write_atomically(out, _csv(rows).encode())
     refused = [m for m in molecules if isinstance(m, Refused)]
     if failures or refused:
         problems = [*failures, *(f"{m.name}: {m.reason}" for m in refused)]
+        kind = "molecules or files" if failures else "molecules"
         raise ValueError(
-            f"{len(problems)} of {len(molecules) + len(failures)} molecules or sources cannot be "
-            f"used: {'; '.join(problems)[:2_000]}"
+            f"{len(problems)} of {len(molecules) + len(failures)} {kind} cannot be used: "
+            f"{'; '.join(problems)[:2_000]}"
         )
 
 

@@ -222,8 +222,9 @@ def versions() -> dict[str, str]:
 
 def _settings(run: RunFolder, start: Start) -> dict[str, Any]:
     """The config as plain values; those of the folder where an older version wrote the same."""
-    if (run.path / "config.yaml").is_file() and read_config(run) == start.config:
-        return start.settings | without_start(run.settings())
+    with contextlib.suppress(ValueError):  # no run yet, or one of something else
+        if read_config(run) == start.config:
+            return start.settings | without_start(run.settings())
     return start.settings
 
 
