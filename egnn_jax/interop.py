@@ -8,10 +8,10 @@ copied::
     state = interop.to_torch_state_dict(params, egnn.EGNN(features=64, layers=4))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
 
-The autoencoder's networks (``AE``, ``AE_EGNN``) are ``models.autoencoder.Autoencoder`` around
+The autoencoder's networks (``AE``, ``AE_EGNN``) are ``egnn.Autoencoder`` around
 ``GNN(features, layers, coordinates=False, embed=False, output_features=8)`` with ``embedding="h"``,
 and around ``EGNN(features, layers, embed=False, clip=100.0, shrinkage=1e-3)``. QM9's (``EGNN``) is
-``models.readout.Readout(EGNN(features, layers, infer_edges=True, update_coordinates=False))``.
+``egnn.Readout(EGNN(features, layers, infer_edges=True, update_coordinates=False))``.
 
 The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on
 graphs with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``,

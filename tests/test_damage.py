@@ -25,8 +25,6 @@ from tests.helpers import equal_runs, tiny
 # Orbax leaves event loops behind where reading fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-KILLS = 20
-
 
 def child(config, folder, file_size=None):
     """A run in a process of its own, that can be killed; ``file_size`` is the room left for any one
@@ -54,12 +52,13 @@ def start():
     return start
 
 
-def test_killed_twenty_times_equals_an_undisturbed_run(tmp_path, start, monkeypatch):
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_run_equals_an_undisturbed_one(tmp_path, start, monkeypatch, kills):
     config = tiny(epochs=1_500, eval_every=10, chunk_steps=4)
     train(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
     folder, rng = tmp_path / "killed", np.random.default_rng(0)
     metrics = folder / "metrics.jsonl"
-    for kill in range(KILLS):
+    for kill in range(kills):
         logged = metrics.stat().st_size if metrics.exists() else 0
         process = start(config, folder)
         # Every fourth at any moment of the start, the others while it trains, logs and saves.
