@@ -35,9 +35,7 @@ EdgeList = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 class Lattice(NamedTuple):
-    """``cell`` (n, n), lattice vectors as rows in the unit of the points, and ``periodic`` (n,),
-    True for the vectors along which space repeats. The other vectors are never used.
-    """
+    """Lattice vectors as rows (n, n), and (n,) True for those along which space repeats."""
 
     cell: np.ndarray
     periodic: np.ndarray
