@@ -289,3 +289,40 @@ def test_ones_own_graphs_are_fitted_and_evaluated():
     params = wide.init(jax.random.key(0), train[0])
     with pytest.raises(ValueError, match=r"the targets have shape .* and the predictions"):
         egnn.evaluate(loss, params, valid.loader(3))
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(5, 4), (3, 4), (8, 4), (7, 1)])
+def test_samples_of_one_size_are_each_counted_once(size, batch_size):
+    """Batches of arrays are not padded, so that a mean over a batch is one over real samples."""
+    values = np.arange(size, dtype=np.float32)[:, None] + 1
+    loader = egnn.ArrayDataset({"a": values}).loader(batch_size)
+
+    def loss(params, batch, key):
+        a = batch["a"]
+        return jnp.mean(a), {"mean": jnp.mean(a), "sum": (jnp.sum(a), a.shape[0])}
+
+    found = egnn.evaluate(loss, {}, loader)
+    for name in ("loss", "mean", "sum"):
+        assert found[name] == pytest.approx((size + 1) / 2)
+
+
+def test_the_history_of_a_resumed_run_is_whole(tmp_path):
+    loader = egnn.ArrayDataset({"a": np.ones((6, 1), np.float32)}).loader(2)
+
+    def loss(params, batch, key):
+        return jnp.sum(params["w"] ** 2) + 0 * jnp.sum(batch["a"]), {}
+
+    class Stop(egnn.Callback):
+        def evaluated(self, progress):
+            if progress.epoch == 2:
+                raise RuntimeError
+
+    def fit(callbacks):
+        return egnn.fit(
+            loss, {"w": jnp.ones(2)}, loader, loader, optax.sgd(0.1), epochs=4, folder=tmp_path,
+            checkpoint_seconds=0.0, callbacks=callbacks,
+        )  # fmt: skip
+
+    with pytest.raises(RuntimeError):
+        fit([Stop()])
+    assert [entry["epoch"] for entry in fit([egnn.Callback()]).history] == [1, 2, 3, 4]

@@ -28,8 +28,7 @@ EdgeLists = tuple[np.ndarray, np.ndarray, np.ndarray]
 class GraphDataset:
     """S graphs of any sizes, from which batches of any of them are gathered by NumPy alone.
 
-    ``dataset[k]`` is one graph, ``dataset[rows]`` (a slice or an array) a data set that shares its
-    arrays.
+    ``dataset[k]`` is one graph, ``dataset[rows]`` a data set that shares its arrays.
 
     Args:
       graphs: graphs, or batches without padding, that all carry the same fields.
@@ -37,6 +36,8 @@ class GraphDataset:
     Raises:
       ValueError: there are no graphs, or their fields differ (the first that does is named).
     """
+
+    pads = True
 
     def __init__(self, graphs: Iterable[GraphsTuple]) -> None:
         host = [jax.tree.map(np.asarray, graph) for graph in graphs]

@@ -8,7 +8,13 @@ import numpy as np
 
 
 class Dataset(Protocol):
-    """Samples that a :class:`Loader` makes batches of."""
+    """Samples that a :class:`Loader` makes batches of.
+
+    Attributes:
+      pads: whether a batch can hold places without a sample, which metrics leave out.
+    """
+
+    pads: bool
 
     def __len__(self) -> int:
         """The number of samples S."""
@@ -49,19 +55,27 @@ class Loader(Protocol):
     batch_size: int
 
     def num_batches(self, epoch: int | None) -> int:
-        """Full batches of an epoch; for None, the batches that hold every sample once."""
+        """Full batches of an epoch; for None, the batches of an evaluation."""
         ...
 
     def batches(self, epoch: int | None, start: int, count: int, shards: int = 1) -> Any:
         """Batches ``start`` to ``start + count`` of an epoch, stacked.
 
         Args:
-          epoch: from 0; None for all samples in order, each once, the last batch padded.
+          epoch: from 0; None for all samples in order, each once, the last batch padded where
+            the data set can be padded.
           start, count: which batches.
           shards: how many equal parts each batch has, one a device.
 
         Returns:
           A pytree of arrays with leading axes (count, shards).
+        """
+        ...
+
+    def remainder(self) -> Any:
+        """The samples that the batches of an evaluation leave out: one smaller batch, or None.
+
+        May be missing where batches are padded.
         """
         ...
 
@@ -90,19 +104,25 @@ class DatasetLoader:
 
     def num_batches(self, epoch: int | None) -> int:
         """See :meth:`Loader.num_batches`."""
-        size = len(self.dataset)
-        return -(-size // self.batch_size) if epoch is None else size // self.batch_size
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + 1 if epoch is None and rest and self.dataset.pads else full
 
     def batches(self, epoch: int | None, start: int, count: int, shards: int = 1) -> Any:
         """See :meth:`Loader.batches`."""
         return self.dataset.pack(self.rows(epoch, shards)[start : start + count])
+
+    def remainder(self) -> Any:
+        """See :meth:`Loader.remainder`."""
+        first = self.num_batches(None) * self.batch_size
+        rows = np.arange(first, len(self.dataset))
+        return self.dataset.pack(rows) if len(rows) else None
 
     def _arrange(self, epoch: int | None, shards: int = 1) -> np.ndarray:
         size, steps = len(self.dataset), self.num_batches(epoch)
         rows = np.full(steps * self.batch_size, -1)
         if epoch is None:
             rng = np.random.default_rng(0)
-            rows[:size] = np.arange(size)
+            rows[: min(size, len(rows))] = np.arange(min(size, len(rows)))
         else:
             rng = np.random.default_rng([self.seed, epoch])
             rows[:] = rng.permutation(size)[: len(rows)]
@@ -112,7 +132,8 @@ class DatasetLoader:
 class ArrayDataset:
     """S samples of one size: a pytree of arrays (S, …), such as the states of N particles.
 
-    Batches have the structure of ``arrays``, with the leading axes of the rows asked for.
+    Batches have the structure of ``arrays``, with the leading axes of the rows asked for. They are
+    never padded: an evaluation ends with a smaller batch.
 
     Args:
       arrays: a NamedTuple, dict or other pytree.
@@ -120,6 +141,8 @@ class ArrayDataset:
     Raises:
       ValueError: the arrays differ in S, or one is not finite (its sample is named).
     """
+
+    pads = False
 
     def __init__(self, arrays: Any) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(arrays)

@@ -50,12 +50,20 @@ class Evaluation:
 
     def __call__(self, params: Any, draw: int = 0) -> dict[str, jax.Array]:
         """Evaluate parameters; the last batch is filled with padding that does not count."""
-        if self._batches is None:
-            count = self._loader.num_batches(None)
-            packed = self._loader.batches(None, 0, count, shards=self._mesh.size)
-            self._batches = jax.device_put(packed, NamedSharding(self._mesh, P(None, AXIS)))
-        params = jax.device_put(params, NamedSharding(self._mesh, P()))
-        return self._evaluate(params, self._batches, jax.random.fold_in(self._key, draw))
+        key = jax.random.fold_in(self._key, draw)
+        count = self._loader.num_batches(None)
+        sums = []
+        if count:
+            if self._batches is None:
+                packed = self._loader.batches(None, 0, count, shards=self._mesh.size)
+                self._batches = jax.device_put(packed, NamedSharding(self._mesh, P(None, AXIS)))
+            everywhere = jax.device_put(params, NamedSharding(self._mesh, P()))
+            sums.append(self._evaluate(everywhere, self._batches, key))
+        remainder = getattr(self._loader, "remainder", None)
+        if remainder is not None and (rest := remainder()) is not None:
+            sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
+        total = jax.tree.map(lambda *parts: sum(jax.device_get(parts)), *sums)
+        return {name: jnp.divide(value, number) for name, (value, number) in total.items()}
 
     def _compiled(self, metrics: Metrics, seeds: int) -> Any:
         def of_batch(params: Any, inputs: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -68,9 +76,14 @@ class Evaluation:
             number = jax.tree.leaves(batches)[0].shape[0]
             key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
             sums = jax.lax.map(partial(of_batch, params), (batches, jax.random.split(key, number)))
-            sums = jax.lax.psum(jax.tree.map(partial(jnp.sum, axis=0), sums), AXIS)
-            return {name: total / count for name, (total, count) in sums.items()}
+            return jax.lax.psum(jax.tree.map(partial(jnp.sum, axis=0), sums), AXIS)
 
+        def evaluate_rest(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+            return of_batch(params, (batch, key))
+
+        if seeds > 1:
+            evaluate_rest = jax.vmap(evaluate_rest, in_axes=(0, None, None))
+        self._evaluate_rest = jax.jit(evaluate_rest)
         evaluate = evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None))
         specs = (P(), P(None, AXIS), P())
         spread = jax.shard_map(
@@ -95,5 +108,8 @@ def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str
 def _as_sum(metric: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     if isinstance(metric, tuple):
         return metric
-    graphs = jnp.sum(graph_mask(batch)) if isinstance(batch, PaddedGraphsTuple) else 1
-    return metric * graphs, jnp.asarray(graphs)
+    if isinstance(batch, PaddedGraphsTuple):
+        number = jnp.sum(graph_mask(batch))
+    else:
+        number = jnp.asarray(jax.tree.leaves(batch)[0].shape[0])
+    return metric * number, number

@@ -69,8 +69,8 @@ def fit(
       folder: where checkpoints and metrics go; nothing is written if not given.
       settings: plain values that describe the run, kept in the folder, which refuses others; by
         default a description of the arguments.
-      callbacks: see :class:`egnn_jax.Callback`; by default a progress bar, and ``metrics.jsonl``
-        where there is a folder.
+      callbacks: see :class:`egnn_jax.Callback`; by default a progress bar. With a folder there is
+        ``metrics.jsonl`` in any case.
 
     Raises:
       ValueError: an argument makes no sense, the loss returns something else, or the folder holds
@@ -94,7 +94,9 @@ def fit(
     )
     run = None if folder is None else RunFolder(folder)
     if callbacks is None:
-        callbacks = (ProgressBar(), *([] if run is None else [MetricsLog()]))
+        callbacks = (ProgressBar(),)
+    if run is not None and not any(isinstance(c, MetricsLog) for c in callbacks):
+        callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
     evaluated = metrics_of(loss) if metrics is None else metrics
     training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
     if run is None:

@@ -17,7 +17,7 @@ Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, Any]]]
 """(params, batch, key) -> (scalar, metrics): what training minimises, and what is to be reported.
 
 A metric is ``(total, count)``, the sum of a quantity over the real samples of a batch and their
-number, or a scalar, which is averaged over batches with their numbers of graphs as weights.
+number, or a scalar, which is averaged over batches with their numbers of samples as weights.
 """
 
 Step = Callable[[State, Any], tuple[State, jax.Array]]
