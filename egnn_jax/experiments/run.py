@@ -188,8 +188,11 @@ def versions() -> dict[str, str]:
 
 def _settings(run: RunFolder, config: Config) -> dict[str, Any]:
     """The config as plain values; those of the folder where an older version wrote the same."""
-    if (run.path / "config.yaml").is_file() and read_config(run) == config:
-        return run.settings()
+    try:
+        if read_config(run) == config:
+            return run.settings()
+    except ValueError:  # no run yet, or none of a config: RunFolder.start says so
+        pass
     return configs.to_dict(config)
 
 
