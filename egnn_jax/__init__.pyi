@@ -3,6 +3,9 @@ from . import losses as losses
 from . import testing as testing
 from .data.dataset import GraphDataset as GraphDataset
 from .data.loader import ArrayDataset as ArrayDataset
+from .experiments.export import export as export
+from .experiments.export import load_pretrained as load_pretrained
+from .experiments.pretrained import Pretrained as Pretrained
 from .experiments.task import Task as Task
 from .graph.ase import from_ase as from_ase
 from .graph.ase import to_ase as to_ase
@@ -50,5 +53,6 @@ from .training.callbacks import TensorBoard as TensorBoard
 from .training.distributed import use_all_cores as use_all_cores
 from .training.evaluation import evaluate as evaluate
 from .training.fit import fit as fit
+from .training.parameters import freeze as freeze
 
 __version__: str

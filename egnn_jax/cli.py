@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,16 +60,32 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="the folder to train in (default: runs/, the config's folder and name, and overrides)",
     )
+    command.add_argument(
+        "--init", metavar="FILE_OR_RUN", help="start from the parameters of an exported file or run"
+    )
+    command.add_argument(
+        "--init-skip", action="append", metavar="PATTERN",
+        help="parameters that are new in spite of --init, such as 'graph_dec/*'; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--freeze", action="append", metavar="PATTERN",
+        help="parameters that stay as they begin, such as 'encoder/layer_[01]*'; may be repeated",
+    )  # fmt: skip
     command.add_argument("--options", action="store_true", help="show every option of the config")
     command.add_argument("--recipes", action="store_true", help=argparse.SUPPRESS)
 
     command = add("evaluate", _evaluate, "Errors of a run on the validation and test samples.")
-    command.add_argument("run", type=Path, help="the folder of a run")
+    command.add_argument("run", type=Path, help="the folder of a run, or an exported file")
 
     command = add("predict", _predict, "Properties of your molecules by a network trained on QM9.")
-    command.add_argument("run", type=Path, help="the folder of a run")
+    command.add_argument("run", type=Path, help="the folder of a run, or an exported file")
     command.add_argument("sources", nargs="+", metavar="FILE", help="a file, or a SMILES")
     command.add_argument("--out", type=Path, metavar="CSV", help="write the table to a file too")
+
+    command = add("export", _export, "Write a run as one file that predicts anywhere.")
+    command.add_argument("run", type=Path, help="the folder of a complete run")
+    command.add_argument("file", type=Path, help="NAME.safetensors")
+    command.add_argument("--seed", type=int, help="of a run with several (default: the first)")
 
     command = add("report", _report, "Tables and pictures of runs.")
     command.add_argument("runs", nargs="+", type=Path, help="folders of complete runs of one task")
@@ -113,6 +130,11 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     path = configs.find(parsed.config)
     recipe = configs.load(path)
+    given = {"init": parsed.init, "init_skip": parsed.init_skip, "freeze": parsed.freeze}
+    for name, value in given.items():
+        if value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            overrides = [*overrides, flag, *([value] if name == "init" else value)]
     if parsed.options:
         overrides = [*overrides, "--help"]
     config = configs.override(recipe, overrides, f"egnn train {path}", "Options of this config.")
@@ -133,7 +155,7 @@ def default_folder(path: Path, changes: dict[str, Any]) -> Path:
     name = path.stem
     for option, value in changes.items():
         text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-        name += f",{option.rpartition('.')[2]}={text}".replace("/", "-")
+        name += re.sub(r"[^\w.+=,-]", "-", f",{option.rpartition('.')[2]}={text}")
     return Path("runs") / path.parent.name / name
 
 
@@ -153,6 +175,12 @@ def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     from egnn_jax.experiments.predict import predict
 
     predict(parsed.run, parsed.sources, parsed.out)
+
+
+def _export(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    from egnn_jax.experiments.export import export
+
+    print(export(parsed.run, parsed.file, parsed.seed))
 
 
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> None:

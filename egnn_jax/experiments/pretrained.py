@@ -53,6 +53,7 @@ class Pretrained:
     input: GraphsTuple | None = None
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        """Apply the network to a graph."""
         self._require_fitting(graph)
         return self._apply(self.params, graph)
 
@@ -99,7 +100,7 @@ class Pretrained:
         for part, name in (("nodes", "h"), ("edges", "a")):
             wanted, given = (getattr(getattr(g, part), name, None) for g in (self.input, graph))
             expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))
-            if expected != found:
+            if expected != found and (wanted is not None or part == "edges"):
                 raise ValueError(
                     f"{part}.{name} of the graph is {_of_shape(found)}; expected "
                     f"{_of_shape(expected)}, as in training"
@@ -178,7 +179,9 @@ def describe(graph: GraphsTuple | None) -> dict[str, Any]:
     for part in _PARTS:
         fields = dataclasses.fields(getattr(graph, part))
         arrays = {field.name: getattr(getattr(graph, part), field.name) for field in fields}
-        result[part] = {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items() if a is not None}
+        result[part] = {
+            n: [str(a.dtype), list(a.shape)] for n, a in arrays.items() if a is not None
+        }
     for name in _INDICES:
         array = getattr(graph, name)
         result[name] = [str(array.dtype), list(array.shape)]
