@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     command = add("train", _train, "Train a model as a config or recipe says.")
-    command.usage = "egnn train CONFIG [--run FOLDER] [--init FILE_OR_RUN] [overrides; CONFIG --options shows them]"
+    command.usage = "egnn train CONFIG [--run FOLDER] [options; CONFIG --options shows them all]"
     command.add_argument("config", help="a YAML file, or a recipe such as nbody/egnn_best")
     command.add_argument(
         "--run",

@@ -195,7 +195,7 @@ def abstract(described: Any) -> GraphsTuple:
       ValueError: it does not describe one.
     """
     try:
-        parts = {
+        parts: dict[str, Any] = {
             part: cls(**({"h": None, "x": None} if cls is Nodes else {}) | {
                 name: _abstract_array(array) for name, array in described[part].items()
             })
