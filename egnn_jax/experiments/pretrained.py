@@ -201,7 +201,7 @@ def abstract(described: Any) -> GraphsTuple:
             })
             for part, cls in _PARTS.items()
         }  # fmt: skip
-        indices = {name: _abstract_array(described[name]) for name in _INDICES}
+        indices: dict[str, Any] = {name: _abstract_array(described[name]) for name in _INDICES}
         cls = PaddedGraphsTuple if described["padded"] is True else GraphsTuple
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"input is {shown(described)}; expected shapes of a graph") from error
