@@ -3,7 +3,9 @@ from . import losses as losses
 from . import testing as testing
 from .data.dataset import GraphDataset as GraphDataset
 from .data.loader import ArrayDataset as ArrayDataset
+from .experiments.export import export as export
 from .experiments.export import load_pretrained as load_pretrained
+from .experiments.pretrained import Pretrained as Pretrained
 from .experiments.task import Task as Task
 from .graph.ase import from_ase as from_ase
 from .graph.ase import to_ase as to_ase

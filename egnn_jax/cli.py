@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -156,7 +157,7 @@ def default_folder(path: Path, changes: dict[str, Any]) -> Path:
     name = path.stem
     for option, value in changes.items():
         text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-        name += f",{option}={text}".replace("/", "-")
+        name += re.sub(r"[^\w.+=,-]", "-", f",{option}={text}")
     return Path("runs") / path.parent.name / name
 
 

@@ -13,10 +13,11 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.data import qm9
+from egnn_jax.data.qm9_graphs import atom_features
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import reproduce
 from egnn_jax.experiments.paper import TABLE3, TABLE3_TARGETS
-from egnn_jax.experiments.qm9 import QM9, atom_features
+from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.experiments.run import load, train
 from egnn_jax.nn.heads import Readout
 

@@ -53,7 +53,7 @@ class Pretrained:
     input: GraphsTuple | None = None
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        """The network's output for a graph."""
+        """Apply the network to a graph."""
         self._require_fitting(graph)
         return self._apply(self.params, graph)
 
@@ -100,7 +100,7 @@ class Pretrained:
         for part, name in (("nodes", "h"), ("edges", "a")):
             wanted, given = (getattr(getattr(g, part), name, None) for g in (self.input, graph))
             expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))
-            if expected != found:
+            if expected != found and (wanted is not None or part == "edges"):
                 raise ValueError(
                     f"{part}.{name} of the graph is {_of_shape(found)}; expected "
                     f"{_of_shape(expected)}, as in training"
@@ -201,7 +201,7 @@ def abstract(described: Any) -> GraphsTuple:
             })
             for part, cls in _PARTS.items()
         }  # fmt: skip
-        indices = {name: _abstract_array(described[name]) for name in _INDICES}
+        indices: dict[str, Any] = {name: _abstract_array(described[name]) for name in _INDICES}
         cls = PaddedGraphsTuple if described["padded"] is True else GraphsTuple
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"input is {shown(described)}; expected shapes of a graph") from error
@@ -229,7 +229,7 @@ def _require_bounded(config: Any) -> None:
 def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsTuple) -> Any:
     """The parameters of a network, which have to be all of them."""
     tree: dict[str, Any] = {}
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items()):
         *path, leaf = ("params", *name.split("/"))
         place = tree
         for key in path:

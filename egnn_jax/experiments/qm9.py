@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data import qm9
-from egnn_jax.data._packing import edges_within
 from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.qm9_graphs import atom_features, molecular_graphs
 from egnn_jax.experiments import paper, plots
-from egnn_jax.experiments.tables import write_table
+from egnn_jax.experiments.tables import table3_rows, write_table
 from egnn_jax.experiments.task import Apply, Task
-from egnn_jax.graph.graph import Globals, GraphsTuple, Nodes, graph_mask
+from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.nn.heads import Readout
 from egnn_jax.training.evaluation import Metrics
 from egnn_jax.training.step import Loss
@@ -230,30 +230,7 @@ class QM9(Task):
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Table 3's rows and ours, one a model and number of epochs, as ``table3.{md,png}``."""
-        found = {name for result in results.values() for name in result["metrics"]["test"]}
-        targets = [name for name in paper.TABLE3_TARGETS if name in found]
-        table: dict[str, dict[str, float | None]] = {
-            row: dict(zip(paper.TABLE3_TARGETS, errors, strict=True))
-            for row, errors in paper.TABLE3.items()
-        }
-        for run, result in results.items():
-            config, test = result["config"], result["metrics"]["test"]
-            errors = {name: error for name, error in test.items() if name in targets}
-            row = f"ours: {config['model']['name']}, {config['epochs']:,} epochs"
-            if (periods := config["optimizer"]["half_periods"]) > 1:
-                row += f", {periods} half-periods"
-            if set(errors) & set(table.get(row, {})):
-                row = f"{row} ({run})"
-            table.setdefault(row, {}).update(errors)
-        rows = []
-        for model, errors in table.items():
-            values = {name: errors.get(name) for name in targets}
-            shown = {
-                f"{name} ({qm9.UNITS[name]})": "–" if value is None else f"{value:.3g}"
-                for name, value in values.items()
-            }
-            rows.append({"model": model} | shown)
-        return write_table(rows, folder / "table3")
+        return write_table(table3_rows(results), folder / "table3")
 
     def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
         """The targets (S, T) of a split in their units, relative to free atoms."""
@@ -313,28 +290,3 @@ class QM9(Task):
     def _references(self, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
         sums = [qm9.free_atoms(name, n_atoms, atomic_numbers) for name in self.targets]
         return np.stack(sums, axis=1)
-
-
-def atom_features(atomic_numbers: jax.Array) -> jax.Array:
-    """(N,) to (N, 15): one-hot of H, C, N, O, F times (Z/9)^0, (Z/9)^1, (Z/9)^2; 0 for padding."""
-    elements = jnp.array(list(qm9.ELEMENTS.values()), atomic_numbers.dtype)
-    one_hot = atomic_numbers[:, None] == elements
-    powers = (atomic_numbers[:, None] / max(qm9.ELEMENTS.values())) ** jnp.arange(3)
-    return (one_hot[:, :, None] * powers[:, None]).reshape(-1, 15)
-
-
-def molecular_graphs(
-    n_atoms: np.ndarray,
-    atomic_numbers: np.ndarray,
-    positions: np.ndarray,
-    labels: np.ndarray | None = None,
-    cutoff: float | None = None,
-) -> GraphDataset:
-    """Molecules as graphs: h atomic numbers (ΣM,), x (ΣM, 3) in Å, y labels (S, T).
-
-    All atoms of a molecule send to each other, or those within the cutoff (Å).
-    """
-    edges = None if cutoff is None else edges_within(n_atoms, positions, cutoff)
-    y = None if labels is None else labels.astype(np.float32)
-    nodes = Nodes(h=atomic_numbers, x=positions)
-    return GraphDataset.from_arrays(n_atoms, nodes, globals_=Globals(y=y), edge_lists=edges)

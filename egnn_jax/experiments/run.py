@@ -163,7 +163,7 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
       ValueError: this is no run or file, it is damaged, or the run has no whole checkpoint yet.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if path.is_file() or path.suffix == ".safetensors":
         exported = pretrained.read(path)
         return exported.config, exported.network, exported.params
     run = RunFolder(path)

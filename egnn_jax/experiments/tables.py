@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from egnn_jax._files import write_atomically
+from egnn_jax.data.qm9_properties import UNITS
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import paper
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
@@ -50,4 +52,32 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
         row["paper"] = f"{paper[model]:.4f}" if model in paper else "–"
         row["best epoch"] = str(result["best_epoch"])
         rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
+    return rows
+
+
+def table3_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Table 3's rows and those of runs on QM9, one a model and number of epochs."""
+    found = {name for result in results.values() for name in result["metrics"]["test"]}
+    targets = [name for name in paper.TABLE3_TARGETS if name in found]
+    table: dict[str, dict[str, float | None]] = {
+        row: dict(zip(paper.TABLE3_TARGETS, errors, strict=True))
+        for row, errors in paper.TABLE3.items()
+    }
+    for run, result in results.items():
+        config, test = result["config"], result["metrics"]["test"]
+        errors = {name: error for name, error in test.items() if name in targets}
+        row = f"ours: {config['model']['name']}, {config['epochs']:,} epochs"
+        if (periods := config["optimizer"]["half_periods"]) > 1:
+            row += f", {periods} half-periods"
+        if set(errors) & set(table.get(row, {})):
+            row = f"{row} ({run})"
+        table.setdefault(row, {}).update(errors)
+    rows = []
+    for model, errors in table.items():
+        values = {name: errors.get(name) for name in targets}
+        shown = {
+            f"{name} ({UNITS[name]})": "–" if value is None else f"{value:.3g}"
+            for name, value in values.items()
+        }
+        rows.append({"model": model} | shown)
     return rows

@@ -22,6 +22,10 @@ promised.
 """
 
 
+MAX_DEGREE = 10
+"""The highest degree of features: products of higher ones take minutes to tabulate."""
+
+
 class EdgeFeatures(NamedTuple):
     """What a convolution reads of an edge.
 
@@ -52,7 +56,7 @@ def embed_steerable(
     """The first features (N,): linear in h as degree 0 and the velocity as degree 1.
 
     Raises:
-      ValueError: x has not 3 coordinates, or ``parity`` is unknown.
+      ValueError: x has not 3 coordinates, ``parity`` is unknown, or ``degree`` is out of range.
     """
     require_geometric(graph)
     h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
@@ -62,6 +66,8 @@ def embed_steerable(
             "products are those of rotations in three dimensions (EGNN works in any)"
         )
     require_option("parity", parity, Parity)
+    if not 0 <= degree <= MAX_DEGREE:
+        raise ValueError(f"degree is {degree}; expected 0 to {MAX_DEGREE}")
     if jnp.issubdtype(h.dtype, jnp.integer):
         h = Table(channels, name="kinds")(h)
     given = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)

@@ -1,7 +1,7 @@
 """Parameters by name: starting from trained ones, and leaving some of them as they are.
 
 The name of a parameter is its path in the tree, joined by "/", without the collection "params" of
-flax: ``encoder/layer_0_phi_e/kernel``. A pattern is a name with the wildcards of
+flax: ``encoder/layer_0/phi_e/kernel``. A pattern is a name with the wildcards of
 :mod:`fnmatch`: ``*`` any text, "/" included, ``?`` one character, ``[01]`` one of these.
 """
 
@@ -84,7 +84,7 @@ def freeze(
     Args:
       optimizer: any optax gradient transformation.
       patterns: of the names of parameters, with the wildcards of :mod:`fnmatch`. A name is the
-        path in the tree joined by "/", without flax's "params": ``encoder/layer_0_phi_e/kernel``.
+        path in the tree joined by "/", without flax's "params": ``encoder/layer_0/phi_e/kernel``.
 
     Raises:
       ValueError: when the optimizer sees the parameters: a pattern matches none, or all are

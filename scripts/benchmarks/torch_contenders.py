@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from egnn_jax import interop
+from egnn_jax.data.qm9_graphs import atom_features
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
 from egnn_jax.experiments.nbody import NBody
-from egnn_jax.experiments.qm9 import QM9, atom_features
+from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.graph.build import complete_edges
 from egnn_jax.graph.graph import GraphsTuple
 
