@@ -65,3 +65,10 @@ def test_the_training_pages_python_runs(tmp_path, monkeypatch):
     main(["train", "mine.yaml", "--epochs", "2", "--eval-every", "1", "--run", "runs/mine"])
     main(["report", "runs/mine"])
     assert Path("runs/mine/report/table.md").is_file()
+
+
+@pytest.mark.parametrize("page", ["large-graphs", "pytorch", "testing"])
+def test_a_pages_python_runs(page):
+    names = {}
+    for block in blocks(f"docs/{page}.md"):
+        exec(block, names)

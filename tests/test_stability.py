@@ -1,7 +1,7 @@
 """What keeps EGNN finite: bounded φ_x over mean aggregation, whatever the parameters, depth, size,
 spread and precision.
 
-``python -m tests.test_stability`` prints the table of docs/trust.md.
+``python -m tests.test_stability`` prints the table of docs/testing.md.
 """
 
 import itertools
