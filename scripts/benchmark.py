@@ -1,4 +1,4 @@
-"""Time ours and its peers in turns: make benchmark"""
+"""How much faster our networks are than PyTorch and plain JAX: make benchmark"""
 
 import sys
 from concurrent.futures.process import BrokenProcessPool
