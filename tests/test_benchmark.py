@@ -1,6 +1,7 @@
-"""What the benchmark compares and counts, without its clock; PyTorch's side is test_peers'."""
+"""What the benchmark compares, counts and writes; its networks in PyTorch are in test_peers.py."""
 
 import argparse
+import dataclasses
 import json
 import signal
 import sys
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import costs, inputs, measure, tables, textbook
+from benchmarks import contenders, costs, inputs, measure, tables, textbook
 from benchmarks import run as benchmark
 
 import egnn_jax as egnn
@@ -227,6 +228,29 @@ def test_tables_and_plot(tmp_path):
     )
 
 
+def small_setting(folder, layers):
+    """Two batches of four graphs, which two devices share."""
+    config = configs.load("autoencoder/egnn")
+    task = dataclasses.replace(config.task, dataset="overfit")
+    config = dataclasses.replace(config, task=task, model=config.model.clone(layers=layers))
+    recipe = folder / "small.yaml"
+    recipe.write_text(configs.dump(config))
+    return inputs.Setting(str(recipe), batch_size=4, batches=2, scans=2)
+
+
+def test_contenders_in_jax_agree_and_are_timed(monkeypatch, tmp_path):
+    monkeypatch.setitem(inputs.SETTINGS, "small", small_setting(tmp_path, layers=1))
+    ours, theirs = (contenders.first_output("small", name) for name in ("ours", "textbook_jax"))
+    measure.require_agreement("textbook_jax", ours, theirs, "cpu (cpu)")
+    for part in ("forward", "train_step"):
+        for name in ("ours", "textbook_jax"):
+            assert contenders.seconds_per_step("small", part, name) > 0
+    forward, training = (contenders.facts("small", part) for part in ("forward", "train_step"))
+    assert 2 * forward["flops"] < training["flops"] < 4 * forward["flops"]
+    assert training["host_transfers"] == []
+    assert training["donated"] == training["leaves"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -243,7 +267,7 @@ def test_tables_and_plot(tmp_path):
         ),
     ],
 )
-def test_mistakes_are_told(monkeypatch, arguments, message):
+def test_mistakes_are_reported(monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
