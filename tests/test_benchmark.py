@@ -1,10 +1,13 @@
 """What the benchmark compares, counts and writes; its networks in PyTorch are in test_peers.py."""
 
 import argparse
+import ast
 import dataclasses
+import graphlib
 import json
 import signal
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -313,3 +316,15 @@ def test_every_case_has_a_setting():
     names = {name for group in benchmark.CASES.values() for name in group}
     assert names - {"data", "size"} == set(inputs.SETTINGS)
     assert {setting.recipe for setting in inputs.SETTINGS.values()} <= set(configs.recipes())
+
+
+def test_modules_do_not_import_in_a_circle():
+    """Imports inside of functions count too."""
+    imports = {}
+    for file in Path(benchmark.__file__).parent.glob("*.py"):
+        nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)]
+        modules = {n.module.partition(".")[2] for n in nodes if n.module.startswith("benchmarks.")}
+        names = {a.name for n in nodes if n.module == "benchmarks" for a in n.names}
+        imports[file.stem] = modules | names
+    assert imports["torch_contenders"] == {"inputs", "torch_cases"}
+    assert list(graphlib.TopologicalSorter(imports).static_order())[-1] == "run"
