@@ -1,4 +1,4 @@
-"""Time ours and its peers in turns: make benchmark"""
+"""How much faster our networks are than PyTorch and plain JAX: make benchmark"""
 
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -14,5 +14,5 @@ if __name__ == "__main__":
         sys.exit(f"benchmark.py: {stop or 'stopped; what was measured is kept'}")
     except BrokenProcessPool:
         sys.exit("benchmark.py: error: a worker was killed, most likely for want of memory")
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"benchmark.py: error: {error}")

@@ -1,15 +1,19 @@
-"""What the benchmark compares and counts, without its clock; PyTorch's side is test_peers'."""
+"""What the benchmark compares, counts and writes; its networks in PyTorch are in test_peers.py."""
 
 import argparse
+import ast
+import dataclasses
+import graphlib
 import json
 import signal
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import costs, inputs, measure, tables, textbook
+from benchmarks import contenders, costs, inputs, measure, tables, textbook
 from benchmarks import run as benchmark
 
 import egnn_jax as egnn
@@ -227,6 +231,29 @@ def test_tables_and_plot(tmp_path):
     )
 
 
+def small_setting(folder, layers):
+    """Two batches of four graphs, which two devices share."""
+    config = configs.load("autoencoder/egnn")
+    task = dataclasses.replace(config.task, dataset="overfit")
+    config = dataclasses.replace(config, task=task, model=config.model.clone(layers=layers))
+    recipe = folder / "small.yaml"
+    recipe.write_text(configs.dump(config))
+    return inputs.Setting(str(recipe), batch_size=4, batches=2, scans=2)
+
+
+def test_contenders_in_jax_agree_and_are_timed(monkeypatch, tmp_path):
+    monkeypatch.setitem(inputs.SETTINGS, "small", small_setting(tmp_path, layers=1))
+    ours, theirs = (contenders.first_output("small", name) for name in ("ours", "textbook_jax"))
+    measure.require_agreement("textbook_jax", ours, theirs, "cpu (cpu)")
+    for part in ("forward", "train_step"):
+        for name in ("ours", "textbook_jax"):
+            assert contenders.seconds_per_step("small", part, name) > 0
+    forward, training = (contenders.facts("small", part) for part in ("forward", "train_step"))
+    assert 2 * forward["flops"] < training["flops"] < 4 * forward["flops"]
+    assert training["host_transfers"] == []
+    assert training["donated"] == training["leaves"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -243,7 +270,7 @@ def test_tables_and_plot(tmp_path):
         ),
     ],
 )
-def test_mistakes_are_told(monkeypatch, arguments, message):
+def test_mistakes_are_reported(monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
@@ -289,3 +316,15 @@ def test_every_case_has_a_setting():
     names = {name for group in benchmark.CASES.values() for name in group}
     assert names - {"data", "size"} == set(inputs.SETTINGS)
     assert {setting.recipe for setting in inputs.SETTINGS.values()} <= set(configs.recipes())
+
+
+def test_modules_do_not_import_in_a_circle():
+    """Imports inside of functions count too."""
+    imports = {}
+    for file in Path(benchmark.__file__).parent.glob("*.py"):
+        nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)]
+        modules = {n.module.partition(".")[2] for n in nodes if n.module.startswith("benchmarks.")}
+        names = {a.name for n in nodes if n.module == "benchmarks" for a in n.names}
+        imports[file.stem] = modules | names
+    assert imports["torch_contenders"] == {"inputs", "torch_cases"}
+    assert list(graphlib.TopologicalSorter(imports).static_order())[-1] == "run"

@@ -13,6 +13,7 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import interop, testing
 from tests.conftest import GOLDEN
+from tests.test_benchmark import small_setting
 
 pytestmark = [
     pytest.mark.peers,
@@ -128,7 +129,10 @@ def test_some_nodes_masked_out(x64, torch):
 @pytest.fixture
 def peers():
     pytest.importorskip("torch")
-    return pytest.importorskip("bench.peers")
+    pytest.importorskip("egnn_pytorch")
+    from benchmarks import peers
+
+    return peers
 
 
 def golden(network, name, compiled):
@@ -175,20 +179,20 @@ def test_the_authors_form_of_the_autoencoder(peers, compiled):
     network, z = golden(peers.AutoencoderEGNN(width=16, layers=2), "autoencoder_egnn", compiled)
     edges, h = (z["input/receivers"], z["input/senders"]), z["input/noise"].new_ones(9, 1)
     close(network.encode(h, z["input/noise"], edges, z["input/edge_attr"]), z["output/z"])
-    told = network(h, z["input/noise"], edges, z["input/edge_attr"])
-    close(told[:, 0], z["output/adjacency"][edges])
+    predicted = network(h, z["input/noise"], edges, z["input/edge_attr"])
+    close(predicted[:, 0], z["output/adjacency"][edges])
     close(
-        torch.nn.functional.binary_cross_entropy(told, z["input/edge_attr"], reduction="sum"),
+        torch.nn.functional.binary_cross_entropy(predicted, z["input/edge_attr"], reduction="sum"),
         z["output/bce_sum"],
     )
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_authors_form_of_qm9(peers, compiled):
-    from benchmarks import torch_contenders
+    from benchmarks import torch_cases
 
     network, z = golden(peers.QM9EGNN(width=16, layers=2), "qm9_egnn", compiled)
-    b = torch_contenders.molecules(
+    b = torch_cases.molecules(
         *(z[f"input/{name}"].numpy() for name in ("n_node", "h", "x")), np.zeros(3)
     )
     close(
@@ -197,13 +201,26 @@ def test_the_authors_form_of_qm9(peers, compiled):
     )
 
 
+def test_contenders_in_pytorch_agree_and_are_timed(peers, monkeypatch, tmp_path):
+    from benchmarks import contenders, inputs, measure
+
+    monkeypatch.setitem(inputs.SETTINGS, "pytorch", small_setting(tmp_path, layers=4))
+    ours, theirs = (contenders.first_output("pytorch", name) for name in ("ours", "torch_eager"))
+    measure.require_agreement("torch_eager", ours, theirs, "cpu (cpu)")
+    for part in ("forward", "train_step"):
+        for name in ("torch_eager", "egnn_pytorch"):
+            assert contenders.seconds_per_step("pytorch", part, name) > 0
+    with pytest.raises(peers.Unavailable, match="no checkout"):
+        contenders.first_output("pytorch", "reference", str(tmp_path))
+
+
 def test_a_checkouts_autoencoder_is_given_our_noise(peers):
     import torch
 
     ours, z = golden(peers.AutoencoderEGNN(width=16, layers=2), "autoencoder_egnn", False)
 
     class Theirs(torch.nn.Module):
-        """As ``AE_EGNN`` is called, and what it tells."""
+        """As ``AE_EGNN`` is called, with what it returns."""
 
         def __init__(self):
             super().__init__()

@@ -1,7 +1,8 @@
-"""The contenders that ``make benchmark`` times: ours and textbook JAX; PyTorch's are beside this.
+"""The contenders that ``make benchmark`` times: our networks, and the same in textbook JAX.
 
-A worker process calls :func:`seconds_per_step` for one contender after the other. What a contender
-needs is made, compiled and run once before its first measurement.
+Those in PyTorch are in :mod:`benchmarks.torch_contenders`. A worker process calls
+:func:`seconds_per_step` for one contender after the other. What a contender needs is made, compiled
+and run once before its first measurement.
 """
 
 import functools
@@ -30,7 +31,7 @@ from egnn_jax.training.distributed import AXIS, batch_layout, use_all_cores
 from egnn_jax.training.step import make_step, make_train
 
 TRAJECTORIES = 8
-"""How many the literal loop makes in a measurement."""
+"""How many trajectories the NumPy loop simulates in a measurement."""
 
 
 def start(all_cores: bool) -> None:
@@ -42,9 +43,7 @@ def start(all_cores: bool) -> None:
 
 
 def output(task: Any, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:
-    """What is compared: positions (N, 3), standardised labels (G,), or probabilities of edges (E,
-    1).
-    """
+    """What is compared: positions (N, 3), standardised labels (G,) or edge probabilities (E, 1)."""
     out = apply(params, task.graph(batch, key))
     match task:
         case NBody():
@@ -56,7 +55,7 @@ def output(task: Any, apply: Apply, params: Any, batch: Any, key: jax.Array) -> 
 
 
 def loss(task: Any, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:
-    """The task's loss, of the padded batch as it is."""
+    """The task's loss of a whole padded batch, as textbook JAX computes it."""
     if isinstance(task, GraphAutoencoder):
         total, graphs = task.metrics(apply)(params, batch, key)["bce"]
         return total / graphs
@@ -64,18 +63,19 @@ def loss(task: Any, apply: Apply, params: Any, batch: Any, key: jax.Array) -> ja
 
 
 def textbook_apply(inputs: Inputs) -> Apply:
+    """The textbook EGNN with the options of our network."""
     encoder = getattr(inputs.network, "encoder", inputs.network)
     return functools.partial(textbook.egnn, shrinkage=encoder.shrinkage)
 
 
 def first_output(case: str, name: str, reference: str | None = None) -> tuple[np.ndarray, float]:
-    """Output and loss of the first batch, which have to agree between contenders; of the data,
-    positions and no loss.
+    """Output and loss of the first batch, in which contenders have to agree.
+
+    Of the case "data", positions and a loss of 0.
     """
     if case == "data":
-        made = (nbody._generate if name == "ours" else textbook.trajectories)(
-            "small", "train", TRAJECTORIES
-        )
+        simulate = nbody._generate if name == "ours" else textbook.trajectories
+        made = simulate("small", "train", TRAJECTORIES)
         return np.concatenate([made["x"], made["target"]]), 0.0
     inputs = inputs_of(case)
     if name not in ("ours", "textbook_jax"):
@@ -83,47 +83,49 @@ def first_output(case: str, name: str, reference: str | None = None) -> tuple[np
 
         return attempt(name, lambda: torch_contenders.first_output(inputs, name, reference))
     apply = inputs.network.apply if name == "ours" else textbook_apply(inputs)
-    found, value = (
-        jax.jit(functools.partial(f, inputs.task, apply))(
-            inputs.state.params, inputs.first(), inputs.key
-        )
+    batch = inputs.first()
+    outputs, value = (
+        jax.jit(functools.partial(f, inputs.task, apply))(inputs.state.params, batch, inputs.key)
         for f in (output, loss)
     )
-    real = inputs.first().n_edge[:-1].sum() if isinstance(inputs.task, GraphAutoencoder) else None
-    return np.asarray(found[:real]), float(value)
+    real = batch.n_edge[:-1].sum() if isinstance(inputs.task, GraphAutoencoder) else None
+    return np.asarray(outputs[:real]), float(value)
 
 
 def seconds_per_step(case: str, part: str, name: str, reference: str | None = None) -> float:
-    """Seconds of one step of a contender, from one call of many steps."""
+    """The time of one step of a contender, from one call of many steps.
+
+    Args:
+      case: of :data:`benchmarks.inputs.SETTINGS`, or "data".
+      part: "forward" or "train_step"; "small" of "data".
+      name: "ours", "matmul", or of :data:`benchmarks.tables.PEERS`.
+      reference: a checkout of the authors' repository, for the contender of that name.
+
+    Raises:
+      Unavailable: the contender cannot do the case here.
+    """
     run, steps = contender(case, part, name, reference)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run()
-    return (time.perf_counter() - begun) / steps
+    return (time.perf_counter() - start) / steps
 
 
 @functools.cache
 def contender(
     case: str, part: str, name: str, reference: str | None
 ) -> tuple[Callable[[], Any], float]:
-    """A call that blocks until all is done, run once, and how many steps it makes.
-
-    Raises:
-      Unavailable: it cannot do the case here.
-    """
+    """A function that was called once and blocks until it is done, and how many steps it makes."""
     if name == "matmul":
         run, steps = matmul()
     elif case == "data":
-        function, steps = (
-            (nbody._generate, nbody.CHUNK)
-            if name == "ours"
-            else (textbook.trajectories, TRAJECTORIES)
-        )
-        run = functools.partial(function, "small", "train", steps)
+        simulate, steps = textbook.trajectories, TRAJECTORIES
+        if name == "ours":
+            simulate, steps = nbody._generate, nbody.CHUNK
+        run = functools.partial(simulate, "small", "train", steps)
     else:
         inputs = inputs_of(case)
-        steps = inputs.setting.batches * (
-            inputs.setting.scans if (name, part) == ("ours", "train_step") else 1
-        )
+        scans = inputs.setting.scans if (name, part) == ("ours", "train_step") else 1
+        steps = inputs.setting.batches * scans
         if name == "ours":
             run = (ours_train if part == "train_step" else ours_forward)(inputs)
         elif name == "textbook_jax":
@@ -137,9 +139,7 @@ def contender(
 
 
 def attempt(name: str, call: Callable[[], Any]) -> Any:
-    """``call()``, where torch.compile may fail for whatever it lacks on this machine, such as a C++
-    compiler.
-    """
+    """``call()``; :class:`Unavailable` where torch.compile fails, such as without a compiler."""
     try:
         return call()
     except Exception as error:
@@ -149,29 +149,34 @@ def attempt(name: str, call: Callable[[], Any]) -> Any:
 
 
 def matmul() -> tuple[Callable[[], Any], float]:
-    """Products of square float32 matrices, one on each device; a step is 1e9 operations."""
+    """Products of square float32 matrices on every device; a step is 1e9 operations."""
     devices, size = jax.local_devices(), 1_024 if jax.default_backend() == "cpu" else 8_192
     matrices = [jax.device_put(jnp.ones((size, size)), device) for device in devices]
-    product = jax.jit(jnp.matmul)
-    return lambda: jax.block_until_ready(
-        [product(a, a) for a in matrices for _ in range(10)]
-    ), 20e-9 * size**3 * len(devices)
+    product, repeats = jax.jit(jnp.matmul), 10
+
+    def run() -> None:
+        jax.block_until_ready([product(a, a) for a in matrices for _ in range(repeats)])
+
+    return run, 1e-9 * 2 * size**3 * repeats * len(devices)
 
 
 @functools.cache
 def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
-    """The scan over training steps as ``fit`` makes it, compiled, with its batches and the state,
-    which the first call donates.
+    """The scan over training steps as ``fit`` compiles it, its state and its batches.
+
+    The first call donates the state.
     """
-    mesh, parts = batch_layout(inputs.config.batch_size, inputs.config.micro_batches)
-    stacked = inputs.stacked(mesh.size * parts, inputs.setting.scans)
+    mesh, micro_batches = batch_layout(inputs.config.batch_size, inputs.config.micro_batches)
+    stacked = inputs.stacked(mesh.size * micro_batches, inputs.setting.scans)
     batches = jax.device_put(stacked, NamedSharding(mesh, P(None, AXIS)))
     state = jax.device_put(inputs.state, NamedSharding(mesh, P()))
-    step = make_step(inputs.task.loss(inputs.network.apply), inputs.optimizer, 0.0, mesh, parts)
+    loss = inputs.task.loss(inputs.network.apply)
+    step = make_step(loss, inputs.optimizer, 0.0, mesh, micro_batches)
     return make_train(step, 1, mesh).lower(state, batches).compile(), state, batches
 
 
 def ours_train(inputs: Inputs) -> Callable[[], Any]:
+    """One call of :func:`compiled_train`, from the state that the last one left."""
     train, state, batches = compiled_train(inputs)
 
     def run() -> None:
@@ -183,27 +188,27 @@ def ours_train(inputs: Inputs) -> Callable[[], Any]:
 
 
 def ours_forward(inputs: Inputs) -> Callable[[], Any]:
-    """One call a batch, spread over devices and micro-batches as in training."""
-    mesh, parts = batch_layout(inputs.config.batch_size, inputs.config.micro_batches)
+    """One call a batch, divided over devices and micro-batches as in training."""
+    mesh, micro_batches = batch_layout(inputs.config.batch_size, inputs.config.micro_batches)
 
     def forward(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         outputs = jax.lax.map(
-            lambda part: output(inputs.task, inputs.network.apply, params, part, key), batch
+            lambda shard: output(inputs.task, inputs.network.apply, params, shard, key), batch
         )
         return outputs.reshape(-1, *outputs.shape[2:])
 
-    spread = jax.jit(
+    sharded = jax.jit(
         jax.shard_map(
             forward, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS), check_vma=False
         )
     )
     params, key = jax.device_put((inputs.state.params, inputs.key), NamedSharding(mesh, P()))
-    batches = separate(inputs.stacked(mesh.size * parts), NamedSharding(mesh, P(AXIS)))
-    return lambda: [jax.block_until_ready(spread(params, batch, key)) for batch in batches]
+    batches = separate(inputs.stacked(mesh.size * micro_batches), NamedSharding(mesh, P(AXIS)))
+    return lambda: [jax.block_until_ready(sharded(params, batch, key)) for batch in batches]
 
 
 def textbook_train(inputs: Inputs) -> Callable[[], Any]:
-    """One jitted step called from Python, again and again."""
+    """One jitted step, called from Python for every batch."""
     apply, batches = textbook_apply(inputs), separate(inputs.batches())
     params, opt_state = jax.device_put((inputs.state.params, inputs.state.opt_state))
 
@@ -223,36 +228,27 @@ def textbook_train(inputs: Inputs) -> Callable[[], Any]:
 
 
 def textbook_forward(inputs: Inputs) -> Callable[[], Any]:
+    """One jitted call a batch."""
     forward = jax.jit(functools.partial(output, inputs.task, textbook_apply(inputs)))
     params, batches = jax.device_put(inputs.state.params), separate(inputs.batches())
     return lambda: [jax.block_until_ready(forward(params, batch, inputs.key)) for batch in batches]
 
 
-def separate(batches: Any, where: NamedSharding | None = None) -> list[Any]:
-    """Stacked batches (K, …) as K of their own, on the device or spread over devices."""
+def separate(batches: Any, sharding: NamedSharding | None = None) -> list[Any]:
+    """Stacked batches (K, …) as a list of K, on the device or sharded over devices."""
     count = len(jax.tree.leaves(batches)[0])
-    return [
-        jax.device_put(jax.tree.map(operator.itemgetter(k), batches), where) for k in range(count)
-    ]
+    single = [jax.tree.map(operator.itemgetter(k), batches) for k in range(count)]
+    return [jax.device_put(batch, sharding) for batch in single]
 
 
 def facts(case: str, part: str) -> dict[str, Any]:
-    """What there is to know of our program beside its time: the operations of its products, and how
-    its scan was compiled.
-    """
+    """Our ``flops`` in matrix products a step; of training also how its scan was compiled."""
     inputs = inputs_of(case)
-    arguments = (inputs.state.params, inputs.first(), inputs.key)
     if part == "forward":
-        return {
-            "flops": costs.flops(
-                functools.partial(output, inputs.task, inputs.network.apply), *arguments
-            )
-        }
+        forward = functools.partial(output, inputs.task, inputs.network.apply)
+        return {"flops": costs.flops(forward, inputs.state.params, inputs.first(), inputs.key)}
     step = make_step(inputs.task.loss(inputs.network.apply), inputs.optimizer)
     train, state, _ = compiled_train(inputs)
-    compiled = costs.compiled(train.as_text())
-    return (
-        {"flops": costs.flops(step, inputs.state, inputs.first())}
-        | compiled
-        | {"leaves": len(jax.tree.leaves(state))}
-    )
+    flops = costs.flops(step, inputs.state, inputs.first())
+    leaves = len(jax.tree.leaves(state))
+    return {"flops": flops} | costs.compiled(train.as_text()) | {"leaves": leaves}

@@ -1,4 +1,4 @@
-"""What a program costs beside time: products, memory, transfers; and on what machine."""
+"""What a program costs beside its time: operations, memory, transfers; and on what machine."""
 
 import importlib.metadata
 import math
@@ -18,11 +18,10 @@ from egnn_jax.experiments.run import versions
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Operations of all matrix products in ``function(*arguments)``: 2 n k m for (n, k) times (k,
-    m).
+    """Operations of all matrix products in ``function(*arguments)``.
 
-    Products whose result is not used are not counted, of branches the cheapest is; loops without a
-    fixed length count once.
+    A product of (n, k) and (k, m) is 2 n k m. Products whose result is not used do not count, of
+    several branches the cheapest counts, and loops without a fixed length count once.
     """
     traced = jax.make_jaxpr(function)(*arguments).jaxpr
     return _flops(partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[0])
@@ -52,8 +51,14 @@ def _flops(jaxpr: Any) -> int:
 
 
 def compiled(text: str) -> dict[str, Any]:
-    """Of a compiled program, ``host_transfers``: operations that reach for the host; and
-    ``donated``: how many inputs become outputs.
+    """What a compiled program says of itself.
+
+    Args:
+      text: the program, as ``compiled.as_text()`` gives it.
+
+    Returns:
+      ``host_transfers``, the kinds of operations that exchange data with the host, and
+      ``donated``, how many inputs share their memory with an output.
     """
     found = re.findall(r"[ )](infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(
         r'custom_call_target="(\w*callback\w*)"', text
@@ -66,15 +71,14 @@ def compiled(text: str) -> dict[str, Any]:
 
 
 def relative_cutoff(share: float) -> float:
-    """The distance, in sides of a cube, within which this share of all pairs of random points in it
-    lies (up to 0.5).
+    """The distance within which a share of all pairs of random points in a unit cube lies.
+
+    Args:
+      share: up to 0.5.
     """
     s = np.linspace(0, 1, 100_001)
-    return float(
-        np.interp(
-            share, 4 / 3 * math.pi * s**3 - 3 / 2 * math.pi * s**4 + 8 / 5 * s**5 - s**6 / 6, s
-        )
-    )
+    shares = 4 / 3 * math.pi * s**3 - 3 / 2 * math.pi * s**4 + 8 / 5 * s**5 - s**6 / 6
+    return float(np.interp(share, shares, s))
 
 
 def peak_gib() -> float:

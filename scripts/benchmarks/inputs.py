@@ -1,4 +1,4 @@
-"""What all contenders of a case are given: samples, our network and its parameters."""
+"""What every contender of a case gets: samples, batches, our network and its parameters."""
 
 import dataclasses
 import functools
@@ -9,9 +9,7 @@ import numpy as np
 
 from egnn_jax.data.loader import DatasetLoader
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments._options import replace
 from egnn_jax.experiments.qm9 import QM9
-from egnn_jax.experiments.run import initial_parameters
 from egnn_jax.training.state import init_state
 
 
@@ -19,11 +17,11 @@ class Setting(NamedTuple):
     """How a case is timed.
 
     Attributes:
-      recipe: of the task and our network.
+      recipe: the config of the task and our network.
       batch_size: samples of a batch.
-      batches: how many batches each measurement has.
-      scans: how often ours scans over them in one call, so that a call has about as many steps as
-        one of training.
+      batches: how many different batches a measurement goes through.
+      scans: how often our training step goes through them in one call, so that a call has about as
+        many steps as one of ``fit``.
     """
 
     recipe: str
@@ -40,7 +38,7 @@ SETTINGS = {
 }
 
 MOLECULES = 9_600
-"""How many of QM9 batches are packed from."""
+"""How many molecules of QM9 the batches are taken from."""
 
 
 class Unavailable(Exception):
@@ -54,9 +52,8 @@ class Inputs:
         self.setting = SETTINGS[case]
         config = configs.load(self.setting.recipe)
         if isinstance(config.task, QM9):
-            config = dataclasses.replace(
-                config, task=replace(config.task, {"train_size": MOLECULES})
-            )
+            task = dataclasses.replace(config.task, train_size=MOLECULES)
+            config = dataclasses.replace(config, task=task)
         self.config = dataclasses.replace(config, batch_size=self.setting.batch_size)
         self.task: Any = self.config.task
         self.network = self.config.network()
@@ -65,7 +62,8 @@ class Inputs:
         steps = self.loader.num_batches(0)
         self.optimizer = self.config.optimizer.build(steps, self.config.epochs * steps)
         self.key = jax.random.PRNGKey(0)
-        params = initial_parameters(self.config, self.network)
+        graph = jax.eval_shape(self.task.graph, self.first(), self.key)
+        params = self.network.lazy_init(jax.random.split(self.key)[0], graph)
         self.state = jax.device_get(init_state(params, self.optimizer, False, self.key))
 
     def rows(self, shards: int) -> np.ndarray:
@@ -77,7 +75,7 @@ class Inputs:
         return self.samples.pack(np.tile(self.rows(shards), (scans, 1, 1)))
 
     def batches(self) -> Any:
-        """Batches (K, …) as one device takes them."""
+        """The batches (K, …) for one device."""
         return jax.tree.map(lambda a: a[:, 0], self.stacked(1))
 
     def first(self) -> Any:
@@ -85,7 +83,7 @@ class Inputs:
         return jax.tree.map(lambda a: a[0], self.batches())
 
     def noise(self) -> np.ndarray:
-        """The coordinates that ours starts from in the first batch."""
+        """The random coordinates that our autoencoder gets for the first batch (N, n)."""
         return np.asarray(self.task.graph(self.first(), self.key).nodes.x)
 
 

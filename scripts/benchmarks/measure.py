@@ -1,4 +1,4 @@
-"""Measurements: contenders in turns, each in a worker process, after they were seen to agree."""
+"""Measurements: contenders one after the other, each in a worker process, once they agree."""
 
 import math
 import multiprocessing
@@ -17,14 +17,12 @@ Result = dict[str, Any]
 
 SIZES = (1_000, 10_000, 100_000)
 SMALL = 14_000
-"""Trajectories that the authors' generator makes for the data set `small`; ours makes the half that
-is used.
-"""
+"""How many trajectories the authors simulate for `small`; ours are the half that is used."""
 
 
 @contextmanager
 def worker(all_cores: bool = False) -> Iterator[Callable[..., Any]]:
-    """A process of its own that calls one function after the other."""
+    """A process of its own, as a function that calls another there: ``call(f, *arguments)``."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         1, mp_context=spawn, initializer=contenders.start, initargs=(all_cores,)
@@ -42,54 +40,56 @@ def worker(all_cores: bool = False) -> Iterator[Callable[..., Any]]:
 def compare(
     case: str, parts: Sequence[str], repeats: int, reference: str | None
 ) -> Iterator[tuple[str, Result]]:
-    """The results of the parts ("forward", "train_step") of a case, as they come."""
-    peers = (
-        ["numpy_loop"]
-        if case == "data"
-        else [peer for peer in PEERS if peer != "numpy_loop" and (peer != "reference" or reference)]
-    )
+    """Time our network and its peers on a case.
+
+    Args:
+      case: of :data:`benchmarks.inputs.SETTINGS`, or "data".
+      parts: what is timed: "forward" and "train_step", or "small" of "data".
+      repeats: how often each contender is timed.
+      reference: a checkout of the authors' repository, or None.
+
+    Yields:
+      The name and the result of each part, as soon as it is measured.
+
+    Raises:
+      ValueError: a peer computes something else than ours.
+    """
+    peers = ["numpy_loop"]
+    if case != "data":
+        peers = [peer for peer in PEERS if peer not in ("numpy_loop", "reference")]
+        peers += ["reference"] if reference else []
     with worker(all_cores=True) as ours, worker() as others:
-        machine, expected, left_out = (
-            others(costs.machine),
-            ours(contenders.first_output, case, "ours"),
-            {},
-        )
+        machine = others(costs.machine)
+        expected, left_out = ours(contenders.first_output, case, "ours"), {}
         for part in parts:
             name = f"{case}_{part}"
             for peer in (peer for peer in peers if peer not in left_out):
                 print(f"== {name}: {PEERS[peer]}", file=sys.stderr)
                 try:
-                    if part == parts[0] and peer != "egnn_pytorch":  # whose maths is another
-                        require_agreement(
-                            f"{peer} in {case}",
-                            expected,
-                            others(contenders.first_output, case, peer, reference),
-                            machine["device"],
-                        )
+                    # egnn-pytorch computes something else.
+                    if part == parts[0] and peer != "egnn_pytorch":
+                        found = others(contenders.first_output, case, peer, reference)
+                        require_agreement(f"{peer} in {case}", expected, found, machine["device"])
                     others(contenders.seconds_per_step, case, part, peer, reference)
                 except Unavailable as reason:
                     left_out[peer] = str(reason)
-            taking_part = [
-                "ours",
-                *([] if case == "data" else ["matmul"]),
-                *(peer for peer in peers if peer not in left_out),
-            ]
-            rounds = []
+            workers = {"ours": ours} if case == "data" else {"ours": ours, "matmul": ours}
+            workers |= {peer: others for peer in peers if peer not in left_out}
+            seconds = []
             for k in range(repeats):
                 print(f"== {name}: repeat {k + 1} of {repeats}", file=sys.stderr)
-                place = lambda contender: ours if contender in ("ours", "matmul") else others
-                rounds.append(
+                seconds.append(
                     {
-                        who: place(who)(contenders.seconds_per_step, case, part, who, reference)
-                        for who in taking_part
+                        contender: call(
+                            contenders.seconds_per_step, case, part, contender, reference
+                        )
+                        for contender, call in workers.items()
                     }
                 )
-            result = summary(rounds)
-            if case == "data":  # what is measured is a part of the trajectories
-                result |= {
-                    "small_ours_s": result["ours_ms"] * SMALL / 2e3,
-                    "small_numpy_loop_s": result["numpy_loop_ms"] * SMALL / 1e3,
-                }
+            result = summary(seconds)
+            if case == "data":  # from a part of the trajectories
+                result["small_ours_s"] = result["ours_ms"] * SMALL / 2e3
+                result["small_numpy_loop_s"] = result["numpy_loop_ms"] * SMALL / 1e3
             else:
                 result |= ours(contenders.facts, case, part)
                 result["floor_ms"] = 1e-6 * result["flops"] / result["matmul_gflops"]
@@ -99,56 +99,62 @@ def compare(
 def require_agreement(
     what: str, ours: tuple[np.ndarray, float], theirs: tuple[np.ndarray, float], device: str
 ) -> None:
-    """Raises ValueError where outputs or losses differ by more than rounding: the times would be
-    those of different maths.
+    """Raise ValueError where outputs or losses of the same batch differ by more than rounding.
+
+    The times would be those of different computations.
+
+    Args:
+      what: is compared, for the message.
+      ours, theirs: output and loss of each.
+      device: of both.
     """
-    tolerance = (
-        1e-3 if device.startswith("cpu") else 1e-2
-    )  # a GPU rounds the factors of its products to 10 bits
+    # GPUs round the factors of their products to 10 bits.
+    tolerance = 1e-3 if device.startswith("cpu") else 1e-2
     (output, loss), (their_output, their_loss) = ours, theirs
     if output.shape != their_output.shape:
         raise ValueError(
             f"the output of {what} has shape {their_output.shape}; expected {output.shape}, as ours"
         )
-    apart = np.abs(output - their_output).max() / np.abs(output).max()
-    if not (apart <= tolerance and math.isclose(loss, their_loss, rel_tol=tolerance)):
+    difference = np.abs(output - their_output).max() / np.abs(output).max()
+    if not (difference <= tolerance and math.isclose(loss, their_loss, rel_tol=tolerance)):
         raise ValueError(
-            f"{what} is {apart:.1e} of the output from ours, with loss {their_loss:.6g}; "
-            f"expected {loss:.6g}, to {tolerance:g}"
+            f"the output of {what} differs from ours by {difference:.1e} of its largest entry, and "
+            f"the loss is {their_loss:.6g}; expected {loss:.6g}, both to {tolerance:g}"
         )
 
 
-def summary(rounds: Sequence[dict[str, float]]) -> Result:
-    """From seconds a step in each repeat: medians in ms, and each peer's time over ours, its
-    median, min and max.
+def summary(seconds: Sequence[dict[str, float]]) -> Result:
+    """Median times, and the median, smallest and largest ratio of each peer's time to ours.
+
+    Args:
+      seconds: of a step of each contender, by repeat.
     """
-    result: Result = {"repeats": len(rounds)}
-    for name in rounds[0]:
-        times = np.array([turns[name] for turns in rounds])
-        if name == "matmul":  # whose step is 1e9 operations
+    result: Result = {"repeats": len(seconds)}
+    for name in seconds[0]:
+        times = np.array([repeat[name] for repeat in seconds])
+        if name == "matmul":  # a step is 1e9 operations
             result["matmul_gflops"] = float(1 / np.median(times))
             continue
         result[f"{name}_ms"] = float(1e3 * np.median(times))
         if name != "ours":
-            ratios = times / np.array([turns["ours"] for turns in rounds])
-            result |= {f"ratio_vs_{name}": float(np.median(ratios))}
-            result |= {
-                f"ratio_vs_{name}_min": float(ratios.min()),
-                f"ratio_vs_{name}_max": float(ratios.max()),
-            }
+            ratios = times / np.array([repeat["ours"] for repeat in seconds])
+            result[f"ratio_vs_{name}"] = float(np.median(ratios))
+            result[f"ratio_vs_{name}_min"] = float(ratios.min())
+            result[f"ratio_vs_{name}_max"] = float(ratios.max())
     return result
 
 
 def size(repeats: int) -> Result:
-    """EGNN 4 x 64, about 50 neighbours a node: time and memory of forward pass and gradient, each
-    graph in a process of its own.
+    """Time and memory of forward pass and gradient over the size of the graph.
+
+    See :func:`benchmarks.sizes.measure`; each graph gets a process of its own.
     """
     result: Result = {"nodes": list(SIZES), "repeats": repeats}
     for part in ("forward", "gradient"):
         for nodes in SIZES:
             print(f"== size: {part} of {nodes:,} nodes", file=sys.stderr)
-            with worker() as alone:
-                found, machine = alone(sizes.measure, nodes, part, repeats), alone(costs.machine)
+            with worker() as call:
+                found, machine = call(sizes.measure, nodes, part, repeats), call(costs.machine)
             for name, value in found.items():
                 result.setdefault(f"{part}_{name}", []).append(value)
         result[f"{part}_exponents"] = exponents(SIZES, result[f"{part}_s"])
@@ -156,5 +162,5 @@ def size(repeats: int) -> Result:
 
 
 def exponents(nodes: Sequence[float], times: Sequence[float]) -> list[float]:
-    """p of time ~ size^p, between each size and the next."""
+    """p of time ~ nodes^p, between each size and the next."""
     return (np.diff(np.log(times)) / np.diff(np.log(nodes))).tolist()

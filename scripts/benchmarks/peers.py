@@ -1,5 +1,4 @@
-"""The peers of benchmark.py as PyTorch networks: the authors' form of the EGNN, written anew, and
-the package egnn-pytorch.
+"""The peers of ``make benchmark`` in PyTorch: the authors' form of the EGNN, and egnn-pytorch.
 
 The authors' form concatenates [h_i, h_j, ‖r_ij‖², a_ij], gathers by index and sums by scatter_add;
 parameters have the names of the authors' networks, so that their state dicts load as they are. i is
@@ -12,7 +11,7 @@ from unittest import mock
 
 import egnn_pytorch
 import torch
-from benchmarks.contenders import Unavailable
+from benchmarks.inputs import Unavailable
 from torch import Tensor, nn
 
 Edges = tuple[Tensor, Tensor]
@@ -29,9 +28,7 @@ def mlp(inputs: int, width: int, out: int, bias: bool = True) -> nn.Sequential:
 
 
 class Layer(nn.Module):
-    """Eqs. 3 to 8 as the authors compute them: ``E_GCL``, ``E_GCL_vel`` and QM9's
-    ``E_GCL_mask``.
-    """
+    """Eqs. 3 to 8 as the authors' ``E_GCL``, ``E_GCL_vel`` and ``E_GCL_mask`` compute them."""
 
     def __init__(
         self,
@@ -99,8 +96,9 @@ class NBodyEGNN(Stack):
 
 
 class AutoencoderEGNN(Stack):
-    """The authors' ``AE_EGNN``, given its noise x; it decodes the pairs of ``edges`` instead of a
-    whole matrix, so that graphs batch.
+    """The authors' ``AE_EGNN``, which gets its noise as ``x``.
+
+    It decodes the pairs of ``edges`` instead of a whole matrix, so that graphs can be batched.
     """
 
     def __init__(self, width: int = 64, layers: int = 4) -> None:
@@ -119,8 +117,9 @@ class AutoencoderEGNN(Stack):
 
 
 class QM9EGNN(Stack):
-    """The authors' ``EGNN`` of QM9: molecules padded to the largest of the batch, all n² pairs
-    computed and masked.
+    """The authors' ``EGNN`` of QM9, on molecules padded to the largest of the batch.
+
+    All n² pairs of atoms are computed and masked.
     """
 
     def __init__(self, width: int = 128, layers: int = 7) -> None:
@@ -149,10 +148,9 @@ class QM9EGNN(Stack):
 
 
 class Dense(nn.Module):
-    """egnn-pytorch of the same sizes, on graphs (B, M, …) and all their pairs, with the authors'
-    decoders around it.
+    """egnn-pytorch of the same width and depth, with the authors' decoders, on graphs (B, M, …).
 
-    It has no velocities, hidden layers wider than ours, and the pairs (i, i) too.
+    It has no velocities, wider hidden layers, and also computes the pairs (i, i).
     """
 
     def __init__(self, inputs: int, width: int, layers: int, **options: Any) -> None:
@@ -183,8 +181,9 @@ class Dense(nn.Module):
 
 
 class TheirAutoencoder(nn.Module):
-    """``AE_EGNN`` of a checkout, which draws its noise itself and tells the whole matrix of one
-    graph.
+    """``AE_EGNN`` of a checkout, made to take the noise ``x`` and to return the pairs of ``edges``.
+
+    It draws its noise itself and returns the whole matrix of one graph.
     """
 
     def __init__(self, network: nn.Module) -> None:

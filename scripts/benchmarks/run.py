@@ -1,11 +1,13 @@
-"""Time ours and its peers in turns, on the same inputs, and print how many times faster ours is.
+"""Time our networks and their peers on the same inputs, and print how much faster ours are.
 
 python scripts/benchmark.py --cases nbody qm9 --reference ~/egnn
 
 Every repeat measures each contender once, over many steps, so that changes of the machine's speed
-meet all alike; a ratio is formed in each repeat, and the median is shown with the smallest and the
-largest. Ours runs in one process, as in training, the peers in another with their libraries'
-defaults; only one computes at a time. Before anything is timed, outputs and losses have to agree.
+affect all of them; the ratio of two times is taken within a repeat, and the median is shown with
+the smallest and the largest. Ours run in one process, as in training, the peers in another, with
+their libraries' defaults; only one computes at a time. Before anything is timed, outputs and losses
+have to agree. The floor is the time of our matrix products alone, at the speed that large ones have
+in the same repeats. "data" simulates N-body trajectories; "size" takes one large graph.
 
 Results go to runs/benchmark.{json,md,png}, where those of other cases stay.
 """
@@ -30,13 +32,14 @@ from egnn_jax.experiments.run import train
 from egnn_jax.training.callbacks import show_progress_lines
 from egnn_jax.training.distributed import use_all_cores
 
-CASES = {
+CASES: dict[str, list[str]] = {
     "nbody": ["nbody"],
     "autoencoder": ["autoencoder_1", "autoencoder_32"],
     "qm9": ["qm9"],
     "data": ["data"],
     "size": ["size"],
 }
+"""What is measured, by the name of the command line."""
 
 
 def measure_cases(arguments: argparse.Namespace, again: bool = True) -> dict[str, str]:
@@ -49,27 +52,27 @@ def measure_cases(arguments: argparse.Namespace, again: bool = True) -> dict[str
     Returns:
       The machine, as :func:`benchmarks.costs.machine` describes it.
     """
-    with measure.worker() as alone:
-        here = alone(costs.machine)
+    with measure.worker() as call:
+        here = call(costs.machine)
     before = {} if again else read(arguments.out)
     done = {name for name, r in before.items() if r.get("machine") == here["machine"]}
     for case in (case for group in arguments.cases for case in CASES[group]):
         if case == "size":
-            made = [] if case in done else [(case, measure.size(min(arguments.repeats, 3)))]
+            found = [] if case in done else [(case, measure.size(min(arguments.repeats, 3)))]
         else:
             parts = ["small"] if case == "data" else ["forward", "train_step"]
             parts = [part for part in parts if f"{case}_{part}" not in done]
-            made = []
+            found = []
             if parts:
-                made = measure.compare(case, parts, arguments.repeats, arguments.reference)
-        for name, result in made:
+                found = measure.compare(case, parts, arguments.repeats, arguments.reference)
+        for name, result in found:
             write(arguments.out, name, result)
     show(arguments, here["machine"])
     return here
 
 
 def show(arguments: argparse.Namespace, here: str) -> None:
-    """Write what was measured on this machine as table and picture, and print it."""
+    """Write the results of this machine as a table and a plot, and print the table."""
     results = read(arguments.out)
     table = tables.text(results, here)
     write_atomically(arguments.out.with_suffix(".md"), table.encode())
@@ -97,14 +100,15 @@ def read(out: Path) -> dict[str, Result]:
 
 
 def write(out: Path, name: str, result: Result) -> None:
+    """Add a result with today's date; those of other names stay."""
     results = read(out) | {name: result | {"date": time.strftime("%Y-%m-%d")}}
     write_atomically(out, json.dumps(results, indent=2).encode())
 
 
 def campaign(arguments: argparse.Namespace) -> None:
-    """Measure on a GPU that is lent for minutes: cases, N-body with four seeds, QM9.
+    """Measure on a GPU that is there for minutes only: cases, N-body with four seeds, QM9.
 
-    Stopped by the timer or by Ctrl-C, the same command goes on from there.
+    It stops after ``arguments.seconds``, or at Ctrl-C; the same command continues from there.
     """
     # A shell's background jobs ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -122,69 +126,55 @@ def campaign(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The command line of scripts/benchmark.py."""
+    """The command line of scripts/benchmark.py.
+
+    Raises:
+      ValueError: an argument makes no sense, PyTorch is missing, or a peer disagrees with ours.
+    """
+    arguments = parser().parse_args()
+    require_valid(arguments)
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    show_progress_lines()
+    (campaign if arguments.gpu_campaign else measure_cases)(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        default=list(CASES),
-        metavar="CASE",
-        help=f"some of {', '.join(CASES)} (default: all)",
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="turns of each contender (default: 5)"
-    )
-    parser.add_argument(
-        "--reference", metavar="PATH", help="a checkout of the authors' repository, to be timed too"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/benchmark.json"),
-        help="results (default: runs/benchmark.json)",
-    )
-    parser.add_argument(
-        "--gpu-campaign",
-        action="store_true",
-        help="the cases, then N-body with four seeds, then QM9; resumed if stopped",
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=540, help="stop the campaign after so long (default: 540)"
-    )
-    parser.add_argument(
-        "--targets",
-        nargs="+",
-        default=list(TARGETS),
-        choices=TARGETS,
-        help="of QM9 in the campaign (default: all)",
-    )
-    parser.add_argument(
-        "--qm9-epochs", type=int, default=200, help="of the campaign (default: 200)"
-    )
-    arguments = parser.parse_args()
+    add = parser.add_argument
+    names = ", ".join(CASES)
+    add("--cases", nargs="+", default=list(CASES), metavar="CASE", help=f"of {names} (all)")
+    add("--repeats", type=int, default=5, help="measurements of each contender (5)")
+    add("--reference", metavar="PATH", help="a checkout of the authors' repository, timed too")
+    out = Path("runs/benchmark.json")
+    add("--out", type=Path, default=out, help=f"the file of the results ({out})")
+    add("--gpu-campaign", action="store_true", help="the cases, N-body with four seeds, and QM9")
+    add("--seconds", type=float, default=540, help="stop the campaign after so long (540)")
+    add("--targets", nargs="+", default=list(TARGETS), choices=TARGETS, metavar="TARGET",
+        help=f"of QM9 in the campaign: {', '.join(TARGETS)} (all)")  # fmt: skip
+    add("--qm9-epochs", type=int, default=200, help="of QM9 in the campaign (200)")
+    return parser
+
+
+def require_valid(arguments: argparse.Namespace) -> None:
+    """Raise ValueError where an argument makes no sense or needs a package that is missing."""
     if unknown := set(arguments.cases) - set(CASES):
         raise ValueError(f"--cases has {sorted(unknown)}; expected some of {', '.join(CASES)}")
     if arguments.repeats < 1 or not arguments.seconds > 0:
         raise ValueError(
             f"--repeats is {arguments.repeats} and --seconds {arguments.seconds}; expected at "
-            f"least 1 and more than 0"
+            "least 1 and more than 0"
         )
     if arguments.reference and not Path(arguments.reference).is_dir():
         raise ValueError(
             f"--reference is {arguments.reference}; expected the folder of a checkout of the "
-            f"authors' repository"
+            "authors' repository"
         )
-    missing = [
-        package
-        for package in ("torch", "egnn_pytorch")
-        if importlib.util.find_spec(package) is None
-    ]
+    packages = ("torch", "egnn_pytorch")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing and set(arguments.cases) - {"data", "size"}:
         raise ValueError(
             f"{' and '.join(missing)} not found; expected what pip install -e '.[bench]' brings"
         )
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    show_progress_lines()
-    (campaign if arguments.gpu_campaign else measure_cases)(arguments)

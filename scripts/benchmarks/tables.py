@@ -44,12 +44,10 @@ def text(results: Results, machine: str) -> str:
             f"{theirs / 60:.0f} minutes by the authors' loop.\n"
         )
     if "nbody_4_seeds" in mine:
-        test, spread, seconds = (
-            mine["nbody_4_seeds"][key] for key in ("metrics", "std", "seconds")
-        )
+        test, std, seconds = (mine["nbody_4_seeds"][key] for key in ("metrics", "std", "seconds"))
         parts.append(
             f"N-body, 10,000 epochs of four seeds at once: {seconds / 4:.0f} s a seed, "
-            f"test MSE {test['test']['mse']:.5f} ± {spread['test']['mse']:.5f} "
+            f"test MSE {test['test']['mse']:.5f} ± {std['test']['mse']:.5f} "
             "(the paper: 0.0071).\n"
         )
     if "size" in mine:
@@ -66,7 +64,7 @@ def text(results: Results, machine: str) -> str:
 
 
 def ratio_rows(results: Results) -> list[dict[str, str]]:
-    """A row a case: our time, the floor, and each peer's time over ours."""
+    """A row for each case: our time, the floor, and each peer's time over ours."""
     present = [
         peer for peer in PEERS if any(f"ratio_vs_{peer}" in result for result in results.values())
     ]
@@ -86,7 +84,7 @@ def ratio_rows(results: Results) -> list[dict[str, str]]:
 
 
 def size_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a graph: time, floor and memory of the forward pass and the gradient."""
+    """A row for each graph: time, floor and memory of the forward pass and the gradient."""
     rows = []
     for k, nodes in enumerate(result["nodes"]):
         row = {"nodes": f"{nodes:,}", "edges": f"{result['forward_edges'][k]:,}"}
@@ -101,9 +99,7 @@ def size_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def draw(results: Results, machine: str, path: Path) -> Path:
-    """A picture of the ratios, a line a case, and of the time over the size of the graph where that
-    was measured.
-    """
+    """Plot the ratios of each case and, where it was measured, time over the size of the graph."""
     import matplotlib.pyplot as plt
 
     mine = {name: result for name, result in results.items() if result.get("machine") == machine}
@@ -122,7 +118,7 @@ def draw(results: Results, machine: str, path: Path) -> Path:
             if f"ratio_vs_{peer}" in mine[name]
         ]
         for ratio, y, name in points:
-            low, high = (mine[name][f"ratio_vs_{peer}_{end}"] for end in ("min", "max"))
+            low, high = (mine[name][f"ratio_vs_{peer}_{which}"] for which in ("min", "max"))
             height = y + 0.1 * (2 - k)
             axes.plot([low, high], [height, height], color=f"C{k}", lw=1.5)
             axes.plot(

@@ -1,5 +1,6 @@
-"""The EGNN in JAX and the N-body data in NumPy as one writes them first, for benchmark.py: nothing
-here is made fast.
+"""The EGNN in JAX and the N-body simulation in NumPy, written literally and without optimization.
+
+Peers of ``make benchmark``.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ def egnn(params: Params, graph: GraphsTuple, shrinkage: float = 0.0) -> GraphsTu
     Every message is a concatenation of gathered features, every sum an unsorted ``segment_sum``.
 
     Args:
-      params: of ``EGNN``, of ``Autoencoder(EGNN)`` or of ``Readout(EGNN)``; which parts are there
-        tells the options.
+      params: of ``EGNN``, of ``Autoencoder(EGNN)`` or of ``Readout(EGNN)``; options follow from
+        which parts are there.
       graph: as for the model.
       shrinkage: see :class:`egnn_jax.EGCL`.
     """
@@ -85,8 +86,15 @@ def mlp(params: Params, x: jax.Array) -> jax.Array:
 
 
 def trajectories(name: str, split: str, count: int) -> dict[str, np.ndarray]:
-    """``x`` and ``target`` (S, 5, 3) of the first so many training trajectories of a data set, made
-    one after the other.
+    """Simulate the first training trajectories of a data set, one after the other.
+
+    Args:
+      name: of the data set.
+      split: "train"; there as in :func:`egnn_jax.data.nbody._generate`.
+      count: the number of trajectories S.
+
+    Returns:
+      Positions ``x`` and ``target`` (S, 5, 3).
     """
     recipe = nbody.RECIPES[name]
     frames = [step // recipe.sample_every - 1 for step in (recipe.input_step, recipe.target_step)]
@@ -106,14 +114,13 @@ def trajectories(name: str, split: str, count: int) -> dict[str, np.ndarray]:
 def trajectory(
     charges: np.ndarray, x: np.ndarray, v: np.ndarray, steps: int, sample_every: int
 ) -> np.ndarray:
-    """Positions (frames, M, n) on one trajectory in the authors' arithmetic, one step after the
-    other.
+    """Positions (frames, M, n) on one trajectory, in the authors' arithmetic.
 
     Args:
       charges: (M,).
       x, v: initial positions and velocities (M, n).
-      steps: the authors' T, of which T - 1 are made.
-      sample_every: keep a frame after each so many steps.
+      steps: the authors' T; T - 1 steps are simulated.
+      sample_every: the number of steps between two frames.
     """
     charges, x, v = charges[:, None], x.copy(), v.copy()
     frames = []

@@ -1,234 +1,43 @@
-"""PyTorch's turns in benchmark.py: batches, training step and forward pass of the networks in
-peers.py.
+"""The contenders of ``make benchmark`` in PyTorch: training step and forward pass of the peers.
 
-Training is the authors' loop, step by step, without what is not the network's: loading data, making
-lists of edges and reading the loss cost nothing here.
+Training is the authors' loop, one step after the other, without what does not belong to the
+network: loading data, making lists of edges and reading the loss take no time here.
 """
 
 import functools
-import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
-import jax
 import numpy as np
 import torch
+from benchmarks import torch_cases
 from benchmarks.inputs import Inputs, Unavailable
-from benchmarks.peers import QM9EGNN, AutoencoderEGNN, Dense, NBodyEGNN, TheirAutoencoder
+from benchmarks.torch_cases import DEVICE, Case, tensor
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from egnn_jax import interop
-from egnn_jax.data.qm9_graphs import atom_features
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.qm9 import QM9
-from egnn_jax.graph.build import complete_edges
-from egnn_jax.graph.graph import GraphsTuple
 
-DEVICE = torch.device(
-    "cuda" if jax.default_backend() == "gpu" else "cpu"
-)  # the peers compute where ours does
-
-
-@dataclass(frozen=True)
-class Case:
-    """How a batch is loaded, the networks made and called, and their loss computed."""
-
-    load: Callable[[Any], SimpleNamespace]
-    authors: Callable[[], nn.Module]
-    predict: Callable[[nn.Module, SimpleNamespace], Tensor]
-    dense: Callable[[], nn.Module]
-    predict_dense: Callable[[nn.Module, SimpleNamespace], Tensor]
-    theirs: Callable[[], nn.Module]
-    loss: Callable[[Tensor, SimpleNamespace], Tensor]
-
-
-def tensor(a: Any) -> Tensor:
-    return torch.from_numpy(np.array(a)).to(DEVICE)
-
-
-def nbody(task: NBody) -> Case:
-    """Speeds and squared distances are computed in each step, as the authors do."""
-
-    def load(batch: Any) -> SimpleNamespace:
-        n_graph, n_node, _ = batch.x.shape
-        senders, receivers = (
-            (np.arange(n_graph)[:, None] * n_node + ends).reshape(-1)
-            for ends in complete_edges(n_node)
-        )
-        charges = batch.charges.reshape(-1, 1)
-        return SimpleNamespace(
-            **{name: tensor(getattr(batch, name).reshape(-1, 3)) for name in ("x", "v", "target")},
-            edges=(tensor(receivers), tensor(senders)),
-            a=tensor(charges[receivers] * charges[senders]),
-            products=tensor((batch.charges[:, :, None] * batch.charges[:, None])[..., None]),
-        )
-
-    def predict(network: nn.Module, b: SimpleNamespace) -> Tensor:
-        i, j = b.edges
-        squared = ((b.x[i] - b.x[j]) ** 2).sum(1, keepdim=True)
-        return network(
-            b.v.norm(dim=1, keepdim=True), b.x, b.edges, b.v, torch.cat([b.a, squared], dim=1)
-        )
-
-    def predict_dense(network: nn.Module, b: SimpleNamespace) -> Tensor:
-        x, speed = (a.view(*b.products.shape[:2], -1) for a in (b.x, b.v.norm(dim=1)))
-        squared = ((x[:, :, None] - x[:, None]) ** 2).sum(-1, keepdim=True)
-        return network(speed, x, torch.cat([b.products, squared], dim=-1))[1].view(-1, 3)
-
-    def theirs() -> nn.Module:
-        return importlib.import_module("n_body_system.model").EGNN_vel(
-            1, 2, 64, device=DEVICE, n_layers=4, recurrent=True
-        )
-
-    def loss(predicted: Tensor, b: SimpleNamespace) -> Tensor:
-        return F.mse_loss(predicted, b.target)
-
-    return Case(
-        load, NBodyEGNN, predict, lambda: Dense(1, 64, 4, edge_dim=2), predict_dense, theirs, loss
-    )
-
-
-def autoencoder(task: GraphAutoencoder) -> Case:
-    """Complete graphs with a = A; a batch's ``noise`` (N, 8), where there is one, is taken instead
-    of a new draw.
-    """
-
-    def load(batch: GraphsTuple) -> SimpleNamespace:
-        n_node, n_edge = batch.n_node[:-1], batch.n_edge[:-1].sum()
-        i, j, a = (values[:n_edge] for values in (batch.receivers, batch.senders, batch.edges.a))
-        mask = of_graphs(n_node)
-        pairs = both(mask)
-        matrices = np.zeros((*pairs.shape, 1), np.float32)
-        matrices[pairs] = a
-        nodes = torch.ones(int(n_node.sum()), 1, device=DEVICE)
-        return SimpleNamespace(
-            h=nodes,
-            edges=(tensor(i.astype(int)), tensor(j.astype(int))),
-            a=tensor(a),
-            graphs=len(n_node),
-            noise=None,
-            mask=tensor(mask),
-            pairs=tensor(pairs),
-            matrices=tensor(matrices),
-        )
-
-    def predict(network: nn.Module, b: SimpleNamespace) -> Tensor:
-        noise = (
-            torch.randn(len(b.h), task.dimensions, device=DEVICE) if b.noise is None else b.noise
-        )
-        return network(b.h, noise, b.edges, b.a)
-
-    def predict_dense(network: nn.Module, b: SimpleNamespace) -> Tensor:
-        x = torch.randn(*b.mask.shape, task.dimensions, device=DEVICE)
-        return network.pairs(network(torch.ones_like(x[..., :1]), x, b.matrices, b.mask)[1])[
-            b.pairs
-        ][:, None]
-
-    def theirs() -> nn.Module:
-        network = importlib.import_module("models").AE_EGNN(
-            64, K=task.dimensions, device=DEVICE, n_layers=4, reg=1e-3, clamp=1
-        )
-        return TheirAutoencoder(network)
-
-    def loss(predicted: Tensor, b: SimpleNamespace) -> Tensor:
-        return F.binary_cross_entropy(predicted, b.a, reduction="sum") / b.graphs
-
-    return Case(
-        load,
-        AutoencoderEGNN,
-        predict,
-        lambda: Dense(1, 64, 4, edge_dim=1),
-        predict_dense,
-        theirs,
-        loss,
-    )
-
-
-def qm9(task: QM9) -> Case:
-    """Molecules padded to the largest of their batch."""
-
-    def load(batch: GraphsTuple) -> SimpleNamespace:
-        n_node = batch.n_node[:-1]
-        h, x = (
-            np.asarray(a)[: n_node.sum()] for a in (atom_features(batch.nodes.h), batch.nodes.x)
-        )
-        return molecules(n_node, h, x, batch.globals.y[:-1, 0])
-
-    def predict(network: nn.Module, b: SimpleNamespace) -> Tensor:
-        return network(b.h, b.x, b.edges, None, b.node_mask, b.edge_mask, b.n_nodes)
-
-    def predict_dense(network: nn.Module, b: SimpleNamespace) -> Tensor:
-        h, x, mask = (a.view(len(b.label), b.n_nodes, -1) for a in (b.h, b.x, b.node_mask))
-        return network.molecules(network(h, x, mask=mask[..., 0] > 0)[0], mask[..., 0])
-
-    def theirs() -> nn.Module:
-        return importlib.import_module("qm9.models").EGNN(
-            15, 0, 128, device=DEVICE, n_layers=7, attention=1, node_attr=0
-        )
-
-    def loss(predicted: Tensor, b: SimpleNamespace) -> Tensor:
-        return F.l1_loss(predicted, b.label)
-
-    return Case(
-        load,
-        QM9EGNN,
-        predict,
-        lambda: Dense(15, 128, 7, soft_edges=True, update_coors=False),
-        predict_dense,
-        theirs,
-        loss,
-    )
-
-
-def of_graphs(n_node: np.ndarray) -> np.ndarray:
-    """(B, M) True at the nodes that graphs of so many nodes have."""
-    return np.arange(n_node.max()) < n_node[:, None]
-
-
-def both(mask: np.ndarray) -> np.ndarray:
-    """(B, M, M) True at the pairs of different nodes that are there."""
-    return mask[:, :, None] & mask[:, None] & ~np.eye(mask.shape[1], dtype=bool)
-
-
-def molecules(
-    n_node: np.ndarray, h: np.ndarray, x: np.ndarray, label: np.ndarray
-) -> SimpleNamespace:
-    """A batch for :class:`QM9EGNN` from nodes (N, …) one after the other."""
-    mask = of_graphs(n_node)
-    pairs = both(mask)
-    graph, i, j = np.indices(pairs.shape).reshape(3, -1)
-
-    def fill(values: np.ndarray) -> Tensor:
-        out = np.zeros((*mask.shape, values.shape[1]), values.dtype)
-        out[mask] = values
-        return tensor(out.reshape(mask.size, -1))
-
-    return SimpleNamespace(
-        h=fill(h),
-        x=fill(x),
-        label=tensor(label),
-        n_nodes=mask.shape[1],
-        edges=(tensor(graph * mask.shape[1] + i), tensor(graph * mask.shape[1] + j)),
-        node_mask=tensor(mask.reshape(-1, 1).astype(h.dtype)),
-        edge_mask=tensor(pairs.reshape(-1, 1).astype(h.dtype)),
-    )
+CASE_OF_TASK = {
+    NBody: torch_cases.nbody,
+    GraphAutoencoder: torch_cases.autoencoder,
+    QM9: torch_cases.qm9,
+}
 
 
 @functools.cache
 def case_of(inputs: Inputs) -> tuple[Case, list[SimpleNamespace]]:
-    """The case in PyTorch and its batches, those of ours."""
+    """The case in PyTorch, and its batches, which are ours."""
     torch.set_num_threads(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     if DEVICE.type == "cuda":
         torch.set_float32_matmul_precision("high")  # what JAX does there by default
-    case = {NBody: nbody, GraphAutoencoder: autoencoder, QM9: qm9}[type(inputs.task)](inputs.task)
+    case = CASE_OF_TASK[type(inputs.task)](inputs.task)
     return case, [case.load(inputs.samples.pack(rows)) for rows in inputs.rows(1)[:, 0]]
 
 
@@ -236,8 +45,12 @@ def case_of(inputs: Inputs) -> tuple[Case, list[SimpleNamespace]]:
 def network_of(
     inputs: Inputs, name: str, reference: str | None
 ) -> tuple[nn.Module, Callable[[nn.Module, SimpleNamespace], Tensor]]:
-    """A network with our parameters, and how it is called; egnn-pytorch keeps its own, its maths
-    being another.
+    """A network with our parameters, and the function that calls it.
+
+    egnn-pytorch computes something else and keeps its own parameters.
+
+    Raises:
+      Unavailable: the checkout is not the authors' repository.
     """
     case, _ = case_of(inputs)
     torch.manual_seed(0)
@@ -246,7 +59,7 @@ def network_of(
     if name == "reference":
         sys.path.insert(0, str(reference))
         try:
-            network = case.theirs()
+            network = case.checkout()
         except (ImportError, AttributeError) as error:
             raise Unavailable(
                 f"{reference} is no checkout of the authors' repository: {error}"
@@ -255,13 +68,13 @@ def network_of(
         network = case.authors().to(DEVICE)
     state = interop.to_torch_state_dict(inputs.state.params, inputs.network)
     network.load_state_dict({key: tensor(value) for key, value in state.items()})
-    return torch.compile(
-        network, dynamic=not isinstance(inputs.task, NBody)
-    ) if name == "torch_compiled" else network, case.predict
+    if name == "torch_compiled":
+        network = torch.compile(network, dynamic=not isinstance(inputs.task, NBody))
+    return network, case.predict
 
 
 def contender(inputs: Inputs, part: str, name: str, reference: str | None) -> Callable[[], None]:
-    """A call that makes a training step, or a forward pass, of every batch."""
+    """A function that makes a training step, or a forward pass, for every batch."""
     case, batches = case_of(inputs)
     network, predict = network_of(inputs, name, reference)
     decay, rate = inputs.config.optimizer.weight_decay, inputs.config.optimizer.learning_rate
@@ -284,12 +97,13 @@ def contender(inputs: Inputs, part: str, name: str, reference: str | None) -> Ca
 
 
 def finish() -> None:
+    """Wait for the device."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def first_output(inputs: Inputs, name: str, reference: str | None) -> tuple[np.ndarray, float]:
-    """Output and loss of the first batch, for the noise that ours gets."""
+    """Output and loss of the first batch, with the noise that our network gets."""
     case, (batch, *_) = case_of(inputs)
     network, predict = network_of(inputs, name, reference)
     given = SimpleNamespace(**vars(batch))
