@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         choice = choices.add_parser(name, help=text, description=text)
         choice.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are")
         choice.add_argument("--out", type=Path, default=Path("runs/report"), help="for tables")
-        choice.add_argument("--seeds", type=int, help="train so many at once")
+        choice.add_argument("--seeds", type=int, help="how many are trained at once")
         if name != "figure2":
             choice.add_argument("--epochs", type=int, help="instead of the recipe's")
         if name in ("table2", "figure5"):

@@ -75,8 +75,9 @@ def script(name: str, *arguments, cwd: Path, ok: bool = True, code: int | None =
 
 
 def egnn_command(*arguments, cwd: Path, **options) -> subprocess.Popen:
-    """The command ``egnn``, started."""
-    command = [sys.executable, "-c", "from egnn_jax.cli import main; main()"]
+    """The command ``egnn``, started, with Ctrl-C as in a terminal."""
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{listen}; from egnn_jax.cli import main; main()"]
     return subprocess.Popen(
         [*command, *map(str, arguments)], cwd=cwd, env=environment(), text=True, **options
     )
@@ -98,7 +99,10 @@ def interrupt(process: subprocess.Popen, metrics: Path, number: signal.Signals, 
     ):
         time.sleep(0.05)
     process.send_signal(number)
-    return process.communicate(timeout=60)[1]
+    try:
+        return process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
 
 
 def first(batches):

@@ -28,7 +28,7 @@ class AttentionLayer(nn.Module):
     """V_i' = W V_i + W' Σ_j α_ij v_ij with α_ij = softmax_j(q_i · k_ij / √d) for each head, then
     the norm nonlinearity.
 
-    Queries are linear, q_i = W'' V_i; keys and values are products of the neighbour's features with
+    Queries are linear, q_i = W'' V_i; keys and values are products of the neighbor's features with
     spherical harmonics, k_ij = R_k(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j and v_ij alike with R_v. A head has
     its share of the channels of every product; d numbers enter its q · k.
 

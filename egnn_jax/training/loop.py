@@ -44,7 +44,7 @@ class Training:
         self.chunk = _chunk_length(self.interval, total, plan.chunk_steps)
         mesh, parts = batch_layout(plan.train.batch_size, plan.micro_batches)
         self.shards = mesh.size * parts
-        self.spread = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self.sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self._require_valid(loss, metrics, params)
         keys = [jax.random.split(jax.random.PRNGKey(plan.seed + k))[1] for k in range(seeds)]
@@ -227,7 +227,7 @@ class Training:
             return None
         if len(parts) > 1:
             parts = [jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)]
-        return jax.device_put(parts[0], self.spread)
+        return jax.device_put(parts[0], self.sharding)
 
     def _require_finite(self, losses: np.ndarray, step: int) -> None:
         bad = np.flatnonzero(~np.isfinite(losses).all(axis=0))
