@@ -32,7 +32,7 @@ test: lint
 	$(PYTEST)
 
 test-all: lint
-	$(PYTEST) -m 'not peers'
+	$(PYTEST) -m 'not peers' --hypothesis-profile many
 
 $(BENCH): $(SETUP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

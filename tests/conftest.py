@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from egnn_jax.training.distributed import use_all_cores
 
@@ -24,6 +25,10 @@ for name, value in CACHE.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA warns of each program that it takes from there
+
+settings.register_profile("some", max_examples=40, deadline=None)
+settings.register_profile("many", max_examples=150, deadline=None)
+settings.load_profile("some")
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 

@@ -75,8 +75,11 @@ def script(name: str, *arguments, cwd: Path, ok: bool = True, code: int | None =
 
 
 def egnn_command(*arguments, cwd: Path, **options) -> subprocess.Popen:
-    """The command ``egnn``, started, with Ctrl-C as in a terminal."""
-    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    """The command ``egnn``, started, with signals as in a terminal, whatever they are here."""
+    listen = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    )
     command = [sys.executable, "-c", f"{listen}; from egnn_jax.cli import main; main()"]
     return subprocess.Popen(
         [*command, *map(str, arguments)], cwd=cwd, env=environment(), text=True, **options

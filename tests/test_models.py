@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import egnn_jax as egnn
@@ -75,7 +75,6 @@ def assert_equals_loops(model, loops, drawn):
             )
 
 
-@settings(max_examples=150, deadline=None)
 @given(drawn=graphs, options=egnn_options, layers=st.integers(1, 3))
 def test_egnn_equals_the_plain_loops(drawn, options, layers):
     with jax.enable_x64(True):
@@ -83,14 +82,12 @@ def test_egnn_equals_the_plain_loops(drawn, options, layers):
         assert_equals_loops(egnn.EGNN(features=5, layers=layers, **options), loops, drawn)
 
 
-@settings(max_examples=50, deadline=None)
 @given(drawn=graphs, layers=st.integers(1, 3))
 def test_gnn_equals_the_plain_loops(drawn, layers):
     with jax.enable_x64(True):
         assert_equals_loops(egnn.GNN(features=5, layers=layers), reference.gnn, drawn)
 
 
-@settings(max_examples=50, deadline=None)
 @given(drawn=graphs, tanh=st.booleans(), layers=st.integers(1, 3))
 def test_radial_field_equals_the_plain_loops(drawn, tanh, layers):
     with jax.enable_x64(True):

@@ -55,6 +55,7 @@ def test_reproduce_figure5(place):
         assert (place / f"runs/report/figure5-{name}.png").exists()
 
 
+@pytest.mark.slow
 def test_reproduce_figure5_overfit(place):
     out = script("reproduce.py", "figure5-overfit", "--quick", "--epochs", "1", cwd=place)
     assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| 0")] == [

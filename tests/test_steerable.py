@@ -3,6 +3,7 @@ what they refuse.
 """
 
 import dataclasses
+from functools import partial
 
 import e3nn_jax as e3nn
 import jax
@@ -35,9 +36,12 @@ def test_a_layer_turns_random_irreps_as_e3nn_does(x64, layer):
     """V(Q x) = D(Q) V(x) with e3nn's own matrices, for features of every degree in and out."""
     graph = testing.random_graph()
     features = features_of(graph, irreps(4, 2, layer.parity))
-    apply = lambda params, graph, features: layer.apply(
-        params, graph, features, edge_features(graph, 4, layer.parity, graph.nodes.x.dtype)
-    )
+
+    @jax.jit
+    def apply(params, graph, features):
+        described = edge_features(graph, 4, layer.parity, graph.nodes.x.dtype)
+        return layer.apply(params, graph, features, described)
+
     params = layer.init(
         jax.random.key(0),
         graph,
@@ -110,11 +114,11 @@ def test_one_tfn_layer_is_its_formula_in_loops(x64):
 def test_parity_decides_about_reflections(x64, model):
     graph = testing.random_graph()
     params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
-    testing.assert_equivariant(lambda g: model.apply(params, g), graph)
+    testing.assert_equivariant(jax.jit(partial(model.apply, params)), graph)
     every = dataclasses.replace(model, parity="ignored")
     params = testing.randomise_parameters(every.init(jax.random.key(0), graph))
     with pytest.raises(AssertionError, match="after a reflection"):
-        testing.assert_equivariant(lambda g: every.apply(params, g), graph)
+        testing.assert_equivariant(jax.jit(partial(every.apply, params)), graph)
 
 
 def test_attention_sums_to_one_over_the_neighbours(x64):
