@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -36,14 +37,16 @@ def budgets(n_node: np.ndarray, n_edge: np.ndarray, graphs: int, shards: int) ->
         largest = [order[:place] for place in places]
         shapes = {(int(n_node[part].max()), int(n_edge[part].max())) for part in largest}
         return [Budget(nodes + 1, edges, 2) for nodes, edges in sorted(shapes)]
-    # The largest of each class of ``arrange``. The graphs left out of an epoch, fewer than a
-    # batch, shift the classes a little.
+    # The largest of each class of ``arrange``, which sorts by edges: those of one class differ in
+    # nodes where edges end at a cutoff. The graphs left out of an epoch and the empty places of an
+    # evaluation, fewer than a batch each, shift the classes a little.
     size = graphs * shards
-    ends = np.ceil(np.arange(1, size + 1) * len(n_node) / size).astype(int)
-    places = np.minimum(ends + 2 * size, len(n_node)) - 1
+    order = np.argsort(n_edge, kind="stable")
+    bounds = np.ceil(np.arange(size + 1) * len(order) / size).astype(int)
+    windows = [order[max(start - 2 * size, 0) : end + 2 * size] for start, end in pairwise(bounds)]
     nodes, edges = (
-        int(snake(np.sort(count)[places].reshape(graphs, shards)).sum(axis=0).max())
-        for count in (n_node, n_edge)
+        int(snake(largest.reshape(graphs, shards)).sum(axis=0).max())
+        for largest in (np.array([count[w].max() for w in windows]) for count in (n_node, n_edge))
     )
     return [Budget(nodes + 1, edges, graphs + 1)]
 

@@ -102,6 +102,7 @@ class GraphDataset:
             self._first_end = starts_of(self._n_edge)
         self._first_edge = starts_of(self._n_edge)
         self._rows = np.arange(len(self._n_node))
+        self._budgets: dict[tuple[int, int], list[Budget]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -113,6 +114,7 @@ class GraphDataset:
         other.__dict__.update(self.__dict__)
         for name in ("_rows", "_n_node", "_first_node", "_n_edge", "_first_end", "_first_edge"):
             setattr(other, name, getattr(self, name)[key])
+        other._budgets = {}
         return other
 
     @property
@@ -138,10 +140,8 @@ class GraphDataset:
         """
         scale = self.y.std(axis=0, dtype=np.float64)
         mean = self.y.mean(axis=0, dtype=np.float64)
-        return {
-            "mean": tuple(mean.tolist()),
-            "scale": tuple(np.where(scale > 0, scale, 1).tolist()),
-        }
+        scale = np.where(scale > 0, scale, 1)
+        return {"mean": tuple(mean.tolist()), "scale": tuple(scale.tolist())}
 
     def split(self, *fractions: float, seed: int = 0) -> tuple["GraphDataset", ...]:
         """Random parts of the data set: one for each fraction, and what is left.
@@ -198,13 +198,9 @@ class GraphDataset:
         """
         arrays = storage.read_arrays(Path(folder), verify)
         carried = storage.unflatten(arrays)
-        return cls.from_arrays(
-            arrays["n_node"],
-            carried["nodes"],
-            carried["edges"],
-            carried["globals"],
-            (arrays["n_edge"], arrays["senders"], arrays["receivers"]),
-        )
+        nodes, edges, globals_ = (carried[name] for name in ("nodes", "edges", "globals"))
+        lists = arrays["n_edge"], arrays["senders"], arrays["receivers"]
+        return cls.from_arrays(arrays["n_node"], nodes, edges, globals_, lists)
 
     def arrange(
         self, rows: np.ndarray, steps: int, shards: int, rng: np.random.Generator
@@ -225,7 +221,10 @@ class GraphDataset:
         Whatever :meth:`arrange` returns fits the last of them. For single graphs these are the
         quartiles of their sizes; for more there is only one.
         """
-        return budgets(self._n_node, self._n_edge, graphs, shards)
+        key = graphs, shards
+        if key not in self._budgets:
+            self._budgets[key] = budgets(self._n_node, self._n_edge, *key)
+        return self._budgets[key]
 
     def pack(self, rows: np.ndarray) -> PaddedGraphsTuple:
         """Padded batches of the graphs numbered ``rows``; see :class:`~egnn_jax.PaddedGraphsTuple`.
