@@ -36,6 +36,7 @@ from .models.egnn import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN
 from .models.linear import Linear as Linear
+from .models.painn import PaiNN as PaiNN
 from .models.radial_field import RadialField as RadialField
 from .models.schnet import SchNet as SchNet
 from .models.se3_transformer import SE3Transformer as SE3Transformer

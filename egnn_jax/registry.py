@@ -101,6 +101,7 @@ MODELS = Registry(
         "gnn": "egnn_jax.models.gnn:GNN",
         "radial_field": "egnn_jax.models.radial_field:RadialField",
         "tfn": "egnn_jax.models.tfn:TFN",
+        "painn": "egnn_jax.models.painn:PaiNN",
         "schnet": "egnn_jax.models.schnet:SchNet",
         "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",
         "linear": "egnn_jax.models.linear:Linear",
@@ -115,6 +116,7 @@ TASKS = Registry(
         "nbody": "egnn_jax.experiments.nbody:NBody",
         "autoencoder": "egnn_jax.experiments.autoencoder:GraphAutoencoder",
         "qm9": "egnn_jax.experiments.qm9:QM9",
+        "qm9_properties": "egnn_jax.experiments.qm9_properties:QM9Properties",
     },
 )
 """The tasks that a config's ``task.name`` may be, see :class:`egnn_jax.Task`."""

@@ -18,3 +18,12 @@ def cosine_cutoff(distance: jax.Array, cutoff: float) -> jax.Array:
     cutoff.
     """
     return (jnp.cos(jnp.pi * jnp.minimum(distance / cutoff, 1)) + 1) / 2
+
+
+def bessel_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
+    """(E,) to (E, number): √(2/c) sin(kπd/c) / d for k = 1, 2, …, with the cutoff c; 0 from there
+    on, and at d = 0 its limit.
+    """
+    k = jnp.arange(1, number + 1, dtype=distance.dtype)
+    within = jnp.minimum(distance, cutoff)[:, None] / cutoff
+    return jnp.sqrt(2 / cutoff) * (k * jnp.pi / cutoff) * jnp.sinc(k * within)

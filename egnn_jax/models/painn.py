@@ -1,0 +1,86 @@
+"""PaiNN (Schütt, Unke and Gastegger 2021): messages of scalars and vectors within a cutoff."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
+from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, with_attributes
+from egnn_jax.nn.radial import bessel_basis, cosine_cutoff
+
+
+class PaiNN(nn.Module):
+    """Each node has F features h and F vectors V, which start at 0 (or along v).
+
+    Messages, with filters W of a Bessel basis of ‖r_ij‖ that end at the cutoff, three parts each
+    of φ and W: h_i += Σ_j φ₁(h_j) W₁, V_i += Σ_j V_j φ₂(h_j) W₂ + r_ij/‖r_ij‖ φ₃(h_j) W₃.
+    Updates: h += a₁(h, ‖BV‖) ⟨AV, BV⟩ + a₂(h, ‖BV‖), V += a₃(h, ‖BV‖) AV, A and B matrices that
+    mix the vectors of a node. φ and a are Linear·SiLU·Linear.
+
+    Args:
+      features: number of features and of vectors, F.
+      layers: number of messages and updates.
+      basis: how many functions describe a distance.
+      cutoff: where interactions end, in the unit of x.
+      update_coordinates: move x by the vectors that v' holds.
+
+    Call: a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None, to the
+    same with h (N, features) and v' (N, n), a learned combination of the vectors of each node.
+
+    Raises:
+      ValueError: a size is below 1, or the cutoff is not a finite distance above 0.
+    """
+
+    symmetry: ClassVar[Symmetry] = "E(n)"
+
+    features: int = 128
+    layers: int = 3
+    basis: int = 20
+    cutoff: float = 5.0
+    update_coordinates: bool = False
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
+        require_positive(features=self.features, layers=self.layers, basis=self.basis)
+        if not 0 < self.cutoff < float("inf"):
+            raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
+        x, v = graph.nodes.x, graph.nodes.v
+        r_ij = edge_vectors(graph, x)
+        distance = safe_norm(r_ij, keepdims=True)
+        u_ij = (r_ij / jnp.where(distance > 0, distance, 1))[:, :, None]
+        h = embed(graph.nodes.h, self.features)
+        s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
+        within = cosine_cutoff(distance, self.cutoff).astype(h.dtype)
+        vectors = None
+        if v is not None:
+            vectors = Dense(self.features, use_bias=False, name="vectors_in")(v[:, :, None])
+        for k in range(self.layers):
+            filters = Dense(3 * self.features, name=f"layer_{k}_filters")(s_ij.astype(h.dtype))
+            phi = MLP(self.features, 3 * self.features, name=f"layer_{k}_phi")(h)
+            sent = phi[graph.senders] * (filters * within)
+            dh, carried, along = jnp.split(sent, 3, axis=-1)
+            moves = u_ij * along[:, None].astype(x.dtype)
+            if vectors is not None:
+                moves += vectors[graph.senders] * carried[:, None].astype(x.dtype)
+            dv = sum_at_receivers(graph, moves)
+            h += sum_at_receivers(graph, dh)
+            vectors = dv if vectors is None else vectors + dv
+            h, vectors = self._update(h, vectors, f"layer_{k}_update")
+        assert vectors is not None
+        v = Dense(1, use_bias=False, name="vectors_out")(vectors)[:, :, 0]
+        x = x + v if self.update_coordinates else x
+        return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
+
+    def _update(self, h: jax.Array, vectors: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+        """h (N, F) and V (N, n, F) after what a node does with its own."""
+        mixed = Dense(2 * self.features, use_bias=False, name=f"{name}_mix")(vectors)
+        a_v, b_v = jnp.split(mixed, 2, axis=-1)
+        lengths = safe_norm(b_v, axis=1).astype(h.dtype)
+        a = MLP(self.features, 3 * self.features, name=name)(jnp.concatenate([h, lengths], -1))
+        a_1, a_2, a_3 = jnp.split(a, 3, axis=-1)
+        products = jnp.sum(a_v * b_v, axis=1).astype(h.dtype)
+        return h + a_1 * products + a_2, vectors + a_3[:, None].astype(vectors.dtype) * a_v
