@@ -54,6 +54,29 @@ def from_package() -> Iterator[Molecule]:
     Raises:
       ValueError: it is not installed, or a line is damaged.
     """
+    for table in _tables():
+        yield from from_csv(table)
+
+
+def smiles_of_package() -> dict[int, str]:
+    """The SMILES of each molecule of ``qm9pack`` by its number.
+
+    Raises:
+      ValueError: the package is not installed, or another version.
+    """
+    smiles = {}
+    for table in _tables():
+        with table.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                try:
+                    smiles[int(row["Index"])] = row["SMILES"]
+                except (KeyError, ValueError) as error:
+                    raise ValueError(f"{table} lacks {error}; install qm9pack again") from error
+    return smiles
+
+
+def _tables() -> list[Path]:
+    """The tables of the installed package ``qm9pack``."""
     found = importlib.util.find_spec("qm9pack")
     if found is None or not found.submodule_search_locations:
         raise ValueError(
@@ -63,8 +86,7 @@ def from_package() -> Iterator[Molecule]:
             "with the path of the original archive"
         )
     data = Path(found.submodule_search_locations[0]) / "data"
-    for part in (1, 2, 3):
-        yield from from_csv(data / f"qm9_part{part}.csv")
+    return [data / f"qm9_part{part}.csv" for part in (1, 2, 3)]
 
 
 def from_csv(path: Path) -> Iterator[Molecule]:

@@ -4,21 +4,26 @@ and SMILES (by RDKit).
 
 import dataclasses
 import importlib.util
+import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egnn_jax.data import qm9
+from egnn_jax.data import _perception, qm9
 
 HEAVY = 9
 """The largest number of atoms other than hydrogen of a molecule of QM9."""
+FEW = 9
+"""QM9 has few molecules with fewer atoms than this, so that networks err more on them."""
 SMALLEST = 3
 """The smallest number of atoms of a molecule of QM9."""
 NEAREST = (0.9, 1.6)
 """How far the atom nearest to another is, Å; in QM9 it is 0.959 to 1.568."""
+_DEUTERIUM = "egnn_jax: deuterium"
 READ = (".xyz", ".sdf", ".mol", ".smi")
 
 
@@ -32,6 +37,7 @@ class Structure:
       positions: (M, 3) in Å.
       charge: in elementary charges; 0 where the file does not say.
       geometry: "as given", or the force field it was made with.
+      notes: in what it is unlike a molecule of QM9 by its bonds.
     """
 
     name: str
@@ -39,6 +45,7 @@ class Structure:
     positions: np.ndarray
     charge: int = 0
     geometry: str = "as given"
+    notes: tuple[str, ...] = ()
 
     @property
     def formula(self) -> str:
@@ -118,7 +125,9 @@ def outside(molecule: Structure) -> list[str]:
                     f"an atom is {value:.2f} Å from its nearest; in QM9 it is {NEAREST[0]} to "
                     f"{NEAREST[1]} Å"
                 )
-    return reasons
+    if SMALLEST <= size < FEW:
+        reasons.append(f"it has {size} atoms; only 108 of QM9's molecules have fewer than {FEW}")
+    return [*reasons, *molecule.notes]
 
 
 def _attempt(
@@ -133,8 +142,16 @@ def _attempt(
 def _from_xyz(path: Path) -> Iterator[Structure | Refused]:
     import ase.io
 
+    text = path.read_text(encoding="utf-8", errors="replace")
+    # ASE knows no symbols of isotopes, and would refuse the whole file for one.
+    heavy = re.compile(r"^(\s*)[DT](\s)", re.MULTILINE)
     try:
-        frames: Any = ase.io.read(path, index=":")
+        frames: Any = ase.io.read(
+            io.StringIO(heavy.sub(r"\1H\2", text)), index=":", format="extxyz"
+        )
+        if heavy.search(text):
+            for atoms in frames:
+                atoms.info[_DEUTERIUM] = True
     except Exception as error:  # ASE's readers raise whatever they stumble over
         raise ValueError(f"{path} cannot be read as .xyz ({error})") from error
     for k, atoms in enumerate(frames, 1):
@@ -145,14 +162,18 @@ def _from_xyz(path: Path) -> Iterator[Structure | Refused]:
 def _from_ase(atoms: Any, name: str) -> Structure:
     if atoms.pbc.any():
         raise ValueError("it is periodic; expected a molecule")
-    return _checked(
-        Structure(
-            name,
-            atoms.get_chemical_symbols(),
-            atoms.get_positions(),
-            int(atoms.info.get("charge", 0)),
-        )
-    )
+    if not len(atoms):
+        raise ValueError("it has no atoms")
+    results = {} if atoms.calc is None else atoms.calc.results
+    charges = atoms.arrays.get("initial_charges", results.get("charges"))
+    charge = _perception.charge(atoms.info, charges)
+    notes = []
+    if (multiplicity := _perception.multiplicity(atoms.info)) != 1:
+        notes.append(f"its spin multiplicity is {multiplicity}; QM9's is 1")
+    if atoms.info.get(_DEUTERIUM):
+        notes.append("it has deuterium or tritium, which the network takes for hydrogen")
+    symbols = atoms.get_chemical_symbols()
+    return checked(Structure(name, symbols, atoms.get_positions(), charge, notes=tuple(notes)))
 
 
 def _from_sdf(path: Path) -> Iterator[Structure | Refused]:
@@ -177,7 +198,7 @@ def _from_block(molecule: Any, name: str) -> Structure:
         return _embedded(molecule, name)
     if missing := sum(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
         raise ValueError(f"it lacks {missing} hydrogens; expected every atom with its coordinates")
-    return _checked(_structure(molecule, name, "as given"))
+    return checked(_structure(molecule, name, "as given"))
 
 
 def _from_smi(path: Path) -> Iterator[Structure | Refused]:
@@ -185,10 +206,15 @@ def _from_smi(path: Path) -> Iterator[Structure | Refused]:
         if line.strip():
             smiles, *names = line.split(maxsplit=1)
             name = names[0].strip() if names else smiles
-            yield _attempt(_from_smiles, smiles, name, f"{path}, line {k}: ")
+            yield _attempt(from_smiles, smiles, name, f"{path}, line {k}: ")
 
 
-def _from_smiles(smiles: str, name: str) -> Structure:
+def from_smiles(smiles: str, name: str) -> Structure:
+    """The molecule of a SMILES in a geometry by MMFF94, which depends on the molecule alone.
+
+    Raises:
+      ValueError: this is no SMILES, or of several molecules, or no geometry is found.
+    """
     return _embedded(_parsed(smiles), name)
 
 
@@ -211,7 +237,8 @@ def _embedded(molecule: Any, name: str) -> Structure:
             f"it is {parts} molecules, whose places are not known; give each alone, or all "
             f"with coordinates"
         )
-    molecule = Chem.AddHs(molecule)
+    # One molecule has many SMILES and orders of atoms, which lead to different conformers.
+    molecule = Chem.AddHs(Chem.MolFromSmiles(Chem.MolToSmiles(molecule)))
     settings = rdDistGeom.ETKDGv3()
     settings.randomSeed = 0
     settings.useRandomCoords = True  # finds more of the strained cages that QM9 is full of
@@ -234,10 +261,17 @@ def _structure(molecule: Any, name: str, geometry: str) -> Structure:
         molecule.GetConformer().GetPositions(),
         Chem.GetFormalCharge(molecule),
         geometry,
+        tuple(_perception.of_rdkit(molecule)),
     )
 
 
-def _checked(molecule: Structure) -> Structure:
+def checked(molecule: Structure) -> Structure:
+    """A molecule in a given geometry, with what its distances say of its bonds."""
     if not np.isfinite(molecule.positions).all():
         raise ValueError("it has a coordinate that is not finite")
-    return molecule
+    known = set(molecule.symbols) <= set(qm9.ELEMENTS)
+    if not known or not 1 < len(molecule.symbols) <= qm9.LARGEST:
+        return molecule  # no network here takes it
+    numbers = np.array([qm9.ELEMENTS[symbol] for symbol in molecule.symbols])
+    found = _perception.of_geometry(numbers, molecule.positions, molecule.charge)
+    return dataclasses.replace(molecule, notes=(*molecule.notes, *found))
