@@ -1,4 +1,4 @@
-"""The command ``egnn``: train, evaluate, predict, report, reproduce, export, benchmark."""
+"""The command ``egnn``: train, evaluate, export, predict, benchmark, report, reproduce."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of the command line; exits with 1 and a sentence where it fails."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if rest and parsed.run_command is not _train:
+    if rest and parsed.run_command not in (_train, _benchmark):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     from egnn_jax.training.signals import Interrupted
 
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"egnn: error: {error.strerror or error}: {error.filename or ''}")
     except ImportError as error:
-        sys.exit(f"egnn: error: {error}; expected what pip install 'egnn-jax[train]' brings")
+        extras = "pip install 'egnn-jax[qm9,chem,tensorboard]'"
+        sys.exit(f"egnn: error: {error}; expected what {extras} brings")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,10 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", type=Path, help="the file to write, NAME.safetensors")
     command.add_argument("--seed", type=int, help="of a run with several (default: its first)")
 
-    command = add("predict", _predict, "Properties of your molecules by a network trained on QM9.")
-    command.add_argument("run", type=Path, help="the folder of a run, or an exported file")
+    command = add("predict", _predict, "Properties of your molecules by networks of QM9.")
     command.add_argument("sources", nargs="+", metavar="FILE", help="a file, or a SMILES")
+    command.add_argument(
+        "--model",
+        type=Path,
+        help="the folder of a run on QM9, or an exported file (default: the networks that come "
+        "with egnn_jax, of all twelve properties)",
+    )
     command.add_argument("--out", type=Path, metavar="CSV", help="write the table to a file too")
+
+    text = (
+        "Our speed beside PyTorch and plain JAX, in a clone; takes what scripts/benchmark.py does."
+    )
+    add("benchmark", _benchmark, text)
 
     command = add("report", _report, "Tables and pictures of runs.")
     command.add_argument("runs", nargs="+", type=Path, help="folders of complete runs of one task")
@@ -176,7 +187,17 @@ def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:
 def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     from egnn_jax.experiments.predict import predict
 
-    predict(parsed.run, parsed.sources, parsed.out)
+    predict(parsed.sources, parsed.model, parsed.out)
+
+
+def _benchmark(_: argparse.Namespace, rest: Sequence[str]) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+    if not script.is_file():
+        raise ValueError(
+            "the benchmark compares with code that is not in the installed package; expected a "
+            "clone of the repository, with pip install -e '.[bench]'"
+        )
+    os.execv(sys.executable, [sys.executable, str(script), *rest])
 
 
 def _export(parsed: argparse.Namespace, _: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import ase
+import ase.build
 import ase.io
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def structures(tmp_path, monkeypatch):
 
 
 def test_the_readmes_python_runs(structures):
-    layer, own_data, simulation = blocks("README.md")
+    layer, own_data, simulation, prediction = blocks("README.md")
     names = {}
     exec(layer, names)
     exec(own_data, names)
@@ -44,10 +45,13 @@ def test_the_readmes_python_runs(structures):
     scale = float(names["train"].y.std())
     assert found["mae"] < 0.5 * scale, "it learns: guessing the mean would be about 0.8"
     exec(simulation, names)
+    exec(prediction, names)
+    predicted = names["model"].predict(ase.build.molecule("CH3CH2OH"))
+    assert predicted["homo"] == pytest.approx(-7000, abs=500)
 
 
 def test_an_own_data_set_takes_ten_lines():
-    _, own_data, _ = blocks("README.md")
+    _, own_data, *_ = blocks("README.md")
     lines = [line for line in own_data.splitlines() if line.strip()]
     statements = [line for line in lines if not line.startswith(("import ", "from "))]
     assert len(statements) <= 10

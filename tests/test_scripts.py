@@ -73,32 +73,37 @@ def test_evaluate_prints_units_and_errors_by_the_size_of_molecules(qm9_run, tmp_
 
 
 def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
-    (tmp_path / "two.smi").write_text("C[S] with sulfur\nCC ethane\n")
-    out = script("predict.py", qm9_run, "two.smi", "O", "--out", "table.csv", cwd=tmp_path)
-    head, _, sulfur, ethane, water, _, *errors = [
+    (tmp_path / "two.smi").write_text("CCCS with sulfur\nCCC propane\n")
+    out = script(
+        "predict.py", "two.smi", "O", "--model", qm9_run, "--out", "table.csv", cwd=tmp_path
+    )
+    head, _, sulfur, propane, water, _, *errors = [
         line.strip("| ").split(" | ") for line in out.splitlines()
     ]
     assert head == ["molecule", "formula", "geometry", "homo (meV)", "U0 (meV)", "outside QM9"]
-    assert sulfur == ["with sulfur", "CH3S", "MMFF94", "–", "–", "it has S; QM9 has H, C, N, O, F"]
-    assert ethane[:3] + ethane[5:] == ["ethane", "C2H6", "MMFF94", "no"]
-    assert -2.3e6 < float(ethane[4]) < -2.1e6  # two carbons and six hydrogens, -79.8 hartree
+    assert sulfur == ["with sulfur", "C3H8S", "MMFF94", "–", "–", "it has S; QM9 has H, C, N, O, F"]
+    assert propane[:3] + propane[5:] == ["propane", "C3H8", "MMFF94", "no"]
+    assert -3.4e6 < float(propane[4].split()[0]) < -3.1e6  # -119.1 hartree
     assert water[:2] == ["O", "H2O"]
     found = json.loads((qm9_run / "result.json").read_text())["metrics"]["test"]
     assert errors == [
         [
             f"mean absolute error on QM9's test molecules: homo {found['homo']:.4g} meV, U0 "
             f"{found['U0']:.4g} meV"
-        ]
+        ],
+        ["±: holds 90% of molecules of the same size like those of QM9"],
     ]
     assert (
         (tmp_path / "table.csv")
         .read_text(encoding="utf-8")
         .splitlines()[2]
-        .startswith("ethane,C2H6,MMFF94,")
+        .startswith("propane,C3H8,MMFF94,")
     )
     assert "is a run of" not in out
     (tmp_path / "three.smi").write_text("O\nwatr\nC\n")
-    errors = script("predict.py", qm9_run, "three.smi", "--out", "rest.csv", cwd=tmp_path, ok=False)
+    errors = script(
+        "predict.py", "three.smi", "--model", qm9_run, "--out", "rest.csv", cwd=tmp_path, ok=False
+    )
     assert "1 of 3 molecules cannot be used" in errors
     lines = (tmp_path / "rest.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["O", "watr", "C"]
@@ -159,8 +164,11 @@ def test_overrides_choose_the_default_folder():
             "epochs is -1; expected at least 1",
         ),
         (["evaluate.py", "runs"], "runs is no run"),
-        (["predict.py", "runs/nbody/linear", "O"], "is a run of NBody; expected one on QM9"),
-        (["predict.py", "runs/nbody/linear", "no.xyz"], "no.xyz is no file"),
+        (
+            ["predict.py", "O", "--model", "runs/nbody/linear"],
+            "a run of NBody; expected one on QM9",
+        ),
+        (["predict.py", "no.xyz"], "no.xyz is no file"),
         (["report.py", "runs/none"], "runs/none is no run"),
         (["reproduce.py", "table2", "--only", "transformer"], "only has ['transformer']; expected"),
     ],

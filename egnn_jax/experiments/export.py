@@ -47,8 +47,16 @@ def export(run_folder: Path | str, path: Path | str, seed: int | None = None) ->
     return path
 
 
+WEIGHTS = Path(__file__).parents[1] / "pretrained"
+"""Where the networks are that come with this library."""
+
+
 def load_pretrained(path: Path | str) -> Pretrained:
     """A trained network from an exported file, or from the folder of a run (its first seed).
+
+    "qm9" and "qm9-smiles" are networks that come with this library: all twelve properties of QM9,
+    the first for geometries like QM9's own (relaxed by DFT), the second for those that RDKit makes
+    from SMILES by the force field MMFF94.
 
     Reading a file executes nothing that is in it: it is numbers and JSON, and the names of task
     and model are looked up in :data:`egnn_jax.TASKS` and :data:`egnn_jax.MODELS`, where yours have
@@ -58,6 +66,8 @@ def load_pretrained(path: Path | str) -> Pretrained:
       ValueError: there is no such file or run, it is damaged, its task or model is not registered,
         or its parameters are not those of its network; the path is named.
     """
+    if str(path) in ("qm9", "qm9-smiles"):
+        path = WEIGHTS / f"{path}.safetensors"
     path = Path(path).expanduser()
     return _of_run(path, None) if path.is_dir() else pretrained.read(path)
 
@@ -88,6 +98,9 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
         "best_epoch": best_epoch,
         "metrics": metrics,
         "versions": result.get("versions", {}),
+        "details": result.get("details", {}),
+        "parameters": result.get("parameters"),
+        "seconds": result.get("seconds"),
     }
     config = dataclasses.replace(config, seed=seed, seeds=1)
     file, graph = run.path / "input.json", None

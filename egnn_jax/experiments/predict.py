@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,24 +12,38 @@ from egnn_jax._files import write_atomically
 from egnn_jax.data import qm9, structures
 from egnn_jax.data.structures import Refused, Structure
 from egnn_jax.experiments.export import load_pretrained
-from egnn_jax.experiments.qm9 import QM9
-from egnn_jax.experiments.run import first_seed, load
+from egnn_jax.experiments.molecules import MolecularTask
+from egnn_jax.experiments.pretrained import Pretrained
 from egnn_jax.experiments.tables import markdown
-from egnn_jax.training.checkpoint import RunFolder
 
 OUTSIDE = "outside QM9"
+BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
+"""The network for each kind of geometry, see :func:`egnn_jax.load_pretrained`."""
+
+SHOWN = 20
+"""How many molecules are printed."""
 
 
-def predict(run: Path, sources: Sequence[str], out: Path | None = None) -> None:
+class _Numbers(NamedTuple):
+    """Predictions for one molecule (T,), and half the widths of their intervals by name."""
+
+    values: np.ndarray
+    widths: Mapping[str, float]
+
+
+def predict(
+    sources: Sequence[str], model: Path | str | None = None, out: Path | None = None
+) -> None:
     """Print a table of the properties of molecules, and write it as CSV if asked to.
 
     Args:
-      run: the folder of a run on QM9, or an exported file.
       sources: files of molecules, or SMILES.
+      model: the folder of a run on QM9, or an exported file; by default the networks that come with
+        this library, :data:`BY_GEOMETRY`.
       out: a CSV file.
 
     Raises:
-      ValueError: the run is not on QM9, a source cannot be read as a whole, ``out`` cannot be
+      ValueError: the model is not one of QM9, a source cannot be read as a whole, ``out`` cannot be
         written to, or (after the table was made) some molecules could not be used.
     """
     if out is not None and (out.is_dir() or any(p.is_file() for p in out.absolute().parents)):
@@ -36,27 +51,34 @@ def predict(run: Path, sources: Sequence[str], out: Path | None = None) -> None:
     molecules, failures = _read(sources)
     if not molecules:
         raise ValueError("; ".join(failures))
-    config, network, params = load(run)
-    task = config.task
-    if not isinstance(task, QM9):
-        raise ValueError(f"{run} is a run of {type(task).__name__}; expected one on QM9")
-    known = [m for m in molecules if isinstance(m, Structure) and _has_number(m)]
-    values = np.zeros((0, len(task.targets)))
-    if known:
-        values = task.properties(
-            network.apply,
-            first_seed(config, params),
-            np.array([len(m.symbols) for m in known]),
-            np.array([qm9.ELEMENTS[s] for m in known for s in m.symbols], np.int8),
-            np.concatenate([m.positions for m in known]),
-        )
-    predicted = dict(zip(map(id, known), values, strict=True))
+    by_model: dict[str, list[Structure]] = {}
+    for molecule in molecules:
+        if isinstance(molecule, Structure):
+            default = BY_GEOMETRY.get(molecule.geometry, "qm9-smiles")
+            by_model.setdefault(str(model or default), []).append(molecule)
+    networks = {name: load_pretrained(name) for name in by_model or [str(model or "qm9")]}
+    for name, network in networks.items():
+        if not isinstance(network.config.task, MolecularTask):
+            kind = type(network.config.task).__name__
+            raise ValueError(f"{name} is a run of {kind}; expected one on QM9")
+    predicted: dict[int, _Numbers] = {}
+    for name, own in by_model.items():
+        if known := [m for m in own if _has_number(m)]:
+            values = np.stack(list(networks[name].predict(known).values()), axis=1)
+            for molecule, numbers in zip(known, values, strict=True):
+                widths = _widths(networks[name], len(molecule.symbols))
+                predicted[id(molecule)] = _Numbers(numbers, widths)
+    task: Any = next(iter(networks.values())).config.task
     rows = [_row(m, task.targets, predicted.get(id(m))) for m in molecules]
-    print(markdown([{key: _cell(value) for key, value in row.items()} for row in rows]), end="")
-    errors = _test_errors(run)
-    if errors:
-        shown = [f"{name} {errors[name]:.4g} {qm9.UNITS[name]}" for name in task.targets]
-        print(f"\nmean absolute error on QM9's test molecules: {', '.join(shown)}")
+    _print(rows, task.targets)
+    for name, network in networks.items():
+        if errors := network.card["metrics"].get("test", {}):
+            shown = [f"{t} {errors[t]:.4g} {qm9.UNITS[t]}" for t in task.targets]
+            of = "" if model else f" ({name})"
+            print(f"\nmean absolute error on QM9's test molecules{of}: {', '.join(shown)}")
+        if intervals := network.card.get("details", {}).get("intervals"):
+            share = intervals["coverage"]
+            print(f"±: holds {share:.0%} of molecules of the same size like those of QM9")
     if out is not None:
         write_atomically(out, _csv(rows).encode())
     refused = [m for m in molecules if isinstance(m, Refused)]
@@ -81,20 +103,22 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
     return molecules, failures
 
 
-def _test_errors(run: Path) -> Mapping[str, float]:
-    """The errors on the test molecules, if they are known."""
-    if run.is_file():
-        return load_pretrained(run).card["metrics"].get("test", {})
-    folder = RunFolder(run)
-    return folder.result()["metrics"]["test"] if folder.result_file.exists() else {}
-
-
 def _has_number(molecule: Structure) -> bool:
     return set(molecule.symbols) <= set(qm9.ELEMENTS) and len(molecule.symbols) <= qm9.LARGEST
 
 
+def _widths(network: Pretrained, n_atoms: int) -> Mapping[str, float]:
+    """Half the widths of the intervals of a molecule of that size; empty where not known."""
+    found: Mapping[str, Any] = network.card.get("details", {}).get("intervals", {})
+    for label, widths in found.get("by_atoms", {}).items():
+        least, most = map(int, label.split(" to "))
+        if least <= n_atoms <= most:
+            return widths
+    return {}
+
+
 def _row(
-    molecule: Structure | Refused, targets: Sequence[str], values: np.ndarray | None
+    molecule: Structure | Refused, targets: Sequence[str], numbers: _Numbers | None
 ) -> dict[str, str]:
     """A row of text; what is missing is empty."""
     row = {"molecule": molecule.name, "formula": "", "geometry": ""}
@@ -103,11 +127,43 @@ def _row(
         reasons = structures.outside(molecule)
     else:
         reasons = [molecule.reason]
+    with_widths = numbers is not None and bool(numbers.widths)
     for k, name in enumerate(targets):
         digits = 1 if qm9.UNITS[name] == "meV" else 3
-        text = "" if values is None else f"{values[k]:.{digits}f}"
-        row[f"{name} ({qm9.UNITS[name]})"] = text
+        row[_column(name)] = "" if numbers is None else f"{numbers.values[k]:.{digits}f}"
+        if numbers is not None and with_widths:
+            row[_column(name, "±")] = f"{numbers.widths[name]:.{digits}f}"
     return row | {OUTSIDE: "; ".join(reasons) if reasons else "no"}
+
+
+def _column(name: str, kind: str = "") -> str:
+    return f"{name} {kind}({qm9.UNITS[name]})".replace("±(", "± (")
+
+
+def _print(rows: Sequence[Mapping[str, str]], targets: Sequence[str]) -> None:
+    """The first molecules as Markdown: one a row, or one a column where properties are many."""
+    shown = []
+    for row in rows[:SHOWN]:
+        cells = {name: _cell(text) for name, text in row.items()}
+        for name in targets:
+            width = cells.pop(_column(name, "±"), None)
+            if width is not None:
+                cells[_column(name)] += f" ± {width}"
+        shown.append(cells)
+    if len(targets) <= 3:
+        print(markdown(shown), end="")
+    else:
+        for first in range(0, len(shown), 4):
+            group = shown[first : first + 4]
+            names = [row["molecule"] for row in group]
+            heads = [f"{n} ({k})" if names.count(n) > 1 else n for k, n in enumerate(names, 1)]
+            table = [
+                {"": name} | dict(zip(heads, (row[name] for row in group), strict=True))
+                for name in list(group[0])[1:]
+            ]
+            print(markdown(table), end="\n" if first + 4 < len(shown) else "")
+    if len(rows) > SHOWN:
+        print(f"\n{len(rows) - SHOWN:,} more molecules: --out FILE writes all")
 
 
 def _cell(text: str) -> str:
@@ -118,11 +174,12 @@ def _cell(text: str) -> str:
 
 def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     """CSV in which no name is a formula of a spreadsheet, and missing numbers are empty."""
-    numbers = [key for key in rows[0] if key not in ("molecule", "formula", "geometry", OUTSIDE)]
+    heads = list(max(rows, key=len))  # a molecule without numbers has no widths
+    numbers = [key for key in heads if key not in ("molecule", "formula", "geometry", OUTSIDE)]
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]))
+    writer = csv.DictWriter(file, heads)
     writer.writeheader()
     for row in rows:
         text = {key: f"'{v}" if v[:1] in ("=", "+", "-", "@") else v for key, v in row.items()}
-        writer.writerow(text | {key: row[key] for key in numbers})
+        writer.writerow(text | {key: row.get(key, "") for key in numbers})
     return file.getvalue()

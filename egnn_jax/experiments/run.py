@@ -106,6 +106,8 @@ def train(
         "config": configs.to_dict(config),
         "versions": versions(),
     }
+    if details := config.task.details(network.apply, first_seed(config, result.params)):
+        found["details"] = details
     if result.notes:
         found["notes"] = list(result.notes)
     run.finish(found)

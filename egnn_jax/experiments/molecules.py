@@ -1,0 +1,259 @@
+"""What tasks on QM9 share: molecules as graphs, errors in units, predictions."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.data import qm9
+from egnn_jax.data._packing import Gather, starts_of
+from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.qm9_graphs import molecular_graphs
+from egnn_jax.experiments import plots
+from egnn_jax.experiments.tables import table3_rows, write_table
+from egnn_jax.experiments.task import Apply, Task
+from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
+from egnn_jax.training.evaluation import Metrics
+
+SIZES = ((3, 8), (9, 11), (12, 14), (15, 17), (18, 20), (21, 23), (24, 29))
+"""Ranges of the number of atoms, for the errors by molecule size."""
+
+COVERAGE = 0.9
+"""The share of molecules whose true value an interval is to hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MolecularTask(Task):
+    """Properties of QM9's molecules, standardised: (y - baseline) / scale.
+
+    A task has ``targets``, :meth:`predict`, :meth:`baseline` and ``scale``, and a loss.
+
+    Args:
+      train_size: train on the first molecules of the training split, this many.
+      cutoff: only atoms within this distance (Å) send to each other; all of a molecule if none.
+    """
+
+    train_size: int = dataclasses.field(default=100_000, kw_only=True)
+    cutoff: float | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a choice makes no sense."""
+        if not 1 <= self.train_size <= qm9.SPLITS["train"]:
+            raise ValueError(
+                f"task.train_size is {self.train_size}; expected 1 to {qm9.SPLITS['train']}"
+            )
+        if self.cutoff is not None and not self.cutoff > 0:
+            raise ValueError(
+                f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å, or none"
+            )
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the properties."""
+        raise NotImplementedError
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """The scale of each standardised target (T,), in its unit."""
+        raise NotImplementedError
+
+    def baseline(
+        self, n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
+    ) -> np.ndarray:
+        """What standardised targets are relative to (S, T), itself relative to free atoms."""
+        raise NotImplementedError
+
+    def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
+        """Standardised targets (G, T)."""
+        raise NotImplementedError
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Those of Table 3."""
+        return {name: qm9.UNITS[name] for name in self.targets}
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """H, C, N, O and F."""
+        return tuple(qm9.ELEMENTS)
+
+    @cached_property
+    def molecules(self) -> qm9.QM9:
+        """The data set."""
+        return qm9.load()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The targets (S, T) in their units, relative to free atoms where references are known."""
+        data = self.molecules
+        values = np.stack([data.targets[name] for name in self.targets], axis=1)
+        return values - self.references(data.n_atoms, data.atomic_numbers)
+
+    @cached_property
+    def _samples(self) -> dict[str, GraphDataset]:
+        return {}
+
+    @cached_property
+    def _all(self) -> GraphDataset:
+        data = self.molecules
+        baseline = self.baseline(data.n_atoms, data.atomic_numbers, data.positions)
+        labels = (self.labels - baseline) / self.deviation
+        if len(bad := np.argwhere(~np.isfinite(labels))):
+            row, column = bad[0]
+            raise ValueError(
+                f"{self.targets[column]} of molecule {self.molecules.index[row]} is not finite"
+            )
+        return molecular_graphs(
+            data.n_atoms, data.atomic_numbers, data.positions, labels, self.cutoff
+        )
+
+    def samples(self, split: str) -> GraphDataset:
+        """The molecules of a split, with standardised labels."""
+        if split not in self._samples:
+            self._samples[split] = self._all[self._rows(split)]
+        return self._samples[split]
+
+    def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
+        """The input: h atomic numbers (N,), x in Å; ``key`` is not used."""
+        return batch._replace(globals=Globals())
+
+    def metrics(self, apply: Apply) -> Metrics:
+        """The mean absolute error of each target in its unit; of several also ``relative``."""
+
+        def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
+            error, number = self._errors(apply, params, batch)
+            scaled = [error[k] * d for k, d in enumerate(self.deviation)]
+            sums = {name: (e, number) for name, e in zip(self.targets, scaled, strict=True)}
+            if len(self.targets) > 1:
+                sums["relative"] = (jnp.mean(error), number)
+            return sums
+
+        return metrics
+
+    def plot(self, apply: Apply, params: Any, path: Path) -> Path:
+        """Predicted over true values of the test split, one panel a target."""
+        names = {}
+        for name in self.targets:
+            relative = " (relative to atoms)" if name in qm9.REFERENCES else ""
+            names[name] = f"{name}{relative}, {qm9.UNITS[name]}"
+        true = self.labels[self._rows("test")]
+        return plots.parity(names, true, self.predictions(apply, params, "test"), path)
+
+    def details(self, apply: Apply, params: Any) -> dict[str, Any]:
+        """Units, mean absolute errors on valid and test by number of atoms, and intervals.
+
+        ``intervals``: half the width of an interval that holds :data:`COVERAGE` of the molecules of
+        that size, by split conformal prediction: that quantile of the errors on the validation
+        samples. ``covered``: the share of the test samples that it holds.
+        """
+        by_atoms: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
+        widths: dict[str, np.ndarray] = {}
+        covered = np.zeros(len(self.targets))
+        for split, classes in by_atoms.items():
+            rows = self._rows(split)
+            error = np.abs(self.predictions(apply, params, split) - self.labels[rows])
+            n_atoms = self.molecules.n_atoms[rows]
+            for least, most in SIZES:
+                inside = (n_atoms >= least) & (n_atoms <= most)
+                label = f"{least} to {most}"
+                means = error[inside].mean(axis=0).tolist() if inside.any() else []
+                errors = dict(zip(self.targets, means, strict=False))
+                classes[label] = {"molecules": int(inside.sum())} | errors
+                if split == "valid" and inside.any():
+                    widths[label] = _conformal(error[inside])
+                elif label in widths:
+                    covered += (error[inside] <= widths[label]).sum(axis=0) / len(rows)
+        named = {
+            label: dict(zip(self.targets, width.tolist(), strict=True))
+            for label, width in widths.items()
+        }
+        intervals = {
+            "coverage": COVERAGE,
+            "by_atoms": named,
+            "covered": dict(zip(self.targets, covered.tolist(), strict=True)),
+        }
+        return {"units": self.units, "by_atoms": by_atoms, "intervals": intervals}
+
+    def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
+        """Table 3's rows and ours, one a model and number of epochs, as ``table3.{md,png}``."""
+        return write_table(table3_rows(results), folder / "table3")
+
+    def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
+        """The targets (S, T) of a split in their units, relative to free atoms."""
+        rows, data = self._rows(split), self.molecules
+        atoms = Gather(data.n_atoms[rows][None], starts_of(data.n_atoms)[rows][None]).source
+        baseline = self.baseline(
+            data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms]
+        )
+        return self._predictions(apply, params, self.samples(split)) + baseline
+
+    def properties(
+        self,
+        apply: Apply,
+        params: Any,
+        n_atoms: np.ndarray,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+    ) -> np.ndarray:
+        """The targets (S, T) of any molecules, in their units.
+
+        Args:
+          apply, params: the network.
+          n_atoms: (S,).
+          atomic_numbers: of H, C, N, O and F alone, (ΣM,).
+          positions: (ΣM, 3) in Å.
+
+        Raises:
+          ValueError: another element.
+        """
+        known = sorted(qm9.ELEMENTS.values())
+        if unknown := set(atomic_numbers.tolist()) - set(known):
+            raise ValueError(
+                f"atomic_numbers has {sorted(unknown)}; expected of {known}, the elements of QM9"
+            )
+        graphs = molecular_graphs(
+            n_atoms, atomic_numbers, positions.astype(np.float32), cutoff=self.cutoff
+        )
+        baseline = self.baseline(n_atoms, atomic_numbers, positions)
+        baseline += self.references(n_atoms, atomic_numbers)
+        return self._predictions(apply, params, graphs) + baseline
+
+    def references(self, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
+        """What the free atoms of each molecule have of the targets (S, T)."""
+        sums = [qm9.free_atoms(name, n_atoms, atomic_numbers) for name in self.targets]
+        return np.stack(sums, axis=1)
+
+    def _errors(self, apply: Apply, params: Any, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:
+        """Absolute errors summed over the molecules of a batch (T,), and how many there are."""
+        real = graph_mask(batch)[:-1]  # the last graph of a batch is always padding
+        error = jnp.abs(self.predict(apply, params, batch) - batch.globals.y)[:-1]
+        return jnp.sum(jnp.where(real[:, None], error, 0.0), axis=0), jnp.sum(real)
+
+    def _predictions(self, apply: Apply, params: Any, graphs: GraphDataset) -> np.ndarray:
+        loader = graphs.loader(min(len(graphs), 100))
+        predict = jax.jit(lambda params, batch: self.predict(apply, params, batch))
+        values = np.zeros((len(graphs), len(self.targets)))
+        for k in range(loader.num_batches(None)):
+            rows = loader.rows(None)[k, 0]
+            rows = rows[rows >= 0]
+            batch = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
+            values[rows] = np.asarray(predict(params, batch))[: len(rows)]
+        return values * self.deviation
+
+    def _rows(self, split: str) -> np.ndarray:
+        rows = self.molecules.splits[split]
+        return rows[: self.train_size] if split == "train" else rows
+
+
+def _conformal(errors: np.ndarray) -> np.ndarray:
+    """The quantile of errors (S, T) below which a new one is with probability COVERAGE (T,).
+
+    The ⌈(S + 1) COVERAGE⌉-th smallest, or the largest where there are too few.
+    """
+    place = min(int(np.ceil((len(errors) + 1) * COVERAGE)), len(errors)) - 1
+    return np.sort(errors, axis=0)[place]

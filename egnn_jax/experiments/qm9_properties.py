@@ -1,0 +1,259 @@
+"""All twelve properties of QM9 by one network, with what physics knows of them built in."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.data import qm9, qm9_mmff94
+from egnn_jax.experiments.molecules import MolecularTask
+from egnn_jax.experiments.task import Apply
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, graph_of_node, sum_nodes
+from egnn_jax.nn.mlp import MLP
+from egnn_jax.training.step import Loss
+
+OUTPUTS = ("homo", "lumo", "mu", "r2", "alpha", "zpve", "Cv", "U0", "U - U0", "G - H")
+"""What the network predicts; gap = lumo - homo, U = U0 + (U - U0), H = U + RT, G = H + (G - H)."""
+
+_LOSS_WEIGHTS = dict.fromkeys((*OUTPUTS, "gap"), 1.0) | {
+    "U0": 2.0,
+    "U - U0": 0.25,
+    "G - H": 0.5,
+    "r2": 0.5,
+}
+_DIFFERENCES = {"U - U0": ("U", "U0"), "G - H": ("G", "H")}
+
+
+class Statistics(NamedTuple):
+    """Of the training molecules: a linear model of each target in :func:`composition` (11, T), and
+    the mean absolute deviation from it of each target (T,) and of each output.
+    """
+
+    coefficients: np.ndarray
+    deviation: np.ndarray
+    output_deviation: np.ndarray
+
+
+class MolecularReadout(nn.Module):
+    """:data:`OUTPUTS` of molecules from the h (and v) of their atoms.
+
+    Size-extensive ones are sums over atoms of MLP(h_i). Orbital energies are MLP of a mean over
+    atoms with learned weights. The dipole moment is ‖Σ_i q(h_i) (x_i - x̄) + v_i‖, and
+    ⟨R²⟩ = Σ_i q'(h_i) ‖x_i - c‖² + s(h_i) with the centre of nuclear charge c.
+
+    Args:
+      encoder: a backbone; where it gives v, these are added to the dipole moment.
+      heads: of the weighted mean, each with weights of its own.
+
+    Call: a graph with h atomic numbers (N,) and x (N, 3) in Å to what the encoder makes of it, with
+    ``globals.y`` the outputs (G, 10), each relative to its scale.
+    """
+
+    encoder: nn.Module
+    heads: int = 8
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:  # noqa: D102
+        out = self.encoder(graph)
+        h, x, of = out.nodes.h, graph.nodes.x, graph_of_node(graph)
+        width = h.shape[-1]
+        sums = sum_nodes(out, MLP(width, 6, name="extensive")(h))
+        orbitals = MLP(width, 2, name="orbitals")(self._weighted_mean(out, h))
+
+        moments = MLP(width, 3, name="moments")(h)
+        n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(x.dtype)[:, None]
+        dipoles = moments[:, :1] * (x - (sum_nodes(graph, x) / n_node)[of])
+        if out.nodes.v is not None:
+            dipoles += out.nodes.v
+        charge = graph.nodes.h.astype(x.dtype)[:, None]
+        total = jnp.maximum(sum_nodes(graph, charge), 1)
+        centre = (sum_nodes(graph, charge * x) / total)[of]
+        squared = jnp.sum((x - centre) ** 2, axis=-1, keepdims=True)
+        extent = sum_nodes(graph, moments[:, 1:2] * squared / 10 + moments[:, 2:])
+        mu = safe_norm(sum_nodes(graph, dipoles), keepdims=True)
+        y = jnp.concatenate([orbitals, mu, extent, sums], axis=-1)
+        return out._replace(globals=Globals(y=y))
+
+    def _weighted_mean(self, graph: GraphsTuple, h: jax.Array) -> jax.Array:
+        """(N, F) to (G, F + heads): for each head Σ_i w_i h'_i / Σ_i w_i, and ln Σ_i w_i."""
+        width = h.shape[-1]
+        of_nodes = MLP(width, self.heads + width, name="orbital_nodes")(h)
+        # Bounded, so that no maximum over the atoms is needed.
+        weights = jnp.exp(10 * jnp.tanh(of_nodes[:, : self.heads] / 10))[:, :, None]
+        values = of_nodes[:, self.heads :].reshape(len(h), self.heads, -1)
+        total = jnp.maximum(sum_nodes(graph, weights), 1e-6)
+        mean = sum_nodes(graph, weights * values) / total
+        parts = [part.reshape(len(part), -1) for part in (mean, jnp.log(total))]
+        return nn.silu(jnp.concatenate(parts, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class QM9Properties(MolecularTask):
+    """Predict all twelve properties of molecules by one network.
+
+    Targets are relative to a linear model of the composition (for ⟨R²⟩ also of the distances of
+    each element from the centre). The loss is Σ_k w_k ln(mean |error_k|) over a batch, so that
+    every property counts by its relative error, whatever its scale.
+
+    Args:
+      geometry: "dft", QM9's own positions (B3LYP), or "mmff94", those that RDKit makes from QM9's
+        SMILES, for predictions from SMILES; see :mod:`egnn_jax.data.qm9_mmff94`.
+    """
+
+    geometry: Literal["dft", "mmff94"] = "dft"
+
+    metric = "relative"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The twelve, in the order of Table 3."""
+        return qm9.TARGETS
+
+    @cached_property
+    def molecules(self) -> qm9.QM9:
+        """The data set in the chosen geometry, without the molecules that have none."""
+        molecules = qm9.load()
+        return qm9_mmff94.replace(molecules) if self.geometry == "mmff94" else molecules
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Those of the labels of the training molecules."""
+        data, rows = self.molecules, self._rows("train")
+        features = composition(data.n_atoms, data.atomic_numbers, data.positions)
+        labels = self.labels[rows]
+        columns = dict.fromkeys(qm9.TARGETS, 6) | {"homo": 1, "lumo": 1, "gap": 1, "mu": 0}
+        columns["r2"] = features.shape[1]
+        coefficients = np.zeros((features.shape[1], len(qm9.TARGETS)))
+        for k, name in enumerate(qm9.TARGETS):
+            n = columns[name]
+            if n:
+                solution = np.linalg.lstsq(features[rows, :n], labels[:, k], rcond=None)
+                coefficients[:n, k] = solution[0]
+        residuals = labels - features[rows] @ coefficients
+        return Statistics(
+            coefficients,
+            np.abs(residuals).mean(axis=0),
+            np.abs(residuals @ _selection(OUTPUTS)).mean(axis=0),
+        )
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """The mean absolute deviation of each target from the linear model (T,)."""
+        return self.statistics.deviation
+
+    def baseline(
+        self, n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
+    ) -> np.ndarray:
+        """The linear model of each target (S, T)."""
+        return composition(n_atoms, atomic_numbers, positions) @ self.statistics.coefficients
+
+    def constants(self) -> dict[str, Any]:
+        """The linear model, and the scales of targets and outputs."""
+        return {name: values.tolist() for name, values in self.statistics._asdict().items()}
+
+    def with_constants(self, constants: Mapping[str, Any]) -> "QM9Properties":
+        """This task with the statistics of :meth:`constants`.
+
+        Raises:
+          ValueError: they are not such.
+        """
+        shapes = {
+            "coefficients": (11, len(qm9.TARGETS)),
+            "deviation": (len(qm9.TARGETS),),
+            "output_deviation": (len(OUTPUTS),),
+        }
+        try:
+            arrays = {name: np.asarray(constants[name], float) for name in shapes}
+            valid = all(
+                np.isfinite(arrays[n]).all() and arrays[n].shape == shapes[n] for n in shapes
+            )
+        except (TypeError, ValueError, KeyError):
+            valid, arrays = False, {}
+        if not valid:
+            raise ValueError(f"constants are {str(constants)[:200]}; expected {shapes}")
+        task = dataclasses.replace(self)
+        vars(task)["statistics"] = Statistics(**arrays)
+        return task
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The model with :class:`MolecularReadout`."""
+        return MolecularReadout(model)
+
+    def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
+        """Standardised targets (G, 12)."""
+        outputs = apply(params, self.graph(batch)).globals.y
+        scales = self.statistics.output_deviation[:, None] * _combination()
+        return outputs @ jnp.asarray(scales / self.deviation, outputs.dtype)
+
+    def loss(self, apply: Apply) -> Loss:
+        """Σ_k w_k ln(mean |error_k|), w_k summing to 1."""
+        weights = np.array(list(_LOSS_WEIGHTS.values()))
+        names = tuple(_LOSS_WEIGHTS)
+        scales = np.append(self.statistics.output_deviation, self.deviation[_place("gap")])
+        selection = self.deviation[:, None] * _selection(names) / scales
+
+        def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
+            real = graph_mask(batch)[:-1, None]
+            wrong = (self.predict(apply, params, batch) - batch.globals.y)[:-1]
+            each = jnp.abs(wrong @ jnp.asarray(selection, wrong.dtype))
+            mean = jnp.sum(jnp.where(real, each, 0), axis=0) / jnp.maximum(jnp.sum(real), 1)
+            return jnp.sum(jnp.log(mean + 1e-4) * (weights / weights.sum())), {}
+
+        return loss
+
+
+def composition(
+    n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """(S, 11): 1, the number of atoms of H, C, N, O and F, and Σ ‖x - c‖² over the atoms of each,
+    c the centre of nuclear charge.
+
+    Args:
+      n_atoms: (S,).
+      atomic_numbers: (ΣM,).
+      positions: (ΣM, 3) in Å.
+    """
+    number = len(n_atoms)
+    of = np.repeat(np.arange(number), n_atoms)
+    z, x = atomic_numbers.astype(float), positions.astype(float)
+    total = np.maximum(np.bincount(of, z, number), 1)
+    centre = np.stack([np.bincount(of, z * x[:, k], number) for k in range(3)], axis=1)
+    squared = ((x - (centre / total[:, None])[of]) ** 2).sum(axis=1)
+    elements = [(atomic_numbers == element).astype(float) for element in qm9.ELEMENTS.values()]
+    counts = [np.bincount(of, is_element, number) for is_element in elements]
+    extents = [np.bincount(of, is_element * squared, number) for is_element in elements]
+    return np.stack([np.ones(number), *counts, *extents], axis=1)
+
+
+def _place(name: str) -> int:
+    return qm9.TARGETS.index(name)
+
+
+def _selection(names: tuple[str, ...]) -> np.ndarray:
+    """(12, K) the matrix that takes the targets to the named outputs."""
+    matrix = np.zeros((len(qm9.TARGETS), len(names)))
+    for k, name in enumerate(names):
+        first, *second = _DIFFERENCES.get(name, (name,))
+        matrix[_place(first), k] = 1
+        for other in second:
+            matrix[_place(other), k] = -1
+    return matrix
+
+
+def _combination() -> np.ndarray:
+    """(10, 12) the matrix that takes the outputs, in units, to the targets."""
+    of = {name: {name} for name in qm9.TARGETS} | {
+        "U": {"U0", "U - U0"},
+        "H": {"U0", "U - U0"},
+        "G": {"U0", "U - U0", "G - H"},
+        "gap": {"lumo"},
+    }
+    matrix = np.array([[float(out in of[target]) for target in qm9.TARGETS] for out in OUTPUTS])
+    matrix[OUTPUTS.index("homo"), _place("gap")] = -1
+    return matrix
