@@ -113,6 +113,8 @@ def test_a_short_training_learns_and_its_file_predicts_without_the_data(tmp_path
         model=egnn.PaiNN(features=16, layers=2, basis=8),
         optimizer=dataclasses.replace(configs.load("qm9/painn").optimizer, learning_rate=4e-3),
         epochs=10,
+        batch_size=32,
+        micro_batches=1,
         ema_decay=0.9,
     )
     result = train(config, tmp_path / "run")
@@ -142,3 +144,41 @@ def test_constants_of_something_else_are_refused():
                   constants | {"output_deviation": [float("nan")] * 10}):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             QM9Properties().with_constants(wrong)
+
+
+def test_the_weights_that_come_with_the_library_have_the_errors_of_their_card():
+    model = egnn.load_pretrained("qm9")
+    task, data = model.config.task, TASK.molecules
+    rows = data.splits["test"][:400]
+    starts = np.cumsum(data.n_atoms) - data.n_atoms
+    atoms = np.concatenate([np.arange(starts[r], starts[r] + data.n_atoms[r]) for r in rows])
+    predicted = task.properties(
+        model.network.apply, model.params,
+        data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms],
+    )  # fmt: skip
+    card = model.card["metrics"]["test"]
+    assert card["homo"] < 32
+    assert card["U0"] < 9
+    for k, name in enumerate(qm9.TARGETS):
+        error = np.abs(predicted[:, k] - data.targets[name][rows]).mean()
+        assert error == pytest.approx(card[name], rel=0.3), name
+    covered = model.card["details"]["intervals"]["covered"]
+    assert all(0.88 <= share <= 0.92 for share in covered.values())
+
+
+@pytest.mark.slow
+def test_the_weights_for_smiles_have_the_errors_of_their_card():
+    from egnn_jax.data import structures
+    from egnn_jax.data.qm9_sources import smiles_of_package
+
+    model, data, smiles = egnn.load_pretrained("qm9-smiles"), TASK.molecules, smiles_of_package()
+    rows, molecules = [], []
+    for row in data.splits["test"][:300]:
+        found = structures.read(smiles[int(data.index[row])])[0]
+        if getattr(found, "geometry", "") == "MMFF94":
+            rows.append(row)
+            molecules.append(found)
+    predicted = model.predict(molecules)
+    for name in ("homo", "U0", "alpha"):
+        error = np.abs(predicted[name] - data.targets[name][rows]).mean()
+        assert error == pytest.approx(model.card["metrics"]["test"][name], rel=0.3)

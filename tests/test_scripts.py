@@ -1,10 +1,13 @@
 """The commands a user types, run as a user runs them, on a run made short."""
 
+import csv
 import dataclasses
 import json
+import os
 
 import pytest
 
+from egnn_jax import cli
 from egnn_jax.cli import default_folder
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.run import train
@@ -108,6 +111,37 @@ def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
     lines = (tmp_path / "rest.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["O", "watr", "C"]
     assert "line 2: 'watr' is no SMILES" in lines[2]
+
+
+def test_predict_needs_no_run_and_takes_the_network_of_each_geometry(tmp_path):
+    import ase.build
+
+    ase.build.molecule("C6H6").write(tmp_path / "benzene.xyz")
+    out = script("predict.py", "benzene.xyz", "c1ccccc1", "--out", "all.csv", cwd=tmp_path)
+    assert "test molecules (qm9):" in out
+    assert "test molecules (qm9-smiles):" in out
+    lines = (tmp_path / "all.csv").read_text(encoding="utf-8").splitlines()
+    given, embedded = csv.DictReader(lines)
+    assert (given["geometry"], embedded["geometry"]) == ("as given", "MMFF94")
+    for row in (given, embedded):
+        assert float(row["homo (meV)"]) == pytest.approx(-6698, abs=250)  # B3LYP, QM9's
+        assert float(row["mu (D)"]) < 0.3
+        assert float(row["gap (meV)"]) == pytest.approx(
+            float(row["lumo (meV)"]) - float(row["homo (meV)"]), abs=0.3
+        )
+        assert float(row["U0 ± (meV)"]) > 0
+        assert row["outside QM9"] == "no"
+    assert float(given["homo ± (meV)"]) < float(embedded["homo ± (meV)"])
+
+
+def test_benchmark_runs_the_script_of_the_clone(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: calls.append(arguments))
+    cli.main(["benchmark", "--cases", "nbody"])
+    assert calls[0][1:] == [str(ROOT / "scripts" / "benchmark.py"), "--cases", "nbody"]
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "egnn_jax" / "cli.py"))
+    with pytest.raises(SystemExit, match="expected a clone of the repository"):
+        cli.main(["benchmark"])
 
 
 def test_report_puts_runs_of_different_targets_together(qm9_run, tmp_path):

@@ -12,7 +12,7 @@ from egnn_jax._files import write_atomically
 from egnn_jax.data import qm9, structures
 from egnn_jax.data.structures import Refused, Structure
 from egnn_jax.experiments.export import load_pretrained
-from egnn_jax.experiments.molecules import MolecularTask
+from egnn_jax.experiments.molecules import COVERAGE, MolecularTask
 from egnn_jax.experiments.pretrained import Pretrained
 from egnn_jax.experiments.tables import markdown
 
@@ -76,9 +76,8 @@ def predict(
             shown = [f"{t} {errors[t]:.4g} {qm9.UNITS[t]}" for t in task.targets]
             of = "" if model else f" ({name})"
             print(f"\nmean absolute error on QM9's test molecules{of}: {', '.join(shown)}")
-        if intervals := network.card.get("details", {}).get("intervals"):
-            share = intervals["coverage"]
-            print(f"±: holds {share:.0%} of molecules of the same size like those of QM9")
+    if any(numbers.widths for numbers in predicted.values()):
+        print(f"±: holds {COVERAGE:.0%} of molecules of the same size like those of QM9")
     if out is not None:
         write_atomically(out, _csv(rows).encode())
     refused = [m for m in molecules if isinstance(m, Refused)]
@@ -109,11 +108,14 @@ def _has_number(molecule: Structure) -> bool:
 
 def _widths(network: Pretrained, n_atoms: int) -> Mapping[str, float]:
     """Half the widths of the intervals of a molecule of that size; empty where not known."""
-    found: Mapping[str, Any] = network.card.get("details", {}).get("intervals", {})
-    for label, widths in found.get("by_atoms", {}).items():
-        least, most = map(int, label.split(" to "))
-        if least <= n_atoms <= most:
-            return widths
+    task: Any = network.config.task
+    try:
+        for label, widths in network.card["details"]["intervals"]["by_atoms"].items():
+            least, most = map(int, label.split(" to "))
+            if least <= n_atoms <= most:
+                return {name: float(widths[name]) for name in task.targets}
+    except (KeyError, TypeError, ValueError, AttributeError):  # a file of another version, or hand
+        pass
     return {}
 
 
@@ -127,11 +129,10 @@ def _row(
         reasons = structures.outside(molecule)
     else:
         reasons = [molecule.reason]
-    with_widths = numbers is not None and bool(numbers.widths)
     for k, name in enumerate(targets):
         digits = 1 if qm9.UNITS[name] == "meV" else 3
         row[_column(name)] = "" if numbers is None else f"{numbers.values[k]:.{digits}f}"
-        if numbers is not None and with_widths:
+        if numbers is not None and numbers.widths:
             row[_column(name, "±")] = f"{numbers.widths[name]:.{digits}f}"
     return row | {OUTSIDE: "; ".join(reasons) if reasons else "no"}
 

@@ -51,27 +51,29 @@ class PaiNN(nn.Module):
         x, v = graph.nodes.x, graph.nodes.v
         r_ij = edge_vectors(graph, x)
         distance = safe_norm(r_ij, keepdims=True)
-        u_ij = (r_ij / jnp.where(distance > 0, distance, 1))[:, :, None]
         h = embed(graph.nodes.h, self.features)
+        u_ij = (r_ij / jnp.where(distance > 0, distance, 1))[:, :, None].astype(h.dtype)
         s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
         within = cosine_cutoff(distance, self.cutoff).astype(h.dtype)
         vectors = None
         if v is not None:
-            vectors = Dense(self.features, use_bias=False, name="vectors_in")(v[:, :, None])
+            vectors = Dense(self.features, use_bias=False, name="vectors_in")(
+                v[:, :, None].astype(h.dtype)
+            )
         for k in range(self.layers):
             filters = Dense(3 * self.features, name=f"layer_{k}_filters")(s_ij.astype(h.dtype))
             phi = MLP(self.features, 3 * self.features, name=f"layer_{k}_phi")(h)
             sent = phi[graph.senders] * (filters * within)
             dh, carried, along = jnp.split(sent, 3, axis=-1)
-            moves = u_ij * along[:, None].astype(x.dtype)
+            moves = u_ij * along[:, None]
             if vectors is not None:
-                moves += vectors[graph.senders] * carried[:, None].astype(x.dtype)
+                moves += vectors[graph.senders] * carried[:, None]
             dv = sum_at_receivers(graph, moves)
             h += sum_at_receivers(graph, dh)
             vectors = dv if vectors is None else vectors + dv
             h, vectors = self._update(h, vectors, f"layer_{k}_update")
         assert vectors is not None
-        v = Dense(1, use_bias=False, name="vectors_out")(vectors)[:, :, 0]
+        v = Dense(1, use_bias=False, name="vectors_out")(vectors)[:, :, 0].astype(x.dtype)
         x = x + v if self.update_coordinates else x
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
 
@@ -79,8 +81,8 @@ class PaiNN(nn.Module):
         """h (N, F) and V (N, n, F) after what a node does with its own."""
         mixed = Dense(2 * self.features, use_bias=False, name=f"{name}_mix")(vectors)
         a_v, b_v = jnp.split(mixed, 2, axis=-1)
-        lengths = safe_norm(b_v, axis=1).astype(h.dtype)
+        lengths = safe_norm(b_v, axis=1)
         a = MLP(self.features, 3 * self.features, name=name)(jnp.concatenate([h, lengths], -1))
         a_1, a_2, a_3 = jnp.split(a, 3, axis=-1)
-        products = jnp.sum(a_v * b_v, axis=1).astype(h.dtype)
-        return h + a_1 * products + a_2, vectors + a_3[:, None].astype(vectors.dtype) * a_v
+        products = jnp.sum(a_v * b_v, axis=1)
+        return h + a_1 * products + a_2, vectors + a_3[:, None] * a_v
