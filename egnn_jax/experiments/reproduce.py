@@ -35,7 +35,6 @@ FIGURE5_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("baseline", {}),
     "egnn": ("egnn", {}),
     "egnn_best": ("egnn_best", {}),
-    "egnn_fast": ("egnn_fast", {}),
     "gnn": ("gnn", {}),
     "gnn_best": ("gnn_best", {}),
     "noise_gnn": ("gnn", _NOISE),
@@ -160,7 +159,7 @@ def figure5(options: Options, only: Sequence[str] = ()) -> None:
             row |= {"draws": str(config.task.draws), "one draw: BCE": f"{first['bce']:.2f}"}
             row["one draw: % error"] = f"{first['error']:.3f}"
             row["one draw: F1"] = f"{first['f1']:.4f}"
-            encoder = name.removesuffix("_best").removesuffix("_fast")
+            encoder = name.removesuffix("_best")
             values = zip(("BCE", "% error", "F1"), published[encoder], strict=True)
             row |= {f"paper: {m}": "–" if v is None else f"{v:g}" for m, v in values}
             rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
