@@ -84,8 +84,15 @@ def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
         line.strip("| ").split(" | ") for line in out.splitlines()
     ]
     assert head == ["molecule", "formula", "geometry", "homo (meV)", "U0 (meV)", "outside QM9"]
-    assert sulfur == ["with sulfur", "C3H8S", "MMFF94", "–", "–", "it has S; QM9 has H, C, N, O, F"]
-    assert propane[:3] + propane[5:] == ["propane", "C3H8", "MMFF94", "no"]
+    assert sulfur == [
+        "with sulfur",
+        "C3H8S",
+        "MMFF94 (mean of 5)",
+        "–",
+        "–",
+        "it has S; QM9 has H, C, N, O, F",
+    ]
+    assert propane[:3] + propane[5:] == ["propane", "C3H8", "MMFF94 (mean of 5)", "no"]
     assert -3.4e6 < float(propane[4].split()[0]) < -3.1e6  # -119.1 hartree
     assert water[:2] == ["O", "H2O"]
     found = json.loads((qm9_run / "result.json").read_text())["metrics"]["test"]
@@ -100,7 +107,7 @@ def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
         (tmp_path / "table.csv")
         .read_text(encoding="utf-8")
         .splitlines()[2]
-        .startswith("propane,C3H8,MMFF94,")
+        .startswith("propane,C3H8,MMFF94 (mean of 5),")
     )
     assert "is a run of" not in out
     (tmp_path / "three.smi").write_text("O\nwatr\nC\n")
@@ -122,7 +129,7 @@ def test_predict_needs_no_run_and_takes_the_network_of_each_geometry(tmp_path):
     assert "test molecules (qm9-smiles):" in out
     lines = (tmp_path / "all.csv").read_text(encoding="utf-8").splitlines()
     given, embedded = csv.DictReader(lines)
-    assert (given["geometry"], embedded["geometry"]) == ("as given", "MMFF94")
+    assert (given["geometry"], embedded["geometry"]) == ("as given", "MMFF94 (mean of 5)")
     for row in (given, embedded):
         assert float(row["homo (meV)"]) == pytest.approx(-6698, abs=250)  # B3LYP, QM9's
         assert float(row["mu (D)"]) < 0.3

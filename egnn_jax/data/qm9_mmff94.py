@@ -1,14 +1,15 @@
 """QM9 in the geometries that SMILES get: from RDKit, by the MMFF94 force field."""
 
-import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from egnn_jax.data import structures
+from egnn_jax.data._packing import Gather, starts_of
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.qm9 import QM9
 from egnn_jax.data.qm9_properties import ELEMENTS
@@ -17,33 +18,44 @@ from egnn_jax.data.qm9_sources import smiles_of_package
 _CHUNK = 500
 
 
-def replace(molecules: QM9, folder: Path | None = None) -> QM9:
+def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> QM9:
     """QM9 with MMFF94 geometries, its splits without the molecules that get none.
 
     Those (1,686 of 130,831) cannot be embedded, or their SMILES has another formula. The first
-    call takes half an hour on two cores and the packages ``rdkit`` and ``qm9pack``; it goes on
-    where it was stopped.
+    call takes half an hour a conformer on two cores and the packages ``rdkit`` and ``qm9pack``; it
+    goes on where it was stopped.
 
     Args:
       molecules: all of QM9, from :func:`egnn_jax.data.qm9.load`.
+      conformers: how many geometries each molecule gets, where so many are found. They follow each
+        other, of lowest energy first, with one ``index``; splits hold the first of each.
       folder: where the geometries are kept; default :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
       ValueError: a package is missing.
     """
     folder = (default_folder() if folder is None else Path(folder)) / "qm9"
-    made = cached_arrays(folder / "qm9-mmff94.npz", lambda: _geometries(molecules, folder))
-    usable = made["usable"]
-    return dataclasses.replace(
-        molecules,
-        atomic_numbers=made["atomic_numbers"],
+    path = folder / f"qm9-mmff94-{conformers}.npz"
+    made = cached_arrays(path, lambda: _geometries(molecules, conformers, path.with_suffix("")))
+    count = made["count"]
+    molecule = np.repeat(np.arange(len(count)), count)
+    n_atoms = molecules.n_atoms[molecule]
+    atoms = Gather(n_atoms[None], starts_of(molecules.n_atoms)[molecule][None]).source
+    first, usable = np.cumsum(count) - count, made["usable"]
+    return QM9(
+        index=molecules.index[molecule],
+        n_atoms=n_atoms,
+        atomic_numbers=made["atomic_numbers"][atoms],
         positions=made["positions"],
-        splits={split: rows[usable[rows]] for split, rows in molecules.splits.items()},
+        targets={name: values[molecule] for name, values in molecules.targets.items()},
+        splits={split: first[rows[usable[rows]]] for split, rows in molecules.splits.items()},
     )
 
 
-def _geometries(molecules: QM9, folder: Path) -> dict[str, np.ndarray]:
-    """``usable`` (S,), and atomic numbers and positions, those of QM9 where not usable."""
+def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.ndarray]:
+    """``usable`` (S,), how many conformers (S,), atomic numbers of each molecule, positions of each
+    conformer; those of QM9 where not usable.
+    """
     smiles = smiles_of_package()
     ends = np.cumsum(molecules.n_atoms).tolist()
     n_atoms = molecules.n_atoms.tolist()
@@ -58,28 +70,35 @@ def _geometries(molecules: QM9, folder: Path) -> dict[str, np.ndarray]:
                 own = [slice(ends[k] - n_atoms[k], ends[k]) for k in rows]
                 numbers = [molecules.atomic_numbers[atoms] for atoms in own]
                 texts = [smiles[int(molecules.index[k])] for k in rows]
-                made = list(pool.map(_embedded, texts, numbers, chunksize=_CHUNK // 10))
+                embed = partial(_embedded, conformers=conformers)
+                made = list(pool.map(embed, texts, numbers, chunksize=_CHUNK // 10))
                 found = [
-                    (numbers[k], molecules.positions[own[k]]) if one is None else one
+                    (numbers[k], molecules.positions[own[k]][None]) if one is None else one
                     for k, one in enumerate(made)
                 ]
                 return {
                     "usable": np.array([one is not None for one in made]),
+                    "count": np.array([len(x) for _, x in found]),
                     "atomic_numbers": np.concatenate([z for z, _ in found]),
-                    "positions": np.concatenate([x for _, x in found]),
+                    "positions": np.concatenate([x.reshape(-1, 3) for _, x in found]),
                 }
 
-            parts.append(cached_arrays(folder / "mmff94" / f"{first:06d}.npz", build))
+            parts.append(cached_arrays(folder / f"{first:06d}.npz", build))
             bar.update(len(rows))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _embedded(smiles: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Atomic numbers and positions of a SMILES; None where its atoms are not those."""
+def _embedded(
+    smiles: str, numbers: np.ndarray, conformers: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Atomic numbers (M,) and positions (C, M, 3) of a SMILES; None where its atoms are not
+    those.
+    """
     try:
-        molecule = structures.from_smiles(smiles, smiles)
+        molecule = structures.from_smiles(smiles, smiles, conformers)
     except ValueError:
         return None
+    assert molecule.conformers is not None
     found = np.array([ELEMENTS.get(symbol, 0) for symbol in molecule.symbols], numbers.dtype)
     same = len(found) == len(numbers) and (np.sort(found) == np.sort(numbers)).all()
-    return (found, molecule.positions.astype(np.float32)) if same else None
+    return (found, molecule.conformers.astype(np.float32)) if same else None

@@ -23,6 +23,8 @@ SMALLEST = 3
 """The smallest number of atoms of a molecule of QM9."""
 NEAREST = (0.9, 1.6)
 """How far the atom nearest to another is, Å; in QM9 it is 0.959 to 1.568."""
+CONFORMERS = 5
+"""How many geometries are made of a molecule that is given without one."""
 _DEUTERIUM = "egnn_jax: deuterium"
 READ = (".xyz", ".sdf", ".mol", ".smi")
 
@@ -38,6 +40,8 @@ class Structure:
       charge: in elementary charges; 0 where the file does not say.
       geometry: "as given", or the force field it was made with.
       notes: in what it is unlike a molecule of QM9 by its bonds.
+      conformers: (C, M, 3) all geometries that were made, of lowest energy first; None where it is
+        as given.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Structure:
     charge: int = 0
     geometry: str = "as given"
     notes: tuple[str, ...] = ()
+    conformers: np.ndarray | None = None
 
     @property
     def formula(self) -> str:
@@ -209,13 +214,18 @@ def _from_smi(path: Path) -> Iterator[Structure | Refused]:
             yield _attempt(from_smiles, smiles, name, f"{path}, line {k}: ")
 
 
-def from_smiles(smiles: str, name: str) -> Structure:
-    """The molecule of a SMILES in a geometry by MMFF94, which depends on the molecule alone.
+def from_smiles(smiles: str, name: str, conformers: int = CONFORMERS) -> Structure:
+    """The molecule of a SMILES in geometries by MMFF94, which depend on the molecule alone.
+
+    Args:
+      smiles: of one molecule.
+      name: of the structure.
+      conformers: at most this many geometries; ``positions`` is the one of lowest energy.
 
     Raises:
       ValueError: this is no SMILES, or of several molecules, or no geometry is found.
     """
-    return _embedded(_parsed(smiles), name)
+    return _embedded(_parsed(smiles), name, conformers)
 
 
 def _parsed(smiles: str) -> Any:
@@ -228,7 +238,7 @@ def _parsed(smiles: str) -> Any:
     return molecule
 
 
-def _embedded(molecule: Any, name: str) -> Structure:
+def _embedded(molecule: Any, name: str, conformers: int = CONFORMERS) -> Structure:
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
@@ -241,27 +251,33 @@ def _embedded(molecule: Any, name: str) -> Structure:
     molecule = Chem.AddHs(Chem.MolFromSmiles(Chem.MolToSmiles(molecule)))
     settings = rdDistGeom.ETKDGv3()
     settings.randomSeed = 0
+    settings.enableSequentialRandomSeeds = True  # seed k for conformer k, instead of 0 for all
     settings.useRandomCoords = True  # finds more of the strained cages that QM9 is full of
+    field, energies = "ETKDG", np.zeros(conformers)
     with rdBase.BlockLogs():
-        if rdDistGeom.EmbedMolecule(molecule, settings) != 0:
+        if not rdDistGeom.EmbedMultipleConfs(molecule, conformers, settings):
             raise ValueError("no geometry was found; give one as .xyz or .sdf")
-        if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
-            return _structure(molecule, name, "ETKDG")
-        rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=5_000)
-    return _structure(molecule, name, "MMFF94")
+        if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+            found = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule, maxIters=5_000)
+            field, energies = "MMFF94", np.array([energy for _, energy in found])
+    positions = np.stack([one.GetPositions() for one in molecule.GetConformers()])
+    order = np.argsort(energies[: len(positions)], kind="stable")
+    return _structure(molecule, name, field, positions[order])
 
 
-def _structure(molecule: Any, name: str, geometry: str) -> Structure:
+def _structure(
+    molecule: Any, name: str, geometry: str, conformers: np.ndarray | None = None
+) -> Structure:
     from rdkit import Chem
 
-    symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
     return Structure(
         name,
-        symbols,
-        molecule.GetConformer().GetPositions(),
-        Chem.GetFormalCharge(molecule),
-        geometry,
-        tuple(_perception.of_rdkit(molecule)),
+        symbols=[atom.GetSymbol() for atom in molecule.GetAtoms()],
+        positions=molecule.GetConformer().GetPositions() if conformers is None else conformers[0],
+        charge=Chem.GetFormalCharge(molecule),
+        geometry=geometry,
+        notes=tuple(_perception.of_rdkit(molecule)),
+        conformers=conformers,
     )
 
 

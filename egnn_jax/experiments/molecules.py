@@ -1,6 +1,7 @@
 """What tasks on QM9 share: molecules as graphs, errors in units, predictions."""
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -145,39 +146,45 @@ class MolecularTask(Task):
         return plots.parity(names, true, self.predictions(apply, params, "test"), path)
 
     def details(self, apply: Apply, params: Any) -> dict[str, Any]:
-        """Units, mean absolute errors on valid and test by number of atoms, and intervals.
+        """Units, mean absolute errors on valid and test, also by number of atoms, and intervals.
 
         ``intervals``: half the width of an interval that holds :data:`COVERAGE` of the molecules of
         that size, by split conformal prediction: that quantile of the errors on the validation
         samples. ``covered``: the share of the test samples that it holds.
         """
         by_atoms: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
+        errors = {}
         widths: dict[str, np.ndarray] = {}
         covered = np.zeros(len(self.targets))
         for split, classes in by_atoms.items():
             rows = self._rows(split)
             error = np.abs(self.predictions(apply, params, split) - self.labels[rows])
+            errors[split] = dict(zip(self.targets, error.mean(axis=0).tolist(), strict=True))
             n_atoms = self.molecules.n_atoms[rows]
             for least, most in SIZES:
                 inside = (n_atoms >= least) & (n_atoms <= most)
                 label = f"{least} to {most}"
                 means = error[inside].mean(axis=0).tolist() if inside.any() else []
-                errors = dict(zip(self.targets, means, strict=False))
-                classes[label] = {"molecules": int(inside.sum())} | errors
+                named = dict(zip(self.targets, means, strict=False))
+                classes[label] = {"molecules": int(inside.sum())} | named
                 if split == "valid" and inside.any():
                     widths[label] = _conformal(error[inside])
                 elif label in widths:
                     covered += (error[inside] <= widths[label]).sum(axis=0) / len(rows)
-        named = {
-            label: dict(zip(self.targets, width.tolist(), strict=True))
-            for label, width in widths.items()
-        }
         intervals = {
             "coverage": COVERAGE,
-            "by_atoms": named,
+            "by_atoms": {
+                label: dict(zip(self.targets, width.tolist(), strict=True))
+                for label, width in widths.items()
+            },
             "covered": dict(zip(self.targets, covered.tolist(), strict=True)),
         }
-        return {"units": self.units, "by_atoms": by_atoms, "intervals": intervals}
+        return {
+            "units": self.units,
+            "errors": errors,
+            "by_atoms": by_atoms,
+            "intervals": intervals,
+        }
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Table 3's rows and ours, one a model and number of epochs, as ``table3.{md,png}``."""
@@ -185,12 +192,7 @@ class MolecularTask(Task):
 
     def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
         """The targets (S, T) of a split in their units, relative to free atoms."""
-        rows, data = self._rows(split), self.molecules
-        atoms = Gather(data.n_atoms[rows][None], starts_of(data.n_atoms)[rows][None]).source
-        baseline = self.baseline(
-            data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms]
-        )
-        return self._predictions(apply, params, self.samples(split)) + baseline
+        return self._of_rows(apply, params, self._rows(split))
 
     def properties(
         self,
@@ -234,15 +236,32 @@ class MolecularTask(Task):
         error = jnp.abs(self.predict(apply, params, batch) - batch.globals.y)[:-1]
         return jnp.sum(jnp.where(real[:, None], error, 0.0), axis=0), jnp.sum(real)
 
+    def _of_rows(self, apply: Apply, params: Any, rows: np.ndarray) -> np.ndarray:
+        """The targets (S, T) of rows of the data set, relative to free atoms."""
+        data = self.molecules
+        atoms = Gather(data.n_atoms[rows][None], starts_of(data.n_atoms)[rows][None]).source
+        baseline = self.baseline(
+            data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms]
+        )
+        return self._predictions(apply, params, self._all[rows]) + baseline
+
     def _predictions(self, apply: Apply, params: Any, graphs: GraphDataset) -> np.ndarray:
         loader = graphs.loader(min(len(graphs), 100))
         predict = jax.jit(lambda params, batch: self.predict(apply, params, batch))
         values = np.zeros((len(graphs), len(self.targets)))
-        for k in range(loader.num_batches(None)):
+        batches = loader.num_batches(None)
+        devices = jax.local_devices()[:batches]
+        params = [jax.device_put(params, device) for device in devices]
+        running: deque[tuple[np.ndarray, jax.Array]] = deque()
+        for k in range(batches):
             rows = loader.rows(None)[k, 0]
-            rows = rows[rows >= 0]
             batch = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
-            values[rows] = np.asarray(predict(params, batch))[: len(rows)]
+            place = k % len(devices)
+            batch = jax.device_put(batch, devices[place])
+            running.append((rows[rows >= 0], predict(params[place], batch)))
+            while len(running) > (2 * len(devices) if k + 1 < batches else 0):
+                rows, found = running.popleft()
+                values[rows] = np.asarray(found)[: len(rows)]
         return values * self.deviation
 
     def _rows(self, split: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from egnn_jax._files import write_atomically
 from egnn_jax.data import qm9, structures
 from egnn_jax.data.structures import Refused, Structure
 from egnn_jax.experiments.export import load_pretrained
-from egnn_jax.experiments.molecules import COVERAGE, MolecularTask
+from egnn_jax.experiments.molecules import COVERAGE, SIZES, MolecularTask
 from egnn_jax.experiments.pretrained import Pretrained
 from egnn_jax.experiments.tables import markdown
 
@@ -72,7 +72,8 @@ def predict(
     rows = [_row(m, task.targets, predicted.get(id(m))) for m in molecules]
     _print(rows, task.targets)
     for name, network in networks.items():
-        if errors := network.card["metrics"].get("test", {}):
+        errors = _of_card(network, "details", "errors", "test")
+        if errors := errors or _of_card(network, "metrics", "test"):
             shown = [f"{t} {errors[t]:.4g} {qm9.UNITS[t]}" for t in task.targets]
             of = "" if model else f" ({name})"
             print(f"\nmean absolute error on QM9's test molecules{of}: {', '.join(shown)}")
@@ -108,15 +109,24 @@ def _has_number(molecule: Structure) -> bool:
 
 def _widths(network: Pretrained, n_atoms: int) -> Mapping[str, float]:
     """Half the widths of the intervals of a molecule of that size; empty where not known."""
-    task: Any = network.config.task
-    try:
-        for label, widths in network.card["details"]["intervals"]["by_atoms"].items():
-            least, most = map(int, label.split(" to "))
-            if least <= n_atoms <= most:
-                return {name: float(widths[name]) for name in task.targets}
-    except (KeyError, TypeError, ValueError, AttributeError):  # a file of another version, or hand
-        pass
+    for least, most in SIZES:
+        if least <= n_atoms <= most:
+            return _of_card(network, "details", "intervals", "by_atoms", f"{least} to {most}")
     return {}
+
+
+def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
+    """A number for each target from the card of a network, empty where it has none: a file of
+    another version, or of another hand.
+    """
+    task: Any = network.config.task
+    found: Any = network.card
+    try:
+        for name in path:
+            found = found[name]
+        return {name: float(found[name]) for name in task.targets}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _row(
@@ -126,6 +136,8 @@ def _row(
     row = {"molecule": molecule.name, "formula": "", "geometry": ""}
     if isinstance(molecule, Structure):
         row |= {"formula": molecule.formula, "geometry": molecule.geometry}
+        if molecule.conformers is not None and len(molecule.conformers) > 1:
+            row["geometry"] += f" (mean of {len(molecule.conformers)})"
         reasons = structures.outside(molecule)
     else:
         reasons = [molecule.reason]

@@ -62,7 +62,8 @@ class Pretrained:
 
         Args:
           structures: one or several ASE ``Atoms``, or other objects with ``positions`` (M, 3) in Å
-            and ``numbers`` or ``symbols``.
+            and ``numbers`` or ``symbols``. One with ``conformers`` (C, M, 3) gets the mean over
+            these.
 
         Returns:
           Each property (S,) by name, in ``card["units"]``.
@@ -80,7 +81,14 @@ class Pretrained:
         several = [structures] if hasattr(structures, "positions") else list(structures)
         if not several:
             raise ValueError("structures is empty; expected at least one")
-        molecules = [_molecule(structure, k) for k, structure in enumerate(several)]
+        molecules, count = [], np.zeros(len(several), int)
+        for k, structure in enumerate(several):
+            conformers = getattr(structure, "conformers", None)
+            given = [structure.positions] if conformers is None else conformers
+            if not len(given):
+                raise ValueError(f"structure {k} has no conformers; expected at least one")
+            molecules += [_molecule(structure, positions, k) for positions in given]
+            count[k] = len(given)
         values = task.properties(
             self._apply,
             self.params,
@@ -88,7 +96,8 @@ class Pretrained:
             np.concatenate([numbers for numbers, _ in molecules]),
             np.concatenate([positions for _, positions in molecules]),
         )
-        return dict(zip(task.targets, np.asarray(values).T, strict=True))
+        means = np.add.reduceat(np.asarray(values), np.cumsum(count) - count) / count[:, None]
+        return dict(zip(task.targets, means.T, strict=True))
 
     @cached_property
     def _apply(self) -> Any:
@@ -247,9 +256,9 @@ def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsT
     return from_names(arrays, like)
 
 
-def _molecule(structure: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Atomic numbers (M,) and positions (M, 3)."""
-    positions = np.asarray(structure.positions, float)
+    positions = np.asarray(positions, float)
     numbers = getattr(structure, "numbers", None)
     if numbers is None:
         from ase.data import atomic_numbers

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data import qm9, qm9_mmff94
+from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.experiments.molecules import MolecularTask
 from egnn_jax.experiments.task import Apply
 from egnn_jax.graph.geometry import safe_norm
@@ -104,11 +105,23 @@ class QM9Properties(MolecularTask):
     Args:
       geometry: "dft", QM9's own positions (B3LYP), or "mmff94", those that RDKit makes from QM9's
         SMILES, for predictions from SMILES; see :mod:`egnn_jax.data.qm9_mmff94`.
+      conformers: how many geometries of "mmff94" a molecule has: all are trained on, and
+        predictions are the mean over them.
     """
 
     geometry: Literal["dft", "mmff94"] = "dft"
+    conformers: int = 1
 
     metric = "relative"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a choice makes no sense."""
+        super().__post_init__()
+        if not 1 <= self.conformers <= (1 if self.geometry == "dft" else 100):
+            raise ValueError(
+                f"task.conformers is {self.conformers} of geometry {self.geometry}; expected 1 of "
+                "dft, 1 to 100 of mmff94"
+            )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -119,7 +132,32 @@ class QM9Properties(MolecularTask):
     def molecules(self) -> qm9.QM9:
         """The data set in the chosen geometry, without the molecules that have none."""
         molecules = qm9.load()
-        return qm9_mmff94.replace(molecules) if self.geometry == "mmff94" else molecules
+        if self.geometry == "dft":
+            return molecules
+        return qm9_mmff94.replace(molecules, self.conformers)
+
+    def samples(self, split: str) -> GraphDataset:
+        """The molecules of a split; of the training split in all of their conformers."""
+        if split == "train" and split not in self._samples:
+            self._samples[split] = self._all[self._conformers(self._rows(split))[0]]
+        return super().samples(split)
+
+    def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
+        """The targets (S, T) of a split in their units, relative to free atoms: the mean over the
+        conformers of each molecule.
+        """
+        rows, count = self._conformers(self._rows(split))
+        each = self._of_rows(apply, params, rows)
+        return np.add.reduceat(each, np.cumsum(count) - count) / count[:, None]
+
+    def _conformers(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of all conformers of the molecules with these first rows, and how many each
+        has.
+        """
+        index = self.molecules.index
+        count = np.searchsorted(index, index[rows], side="right") - rows
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return np.repeat(rows, count) + within, count
 
     @cached_property
     def statistics(self) -> Statistics:
