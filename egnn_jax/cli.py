@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="the folder to train in (default: runs/, the config's folder and name, and overrides)",
     )
-    command.add_argument("--init", help="start from the weights of an exported file or a run")
+    command.add_argument(
+        "--init", help="start from the weights of an exported file, a run, or qm9 or qm9-smiles"
+    )
     command.add_argument(
         "--freeze",
         action="append",

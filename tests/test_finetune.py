@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import egnn_jax as egnn
 from egnn_jax import cli
 from egnn_jax.data import qm9
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import start
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.experiments.run import load, train
@@ -280,6 +282,12 @@ def test_parameters_from_python(place, tmp_path):
     both = dataclasses.replace(start, init=str(place / "base"))
     with pytest.raises(ValueError, match="expected one of them"):
         train(both, tmp_path / "both", params=params)
+
+
+def test_the_networks_that_come_with_the_library_are_a_start():
+    chex.assert_trees_all_equal(
+        start.arrays_of("qm9"), dict(named(egnn.load_pretrained("qm9").params))
+    )
 
 
 def test_settings_of_fine_tuning():

@@ -47,10 +47,6 @@ def export(run_folder: Path | str, path: Path | str, seed: int | None = None) ->
     return path
 
 
-WEIGHTS = Path(__file__).parents[1] / "pretrained"
-"""Where the networks are that come with this library."""
-
-
 def load_pretrained(path: Path | str) -> Pretrained:
     """A trained network from an exported file, or from the folder of a run (its first seed).
 
@@ -66,9 +62,7 @@ def load_pretrained(path: Path | str) -> Pretrained:
       ValueError: there is no such file or run, it is damaged, its task or model is not registered,
         or its parameters are not those of its network; the path is named.
     """
-    if str(path) in ("qm9", "qm9-smiles"):
-        path = WEIGHTS / f"{path}.safetensors"
-    path = Path(path).expanduser()
+    path = pretrained.find(path)
     return _of_run(path, None) if path.is_dir() else pretrained.read(path)
 
 

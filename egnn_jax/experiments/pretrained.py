@@ -20,6 +20,12 @@ from egnn_jax.training.parameters import from_names, named
 FORMAT = "egnn_jax.model"
 VERSION = 1
 
+SHIPPED = {
+    name: Path(__file__).parents[1] / "pretrained" / f"{name}.safetensors"
+    for name in ("qm9", "qm9-smiles")
+}
+"""The networks that come with this library."""
+
 _PARTS = {"nodes": Nodes, "edges": Edges, "globals": Globals}
 _INDICES = ("receivers", "senders", "n_node", "n_edge")
 _MAX_OPTION = 1_000_000  # of a file's model: no width, depth or block is larger
@@ -116,6 +122,11 @@ class Pretrained:
                 )
         if self.input.nodes.v is not None and graph.nodes.v is None:
             raise ValueError("nodes.v of the graph is None; expected velocities, as in training")
+
+
+def find(source: Path | str) -> Path:
+    """The path of a file or a folder, or of one of :data:`SHIPPED` by its name."""
+    return SHIPPED.get(str(source)) or Path(source).expanduser()
 
 
 def write(path: Path, model: Pretrained) -> None:

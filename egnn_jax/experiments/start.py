@@ -13,6 +13,7 @@ import jax
 from egnn_jax import _weights
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.config import Config
+from egnn_jax.experiments.pretrained import find
 from egnn_jax.training.callbacks import Callback, Progress
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.parameters import from_names, named
@@ -49,7 +50,7 @@ class Start(Callback):
         recorded = run.settings().get(_KEY) if (run.path / "config.yaml").is_file() else None
         if params is not None:
             self._given = named(params)
-        elif config.init is not None and (recorded is None or Path(config.init).exists()):
+        elif config.init is not None and (recorded is None or find(config.init).exists()):
             self._given = arrays_of(config.init)
         digest = recorded if self._given is None else _weights.digest(self._given)
         self.settings = configs.to_dict(config) | ({_KEY: digest} if digest else {})
@@ -96,7 +97,7 @@ def arrays_of(source: Path | str) -> dict[str, Any]:
     """
     from egnn_jax.experiments.run import first_seed, load
 
-    source = Path(source).expanduser()
+    source = find(source)
     if source.is_dir():
         config, _, params = load(source)
         return named(first_seed(config, params))
