@@ -1,4 +1,4 @@
-"""The command ``egnn``: train, evaluate, export, predict, benchmark, report, reproduce."""
+"""The command ``egnn``."""
 
 import argparse
 import dataclasses
@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for plugin in parsed.plugin:
             _import(plugin)
         parsed.run_command(parsed, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Interrupted as stop:
         print(f"egnn: {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
@@ -39,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """The parser, which imports nothing of JAX: help is to come at once."""
-    parser = argparse.ArgumentParser(prog="egnn", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="egnn",
+        description="E(n)-equivariant graph networks: train, evaluate, export and predict.",
+    )
     parser.add_argument(
         "--plugin",
         action="append",

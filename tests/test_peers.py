@@ -1,7 +1,8 @@
 """What the extra `bench` installs: pytest -m peers.
 
-The benchmark's PyTorch networks in the authors' form against the authors' values, to 1e-10, and our
-EGNN against the PyPI package egnn-pytorch with the same weights, where both define the same maths.
+The benchmark's PyTorch rewrite of the authors' networks against the authors' values, to 1e-10, and
+our EGNN against the PyPI package egnn-pytorch with the same weights, where both define the same
+maths.
 """
 
 import dataclasses

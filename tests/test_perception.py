@@ -66,7 +66,7 @@ def test_a_flat_drawing(tmp_path):
     [
         ("[CH2]CC[CH2]", "2 unpaired electrons"),
         ("[CH2]", "2 unpaired electrons"),
-        ("C[CH2]", "1 unpaired electrons"),
+        ("C[CH2]", "1 unpaired electron;"),
         ("[2H]O[2H]", "isotopes"),
         ("[NH3+]CC[NH3+]", "its charge is +2"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import egnn_jax as egnn
+from egnn_jax.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,9 +58,18 @@ def test_an_own_data_set_takes_ten_lines():
     assert len(statements) <= 10
 
 
-def test_the_training_pages_python_runs(tmp_path, monkeypatch):
-    from egnn_jax.cli import main
+def test_the_file_of_an_own_task_is_complete(tmp_path, monkeypatch):
+    """What the page calls mine.py is a plugin as it stands, with no line of another block."""
+    monkeypatch.chdir(tmp_path)
+    (plugin,) = [block for block in blocks("docs/training.md") if "TASKS.register" in block]
+    Path("mine.py").write_text(plugin.replace('"mean_field"', '"own"').replace('"sizes"', '"own"'))
+    (config,) = blocks("docs/training.md", "yaml")
+    Path("mine.yaml").write_text(config.replace("mean_field", "own").replace("sizes", "own"))
+    main(["--plugin", "mine.py", "train", "mine.yaml", "--epochs", "1", "--eval-every", "1"])
+    assert list(Path("runs").rglob("result.json"))
 
+
+def test_the_training_pages_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "docs_training"}
     for block in blocks("docs/training.md"):
@@ -71,7 +81,7 @@ def test_the_training_pages_python_runs(tmp_path, monkeypatch):
     assert Path("runs/mine/report/table.md").is_file()
 
 
-@pytest.mark.parametrize("page", ["large-graphs", "pytorch", "testing"])
+@pytest.mark.parametrize("page", ["large-graphs", "pretrained", "pytorch", "testing"])
 def test_a_pages_python_runs(page):
     names = {}
     for block in blocks(f"docs/{page}.md"):

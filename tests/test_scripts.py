@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -101,7 +103,10 @@ def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
             f"mean absolute error on QM9's test molecules: homo {found['homo']:.4g} meV, U0 "
             f"{found['U0']:.4g} meV"
         ],
-        ["±: holds 90% of molecules of the same size like those of QM9"],
+        [
+            "±: holds for 90% of QM9's test molecules of the same size; none where a molecule is "
+            "outside QM9"
+        ],
     ]
     assert (
         (tmp_path / "table.csv")
@@ -139,6 +144,16 @@ def test_predict_needs_no_run_and_takes_the_network_of_each_geometry(tmp_path):
         assert float(row["U0 ± (meV)"]) > 0
         assert row["outside QM9"] == "no"
     assert float(given["homo ± (meV)"]) < float(embedded["homo ± (meV)"])
+
+
+def test_a_molecule_outside_qm9_has_numbers_without_intervals(tmp_path, capsys):
+    out = tmp_path / "table.csv"
+    cli.main(["predict", "CCCCCCCCCCO", "CCCCCCO", "--out", str(out)])
+    decanol, hexanol = csv.DictReader(out.read_text(encoding="utf-8").splitlines())
+    assert "it has 11 atoms other than H" in decanol["outside QM9"]
+    assert float(decanol["homo (meV)"]) < 0
+    assert decanol["homo ± (meV)"] == ""
+    assert float(hexanol["homo ± (meV)"]) > 0
 
 
 def test_benchmark_runs_the_script_of_the_clone(tmp_path, monkeypatch):
@@ -211,7 +226,10 @@ def test_overrides_choose_the_default_folder():
         ),
         (["predict.py", "no.xyz"], "no.xyz is no file"),
         (["report.py", "runs/none"], "runs/none is no run"),
-        (["reproduce.py", "table2", "--only", "transformer"], "only has ['transformer']; expected"),
+        (
+            ["reproduce.py", "table2", "--only", "transformer"],
+            "--only got transformer; expected some of",
+        ),
     ],
     ids=lambda v: " ".join(str(a).split("/")[-1] for a in v) if isinstance(v, list) else "",
 )
@@ -242,3 +260,24 @@ def test_train_options_shows_every_option_with_its_default(tmp_path):
     out = script("train.py", "--help", cwd=tmp_path)
     assert "--run" in out
     assert "--options" in out
+
+
+def test_options_are_explained_without_markup(capsys):
+    from egnn_jax.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["train", "qm9/painn", "--options"])
+    shown = capsys.readouterr().out
+    assert "train on the first molecules of the training split" in shown  # inherited from its base
+    assert "`" not in shown
+
+
+def test_a_reader_that_goes_away_is_no_error(qm9_run, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, ROOT / "scripts" / "report.py", qm9_run, "--out", tmp_path]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 1
+    assert "Error" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -54,7 +54,8 @@ def of_rdkit(molecule: Any) -> list[str]:
     """In what a molecule with bonds is unlike QM9's: radicals and isotopes."""
     reasons = []
     if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
-        reasons.append(f"it has {radicals} unpaired electrons; QM9's have none")
+        electrons = "electron" if radicals == 1 else "electrons"
+        reasons.append(f"it has {radicals} unpaired {electrons}; QM9's have none")
     if isotopes := [a.GetSymbol() for a in molecule.GetAtoms() if a.GetIsotope()]:
         reasons.append(
             f"it has isotopes (of {', '.join(sorted(set(isotopes)))}), which the network does not "

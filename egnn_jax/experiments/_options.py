@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import operator
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -70,8 +71,21 @@ def as_dataclass(options: Any) -> Any:
         for name, hint in hints.items()
     ]
     made = dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
-    made.__doc__ = cls.__doc__
+    texts = [f"  {name}: {text}" for name, text in described(cls).items() if name in hints]
+    made.__doc__ = "\n".join([cls.__name__, "", "Args:", *texts])
     return made()
+
+
+def described(cls: type) -> dict[str, str]:
+    """What the docstrings of a class and of its bases say of each option, as plain text."""
+    import docstring_parser
+
+    texts = {}
+    for base in reversed(cls.__mro__):
+        for found in docstring_parser.parse(base.__doc__ or "").params:
+            plain = re.sub(r":\w+:`([^`]*)`|``([^`]*)``", r"\1\2", found.description or "")
+            texts[found.arg_name] = " ".join(plain.split())
+    return texts
 
 
 def replace(options: Any, changes: Mapping[str, Any]) -> Any:

@@ -221,7 +221,8 @@ def override(config: Config, arguments: Sequence[str], program: str, description
         for name, value in values.items()
     ]  # fmt: skip
     flags: Any = dataclasses.make_dataclass("Config", fields, frozen=True)
-    flags.__doc__ = Config.__doc__
+    texts = [f"  {name}: {text}" for name, text in _options.described(Config).items()]
+    flags.__doc__ = "\n".join(["Options of a training.", "", "Args:", *texts])
     parsed = tyro.cli(flags, args=list(arguments), prog=program, description=description)
     changed = {name: getattr(parsed, name) for name in values}
     for name in parts:

@@ -66,7 +66,8 @@ def predict(
         if known := [m for m in own if _has_number(m)]:
             values = np.stack(list(networks[name].predict(known).values()), axis=1)
             for molecule, numbers in zip(known, values, strict=True):
-                widths = _widths(networks[name], len(molecule.symbols))
+                # An interval is measured on QM9, and says nothing of other molecules.
+                widths = {} if structures.outside(molecule) else _widths(networks[name], molecule)
                 predicted[id(molecule)] = _Numbers(numbers, widths)
     task: Any = next(iter(networks.values())).config.task
     rows = [_row(m, task.targets, predicted.get(id(m))) for m in molecules]
@@ -78,7 +79,10 @@ def predict(
             of = "" if model else f" ({name})"
             print(f"\nmean absolute error on QM9's test molecules{of}: {', '.join(shown)}")
     if any(numbers.widths for numbers in predicted.values()):
-        print(f"±: holds {COVERAGE:.0%} of molecules of the same size like those of QM9")
+        print(
+            f"±: holds for {COVERAGE:.0%} of QM9's test molecules of the same size; none where a "
+            "molecule is outside QM9"
+        )
     if out is not None:
         write_atomically(out, _csv(rows).encode())
     refused = [m for m in molecules if isinstance(m, Refused)]
@@ -107,10 +111,10 @@ def _has_number(molecule: Structure) -> bool:
     return set(molecule.symbols) <= set(qm9.ELEMENTS) and len(molecule.symbols) <= qm9.LARGEST
 
 
-def _widths(network: Pretrained, n_atoms: int) -> Mapping[str, float]:
-    """Half the widths of the intervals of a molecule of that size; empty where not known."""
+def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
+    """Half the widths of the intervals of molecules of that size; empty where not known."""
     for least, most in SIZES:
-        if least <= n_atoms <= most:
+        if least <= len(molecule.symbols) <= most:
             return _of_card(network, "details", "intervals", "by_atoms", f"{least} to {most}")
     return {}
 

@@ -84,11 +84,17 @@ class Pretrained:
                 f"{type(task).__name__} predicts no properties of atoms; expected a network of a "
                 "task that does, such as QM9, or a graph: pretrained(graph)"
             )
-        several = [structures] if hasattr(structures, "positions") else list(structures)
+        one = hasattr(structures, "positions") or isinstance(structures, str)
+        several: list[Any] = [structures] if one else list(structures)
         if not several:
             raise ValueError("structures is empty; expected at least one")
         molecules, count = [], np.zeros(len(several), int)
         for k, structure in enumerate(several):
+            if not hasattr(structure, "positions"):
+                raise ValueError(
+                    f"structure {k} is {shown(structure)}; expected ASE's Atoms, or an object with "
+                    "positions, and with numbers or symbols"
+                )
             conformers = getattr(structure, "conformers", None)
             given = [structure.positions] if conformers is None else conformers
             if not len(given):

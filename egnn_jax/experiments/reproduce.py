@@ -253,7 +253,9 @@ def forward_ms(run: Path, repeats: int = 20) -> float:
 
 def _chosen(names: Any, only: Sequence[str]) -> list[str]:
     if unknown := set(only) - set(names):
-        raise ValueError(f"only has {sorted(unknown)}; expected of {', '.join(names)}")
+        raise ValueError(
+            f"--only got {', '.join(sorted(unknown))}; expected some of {', '.join(names)}"
+        )
     return [name for name in names if not only or name in only]
 
 

@@ -1,6 +1,7 @@
 """``fit``: train anyone's parameters on anyone's loss and data."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,17 @@ def _description(
     return {
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
         "initial_parameters": digest.hexdigest(),
-        "optimizer_state": str(jax.tree.structure(jax.eval_shape(optimizer.init, params))),
+        "optimizer": _parts(jax.eval_shape(optimizer.init, params)),
         "batch_size": plan.train.batch_size,
         "batches": plan.train.num_batches(0),
         "epochs": plan.epochs,
         "seed": plan.seed,
         "seeds": plan.seeds,
     }
+
+
+def _parts(state: Any) -> str:
+    """Of what an optimizer is chained, by the state of each part."""
+    text = str(jax.tree.structure(state))
+    names = re.findall(r"(\w+)State\b", text)
+    return f"{', '.join(names)} ({len(jax.tree.leaves(state))} arrays)"

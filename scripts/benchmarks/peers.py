@@ -1,6 +1,6 @@
-"""The peers of ``make benchmark`` in PyTorch: the authors' form of the EGNN, and egnn-pytorch.
+"""The peers of ``make benchmark`` in PyTorch: our rewrite of the authors' EGNN, and egnn-pytorch.
 
-The authors' form concatenates [h_i, h_j, ‖r_ij‖², a_ij], gathers by index and sums by scatter_add;
+The rewrite concatenates [h_i, h_j, ‖r_ij‖², a_ij], gathers by index and sums by scatter_add;
 parameters have the names of the authors' networks, so that their state dicts load as they are. i is
 the receiver; ``edges`` is (receivers, senders).
 """

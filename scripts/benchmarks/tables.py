@@ -10,11 +10,11 @@ from egnn_jax.experiments.tables import markdown
 Results = Mapping[str, Mapping[str, Any]]
 
 PEERS = {
-    "torch_eager": "PyTorch, authors' form",
+    "torch_eager": "PyTorch",
     "torch_compiled": "the same, compiled",
     "egnn_pytorch": "egnn-pytorch",
     "textbook_jax": "textbook JAX",
-    "numpy_loop": "NumPy loop, authors' form",
+    "numpy_loop": "NumPy loop",
     "reference": "authors' checkout",
 }
 

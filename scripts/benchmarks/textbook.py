@@ -50,7 +50,7 @@ def egnn(params: Params, graph: GraphsTuple, shrinkage: float = 0.0) -> GraphsTu
 
 
 def layer(params: Params, graph: GraphsTuple, shrinkage: float) -> GraphsTuple:
-    """Eqs. 3 to 8, in the authors' form."""
+    """Eqs. 3 to 8, as the authors' code computes them."""
     (h, x, v), i, j = (graph.nodes.h, graph.nodes.x, graph.nodes.v), graph.receivers, graph.senders
 
     def total(values: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ class Case:
 
     Attributes:
       load: tensors from one of our batches.
-      authors: makes the network in the authors' form.
+      authors: makes our rewrite of the authors' network.
       predict: calls it, or that of a checkout.
       dense: makes the network of egnn-pytorch.
       predict_dense: calls it.
