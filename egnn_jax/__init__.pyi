@@ -32,7 +32,7 @@ from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers
 from .graph.graph import sum_nodes as sum_nodes
-from .models.egnn import EGCL as EGCL
+from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN
 from .models.linear import Linear as Linear
@@ -44,6 +44,7 @@ from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
 from .nn.heads import Readout as Readout
 from .nn.precision import MixedPrecision as MixedPrecision
+from .potentials.potential import Potential as Potential
 from .registry import MODELS as MODELS
 from .registry import TASKS as TASKS
 from .training.callbacks import Callback as Callback

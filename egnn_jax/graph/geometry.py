@@ -31,14 +31,20 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
 def transform(
     graph: GraphsTuple, matrix: jax.Array, translation: jax.Array | float = 0.0
 ) -> GraphsTuple:
-    """The graph with x moved to ``matrix @ x + translation``; v, shifts and cells by ``matrix``."""
+    """The graph with x moved to ``matrix @ x + translation``; v, shifts, cells and stress by
+    ``matrix``.
+    """
 
     def turned(vectors: jax.Array | None) -> jax.Array | None:
         return None if vectors is None else vectors @ matrix.T
 
-    nodes, edges, cell = graph.nodes, graph.edges, graph.globals.cell
+    nodes, edges, globals_ = graph.nodes, graph.edges, graph.globals
+    stress = globals_.stress
     return graph._replace(
         nodes=nodes.replace(x=nodes.x @ matrix.T + translation, v=turned(nodes.v)),
         edges=edges.replace(shift=turned(edges.shift)),
-        globals=graph.globals.replace(cell=turned(cell)),
+        globals=globals_.replace(
+            cell=turned(globals_.cell),
+            stress=None if stress is None else matrix @ stress @ matrix.T,
+        ),
     )

@@ -53,10 +53,12 @@ class Globals(flax.struct.PyTreeNode):
     Attributes:
       y: targets (G, T), or what a :class:`egnn_jax.Readout` predicts of them, or None.
       cell: lattice vectors as rows (G, n, n), in the unit of x, or None.
+      stress: (G, n, n) of a periodic structure, a target or a prediction, or None.
     """
 
     y: Any = None
     cell: Any = None
+    stress: Any = None
 
 
 if TYPE_CHECKING:

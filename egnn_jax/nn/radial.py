@@ -20,6 +20,16 @@ def cosine_cutoff(distance: jax.Array, cutoff: float) -> jax.Array:
     return (jnp.cos(jnp.pi * jnp.minimum(distance / cutoff, 1)) + 1) / 2
 
 
+def polynomial_envelope(distance: jax.Array, cutoff: float, p: int = 6) -> jax.Array:
+    """1 - (p+1)(p+2)/2 uᵖ + p(p+2) uᵖ⁺¹ - p(p+1)/2 uᵖ⁺², u = d / cutoff, and 0 beyond.
+
+    1 at d = 0; value and two derivatives are 0 at the cutoff (Gasteiger et al. 2020).
+    """
+    u = jnp.minimum(distance / cutoff, 1)
+    bracket = (p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u**2
+    return 1 - u**p * bracket
+
+
 def bessel_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
     """(E,) to (E, number): √(2/c) sin(kπd/c) / d for k = 1, 2, …, with the cutoff c; 0 from there
     on, and at d = 0 its limit.

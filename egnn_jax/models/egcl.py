@@ -1,0 +1,227 @@
+"""One E(n)-equivariant layer: Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import (
+    GraphsTuple,
+    dtype_of_sums,
+    edge_vectors,
+    graph_of_node,
+    in_degree,
+    max_at_receivers,
+    mean_at_receivers,
+    require_geometric,
+    sum_at_receivers,
+)
+from egnn_jax.nn.edge_blocks import sum_in_blocks
+from egnn_jax.nn.mlp import (
+    MLP,
+    Activation,
+    Dense,
+    EdgeMLP,
+    require_option,
+    require_positive,
+    small_kernel,
+    with_attributes,
+)
+from egnn_jax.nn.radial import bessel_basis, polynomial_envelope
+
+Velocity = Literal["input", "carried"]
+CoordinateAggregation = Literal["mean", "sum", "all_nodes"]
+Aggregation = Literal["sum", "mean", "max"]
+
+_AGGREGATIONS = {"sum": sum_at_receivers, "mean": mean_at_receivers, "max": max_at_receivers}
+
+
+class EGCL(nn.Module):
+    """One equivariant graph convolutional layer, eqs. 3 to 8.
+
+    Where the paper and the authors' released code differ, the default is the code's:
+
+    =================  ==========================  ================================================
+    what               default                     the other
+    =================  ==========================  ================================================
+    C of eq. 4         1 / in-degree (code)        ``coordinate_aggregation="all_nodes"``: 1/(M-1)
+    h' of eq. 6        h + φ_h(h, m) (code)        ``residual=False``: φ_h(h, m)
+    v of eq. 7         input v in every layer      ``velocity="carried"``: v' of the layer before
+    eq. 8              e_ij m_ij also in φ_x       the paper weighs only the sum m_i
+                       (code)
+    r_ij φ_x(m_ij)     unbounded (paper)           ``clip=100.0``: each component clipped (code);
+                                                   not equivariant where it acts
+    x', autoencoder    x' (paper)                  ``shrinkage=1e-3``: (1 - 1e-3) x' (code);
+                                                   equivariant about the origin only
+    =================  ==========================  ================================================
+
+    Args:
+      features: width of messages, hidden layers and h'.
+      activation: "silu", or another name of ``jax.nn``, or a function, elementwise.
+      aggregation: m_i of eq. 5: "sum", "mean" or "max" of m_ij over j, or a function from a graph
+        and m_ij (E, features) to (N, features).
+      velocity: the velocity that eq. 7 multiplies with φ_v(h), where the graph has one:
+        "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v', x' = x + v'.
+      infer_edges: weigh messages by e_ij = sigmoid(linear(m_ij)), eq. 8.
+      coordinate_aggregation: C of eq. 4: "mean" 1/in-degree, "sum" 1, "all_nodes" 1/(M-1).
+      normalize: divide r_ij by its length (held constant in the gradient) plus 1e-8.
+      tanh: bound φ_x to (-1, 1).
+      clip: bound each component of r_ij φ_x(m_ij) to ±clip.
+      update_coordinates: False leaves x and v alone (the invariant network of QM9).
+      residual: add h to φ_h.
+      shrinkage: multiply x' by 1 - shrinkage.
+      cutoff: multiply m_ij and r_ij φ_x(m_ij) by an envelope that goes to 0 at this distance (unit
+        of x) with two continuous derivatives, as forces need on a radius graph.
+      basis: φ_e gets so many Bessel functions of the distance up to the cutoff, not ‖r_ij‖².
+      edge_block: sum messages over blocks of this many edges, recomputed in the backward pass:
+        memory grows with the nodes instead of the edges, for a third more products. All edges at
+        once if not given.
+
+    Call: a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None, to the same with
+    h (N, features).
+
+    Raises:
+      ValueError: an option is unknown, ``residual`` where F differs from ``features``,
+        ``edge_block`` with another aggregation than "sum", ``basis`` without ``cutoff``, or a
+        ``cutoff`` with a mean over neighbors, whose number jumps there.
+    """
+
+    features: int = 64
+    activation: Activation = "silu"
+    aggregation: Aggregation | Callable[[GraphsTuple, jax.Array], jax.Array] = "sum"
+    velocity: Velocity = "input"
+    infer_edges: bool = False
+    coordinate_aggregation: CoordinateAggregation = "mean"
+    normalize: bool = False
+    tanh: bool = False
+    clip: float | None = None
+    update_coordinates: bool = True
+    residual: bool = True
+    shrinkage: float = 0.0
+    cutoff: float | None = None
+    basis: int | None = None
+    edge_block: int | None = None
+
+    def setup(self) -> None:
+        """Linear·SiLU·Linear each, but for φ_inf and the second SiLU of φ_e."""
+        self.phi_e = EdgeMLP(self.features, self.activation)
+        self.phi_inf = Dense(1)
+        self.phi_x = MLP(
+            self.features, 1, self.activation, use_bias=False, kernel_init=small_kernel
+        )
+        self.phi_v = MLP(self.features, 1, self.activation)
+        self.phi_h = MLP(self.features, self.features, self.activation)
+
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        self._require_valid(graph)
+        h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
+        a_ij = graph.edges.a
+        n_s = (self.basis or 1) + (0 if a_ij is None else a_ij.shape[-1])
+        projected = self.phi_e.at_nodes(h, n_s)
+
+        def messages(layer: EGCL, graph: GraphsTuple) -> tuple[jax.Array, jax.Array | None]:
+            r_ij = edge_vectors(graph, x)
+            s_ij = with_attributes(graph, layer._of_distance(r_ij))
+            m_ij = layer.phi_e.at_edges(graph, projected, s_ij)  # eq. 3
+            if layer.infer_edges:
+                m_ij *= nn.sigmoid(layer.phi_inf(m_ij))  # eq. 8
+            moves = layer._moves(r_ij, m_ij) if layer.update_coordinates else None
+            if layer.cutoff is not None:
+                envelope = polynomial_envelope(safe_norm(r_ij, keepdims=True), layer.cutoff)
+                m_ij *= envelope.astype(m_ij.dtype)
+                moves = None if moves is None else moves * envelope
+            return m_ij, moves
+
+        if self.edge_block is None:
+            aggregate: Any = self.aggregation
+            if not callable(aggregate):
+                aggregate = _AGGREGATIONS[aggregate]
+            m_ij, moves = messages(self, graph)
+            m_i: Any = aggregate(graph, m_ij)  # eq. 5
+            dx = None if moves is None else sum_at_receivers(graph, moves)
+        else:
+            zeros = jnp.zeros((x.shape[0], self.features), dtype_of_sums(h))
+            sums = (zeros, jnp.zeros_like(x) if self.update_coordinates else None)
+            m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
+            m_i = m_i.astype(h.dtype)
+
+        if dx is not None:
+            dx *= self._coordinate_scale(graph, x.dtype)  # eq. 4
+            if v is not None:
+                dx += self.phi_v(h).astype(x.dtype) * v  # eq. 7
+                v = dx if self.velocity == "carried" else v
+            x = x + dx
+            if self.shrinkage:
+                x *= 1 - self.shrinkage
+
+        dh = self.phi_h(jnp.concatenate([h, m_i], axis=-1))  # eq. 6
+        h = h + dh if self.residual else dh
+        return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
+
+    def _of_distance(self, r_ij: jax.Array) -> jax.Array:
+        """‖r_ij‖² (E, 1), or the functions of ``basis`` (E, basis)."""
+        if self.basis is None:
+            return jnp.sum(r_ij**2, axis=-1, keepdims=True)
+        assert self.cutoff is not None
+        return bessel_basis(safe_norm(r_ij), self.basis, self.cutoff)
+
+    def _moves(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
+        """r_ij φ_x(m_ij), (E, n)."""
+        weight = self.phi_x(m_ij).astype(r_ij.dtype)
+        if self.tanh:
+            weight = jnp.tanh(weight)
+        if self.normalize:
+            r_ij /= jax.lax.stop_gradient(safe_norm(r_ij, keepdims=True)) + 1e-8
+        moves = r_ij * weight
+        return moves if self.clip is None else jnp.clip(moves, -self.clip, self.clip)
+
+    def _coordinate_scale(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
+        """C of eq. 4, (N, 1) or a scalar."""
+        if self.coordinate_aggregation == "mean":
+            return 1 / jnp.maximum(in_degree(graph), 1)
+        if self.coordinate_aggregation == "sum":
+            return jnp.ones((), dtype)
+        others = jnp.maximum(jnp.asarray(graph.n_node) - 1, 1).astype(dtype)
+        return 1 / others[graph_of_node(graph)][:, None]
+
+    def _require_valid(self, graph: GraphsTuple) -> None:
+        require_geometric(graph)
+        require_positive(features=self.features, edge_block=self.edge_block, basis=self.basis)
+        require_option("velocity", self.velocity, Velocity)
+        require_option("coordinate_aggregation", self.coordinate_aggregation, CoordinateAggregation)
+        if not callable(self.aggregation):
+            require_option("aggregation", self.aggregation, Aggregation)
+        if self.edge_block is not None and self.aggregation != "sum":
+            raise ValueError(f"aggregation is {self.aggregation!r}; edge_block expects 'sum'")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; expected a number above 0, or None")
+        self._require_smooth()
+        h = graph.nodes.h
+        if h.ndim != 2:
+            raise ValueError(f"h has shape {h.shape}; expected (N, F): embed kinds of nodes first")
+        if self.residual and h.shape[-1] != self.features:
+            raise ValueError(
+                f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds "
+                "h to φ_h(h, m)"
+            )
+
+    def _require_smooth(self) -> None:
+        """Raise ValueError where what ends at the cutoff would not end there smoothly."""
+        if self.cutoff is None:
+            if self.basis is not None:
+                raise ValueError(f"basis is {self.basis} without a cutoff; expected both")
+            return
+        if not 0 < self.cutoff < float("inf"):
+            raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
+        means = {"aggregation": self.aggregation}
+        if self.update_coordinates:
+            means["coordinate_aggregation"] = self.coordinate_aggregation
+        for name, value in means.items():
+            if value == "mean":
+                raise ValueError(
+                    f"{name} is 'mean' with a cutoff, where the number of neighbors jumps; "
+                    "expected 'sum'"
+                )

@@ -1,0 +1,1 @@
+"""Energies, forces and stress from a backbone."""

@@ -1,0 +1,89 @@
+"""The energy of atoms, and what follows from it: forces and stress."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.graph import Globals, GraphsTuple, graph_of_node, sum_nodes
+from egnn_jax.nn.mlp import MLP
+
+
+class Potential(nn.Module):
+    """E = Σ_i E_i with E_i = scale · MLP(h_i), forces -∂E/∂x and the stress (1/V) ∂E/∂ε.
+
+    The strain ε acts on all that is a length: x, shifts and the cell, x → x (1 + ε), with ε
+    symmetric. E is the energy relative to free atoms: in float32 the energies of free atoms would
+    leave too few digits for what bonds contribute.
+
+    Args:
+      encoder: a backbone whose h depends on differences of x alone. On a radius graph it has to
+        have a ``cutoff``, where messages go to zero, or energies jump.
+      scale: of the energy of an atom, such as the root mean square force of the training set, so
+        that the network itself gives numbers of order one.
+      stress: also compute it, where graphs have a cell.
+
+    Call: a graph with h atomic numbers (N,) or features (N, F), and x (N, 3) in Å, to the same with
+    ``nodes.h`` the energy of each atom (N, 1), ``nodes.y`` the forces (N, 3), ``globals.y`` the
+    energy (G, 1), and ``globals.stress`` (G, 3, 3) or None: eV, eV/Å and eV/Å³ where it was trained
+    on these. Stress has ASE's sign, negative where compressed.
+
+    Raises:
+      ValueError: ``stress`` of a graph without a cell.
+    """
+
+    encoder: nn.Module
+    scale: float = 1.0
+    stress: bool = False
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        x, cell = graph.nodes.x, graph.globals.cell
+        if self.stress and cell is None:
+            raise ValueError("the graph has no cell; expected one, or stress=False")
+        n = x.shape[-1]
+        strain = jnp.zeros((graph.n_node.shape[0], n, n), x.dtype)
+
+        def energy(
+            potential: "Potential", x: jax.Array, strain: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            strained = _strained(graph, x, strain) if potential.stress else _moved(graph, x)
+            h = potential.encoder(strained).nodes.h
+            of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(x.dtype) * potential.scale
+            return jnp.sum(of_atoms), of_atoms
+
+        (_, of_atoms), (gradient, virial) = nn.value_and_grad(energy, self, x, strain, has_aux=True)
+        stress: Any = None
+        if self.stress:
+            volume = jnp.abs(jnp.linalg.det(cell))
+            # A padding graph has a cell without volume.
+            stress = virial / jnp.where(volume > 0, volume, 1)[:, None, None]
+        total = sum_nodes(graph, of_atoms)
+        kept = graph.globals if isinstance(graph.globals, Globals) else Globals()
+        return graph._replace(
+            nodes=graph.nodes.replace(h=of_atoms, y=-gradient),
+            globals=kept.replace(y=total, stress=stress),
+        )
+
+
+def _moved(graph: GraphsTuple, x: jax.Array) -> GraphsTuple:
+    return graph._replace(nodes=graph.nodes.replace(x=x))
+
+
+def _strained(graph: GraphsTuple, x: jax.Array, strain: jax.Array) -> GraphsTuple:
+    """The graph at x, with all lengths strained by (G, n, n)."""
+    strain = (strain + jnp.swapaxes(strain, -1, -2)) / 2
+    of_node = graph_of_node(graph)
+    x = x + jnp.einsum("ik,ikl->il", x, strain[of_node])
+    shift = graph.edges.shift
+    if shift is not None:
+        of_edge = strain[of_node[graph.receivers]]
+        shift = shift + jnp.einsum("ik,ikl->il", shift, of_edge)
+    cell = graph.globals.cell
+    cell = cell + jnp.einsum("gik,gkl->gil", cell, strain)
+    return graph._replace(
+        nodes=graph.nodes.replace(x=x),
+        edges=graph.edges.replace(shift=shift),
+        globals=graph.globals.replace(cell=cell),
+    )
