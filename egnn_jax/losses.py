@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import GraphsTuple, graph_mask
+from egnn_jax.graph.graph import GraphsTuple, graph_mask, node_mask
 from egnn_jax.training.step import Loss
 
 
@@ -23,6 +23,56 @@ def mean_absolute_error(network: nn.Module) -> Loss:
 def mean_squared_error(network: nn.Module) -> Loss:
     """Σ (ŷ − y)² / (G T) over the targets (G, T) of real graphs; also the metric ``mse``."""
     return _regression(network, jnp.square, "mse")
+
+
+def energy_forces(
+    potential: nn.Module, energy: float = 1.0, forces: float = 1.0, stress: float = 0.0
+) -> Loss:
+    """The weighted mean squared errors of energies an atom, forces and stress.
+
+    w_E mean((ΔE/M)²) + w_F mean(ΔF²) + w_S mean(Δσ²), over graphs, and over all components. Also
+    the mean absolute errors ``energy`` (of a graph), ``forces`` and ``stress`` as metrics, in the
+    units of the labels.
+
+    Args:
+      potential: a network such as :class:`egnn_jax.Potential`, whose output has ``globals.y``,
+        ``nodes.y`` and ``globals.stress``; batches have the labels there, see
+        :func:`egnn_jax.from_ase`.
+      energy: w_E, in 1/eV² for labels in eV and Å.
+      forces: w_F, in Å²/eV².
+      stress: w_S, in Å⁶/eV².
+
+    Raises:
+      ValueError: of what has a weight the batch has no label.
+    """
+    weights = {"energy": energy, "forces": forces, "stress": stress}
+
+    def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        out: Any = potential.apply(params, batch)
+        graphs, nodes = graph_mask(batch), node_mask(batch)
+        n_node = jnp.maximum(jnp.asarray(batch.n_node), 1)[:, None]
+        total, metrics = jnp.zeros(()), {}
+        for name, predicted, label, real, scale in (
+            ("energy", out.globals.y, batch.globals.y, graphs, 1 / n_node),
+            ("forces", out.nodes.y, batch.nodes.y, nodes, 1),
+            ("stress", out.globals.stress, batch.globals.stress, graphs, 1),
+        ):
+            if not weights[name]:
+                continue
+            if label is None or predicted is None or jnp.shape(label) != jnp.shape(predicted):
+                shapes = [None if a is None else jnp.shape(a) for a in (label, predicted)]
+                raise ValueError(
+                    f"the labels of {name} have shape {shapes[0]} and the predictions {shapes[1]}; "
+                    "expected one shape"
+                )
+            mask = real.reshape(-1, *(1,) * (label.ndim - 1))
+            error = jnp.where(mask, predicted - label, 0)
+            count = jnp.maximum(jnp.sum(real) * (label.size // label.shape[0]), 1)
+            total += weights[name] * jnp.sum((error * scale) ** 2) / count
+            metrics[name] = (jnp.sum(jnp.abs(error)), count)
+        return total, metrics
+
+    return loss
 
 
 def _regression(network: nn.Module, penalty: Callable[[jax.Array], jax.Array], name: str) -> Loss:

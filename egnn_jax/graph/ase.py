@@ -1,5 +1,6 @@
 """Graphs from ASE's ``Atoms``, and back."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,23 +11,55 @@ from egnn_jax.graph.build import complete_graph, radius_graph
 from egnn_jax.graph.graph import GraphsTuple
 
 
-def from_ase(atoms: Any, cutoff: float | None = None, y: ArrayLike | None = None) -> GraphsTuple:
+def from_ase(
+    atoms: Any,
+    cutoff: float | None = None,
+    y: ArrayLike | None = None,
+    *,
+    energy: str | None = None,
+    forces: str | None = None,
+    stress: str | None = None,
+    references: Mapping[str, float] | None = None,
+) -> GraphsTuple:
     """A graph of the atoms: h the atomic numbers (M,), x the positions (M, 3) in Å.
 
     In periodic directions images send too, and atoms outside the cell are moved to their images
-    inside; ``globals.cell`` holds the cell.
+    inside; ``globals.cell`` holds the cell. Labels are given by their names, and looked for where
+    ASE keeps them: in the results of the calculator, in ``atoms.info`` and in ``atoms.arrays``.
 
     Args:
       atoms: ASE's ``Atoms``.
       cutoff: atoms at most this far apart (Å) send to each other; all atoms if not given.
-      y: targets (T,), such as an energy.
+      y: targets (T,) of the graph.
+      energy: the name of the energy, which becomes ``globals.y`` (1, 1).
+      forces: the name of the forces, which become ``nodes.y`` (M, 3).
+      stress: the name of the stress in ASE's sign, (3, 3), (9,) or (6,) in Voigt's order, which
+        becomes ``globals.stress`` (1, 3, 3).
+      references: energies of free atoms by symbol, which are subtracted from the energy in float64:
+        float32 would leave few digits of the rest.
 
     Raises:
-      ValueError: this is no ``Atoms``, the atoms are periodic and there is no cutoff, or as
+      ValueError: this is no ``Atoms``, the atoms are periodic and there is no cutoff, a label is
+        missing, not finite or of another shape, an element has no reference, or as
         :func:`egnn_jax.radius_graph`.
     """
     if not hasattr(atoms, "get_positions"):
         raise ValueError(f"atoms is of type {type(atoms).__name__}; expected ase.Atoms")
+    if energy is not None:
+        if y is not None:
+            raise ValueError("both y and energy are given; expected one of them")
+        y = _label(atoms, energy, ()) - _of_free_atoms(atoms, references)
+    graph = _without_labels(atoms, cutoff, y)
+    if forces is not None:
+        label = _label(atoms, forces, (len(atoms), 3))
+        graph = graph._replace(nodes=graph.nodes.replace(y=jnp.asarray(label, graph.nodes.x.dtype)))
+    if stress is not None:
+        label = jnp.asarray(_stress(atoms, stress), graph.nodes.x.dtype)
+        graph = graph._replace(globals=graph.globals.replace(stress=label[None]))
+    return graph
+
+
+def _without_labels(atoms: Any, cutoff: float | None, y: ArrayLike | None) -> GraphsTuple:
     h, x = atoms.get_atomic_numbers(), atoms.get_positions()
     periodic = np.asarray(atoms.get_pbc(), bool).tolist()
     if cutoff is None:
@@ -36,6 +69,53 @@ def from_ase(atoms: Any, cutoff: float | None = None, y: ArrayLike | None = None
     if not any(periodic):
         return radius_graph(x, cutoff, h=h, y=y)
     return radius_graph(x, cutoff, h=h, y=y, cell=np.asarray(atoms.get_cell()), periodic=periodic)
+
+
+def _label(atoms: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    places = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
+    for place in places:
+        if name in place:
+            label = np.asarray(place[name])
+            break
+    else:
+        found = sorted({key for place in places for key in place} - {"numbers", "positions"})
+        raise ValueError(f"there is no label {name!r}; found {', '.join(found) or 'none'}")
+    if label.dtype.kind not in "fiu" or label.shape != shape:
+        raise ValueError(
+            f"the label {name!r} has shape {label.shape} and dtype {label.dtype}; expected numbers "
+            f"of shape {shape}"
+        )
+    if not np.isfinite(label).all():
+        raise ValueError(f"the label {name!r} has a value that is not finite")
+    return label.astype(np.float64)
+
+
+def _stress(atoms: Any, name: str) -> np.ndarray:
+    """(3, 3), whichever of its three shapes ASE keeps."""
+    for shape in ((3, 3), (9,), (6,)):
+        try:
+            label = _label(atoms, name, shape)
+        except ValueError as error:
+            if shape == (6,) or "has shape" not in str(error):
+                raise
+            continue
+        return (
+            label[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
+            if shape == (6,)
+            else (label.reshape(3, 3))
+        )
+    raise AssertionError
+
+
+def _of_free_atoms(atoms: Any, references: Mapping[str, float] | None) -> float:
+    if references is None:
+        return 0.0
+    symbols = atoms.get_chemical_symbols()
+    if unknown := sorted(set(symbols) - set(references)):
+        raise ValueError(
+            f"references has no energy of {', '.join(unknown)}; expected one for each element"
+        )
+    return float(sum(references[symbol] for symbol in symbols))
 
 
 def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] = True) -> Any:
