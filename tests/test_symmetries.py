@@ -29,13 +29,25 @@ translations.
 """
 
 
+SMOOTH = {"cutoff": 7.0, "coordinate_aggregation": "sum"}
+"""What ``basis`` needs where a cutoff is optional, and ``cutoff`` itself."""
+
+
+def sizes(model):
+    """The small sizes of this test, as far as the model has such and gives them a default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(model)}
+    return {name: size for name, size in SIZES.items() if defaults.get(name) is not None}
+
+
 def variants(model):
     """The default, and each option at each of its other values."""
-    hints = {name: hint for name, hint in plain_hints(model).items() if name not in SIZES}
+    hints = {name: hint for name, hint in plain_hints(model).items() if name not in sizes(model)}
     fields = {f.name: f for f in dataclasses.fields(model) if f.name in hints}
     yield {}
     for name, field in fields.items():
-        if name in UNSEEN | ABOUT_THE_ORIGIN:
+        if field.default is None and name in ("cutoff", "basis"):
+            yield SMOOTH if name == "cutoff" else SMOOTH | {"basis": SIZES["basis"]}
+        elif name in UNSEEN | ABOUT_THE_ORIGIN:
             yield {name: (UNSEEN | ABOUT_THE_ORIGIN)[name]}
         elif name == "activation":
             yield {name: "gelu"}
@@ -93,8 +105,7 @@ def strict():
 
 
 def build(model, options, graph, seed=0):
-    sizes = {k: v for k, v in SIZES.items() if k in {f.name for f in dataclasses.fields(model)}}
-    model = model(**sizes, **options)
+    model = model(**sizes(model), **options)
     params = testing.randomise_parameters(
         jax.eval_shape(model.init, jax.random.key(seed), graph), seed
     )
