@@ -26,7 +26,10 @@ def mean_squared_error(network: nn.Module) -> Loss:
 
 
 def energy_forces(
-    potential: nn.Module, energy: float = 1.0, forces: float = 1.0, stress: float = 0.0
+    potential: nn.Module | Callable[..., Any],
+    energy: float = 1.0,
+    forces: float = 1.0,
+    stress: float = 0.0,
 ) -> Loss:
     """The weighted mean squared errors of energies an atom, forces and stress.
 
@@ -35,8 +38,8 @@ def energy_forces(
     units of the labels.
 
     Args:
-      potential: a network such as :class:`egnn_jax.Potential`, whose output has ``globals.y``,
-        ``nodes.y`` and ``globals.stress``; batches have the labels there, see
+      potential: a network such as :class:`egnn_jax.Potential`, or its ``apply``, whose output has
+        ``globals.y``, ``nodes.y`` and ``globals.stress``; batches have the labels there, see
         :func:`egnn_jax.from_ase`.
       energy: w_E, in 1/eV² for labels in eV and Å.
       forces: w_F, in Å²/eV².
@@ -46,9 +49,10 @@ def energy_forces(
       ValueError: of what has a weight the batch has no label.
     """
     weights = {"energy": energy, "forces": forces, "stress": stress}
+    apply = getattr(potential, "apply", potential)
 
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        out: Any = potential.apply(params, batch)
+        out: Any = apply(params, batch)
         graphs, nodes = graph_mask(batch), node_mask(batch)
         n_node = jnp.maximum(jnp.asarray(batch.n_node), 1)[:, None]
         total, metrics = jnp.zeros(()), {}

@@ -115,6 +115,7 @@ TASKS = Registry(
     {
         "nbody": "egnn_jax.experiments.nbody:NBody",
         "autoencoder": "egnn_jax.experiments.autoencoder:GraphAutoencoder",
+        "forces": "egnn_jax.experiments.forces:Forces",
         "qm9": "egnn_jax.experiments.qm9:QM9",
         "qm9_properties": "egnn_jax.experiments.qm9_properties:QM9Properties",
     },

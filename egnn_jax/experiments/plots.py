@@ -93,6 +93,27 @@ def parity(names: Mapping[str, str], true: np.ndarray, predicted: np.ndarray, pa
     return save(figure, path, dpi=110, tight=False)
 
 
+def parity_and_errors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> Path:
+    """Predicted over true numbers, and below how often errors occur, a column for each quantity.
+
+    Args:
+      pairs: true and predicted numbers (S,) by the label of the quantity, ``quantity, unit``.
+      path: the file.
+    """
+    figure, panels = plt.subplots(2, len(pairs), figsize=(4.5 * len(pairs), 8), squeeze=False)
+    for (label, (true, predicted)), (above, below) in zip(pairs.items(), panels.T, strict=True):
+        unit = label.rpartition(", ")[2]
+        above.plot(true, true, color="grey", lw=0.8)
+        above.scatter(true, predicted, s=1, alpha=0.3)
+        above.set(xlabel=f"true {label}", ylabel=f"predicted, {unit}")
+        error = (predicted - true).ravel()
+        above.set_title(f"mean absolute error {np.abs(error).mean():.4g} {unit}", fontsize=9)
+        below.hist(error, bins=100, log=True)
+        below.set(xlabel=f"error, {unit}", ylabel="number")
+    figure.tight_layout()
+    return save(figure, path, dpi=110, tight=False)
+
+
 def trajectories(
     charges: np.ndarray, paths: np.ndarray, target: np.ndarray, predicted: np.ndarray, path: Path
 ) -> Path:

@@ -48,13 +48,14 @@ def from_ase(
     if energy is not None:
         if y is not None:
             raise ValueError("both y and energy are given; expected one of them")
-        y = _label(atoms, energy, ()) - _of_free_atoms(atoms, references)
+        y = label_of(atoms, energy, ()) - _of_free_atoms(atoms, references)
     graph = _without_labels(atoms, cutoff, y)
     if forces is not None:
-        label = _label(atoms, forces, (len(atoms), 3))
+        label = label_of(atoms, forces, (len(atoms), 3))
         graph = graph._replace(nodes=graph.nodes.replace(y=jnp.asarray(label, graph.nodes.x.dtype)))
     if stress is not None:
-        label = jnp.asarray(_stress(atoms, stress), graph.nodes.x.dtype)
+        label = as_tensor(label_of(atoms, stress, (3, 3), (9,), (6,)))
+        label = jnp.asarray(label, graph.nodes.x.dtype)
         graph = graph._replace(globals=graph.globals.replace(stress=label[None]))
     return graph
 
@@ -71,7 +72,12 @@ def _without_labels(atoms: Any, cutoff: float | None, y: ArrayLike | None) -> Gr
     return radius_graph(x, cutoff, h=h, y=y, cell=np.asarray(atoms.get_cell()), periodic=periodic)
 
 
-def _label(atoms: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
+    """A label in float64, from the results of the calculator, ``atoms.info`` or ``atoms.arrays``.
+
+    Raises:
+      ValueError: it is missing, not finite, or of none of these shapes.
+    """
     places = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
     for place in places:
         if name in place:
@@ -80,31 +86,20 @@ def _label(atoms: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         found = sorted({key for place in places for key in place} - {"numbers", "positions"})
         raise ValueError(f"there is no label {name!r}; found {', '.join(found) or 'none'}")
-    if label.dtype.kind not in "fiu" or label.shape != shape:
+    if label.dtype.kind not in "fiu" or label.shape not in shapes:
         raise ValueError(
             f"the label {name!r} has shape {label.shape} and dtype {label.dtype}; expected numbers "
-            f"of shape {shape}"
+            f"of shape {' or '.join(map(str, shapes))}"
         )
     if not np.isfinite(label).all():
         raise ValueError(f"the label {name!r} has a value that is not finite")
     return label.astype(np.float64)
 
 
-def _stress(atoms: Any, name: str) -> np.ndarray:
-    """(3, 3), whichever of its three shapes ASE keeps."""
-    for shape in ((3, 3), (9,), (6,)):
-        try:
-            label = _label(atoms, name, shape)
-        except ValueError as error:
-            if shape == (6,) or "has shape" not in str(error):
-                raise
-            continue
-        return (
-            label[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
-            if shape == (6,)
-            else (label.reshape(3, 3))
-        )
-    raise AssertionError
+def as_tensor(stress: np.ndarray) -> np.ndarray:
+    """(3, 3), from any of the shapes (3, 3), (9,) and (6,) that ASE has for it."""
+    order = [0, 5, 4, 5, 1, 3, 4, 3, 2] if stress.size == 6 else slice(None)
+    return stress.ravel()[order].reshape(3, 3)
 
 
 def _of_free_atoms(atoms: Any, references: Mapping[str, float] | None) -> float:

@@ -11,7 +11,7 @@ from egnn_jax.nn.mlp import MLP
 
 
 class Potential(nn.Module):
-    """E = Σ_i E_i with E_i = scale · MLP(h_i), forces -∂E/∂x and the stress (1/V) ∂E/∂ε.
+    """E = Σ_i E_i with E_i = shift + scale · MLP(h_i), forces -∂E/∂x and the stress (1/V) ∂E/∂ε.
 
     The strain ε acts on all that is a length: x, shifts and the cell, x → x (1 + ε), with ε
     symmetric. E is the energy relative to free atoms: in float32 the energies of free atoms would
@@ -22,6 +22,7 @@ class Potential(nn.Module):
         have a ``cutoff``, where messages go to zero, or energies jump.
       scale: of the energy of an atom, such as the root mean square force of the training set, so
         that the network itself gives numbers of order one.
+      shift: the energy of an atom before training, such as the mean of the training set.
       stress: also compute it, where graphs have a cell.
 
     Call: a graph with h atomic numbers (N,) or features (N, F), and x (N, 3) in Å, to the same with
@@ -35,6 +36,7 @@ class Potential(nn.Module):
 
     encoder: nn.Module
     scale: float = 1.0
+    shift: float = 0.0
     stress: bool = False
 
     @nn.compact
@@ -50,7 +52,8 @@ class Potential(nn.Module):
         ) -> tuple[jax.Array, jax.Array]:
             strained = _strained(graph, x, strain) if potential.stress else _moved(graph, x)
             h = potential.encoder(strained).nodes.h
-            of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(x.dtype) * potential.scale
+            of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(x.dtype)
+            of_atoms = potential.shift + potential.scale * of_atoms
             return jnp.sum(of_atoms), of_atoms
 
         (_, of_atoms), (gradient, virial) = nn.value_and_grad(energy, self, x, strain, has_aux=True)

@@ -1,0 +1,264 @@
+"""Potentials: energies, forces and stress of anyone's structures."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax import losses
+from egnn_jax.data import frames
+from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.frames import Energy, Labels, Length
+from egnn_jax.experiments import force_errors
+from egnn_jax.experiments.task import SPLITS, Apply, Task
+from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, node_mask
+from egnn_jax.potentials.potential import Potential
+from egnn_jax.training.evaluation import Metrics
+from egnn_jax.training.step import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Forces(Task):
+    """Energies, forces and, where they are given, stress of structures, by ``Potential``.
+
+    Energies are relative to those of free atoms, which are given or found by least squares on the
+    training structures (:func:`egnn_jax.data.frames.free_atoms`).
+
+    Args:
+      train: a file of structures that ASE reads, or rMD17's .npz.
+      valid: another file, or the share of the structures of ``train`` that is kept for validation.
+      test: the same for the test.
+      split_seed: of the random choice of these structures.
+      energy: the name of the energies in the files.
+      forces: the name of the forces; without them ("") only energies are trained.
+      stress: the name of the stress, if any, in ASE's sign.
+      virial: the name of the virial -V·stress, instead.
+      energy_unit: of all labels in the files.
+      length_unit: of positions, cells and labels.
+      free_atoms: energies of free atoms in eV, such as H=-13.57, one for each element; by least
+        squares if none.
+      cutoff: atoms within this distance (Å) send to each other. The model needs the same cutoff.
+      energy_weight: of the mean squared error of the energy an atom (1/eV²).
+      forces_weight: of that of the forces (Å²/eV²).
+      stress_weight: of that of the stress (Å⁶/eV²).
+    """
+
+    train: str = ""
+    valid: str = "0.1"
+    test: str = "0.1"
+    split_seed: int = 0
+    energy: str = "energy"
+    forces: str = "forces"
+    stress: str = ""
+    virial: str = ""
+    energy_unit: Energy = "eV"
+    length_unit: Length = "Å"
+    free_atoms: tuple[str, ...] = ()
+    cutoff: float = 5.0
+    energy_weight: float = 1.0
+    forces_weight: float = 1.0
+    stress_weight: float = 100.0
+
+    metric = "loss"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a choice makes no sense."""
+        _ = self._labels, self._given
+        if not 0 < self.cutoff < np.inf:
+            raise ValueError(f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å")
+        for name in ("energy_weight", "forces_weight", "stress_weight"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"task.{name} is {getattr(self, name)}; expected 0 or above")
+        frames.shares(self.valid, self.test)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """meV, meV/Å and GPa."""
+        units = {"energy": "meV", "energy_per_atom": "meV/atom"}
+        if self.forces:
+            units["forces"] = "meV/Å"
+        return units | ({"stress": "GPa"} if self._has_stress else {})
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Those of the training structures, or those with a given energy of the free atom."""
+        return tuple(self.references)
+
+    @property
+    def references(self) -> dict[str, float]:
+        """The energies of free atoms in eV, by symbol."""
+        return self._statistics["free_atoms"]
+
+    def samples(self, split: str) -> GraphDataset:
+        """The structures of a split as graphs."""
+        return self._samples[split]
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The model with :class:`egnn_jax.Potential`.
+
+        Raises:
+          ValueError: the model does not go to zero at the task's cutoff.
+        """
+        cutoff = getattr(model, "cutoff", None)
+        if cutoff != self.cutoff:
+            raise ValueError(
+                f"the model's cutoff is {cutoff} and the task's {self.cutoff}; expected the same, "
+                "where messages go to zero: --model.cutoff and --task.cutoff"
+            )
+        return Potential(
+            model,
+            scale=self._statistics["scale"],
+            shift=self._statistics["shift"],
+            stress=self._has_stress,
+        )
+
+    def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
+        """The input: atomic numbers and positions, without labels; ``key`` is not used."""
+        unlabelled = Globals(cell=batch.globals.cell)
+        return batch._replace(nodes=batch.nodes.replace(y=None), globals=unlabelled)
+
+    def loss(self, apply: Apply) -> Loss:
+        """The weighted mean squared errors, :func:`egnn_jax.losses.energy_forces`."""
+        return losses.energy_forces(
+            lambda params, batch: apply(params, self.graph(batch)),
+            energy=self.energy_weight,
+            forces=self.forces_weight if self.forces else 0.0,
+            stress=self.stress_weight if self._has_stress else 0.0,
+        )
+
+    def metrics(self, apply: Apply) -> Metrics:
+        """The loss, and mean absolute errors in :attr:`units`."""
+        loss = self.loss(apply)
+
+        def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
+            out = apply(params, self.graph(batch))
+            graphs, nodes = graph_mask(batch), node_mask(batch)
+            found: dict[str, Any] = {"loss": loss(params, batch, key)[0]}
+            error = jnp.where(graphs, jnp.abs(out.globals.y - batch.globals.y)[:, 0], 0)
+            n_graph, n_node = jnp.sum(graphs), jnp.maximum(jnp.asarray(batch.n_node), 1)
+            found["energy"] = (1e3 * jnp.sum(error), n_graph)
+            found["energy_per_atom"] = (1e3 * jnp.sum(error / n_node), n_graph)
+            if self.forces:
+                error = jnp.where(nodes[:, None], jnp.abs(out.nodes.y - batch.nodes.y), 0)
+                found["forces"] = (1e3 * jnp.sum(error), 3 * jnp.sum(nodes))
+            if self._has_stress:
+                error = jnp.abs(out.globals.stress - batch.globals.stress)
+                error = jnp.where(graphs[:, None, None], error, 0)
+                found["stress"] = (force_errors.SCALES["stress"] * jnp.sum(error), 9 * n_graph)
+            return found
+
+        return metrics
+
+    def details(self, apply: Apply, params: Any) -> dict[str, Any]:
+        """Root mean square errors, errors by element and ``config_type``, and what energies are
+        relative to, see :func:`egnn_jax.experiments.force_errors.details`.
+        """
+        found: dict[str, Any] = {"units": self.units} | self._statistics
+        for split in ("valid", "test"):
+            errors = force_errors.errors(self._predictor(apply, params), self.samples(split))
+            found[split] = force_errors.details(errors, [a for _, a in self._frames[split]])
+        return found
+
+    def plot(self, apply: Apply, params: Any, path: Path) -> Path:
+        """Energies an atom and forces of the test split, predicted over true, and their errors."""
+        return force_errors.plot(self._predictor(apply, params), self.samples("test"), path)
+
+    def constants(self) -> dict[str, Any]:
+        """Energies of free atoms, and scale and shift of the energy of an atom."""
+        return self._statistics
+
+    def with_constants(self, constants: Mapping[str, Any]) -> "Forces":
+        """This task with what :meth:`constants` returned.
+
+        Raises:
+          ValueError: it is not such.
+        """
+        try:
+            found = {
+                "free_atoms": {str(k): float(v) for k, v in constants["free_atoms"].items()},
+                "determined": bool(constants["determined"]),
+                "scale": float(constants["scale"]),
+                "shift": float(constants["shift"]),
+            }
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"constants are {str(constants)[:200]}; expected free_atoms, determined, scale and "
+                "shift"
+            ) from error
+        task = dataclasses.replace(self)
+        vars(task)["_statistics"] = found
+        return task
+
+    @property
+    def _has_stress(self) -> bool:
+        return bool(self.stress or self.virial)
+
+    def _predictor(self, apply: Apply, params: Any) -> Callable[[GraphsTuple], GraphsTuple]:
+        return partial(jax.jit(lambda params, batch: apply(params, self.graph(batch))), params)
+
+    @cached_property
+    def _labels(self) -> Labels:
+        names = (field.name for field in dataclasses.fields(Labels))
+        return Labels(**{name: getattr(self, name) for name in names})
+
+    @cached_property
+    def _given(self) -> dict[str, float]:
+        given = {}
+        for text in self.free_atoms:
+            symbol, equals, energy = text.partition("=")
+            try:
+                given[symbol] = float(energy)
+            except ValueError:
+                equals = ""
+            if not equals:
+                raise ValueError(f"task.free_atoms has {text!r}; expected such as H=-13.57")
+        return given
+
+    @cached_property
+    def _frames(self) -> dict[str, list[tuple[str, Any]]]:
+        """Named structures in eV and Å, by split."""
+        if not self.train:
+            raise ValueError("task.train is empty; expected a file of structures")
+        return frames.splits(self.train, self.valid, self.test, self.split_seed, self._labels)
+
+    @cached_property
+    def _statistics(self) -> dict[str, Any]:
+        structures = [atoms for _, atoms in self._frames["train"]]
+        references, determined = self._given, True
+        if not references:
+            references, determined = frames.free_atoms(structures)
+        rest = [
+            (a.calc.results["energy"] - sum(references.get(s, 0.0) for s in a.symbols)) / len(a)
+            for a in structures
+        ]
+        scale = float(np.std(rest))
+        if self.forces:
+            of_all = np.concatenate([atoms.calc.results["forces"] for atoms in structures])
+            scale = float(np.sqrt(np.mean(of_all**2)))
+        return {
+            "free_atoms": references,
+            "determined": determined,
+            "scale": scale or 1.0,
+            "shift": float(np.mean(rest)),
+        }
+
+    @cached_property
+    def _samples(self) -> dict[str, GraphDataset]:
+        return {
+            split: GraphDataset(
+                frames.graphs(
+                    self._frames[split],
+                    self.cutoff,
+                    self.references,
+                    forces=bool(self.forces),
+                    stress=self._has_stress,
+                )
+            )
+            for split in SPLITS
+        }
