@@ -251,7 +251,14 @@ def _use_all_cores() -> None:
 def _import(plugin: str) -> None:
     """Import a module by its name, or a file."""
     if not plugin.endswith(".py"):
-        importlib.import_module(plugin)
+        try:
+            importlib.import_module(plugin)
+        except ModuleNotFoundError as error:
+            if error.name != plugin:
+                raise
+            raise ValueError(
+                f"--plugin {plugin} is no module; expected a module or a .py file"
+            ) from error
         return
     path = Path(plugin).expanduser()
     if not path.is_file():

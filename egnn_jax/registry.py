@@ -36,10 +36,17 @@ class Registry(Mapping[str, type]):
         """A decorator that gives a class its name.
 
         Raises:
-          ValueError: another class has the name.
+          ValueError: the name is no text or another class has it, or what is decorated is no
+            class.
         """
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"the name of a {self._kind} is {name!r}; expected text: @register('name')"
+            )
 
         def decorate(cls: T) -> T:
+            if not isinstance(cls, type):
+                raise ValueError(f"{cls!r} is registered as {name!r}; expected a class")
             taken = self._classes.get(name)
             # A notebook's cell is run again and again, and makes a new class each time.
             same = taken is not None and taken.__qualname__ == cls.__qualname__

@@ -151,32 +151,6 @@ def test_only_the_chunks_that_are_needed_are_asked_for():
     assert data.asked[-4:] == [(0, 0, 3), (1, 0, 3), (2, 0, 3), (3, 0, 3)]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"loss": lambda p, b, k: loss(p, b, k)[0]},
-            r"returned \(\); expected \(scalar, metrics\)",
-        ),
-        (
-            {"loss": lambda p, b, k: (jnp.zeros(2), {})},
-            r"the loss has shape \(2,\); expected a scalar",
-        ),
-        ({"loss": lambda p, b, k: (jnp.zeros(()), 3)}, r"expected \(scalar, metrics\)"),
-        ({"monitor": "mae"}, r"monitor is 'mae'; expected one of \['bias', 'loss'\]"),
-        ({"epochs": 0}, "epochs is 0; expected at least 1"),
-        ({"micro_batches": 3}, "micro_batches is 3; expected a divisor of the batch_size 4"),
-        ({"ema_decay": 1.0}, "ema_decay is 1.0; expected a number from 0 to below 1"),
-        ({"seed": 2**32}, f"seed is {2**32}; expected 0 to {2**32 - 1}"),
-        ({"seed": 2**32 - 1, "seeds": 2}, f"seed is {2**32 - 1}; expected 0 to {2**32 - 2}"),
-    ],
-)
-def test_arguments_that_make_no_sense(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        fit(folder=tmp_path / "run", **changes)
-    assert not (tmp_path / "run").exists()
-
-
 def test_more_samples_in_a_batch_than_there_are():
     few = egnn.ArrayDataset({"x": np.ones((3, 3), np.float32), "y": np.ones(3, np.float32)})
     with pytest.raises(ValueError, match="batch_size is 4; expected at most"):

@@ -149,7 +149,7 @@ def test_without_the_plugin_the_names_are_unknown(trained):
     errors = run("--plugin", "none.py", "train", "sizes.yaml", cwd=trained, code=1)
     assert "--plugin none.py is no file; expected a .py file or a module" in errors
     errors = run("--plugin", "no_such_module", "train", "sizes.yaml", cwd=trained, code=1)
-    assert "No module named 'no_such_module'" in errors
+    assert "no_such_module is no module; expected a module or a .py file" in errors
 
 
 def test_a_plugin_may_be_a_module(trained):

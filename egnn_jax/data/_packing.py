@@ -175,18 +175,96 @@ def concatenated(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
 
 
-def require_alike(k: int, graph: GraphsTuple, first: GraphsTuple) -> None:
-    """Raise ValueError where graph k carries other fields than the first, or is padded."""
-    if isinstance(graph, PaddedGraphsTuple):
-        raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
-    shapes, expected = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape[1:]
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                {"nodes": g.nodes, "edges": g.edges, "globals": g.globals}
+def require_alike(graphs: Sequence[GraphsTuple]) -> None:
+    """Raise ValueError where there are no graphs, or one carries other fields than the first, is
+    padded or no graph.
+    """
+    if not graphs:
+        raise ValueError("GraphDataset received no graphs; expected at least one")
+    expected: dict[str, tuple[int, ...]] = {}
+    for k, graph in enumerate(graphs):
+        if not isinstance(graph, GraphsTuple):
+            raise ValueError(
+                f"graph {k} is a {type(graph).__name__}; expected a GraphsTuple, as "
+                "egnn_jax.from_ase or radius_graph makes it"
             )
+        if isinstance(graph, PaddedGraphsTuple):
+            raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
+        carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
+        shapes = {
+            jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(carried)
         }
-        for g in (graph, first)
-    )
-    if shapes != expected:
-        raise ValueError(f"graph {k} carries {shapes}; expected {expected}, as graph 0")
+        expected = expected if k else shapes
+        if shapes != expected:
+            raise ValueError(f"graph {k} carries {shapes}; expected {expected}, as graph 0")
+
+
+def require_flat(
+    n_node: np.ndarray,
+    nodes: Any,
+    edges: Any,
+    globals_: Any,
+    edge_lists: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+) -> None:
+    """Raise ValueError where flat arrays do not fit the sizes of graphs and their edges."""
+    counts = {"n_node": np.asarray(n_node)}
+    if edge_lists is not None:
+        counts["n_edge"] = np.asarray(edge_lists[0])
+    for name, count in counts.items():
+        if count.ndim != 1 or count.dtype.kind not in "iu" or (len(count) and count.min() < 0):
+            raise ValueError(f"{name} is {count!r}; expected whole numbers (S,), none below 0")
+    total = int(counts["n_node"].sum(dtype=np.int64))
+    expected = [("nodes", nodes, total), ("globals_", globals_, len(counts["n_node"]))]
+    if edge_lists is None:
+        sizes = counts["n_node"].astype(np.int64)
+        expected.append(("edges", edges, int((sizes * np.maximum(sizes - 1, 0)).sum())))
+    else:
+        n_edge = int(counts["n_edge"].sum(dtype=np.int64))
+        expected += [("edges", edges, n_edge), ("edge_lists", edge_lists[1:], n_edge)]
+        expected.append(("edge_lists", counts["n_edge"], len(counts["n_node"])))
+    for name, tree, length in expected:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if len(leaf) != length:
+                part = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise ValueError(f"{name} {part} has {len(leaf)} rows; expected {length}")
+    if edge_lists is not None:
+        _require_ends(counts["n_node"], counts["n_edge"], *edge_lists[1:])
+
+
+def _require_ends(
+    n_node: np.ndarray, n_edge: np.ndarray, senders: np.ndarray, receivers: np.ndarray
+) -> None:
+    starts = starts_of(n_edge.astype(np.int64))
+    for first in range(0, len(n_edge), 10_000):  # in blocks, to bound the memory
+        rows = slice(first, first + 10_000)
+        graph = np.repeat(np.arange(len(n_edge[rows])), n_edge[rows])
+        edges = slice(starts[first], starts[first] + len(graph))
+        sizes = n_node[rows][graph]
+        for name, ends in (("senders", senders[edges]), ("receivers", receivers[edges])):
+            if len(bad := np.flatnonzero((ends < 0) | (ends >= sizes))):
+                raise ValueError(
+                    f"{name} of edge {edges.start + bad[0]} is {ends[bad[0]]}, in a graph of "
+                    f"{sizes[bad[0]]} nodes; expected the number of one of these, from 0"
+                )
+        ends = receivers[edges]
+        if len(bad := np.flatnonzero((ends[1:] < ends[:-1]) & (graph[1:] == graph[:-1]))):
+            raise ValueError(
+                f"receivers of edges {edges.start + bad[0]} and after are not in order; expected "
+                "edges sorted by receiver"
+            )
+
+
+def parts_of(rows: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:
+    """``rows`` (S,) in parts: one for each share of them, and what is left.
+
+    Raises:
+      ValueError: a share or their sum is not between 0 and 1, or a part would be empty.
+    """
+    numbers = all(isinstance(fraction, float | int) for fraction in fractions)
+    if not (numbers and fractions and min(fractions) > 0 and sum(fractions) < 1):
+        raise ValueError(f"fractions are {fractions}; expected numbers above 0, together below 1")
+    parts = np.split(rows, np.round(np.cumsum(fractions) * len(rows)).astype(int))
+    if min(map(len, parts)) == 0:
+        raise ValueError(f"fractions are {fractions} of {len(rows)} graphs; a part would be empty")
+    return parts

@@ -13,7 +13,9 @@ from egnn_jax.data._packing import (
     budgets,
     complete_edge_lists,
     concatenated,
+    parts_of,
     require_alike,
+    require_flat,
     snake,
     starts_of,
 )
@@ -40,11 +42,9 @@ class GraphDataset:
     pads = True
 
     def __init__(self, graphs: Iterable[GraphsTuple]) -> None:
+        graphs = list(graphs)
+        require_alike(graphs)
         host = [jax.tree.map(np.asarray, graph) for graph in graphs]
-        if not host:
-            raise ValueError("GraphDataset received no graphs; expected at least one")
-        for k, graph in enumerate(host):
-            require_alike(k, graph, host[0])
         first_node = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in host]
         senders, receivers = (
             np.concatenate(
@@ -77,7 +77,12 @@ class GraphDataset:
           edge_lists: n_edge (S,), and senders and receivers (ΣE,), counted from the first node of
             each graph and sorted by receiver. Every graph is complete if not given, with its edges
             in the order of :func:`egnn_jax.complete_edges`.
+
+        Raises:
+          ValueError: arrays differ in length from what n_node and n_edge say, or an edge has an
+            end outside of its graph or is not sorted.
         """
+        require_flat(n_node, nodes, edges, globals_, edge_lists)
         self = cls.__new__(cls)
         self._set(n_node, nodes, edges or Edges(), globals_ or Globals(), edge_lists)
         return self
@@ -153,17 +158,8 @@ class GraphDataset:
         Raises:
           ValueError: a fraction or their sum is not between 0 and 1, or a part would be empty.
         """
-        ends = np.round(np.cumsum([*fractions, 0]) * len(self)).astype(int)[:-1]
-        if not fractions or min(fractions) <= 0 or sum(fractions) >= 1:
-            raise ValueError(
-                f"fractions are {fractions}; expected numbers above 0, together below 1"
-            )
-        parts = np.split(np.random.default_rng(seed).permutation(len(self)), ends)
-        if min(map(len, parts)) == 0:
-            raise ValueError(
-                f"fractions are {fractions} of {len(self)} graphs; a part would be empty"
-            )
-        return tuple(self[part] for part in parts)
+        order = np.random.default_rng(seed).permutation(len(self))
+        return tuple(self[part] for part in parts_of(order, fractions))
 
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
         """Batches of ``batch_size`` graphs, see :class:`egnn_jax.data.loader.DatasetLoader`."""
@@ -200,7 +196,9 @@ class GraphDataset:
         carried = storage.unflatten(arrays)
         nodes, edges, globals_ = (carried[name] for name in ("nodes", "edges", "globals"))
         lists = arrays["n_edge"], arrays["senders"], arrays["receivers"]
-        return cls.from_arrays(arrays["n_node"], nodes, edges, globals_, lists)
+        self = cls.__new__(cls)  # from_arrays would read all of them
+        self._set(arrays["n_node"], nodes, edges, globals_, lists)
+        return self
 
     def arrange(
         self, rows: np.ndarray, steps: int, shards: int, rng: np.random.Generator

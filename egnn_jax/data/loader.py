@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from egnn_jax.graph._validation import require_count
+
 
 class Dataset(Protocol):
     """Samples that a :class:`Loader` makes batches of.
@@ -94,11 +96,9 @@ class DatasetLoader:
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0) -> None:
-        if batch_size < 1 or not len(dataset):
-            raise ValueError(
-                f"batch_size is {batch_size} and the data set has {len(dataset)} samples; expected "
-                "at least 1 of each"
-            )
+        require_count("batch_size", batch_size)
+        if not len(dataset):
+            raise ValueError("the data set has no samples; expected at least 1")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rows = lru_cache(maxsize=2)(self._arrange)
 
@@ -127,6 +127,22 @@ class DatasetLoader:
             rng = np.random.default_rng([self.seed, epoch])
             rows[:] = rng.permutation(size)[: len(rows)]
         return self.dataset.arrange(rows, steps, shards, rng)
+
+
+def any_batch(loader: Loader) -> Any:
+    """The first batch of an evaluation, which is all there is where samples are few."""
+    if loader.num_batches(None):
+        return jax.tree.map(lambda a: a[0, 0], loader.batches(None, 0, 1))
+    return loader.remainder()
+
+
+def require_loader(name: str, value: Any) -> None:
+    """Raise ValueError for what is no :class:`Loader`."""
+    if not all(hasattr(value, member) for member in ("batch_size", "num_batches", "batches")):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}; expected a loader, such as dataset.loader(32)"
+        )
+    require_count("batch_size", value.batch_size)
 
 
 class ArrayDataset:

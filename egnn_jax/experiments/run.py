@@ -16,6 +16,7 @@ import numpy as np
 
 import egnn_jax
 from egnn_jax._files import write_atomically
+from egnn_jax.data.loader import any_batch
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.config import Config
@@ -116,8 +117,7 @@ def train(
 
 def network_input(config: Config) -> Any:
     """Shapes and dtypes of the graph that the network gets, of one batch of the samples."""
-    batch = config.task.samples("valid").loader(config.batch_size).batches(None, 0, 1)
-    batch = jax.tree.map(lambda a: a[0, 0], batch)
+    batch = any_batch(config.task.samples("valid").loader(config.batch_size))
     return jax.eval_shape(config.task.graph, batch, jax.random.PRNGKey(0))
 
 

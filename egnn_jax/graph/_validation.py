@@ -1,6 +1,7 @@
 """Checks of arguments: each returns the value as it is used, or raises a ValueError."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,14 @@ from egnn_jax.graph.neighbors import LARGEST, Lattice
 
 NUM_KINDS = 119
 """Kinds of nodes that a model can embed: 0 and the atomic numbers."""
+
+
+def require_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError for what is no whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} is {value!r}; expected a whole number")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
 def matrix(

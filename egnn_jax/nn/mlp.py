@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import NUM_KINDS
+from egnn_jax.graph._validation import NUM_KINDS, require_count
 from egnn_jax.graph.graph import GraphsTuple
 
 Initializer = Callable[..., jax.Array]
@@ -28,8 +28,8 @@ small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "u
 def require_positive(**sizes: int | None) -> None:
     """Raise ValueError for a size below 1; None is no size."""
     for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} is {size}; expected at least 1")
+        if size is not None:
+            require_count(name, size)
 
 
 def require_option(name: str, value: Any, options: Any) -> None:

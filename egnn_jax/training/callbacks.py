@@ -73,6 +73,9 @@ class Callback:
         """After the last step, and where training was interrupted or failed."""
 
 
+METHODS = ("started", "stepped", "evaluated", "ended")
+
+
 class ProgressBar(Callback):
     """A progress bar on stderr; where that is no terminal, a line now and then."""
 
@@ -134,8 +137,8 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: float) -> None:
-        if not patience > 0:
-            raise ValueError(f"patience is {patience}; expected a number of epochs above 0")
+        if not (isinstance(patience, float | int) and patience > 0):
+            raise ValueError(f"patience is {patience!r}; expected a number of epochs above 0")
         self._patience = patience
 
     def evaluated(self, progress: Progress) -> bool:

@@ -75,7 +75,13 @@ class RunFolder:
                     "expected the same to resume it, another folder, or that one deleted"
                 )
         else:
-            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            try:
+                text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            except yaml.YAMLError as error:
+                self.close()
+                raise ValueError(
+                    f"settings are {settings}: {error}; expected plain values: numbers, text, lists"
+                ) from error
             write_atomically(self._settings_file, text.encode())
         self._writes = True
 

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from egnn_jax.data.loader import Loader
+from egnn_jax.data.loader import Loader, any_batch, require_loader
 from egnn_jax.graph.graph import PaddedGraphsTuple, graph_mask
+from egnn_jax.training._validation import require_loss
 from egnn_jax.training.distributed import AXIS, make_mesh
 from egnn_jax.training.step import Loss, local_shards
 
@@ -92,7 +93,7 @@ class Evaluation:
         return jax.jit(spread)
 
 
-def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str, float]:
+def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str, Any]:
     """The metrics of a loss over all samples of a loader.
 
     Args:
@@ -100,9 +101,18 @@ def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str
       params: the parameters.
       loader: such as ``dataset.loader(32)``.
       seed: of the random key that the loss gets.
+
+    Returns:
+      The metrics by name: numbers, or lists where a metric has several values.
+
+    Raises:
+      ValueError: ``loader`` is no loader, or the loss returns something else than (scalar,
+        metrics).
     """
+    require_loader("loader", loader)
+    require_loss(loss, params, any_batch(loader))
     values = Evaluation(metrics_of(loss), loader, seed=seed)(params)
-    return {name: float(np.asarray(value)) for name, value in values.items()}
+    return {name: np.asarray(value).tolist() for name, value in values.items()}
 
 
 def _as_sum(metric: Any, batch: Any) -> tuple[jax.Array, jax.Array]:

@@ -1,22 +1,29 @@
 """``fit``: train anyone's parameters on anyone's loss and data."""
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from egnn_jax.data.loader import Loader
+from egnn_jax.training._validation import (
+    require_callbacks,
+    require_optimizer,
+    require_parameters,
+)
 from egnn_jax.training.callbacks import Callback, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Metrics, metrics_of
 from egnn_jax.training.loop import Training
 from egnn_jax.training.plan import FitResult, Plan
-from egnn_jax.training.step import Loss
+from egnn_jax.training.step import Loss, apply_optimizer
 
 
 def fit(
@@ -69,7 +76,8 @@ def fit(
       checkpoint_seconds: time between two checkpoints.
       folder: where checkpoints and metrics go; nothing is written if not given.
       settings: plain values that describe the run, kept in the folder, which refuses others; by
-        default a description of the arguments.
+        default a description of the arguments, the programs that JAX makes of the loss and of the
+        optimizer included (as long as the version of JAX is the same).
       callbacks: see :class:`egnn_jax.Callback`; by default a progress bar. With a folder there is
         ``metrics.jsonl`` in any case.
 
@@ -80,6 +88,7 @@ def fit(
         and the last good checkpoint are named.
       Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state was saved where there is a folder.
     """
+    require_optimizer(optimizer)
     plan = Plan(
         train=train,
         valid=valid,
@@ -96,13 +105,17 @@ def fit(
     run = None if folder is None else RunFolder(folder)
     if callbacks is None:
         callbacks = (ProgressBar(),)
+    require_callbacks(callbacks)
+    require_parameters(params, plan.seeds)
     if run is not None and not any(isinstance(c, MetricsLog) for c in callbacks):
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
     evaluated = metrics_of(loss) if metrics is None else metrics
     training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
     if run is None:
         return training.run()
-    run.start(dict(settings or _description(plan, loss, params, optimizer)))
+    if settings is None:
+        settings = _description(plan, loss, params, optimizer, run)
+    run.start(dict(settings))
     try:
         return training.run()
     finally:
@@ -110,16 +123,33 @@ def fit(
 
 
 def _description(
-    plan: Plan, loss: Loss, params: Any, optimizer: optax.GradientTransformation
+    plan: Plan, loss: Loss, params: Any, optimizer: optax.GradientTransformation, run: RunFolder
 ) -> dict[str, Any]:
     """What tells one run from another where the caller does not say it."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
-        digest.update(np.asarray(leaf).tobytes())
+    initial = _digest(params)
+    if plan.seeds > 1:
+        params = jax.tree.map(lambda a: a[0], params)
+    batch = jax.tree.map(lambda a: a[0, 0], plan.train.batches(0, 0, 1))
+    state = jax.eval_shape(optimizer.init, params)
+    compiled = {
+        "jax": f"{jax.__version__}, {8 * jnp.zeros(()).dtype.itemsize} bits",
+        "loss": _program(loss, params, batch, jax.random.PRNGKey(0)),
+        "optimizer": _program(
+            lambda value, gradient, state: apply_optimizer(
+                optimizer, lambda _: (value, gradient), value, gradient, state, gradient
+            ),
+            jnp.zeros(()), params, state,
+        ),
+    }  # fmt: skip
+    with contextlib.suppress(ValueError):  # no run yet
+        before = run.settings().get("compiled")
+        if not isinstance(before, dict) or before.get("jax") != compiled["jax"]:
+            compiled = before  # other versions compile the same functions to other programs
     return {
+        "compiled": compiled,
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
-        "initial_parameters": digest.hexdigest(),
+        "initial_parameters": initial,
+        "first_batch": _digest(batch),
         "optimizer": _parts(jax.eval_shape(optimizer.init, params)),
         "batch_size": plan.train.batch_size,
         "batches": plan.train.num_batches(0),
@@ -127,6 +157,25 @@ def _description(
         "seed": plan.seed,
         "seeds": plan.seeds,
     }
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of arrays and their names."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _program(function: Callable[..., Any], *args: Any) -> str:
+    """SHA-256 of what JAX makes of a function, the constants in it included."""
+    jaxpr = jax.make_jaxpr(function)(*args)
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr.jaxpr)).encode())
+    for constant in jaxpr.consts:
+        digest.update(np.asarray(constant).tobytes())
+    return digest.hexdigest()
 
 
 def _parts(state: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from egnn_jax.data.loader import Loader
+from egnn_jax.training._validation import require_loss, require_metrics
 from egnn_jax.training.callbacks import Callback, Progress
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import AXIS, batch_layout, free_heaps
@@ -79,14 +79,12 @@ class Training:
     def run(self) -> FitResult:
         """Train to the end, and return the best parameters."""
         self._resume()
-        for callback in self.callbacks:
-            callback.started(self.progress)
+        self._notify("started")
         try:
             with stop_requested() as signal:
                 self._train(signal)
         finally:
-            for callback in self.callbacks:
-                callback.ended(self.progress)
+            self._notify("ended")
         if self.folder is not None:
             self._save()
             self.folder.wait()
@@ -95,10 +93,8 @@ class Training:
                 f"{self.plan.monitor} of the validation samples was never finite: there are no "
                 "parameters worth keeping"
             )
-        best = jax.device_get(self.best)
-        return FitResult(
-            best.params, best.value, best.epoch, self.history, self._seconds, tuple(self.notes)
-        )
+        params, (value, epoch) = jax.device_get(self.best.params), self._best
+        return FitResult(params, value, epoch, self.history, self._seconds, tuple(self.notes))
 
     def _train(self, signal: Callable[[], str | None]) -> None:
         total, saved = self.progress.total_steps, time.monotonic()
@@ -113,8 +109,7 @@ class Training:
             self.losses = self.losses + losses.sum(axis=1)
             self.progress.step, self.progress.epoch = step, step / self.per_epoch
             self.progress.params, self.progress.seconds = self.state.evaluated, self._seconds
-            for callback in self.callbacks:
-                callback.stepped(self.progress)
+            self._notify("stepped")
             if step % self.interval == 0 or step == total:
                 self._evaluate()
             reason = signal()
@@ -125,6 +120,12 @@ class Training:
                 saved = time.monotonic()
             if reason:
                 raise self._interrupted(reason)
+
+    @property
+    def _best(self) -> tuple[np.ndarray, np.ndarray]:
+        """The smallest validation value, nan where there is no validation, and its epoch."""
+        value, epoch = np.asarray(self.best.value), np.asarray(self.best.epoch)
+        return (np.full_like(value, np.nan) if self.evaluation is None else value), epoch
 
     @property
     def _seconds(self) -> float:
@@ -151,13 +152,11 @@ class Training:
         mean = self.losses / ((progress.step - 1) % self.interval + 1)
         progress.loss = mean if self.plan.seeds > 1 else mean[0]
         progress.metrics = {name: np.asarray(value) for name, value in metrics.items()}
-        progress.best_value = np.asarray(self.best.value)
-        progress.best_epoch = np.asarray(self.best.epoch)
+        progress.best_value, progress.best_epoch = self._best
         progress.seconds = self._seconds
         self.losses = np.zeros_like(self.losses)
         self.history.append(progress.entry)
-        ends = [callback.evaluated(progress) for callback in self.callbacks]
-        self.stopped = any(end is True for end in ends)
+        self.stopped = any(end is True for end in self._notify("evaluated"))
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, where there is one."""
@@ -169,8 +168,7 @@ class Training:
         self.losses, self.stopped = tree["losses"], bool(tree["stopped"])
         self.started = time.monotonic() - float(tree["seconds"])
         self.progress.step, self.progress.epoch = step, step / self.per_epoch
-        self.progress.best_value = np.asarray(self.best.value)
-        self.progress.best_epoch = np.asarray(self.best.epoch)
+        self.progress.best_value, self.progress.best_epoch = self._best
         self.history = [entry for entry in self.folder.history() if entry["step"] <= step]
         before, now = tree["arithmetic"].tolist(), self._saved()["arithmetic"].tolist()
         if before != now:
@@ -254,29 +252,19 @@ class Training:
             kept += f"; the best parameters, of epoch {best}, are kept: evaluate reads them"
         return kept
 
+    def _notify(self, method: str) -> list[Any]:
+        """What the callbacks that have this method return."""
+        methods = [getattr(callback, method, None) for callback in self.callbacks]
+        return [method(self.progress) for method in methods if method is not None]
+
     def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
         """Raise ValueError where the loss or the metrics return something else than expected."""
         if self.plan.seeds > 1:
             params = jax.tree.map(lambda a: a[0], params)
-        key = jax.random.PRNGKey(0)
-
-        def first(loader: Loader) -> Any:
-            return jax.tree.map(lambda a: a[0, 0], loader.batches(0, 0, 1, self.shards))
-
-        out = jax.eval_shape(loss, params, first(self.plan.train), key)
-        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
-            raise ValueError(
-                f"the loss returned {jax.tree.map(lambda a: a.shape, out)}; expected (scalar, "
-                "metrics), metrics a dict that may be empty"
-            )
-        if getattr(out[0], "shape", None) != ():
-            raise ValueError(f"the loss has shape {out[0].shape}; expected a scalar, ()")
+        batch = jax.tree.map(lambda a: a[0, 0], self.plan.train.batches(0, 0, 1, self.shards))
+        require_loss(loss, params, batch)
         if self.plan.valid is not None:
-            names = jax.eval_shape(metrics, params, first(self.plan.train), key)
-            if self.plan.monitor not in names:
-                raise ValueError(
-                    f"monitor is {self.plan.monitor!r}; expected one of {sorted(names)}"
-                )
+            require_metrics(metrics, params, batch, self.plan.monitor)
 
 
 def _chunk_length(interval: int, total: int, most: int) -> int:

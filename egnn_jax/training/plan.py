@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from egnn_jax.data.loader import Loader
+from egnn_jax.data.loader import Loader, require_loader
+from egnn_jax.graph._validation import require_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number makes no sense."""
+        require_loader("train", self.train)
+        if self.valid is not None:
+            require_loader("valid", self.valid)
         for name in ("epochs", "seeds", "micro_batches", "eval_every", "chunk_steps"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+            require_count(name, getattr(self, name))
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(
+                f"checkpoint_seconds is {self.checkpoint_seconds}; expected 0 or more seconds"
+            )
         batch_size = self.train.batch_size
         if self.train.num_batches(0) < 1:
             raise ValueError(
@@ -39,7 +46,8 @@ class Plan:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; expected a number from 0 to below 1")
-        if not 0 <= self.seed <= 2**32 - self.seeds:
+        require_count("seed", self.seed, 0)
+        if self.seed > 2**32 - self.seeds:
             raise ValueError(f"seed is {self.seed}; expected 0 to {2**32 - self.seeds}")
 
 
@@ -49,7 +57,7 @@ class FitResult:
 
     Attributes:
       params: the parameters of the best validation value (the last ones without validation).
-      best_value: that value.
+      best_value: that value; nan without validation.
       best_epoch: after which epoch it was.
       history: one entry an evaluation: epoch, step, seconds, training loss, validation metrics.
       seconds: how long training took, in all processes that it was resumed in.

@@ -58,12 +58,19 @@ def make_step(
         key = jax.random.fold_in(state.key, state.step)
         if spread:
             key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        compute = gradient_of if micro_batches == 1 else mean_gradient_of
-        value, gradient = compute(state.params, batch, key)
-        if spread:
-            flat, unravel = ravel_pytree((value, gradient))  # one exchange instead of one an array
-            value, gradient = unravel(jax.lax.pmean(flat, AXIS))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+
+        def value_and_gradient(params: Any) -> tuple[jax.Array, Any]:
+            compute = gradient_of if micro_batches == 1 else mean_gradient_of
+            value, gradient = compute(params, batch, key)
+            if spread:  # one exchange instead of one an array
+                flat, unravel = ravel_pytree((value, gradient))
+                value, gradient = unravel(jax.lax.pmean(flat, AXIS))
+            return value, gradient
+
+        value, gradient = value_and_gradient(state.params)
+        updates, opt_state = apply_optimizer(
+            optimizer, value_and_gradient, value, gradient, state.opt_state, state.params
+        )
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
@@ -79,6 +86,34 @@ def make_step(
         ), value
 
     return step
+
+
+def apply_optimizer(
+    optimizer: optax.GradientTransformation,
+    value_and_gradient: Callable[[Any], tuple[jax.Array, Any]],
+    value: jax.Array,
+    gradient: Any,
+    state: Any,
+    params: Any,
+) -> tuple[Any, Any]:
+    """``optimizer.update`` with all that optax's optimizers take: ``optax.contrib``'s
+    reduce_on_plateau needs the value, ``optax.lbfgs`` that at other parameters too.
+    """
+
+    # The gradient over all devices and micro-batches, which no derivative of the mean gives.
+    @jax.custom_vjp
+    def value_fn(params: Any) -> jax.Array:
+        return value_and_gradient(params)[0]
+
+    def backward(gradient: Any, cotangent: jax.Array) -> tuple[Any]:
+        return (jax.tree.map(lambda g: cotangent * g, gradient),)
+
+    value_fn.defvjp(value_and_gradient, backward)
+    try:
+        update = optax.with_extra_args_support(optimizer).update
+        return update(gradient, state, params, value=value, grad=gradient, value_fn=value_fn)
+    except TypeError:  # some, such as optax.contrib.sam, take nothing else
+        return optimizer.update(gradient, state, params)
 
 
 def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:

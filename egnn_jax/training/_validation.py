@@ -1,0 +1,71 @@
+"""Checks of what a training is given, before anything is written."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.training.callbacks import METHODS
+from egnn_jax.training.step import Loss
+
+
+def require_optimizer(optimizer: Any) -> None:
+    """Raise ValueError for what is no optax gradient transformation."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"optimizer is {optimizer!r}; expected an optax gradient transformation, such as "
+            "optax.adam(1e-3)"
+        )
+
+
+def require_callbacks(callbacks: Any) -> None:
+    """Raise ValueError for what are no objects with some method of a callback."""
+    if not isinstance(callbacks, Sequence):
+        raise ValueError(f"callbacks are {callbacks!r}; expected a list of them")
+    for callback in callbacks:
+        if isinstance(callback, type) or not any(hasattr(callback, name) for name in METHODS):
+            raise ValueError(
+                f"a callback is {callback!r}; expected an object with some of the methods "
+                f"{', '.join(METHODS)}, see egnn_jax.Callback"
+            )
+
+
+def require_parameters(params: Any, seeds: int) -> None:
+    """Raise ValueError for what cannot be trained, or has no leading axis of several seeds."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"params are {params!r}; expected such as model.init(key, graph)")
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(f"the parameter {name} is {dtype}; expected floating-point numbers")
+        if seeds > 1 and shape[:1] != (seeds,):
+            raise ValueError(
+                f"the parameter {name} has shape {shape}; expected a leading axis of {seeds} seeds"
+            )
+
+
+def require_loss(loss: Loss, params: Any, batch: Any) -> None:
+    """Raise ValueError where the loss returns something else than :data:`.step.Loss` says."""
+    out = jax.eval_shape(loss, params, batch, jax.random.PRNGKey(0))
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+        raise ValueError(
+            f"the loss returned {jax.tree.map(lambda a: a.shape, out)}; expected (scalar, "
+            "metrics), metrics a dict that may be empty"
+        )
+    value = out[0]
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", value)
+        raise ValueError(f"the loss is {shapes}; expected a scalar of floating point, ()")
+
+
+def require_metrics(metrics: Callable[..., Any], params: Any, batch: Any, monitor: str) -> None:
+    """Raise ValueError where the metrics are no dict with ``monitor`` among them."""
+    out = jax.eval_shape(metrics, params, batch, jax.random.PRNGKey(0))
+    if not isinstance(out, dict):
+        shapes = jax.tree.map(lambda a: a.shape, out)
+        raise ValueError(f"metrics returned {shapes}; expected a dict of metrics by name")
+    if monitor not in out:
+        raise ValueError(f"monitor is {monitor!r}; expected one of {sorted(out)}")
