@@ -15,7 +15,7 @@ Initializer = Callable[..., jax.Array]
 Activation = str | Callable[[jax.Array], jax.Array]
 """An elementwise function: a name of ``jax.nn`` such as "silu", or the function itself."""
 
-Symmetry = Literal["E(n)", "SE(3)", "none"]
+Symmetry = Literal["E(n)", "E(3)", "SE(3)", "none"]
 """The transformations that a model is equivariant to: its attribute ``symmetry``."""
 
 torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
