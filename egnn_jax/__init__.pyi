@@ -40,8 +40,8 @@ from .models.painn import PaiNN as PaiNN
 from .models.radial_field import RadialField as RadialField
 from .models.schnet import SchNet as SchNet
 from .models.se3_transformer import SE3Transformer as SE3Transformer
-from .models.tfn import TFN as TFN
 from .models.tensornet import TensorNet as TensorNet
+from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
 from .nn.heads import Readout as Readout
 from .nn.precision import MixedPrecision as MixedPrecision

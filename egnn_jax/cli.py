@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+_OPTIONS = (
+    "Options of this config. --model.name NAME takes another model, in which options of the same "
+    "name keep their values."
+)
 _TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
 
 
@@ -156,7 +160,7 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     recipe = configs.load(path)
     if parsed.options:
         overrides = [*overrides, "--help"]
-    config = configs.override(recipe, overrides, f"egnn train {path}", "Options of this config.")
+    config = configs.override(recipe, overrides, f"egnn train {path}", _OPTIONS)
     given = {"init": parsed.init, "freeze": parsed.freeze, "init_skip": parsed.init_skip}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
     config = dataclasses.replace(config, **changes)

@@ -22,6 +22,12 @@ def mlp(p, x):
     return linear(p["Dense_1"], silu(linear(p["Dense_0"], x)))
 
 
+def layer_norm(p, x):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    return scaled * p["scale"] + p["bias"]
+
+
 def phi_e(p, *inputs):
     return silu(linear(p["Dense_0"], silu(linear(p, np.concatenate(inputs)))))
 

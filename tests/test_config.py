@@ -5,9 +5,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import egnn_jax as egnn
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import plain_hints
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
+from egnn_jax.experiments.forces import Forces
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.registry import MODELS
@@ -21,7 +23,12 @@ PLAIN = {"task": {"name": "nbody"}, "model": {"name": "egnn"}}
 def test_every_config_loads_builds_and_round_trips(path):
     config = configs.load(path)
     assert configs.from_dict(yaml.safe_load(configs.dump(config))) == config
-    model = config.network()
+    try:
+        model = config.network()
+    except ValueError as error:
+        if isinstance(config.task, Forces) and "is no file" in str(error):
+            pytest.skip("the recipe's structures are not on this machine")
+        raise
     model = getattr(model, "encoder", model)  # inside a task's readout
     assert isinstance(model, MODELS[configs.to_dict(config)["model"]["name"]])
     for field in dataclasses.fields(config.model):
@@ -177,6 +184,19 @@ def test_overrides():
     assert (changed.task.train_size, changed.model.output_features) == (50, 3)
     assert configs.override(config, [], "x", "") == config
     assert configs.from_dict(configs.to_dict(changed)) == changed
+
+
+def test_another_model_keeps_the_options_that_it_has_too():
+    config = configs.load("forces/ethanol")
+    tensornet = configs.override(
+        config, ["--model.name", "tensornet", "--model.basis", "8"], "x", ""
+    )
+    assert tensornet.model == egnn.TensorNet(features=64, layers=3, basis=8, cutoff=5.0)
+    assert dataclasses.replace(tensornet, model=config.model) == config
+    schnet = configs.override(config, ["--model.name=schnet"], "x", "")
+    assert schnet.model == egnn.SchNet(features=64, layers=3, cutoff=5.0)
+    with pytest.raises(ValueError, match=r"model.name is 'schnett'; expected one of .*schnet"):
+        configs.override(config, ["--model.name", "schnett"], "x", "")
 
 
 def test_help_names_every_option_and_its_default(capsys):

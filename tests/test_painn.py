@@ -10,15 +10,7 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.nn.radial import bessel_basis
-
-
-def silu(x):
-    return x / (1 + np.exp(-x))
-
-
-def mlp(p, x):
-    hidden = silu(x @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"])
-    return hidden @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
+from tests.reference import mlp
 
 
 def by_loops(model, p, graph):

@@ -23,6 +23,7 @@ BACKBONES = {
         features=8, layers=2, cutoff=CUTOFF, basis=6, update_coordinates=False, edge_block=7
     ),
     "painn": egnn.PaiNN(features=8, layers=2, basis=6, cutoff=CUTOFF),
+    "tensornet": egnn.TensorNet(features=8, layers=2, basis=6, cutoff=CUTOFF),
     "schnet": egnn.SchNet(features=8, layers=2, gaussians=8, cutoff=CUTOFF),
 }  # fmt: skip
 

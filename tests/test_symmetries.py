@@ -122,7 +122,7 @@ def graphs(model, n, **options):
 
 
 def dimensions(model, every=True):
-    if model.symmetry == "SE(3)":
+    if model.symmetry in ("E(3)", "SE(3)"):
         return (3,)
     return range(1, 9) if every else (1, 3, 6)
 
@@ -285,7 +285,8 @@ def table() -> str:
                 tried = dimensions(model) if double else [3]
                 worst.append(max(largest_error(model, options, tried) for options in mine))
         worst.append(max(mixed_error(model, options) for options in mine))
-        n, also = ("3", "") if model.symmetry == "SE(3)" else ("1 to 8", "reflection, ")
+        n = "3" if "3" in model.symmetry else "1 to 8"
+        also = "" if model.symmetry == "SE(3)" else "reflection, "
         rows.append(
             [
                 model.__name__,

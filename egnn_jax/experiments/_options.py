@@ -1,5 +1,6 @@
 """Options of tasks, models and optimizers as plain values, checked against their type hints."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -74,6 +75,16 @@ def as_dataclass(options: Any) -> Any:
     texts = [f"  {name}: {text}" for name, text in described(cls).items() if name in hints]
     made.__doc__ = "\n".join([cls.__name__, "", "Args:", *texts])
     return made()
+
+
+def shared(options: Any, cls: type) -> dict[str, Any]:
+    """The options that another class has too, as plain values, where they fit it."""
+    hints, found = plain_hints(cls), {}
+    for name, value in to_plain(options, "").items():
+        with contextlib.suppress(ValueError, KeyError):
+            convert(value, hints[name], name)
+            found[name] = value
+    return found
 
 
 def described(cls: type) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The settings of an experiment: frozen dataclasses, read from strict YAML."""
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -138,18 +139,24 @@ def from_dict(plain: Any) -> Config:
     """
     plain = dict(_options.mapping(plain, "the config"))
     chosen = {}
-    for part, registry in (("task", TASKS), ("model", MODELS)):
+    for part in ("task", "model"):
         options = dict(_options.mapping(plain.pop(part, None), part))
-        name = options.pop("name", None)
-        if not isinstance(name, str) or name not in registry:
-            near = _options.nearest(name, registry)
-            raise ValueError(
-                f"{part}.name is {_options.shown(name)}; expected one of {sorted(registry)}{near}"
-            )
-        chosen[part] = _options.build(registry[name], options, f"{part}.")
+        cls = _registered(part, options.pop("name", None))
+        chosen[part] = _options.build(cls, options, f"{part}.")
     given = _options.mapping(plain.pop("optimizer", {}), "optimizer")
     optimizer = _options.build(Optimizer, given, "optimizer.")
     return _options.build(Config, plain, "", **chosen, optimizer=optimizer)
+
+
+def _registered(part: str, name: Any) -> type:
+    """The task or model of a name."""
+    registry = TASKS if part == "task" else MODELS
+    if not isinstance(name, str) or name not in registry:
+        near = _options.nearest(name, registry)
+        raise ValueError(
+            f"{part}.name is {_options.shown(name)}; expected one of {sorted(registry)}{near}"
+        )
+    return registry[name]
 
 
 def load(path: Path | str) -> Config:
@@ -208,10 +215,21 @@ def differences(config: Config, other: Config) -> dict[str, Any]:
 def override(config: Config, arguments: Sequence[str], program: str, description: str) -> Config:
     """The config changed by flags such as ``--optimizer.learning-rate 1e-3``; see ``--help``.
 
+    ``--model.name`` takes another model, in which options of the same name keep their values.
     Exits, as command-line parsers do, where a flag is unknown.
+
+    Raises:
+      ValueError: there is no such model.
     """
     import tyro
 
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model.name", dest="model")
+    chosen, arguments = parser.parse_known_args(arguments)
+    if chosen.model is not None:
+        cls = _registered("model", chosen.model)
+        options = _options.shared(config.model, cls)
+        config = dataclasses.replace(config, model=_options.build(cls, options, "model."))
     hints = get_type_hints(Config)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     parts = {name: _options.as_dataclass(values[name]) for name in ("task", "model", "optimizer")}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import NUM_KINDS, require_count
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
 
 Initializer = Callable[..., jax.Array]
 
@@ -144,6 +144,19 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = activation_function(self.activation)(Dense(self.hidden)(x))
         return Dense(self.out, self.use_bias, self.kernel_init)(x)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / √(variance + 1e-6) · scale + bias over the last axis (Ba et al. 2016)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(dtype_of_sums(x))
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype)
+        return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype) * scale + bias
 
 
 class EdgeMLP(nn.Module):
