@@ -110,6 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, metavar="CSV", help="write the table to a file too")
 
+    command = add("md", _md, "Molecular dynamics of a structure under a trained potential.")
+    command.add_argument("structure", help="a file that ASE reads; FILE@-1 for its last structure")
+    command.add_argument("--model", required=True, help="a run of the task forces, or its export")
+    command.add_argument("--ensemble", choices=("nvt", "nve"), default="nvt", help="(nvt)")
+    command.add_argument("--temperature", type=float, default=300.0, help="in K (300)")
+    command.add_argument("--steps", type=int, default=10_000, help="(10,000)")
+    command.add_argument("--timestep", type=float, default=0.5, help="in fs (0.5)")
+    command.add_argument("--friction", type=float, default=0.01, help="of nvt, in 1/fs (0.01)")
+    command.add_argument("--every", type=int, default=10, help="steps between frames (10)")
+    command.add_argument("--seed", type=int, default=0, help="of velocities and noise (0)")
+    command.add_argument("--out", type=Path, help="a new folder (default: runs/md/ and the file)")
+
     text = (
         "Our speed beside PyTorch and plain JAX, in a clone; takes what scripts/benchmark.py does."
     )
@@ -201,6 +213,18 @@ def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     from egnn_jax.experiments.predict import predict
 
     predict(parsed.sources, parsed.model, parsed.out)
+
+
+def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from egnn_jax.experiments.dynamics import Dynamics, simulate
+
+    options = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Dynamics)}
+    name = Path(parsed.structure.partition("@")[0]).name.partition(".")[0]
+    folder = parsed.out or Path("runs/md") / name
+    found = simulate(parsed.structure, parsed.model, folder, Dynamics(**options))
+    print("mean {temperature:.1f} K, drift {drift:.4f} meV an atom and ps".format(**found))
+    print(f"{found['steps_per_second']:.0f} steps a second; {folder}/trajectory.xyz, dynamics.png")
 
 
 def _benchmark(_: argparse.Namespace, rest: Sequence[str]) -> None:

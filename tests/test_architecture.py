@@ -14,6 +14,7 @@ ALLOWED = {
     "graph": {"graph"},
     "nn": {"graph", "nn"},
     "models": {"graph", "nn", "models"},
+    "potentials": {"graph", "nn", "potentials"},
     "data": {"graph", "data", "_files"},
     "training": {"graph", "data", "training", "_files"},
     "losses": {"graph", "training"},

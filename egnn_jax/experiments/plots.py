@@ -114,6 +114,26 @@ def parity_and_errors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: 
     return save(figure, path, dpi=110, tight=False)
 
 
+def dynamics(rows: np.ndarray, path: Path) -> Path:
+    """Energies and temperature of a simulation over time.
+
+    Args:
+      rows: step, time (ps), potential, kinetic and total energy (eV) and temperature (K) of each
+        frame (frames, 6).
+      path: the file.
+    """
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True)
+    _, times, potential, _, total, temperature = rows.T
+    above.plot(times, potential - potential[0], lw=0.8, label="potential")
+    above.plot(times, total - total[0], lw=0.8, label="total")
+    above.set(ylabel="energy since the start, eV")
+    above.legend(fontsize=8)
+    below.plot(times, temperature, lw=0.8, color="tab:red")
+    below.set(xlabel="time, ps", ylabel="temperature, K")
+    figure.tight_layout()
+    return save(figure, path, dpi=110, tight=False)
+
+
 def trajectories(
     charges: np.ndarray, paths: np.ndarray, target: np.ndarray, predicted: np.ndarray, path: Path
 ) -> Path:

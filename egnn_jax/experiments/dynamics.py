@@ -1,0 +1,193 @@
+"""Molecular dynamics of a structure under a trained potential, run by ASE."""
+
+import csv
+import dataclasses
+import io
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from egnn_jax.experiments import plots
+from egnn_jax.graph._validation import require_count
+from egnn_jax.potentials.calculator import ASECalculator
+from egnn_jax.training.callbacks import show_progress_lines
+from egnn_jax.training.signals import Interrupted, stop_requested
+
+_COLUMNS = ("step", "time_ps", "potential_eV", "kinetic_eV", "total_eV", "temperature_K")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """How a simulation runs.
+
+    Args:
+      ensemble: "nvt" for Langevin dynamics at the temperature, "nve" for constant energy.
+      temperature: in K; of the first velocities too, where the structure has none.
+      steps: how many.
+      timestep: in fs.
+      friction: of Langevin dynamics, in 1/fs.
+      every: steps between two frames of the trajectory.
+      seed: of the velocities and of Langevin dynamics.
+
+    Raises:
+      ValueError: a number makes no sense.
+    """
+
+    ensemble: Literal["nvt", "nve"] = "nvt"
+    temperature: float = 300.0
+    steps: int = 10_000
+    timestep: float = 0.5
+    friction: float = 0.01
+    every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a number makes no sense."""
+        if self.ensemble not in ("nvt", "nve"):
+            raise ValueError(f"ensemble is {self.ensemble!r}; expected 'nvt' or 'nve'")
+        for name in ("steps", "every"):
+            require_count(name, getattr(self, name))
+        require_count("seed", self.seed, 0)
+        for name, zero in (("temperature", True), ("timestep", False), ("friction", True)):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf") or (value == 0 and not zero):
+                expected = "0 or above" if zero else "a number above 0"
+                raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> dict[str, float]:
+    """Simulate a structure, and write what happens into a new folder as it goes.
+
+    The folder gets ``trajectory.xyz``, frames with momenta, forces and energies that ASE reads,
+    ``dynamics.csv`` with a line for each of them, and ``dynamics.png``.
+
+    Args:
+      structure: a file that ASE reads, the first structure of it, or ``file@-1`` for its last one,
+        with the momenta that it has, if any.
+      model: as :class:`egnn_jax.ASECalculator` takes it.
+      folder: a new or empty one.
+      dynamics: how the simulation runs.
+
+    Returns:
+      ``steps_per_second``, the mean ``temperature`` (K), and the ``drift`` of the total energy, the
+      slope of a straight line through it (meV an atom and ps).
+
+    Raises:
+      ValueError: the structure cannot be read, or the model does not know it, or the folder is not
+        empty.
+      FloatingPointError: the simulation explodes; the frames so far are kept.
+      Interrupted: Ctrl-C, SIGTERM or SIGHUP; the frames so far are kept.
+    """
+    atoms = _read(structure)
+    atoms.calc = ASECalculator(model)
+    atoms.get_potential_energy()  # raises before anything is written
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; expected a new folder")
+    engine = _engine(atoms, dynamics)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[float, ...]] = []
+    started = time.monotonic()
+    try:
+        with (
+            (folder / "trajectory.xyz").open("w", encoding="utf-8") as frames,
+            (folder / "dynamics.csv").open("w", encoding="utf-8", newline="") as table,
+            stop_requested() as signal,
+        ):
+            csv.writer(table).writerow(_COLUMNS)
+            for step in _progress(folder.name, dynamics):
+                if step:
+                    engine.run(min(dynamics.every, step))
+                rows.append(_row(atoms, step, dynamics))
+                _write(atoms, frames)
+                csv.writer(table).writerow([f"{value:.10g}" for value in rows[-1]])
+                for file in (frames, table):
+                    file.flush()
+                _require_sane(rows[-1], dynamics, folder)
+                if reason := signal():
+                    raise Interrupted(
+                        f"{reason} at step {step:,} of {dynamics.steps:,}; the frames so far are "
+                        f"in {folder}",
+                        reason,
+                    )
+    finally:
+        if len(rows) > 1:
+            plots.dynamics(np.array(rows), folder / "dynamics.png")
+    seconds = time.monotonic() - started
+    table = np.array(rows)
+    slope = np.polyfit(table[:, 1], table[:, 4], 1)[0] if len(table) > 1 else 0.0
+    return {
+        "steps_per_second": dynamics.steps / seconds,
+        "temperature": float(table[:, 5].mean()),
+        "drift": 1e3 * float(slope) / len(atoms),
+    }
+
+
+def _read(structure: str) -> Any:
+    import ase.io
+
+    path = Path(structure.partition("@")[0]).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; expected a structure that ASE reads")
+    try:
+        return ase.io.read(structure, index=None if "@" in structure else 0)
+    except Exception as error:  # ASE's readers raise whatever they meet
+        raise ValueError(f"{structure} cannot be read: {error}") from error
+
+
+def _engine(atoms: Any, dynamics: Dynamics) -> Any:
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import Stationary, ZeroRotation
+    from ase.md.verlet import VelocityVerlet
+
+    rng = np.random.default_rng(dynamics.seed)
+    if not atoms.has("momenta"):
+        width = np.sqrt(atoms.get_masses() * units.kB * dynamics.temperature)
+        atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
+        if len(atoms) > 1:
+            Stationary(atoms)
+        if len(atoms) > 2 and not atoms.pbc.any():
+            ZeroRotation(atoms)
+    timestep = dynamics.timestep * units.fs
+    if dynamics.ensemble == "nve":
+        return VelocityVerlet(atoms, timestep)
+    return Langevin(
+        atoms, timestep, temperature_K=dynamics.temperature, friction=dynamics.friction / units.fs,
+        fixcm=False, rng=rng,
+    )  # fmt: skip
+
+
+def _progress(name: str, dynamics: Dynamics) -> Any:
+    """The steps at which a frame is written, 0 and the last one included, with a progress bar."""
+    from tqdm_loggable.auto import tqdm
+
+    show_progress_lines()
+    with tqdm(total=dynamics.steps, unit="step", desc=name) as bar:
+        for step in [*range(0, dynamics.steps, dynamics.every), dynamics.steps]:
+            yield step
+            bar.update(step - bar.n)
+
+
+def _row(atoms: Any, step: int, dynamics: Dynamics) -> tuple[float, ...]:
+    potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
+    time_ps = step * dynamics.timestep / 1e3
+    return step, time_ps, potential, kinetic, potential + kinetic, atoms.get_temperature()
+
+
+def _write(atoms: Any, file: Any) -> None:
+    from ase.io.extxyz import write_xyz
+
+    text = io.StringIO()
+    write_xyz(text, [atoms], columns=["symbols", "positions", "momenta"], write_results=True)
+    file.write(text.getvalue())
+
+
+def _require_sane(row: tuple[float, ...], dynamics: Dynamics, folder: Path) -> None:
+    most = 1_000 + 20 * dynamics.temperature
+    if not (np.isfinite(row).all() and row[-1] < most):
+        raise FloatingPointError(
+            f"the simulation explodes: {row[-1]:.0f} K at step {row[0]:,}; a smaller timestep may "
+            f"help, or a potential trained on such geometries. The frames so far are in {folder}"
+        )

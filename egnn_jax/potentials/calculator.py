@@ -1,0 +1,256 @@
+"""A potential as a calculator of ASE, for its dynamics, optimizers and phonons."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+import egnn_jax
+from egnn_jax.graph import neighbors
+from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
+from egnn_jax.potentials.potential import Potential
+
+
+class ASECalculator(Calculator):
+    """Energy, forces, stress and the energy of each atom, for ASE's ``Atoms``.
+
+    ::
+
+        atoms.calc = egnn.ASECalculator("runs/forces/ethanol")
+        atoms.calc = egnn.ASECalculator(potential, params, references={"H": -13.57, "C": -1025.28})
+
+    Neighbors are listed up to the cutoff plus a skin, and again where an atom has moved by half of
+    the skin or the cell has changed; energies do not depend on it. Edges are padded, so that the
+    geometries of one system compile once, and once more where they get many more neighbors.
+    Energies are in eV, forces in eV/Å, stress in eV/Å³, as ASE has them; ``energies`` are those of
+    atoms. Stress is given where the cell has a volume and space is periodic. A calculator may be
+    pickled, and used by several threads, which wait for each other.
+
+    Args:
+      model: the folder of a run or an exported file, see :func:`egnn_jax.load_pretrained`, or what
+        that returns, of the task ``forces``; or a :class:`egnn_jax.Potential`.
+      params: the parameters, where ``model`` is a potential.
+      references: energies of free atoms in eV, by symbol, which are added; with a potential, by
+        default, 0 of any element. Other elements are refused.
+      skin: how much farther than the cutoff neighbors are listed, in Å.
+
+    Raises:
+      ValueError: the model predicts no energies or has no cutoff, or the skin is below 0; and in a
+        calculation: there are no atoms, an element is not among the model's, a position is not
+        finite, or what was computed is not.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: Any,
+        params: Any = None,
+        *,
+        references: Mapping[str, float] | None = None,
+        skin: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, Potential):
+            if params is not None:
+                raise ValueError("params are given; expected them with a Potential only")
+            model, params, references = _of_pretrained(model, references)
+        elif params is None:
+            raise ValueError("params is None; expected the parameters of the potential")
+        cutoff = getattr(model.encoder, "cutoff", None)
+        if cutoff is None:
+            raise ValueError(
+                f"{type(model.encoder).__name__} has no cutoff; expected a model whose messages go "
+                "to zero there"
+            )
+        if not 0 <= skin < float("inf"):
+            raise ValueError(f"skin is {skin}; expected a distance of 0 or more in Å")
+        self._potential, self._params = model, jax.device_get(params)
+        self._references = None if references is None else dict(references)
+        self._cutoff, self._skin = float(cutoff), float(skin)
+        self._list: _Neighbors | None = None
+        self._capacities: dict[int, int] = {}  # of edges, by the number of atoms
+        self._lock = threading.RLock()
+
+    def get_property(self, name: str, atoms: Any = None, allow_calculation: bool = True) -> Any:
+        """See ASE's ``Calculator``; one thread at a time."""
+        with self._lock:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def calculate(
+        self,
+        atoms: Any = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute all properties of the atoms."""
+        with self._lock:
+            super().calculate(atoms, list(properties), list(system_changes))
+            self.results = self._compute(self.atoms)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: everything but the lock and the neighbors."""
+        return vars(self) | {"_lock": None, "_list": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A calculator that was pickled."""
+        vars(self).update(state | {"_lock": threading.RLock()})
+
+    def _compute(self, atoms: Any) -> dict[str, Any]:
+        free = self._of_free_atoms(atoms.get_chemical_symbols())
+        listed = self._neighbors(atoms)
+        x = atoms.get_positions() - listed.origin
+        periodic = listed.steps is not None
+        cell = atoms.cell.array if periodic else None
+        edges = self._edges(listed, x, cell)
+        potential = self._potential.clone(stress=periodic and atoms.cell.rank == 3)
+        out = jax.device_get(
+            _evaluate(
+                potential, self._params, atoms.numbers.astype(np.int32),
+                np.asarray(x, jnp.result_type(float)), cell, *edges,
+            )
+        )  # fmt: skip
+        energies = np.asarray(out["energies"], np.float64) + free
+        results: dict[str, Any] = {
+            "energy": float(energies.sum()),
+            "energies": energies,
+            "forces": np.asarray(out["forces"], np.float64),
+        }
+        results["free_energy"] = results["energy"]
+        if potential.stress:
+            results["stress"] = full_3x3_to_voigt_6_stress(out["stress"].astype(np.float64))
+        for name, value in results.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"the {name} computed is not finite: {np.asarray(value)}")
+        return results
+
+    def _of_free_atoms(self, symbols: Sequence[str]) -> np.ndarray:
+        if not symbols:
+            raise ValueError("there are no atoms; expected at least one")
+        if self._references is None:
+            return np.zeros(len(symbols))
+        if unknown := sorted(set(symbols) - set(self._references)):
+            raise ValueError(
+                f"the potential knows no {', '.join(unknown)}; expected atoms of "
+                f"{', '.join(sorted(self._references))}"
+            )
+        return np.array([self._references[symbol] for symbol in symbols])
+
+    def _neighbors(self, atoms: Any) -> "_Neighbors":
+        """Those of the last time, as long as no pair can have come within the cutoff unseen."""
+        now = _State(atoms.get_positions(), atoms.cell.array.copy(), atoms.pbc.copy())
+        if not np.isfinite(now.x).all():
+            bad = int(np.flatnonzero(~np.isfinite(now.x).all(axis=1))[0])
+            raise ValueError(f"atom {bad} is at {now.x[bad]}; expected finite positions")
+        if self._list is not None and now.near(self._list.state, self._skin / 2):
+            return self._list
+        lattice, offsets = None, np.zeros_like(now.x)
+        if now.pbc.any():
+            lattice = neighbors.Lattice(now.cell, now.pbc)
+            # Far from the cell, float32 would leave few digits of distances.
+            offsets = np.floor(atoms.get_scaled_positions(wrap=False)) * now.pbc
+        origin = offsets @ now.cell + (0 if now.pbc.any() else now.x.mean(axis=0))
+        x = now.x - origin
+        senders, receivers, steps = neighbors.within(x, self._cutoff + self._skin, lattice)
+        self._list = _Neighbors(now, senders, receivers, steps, origin)
+        return self._list
+
+    def _edges(
+        self, listed: "_Neighbors", x: np.ndarray, cell: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.int32]:
+        """The padded edges within the cutoff, as in training, and their number.
+
+        A model that moves coordinates would see some of the others in its later layers.
+        """
+        senders, receivers, steps = listed.senders, listed.receivers, listed.steps
+        r_ij = x[receivers] - x[senders]
+        if steps is not None and cell is not None:
+            r_ij -= steps @ cell
+        near = (r_ij**2).sum(axis=1) <= (self._cutoff * (1 + neighbors.TOLERANCE)) ** 2
+        senders, receivers = senders[near], receivers[near]
+        capacity = self._capacities.get(len(x), 0)
+        if len(senders) > capacity:
+            capacity = self._capacities[len(x)] = int(1.15 * len(senders)) + 8
+        padding = capacity - len(senders)
+        ends = [np.pad(end, (0, padding), constant_values=len(x)) for end in (senders, receivers)]
+        if steps is not None:
+            steps = np.pad(steps[near], ((0, padding), (0, 0)))
+        return ends[0], ends[1], steps, np.int32(near.sum())
+
+
+class _State(NamedTuple):
+    x: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+
+    def near(self, other: "_State", distance: float) -> bool:
+        """Whether no atom is farther than this from where it is in the other state."""
+        same = self.x.shape == other.x.shape and np.array_equal(self.pbc, other.pbc)
+        same = same and (not self.pbc.any() or np.array_equal(self.cell, other.cell))
+        return same and float(((self.x - other.x) ** 2).sum(axis=1).max()) <= distance**2
+
+
+class _Neighbors(NamedTuple):
+    """Pairs up to the cutoff and the skin, and what is subtracted from positions (M, 3) first."""
+
+    state: _State
+    senders: np.ndarray
+    receivers: np.ndarray
+    steps: np.ndarray | None
+    origin: np.ndarray
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(
+    potential: Potential,
+    params: Any,
+    numbers: jax.Array,
+    x: jax.Array,
+    cell: jax.Array | None,
+    senders: jax.Array,
+    receivers: jax.Array,
+    steps: jax.Array | None,
+    n_edge: jax.Array,
+) -> dict[str, jax.Array]:
+    """Energies (M,), forces (M, 3) and stress (3, 3) of atoms whose edges are padded."""
+    shift, cells = None, None
+    if cell is not None and steps is not None:
+        shift = (steps @ cell).astype(x.dtype)
+        cells = jnp.stack([cell, jnp.zeros_like(cell)]).astype(x.dtype)
+    n = x.shape[0]
+    graph: GraphsTuple = PaddedGraphsTuple(
+        nodes=Nodes(h=jnp.pad(numbers, (0, 1)), x=jnp.pad(x, ((0, 1), (0, 0))), v=None),
+        edges=Edges(shift=shift),
+        senders=senders,
+        receivers=receivers,
+        n_node=jnp.array([n, 1], jnp.int32),
+        n_edge=jnp.stack([n_edge, senders.shape[0] - n_edge]),
+        globals=Globals(cell=cells),
+    )
+    out: Any = potential.apply(params, graph)
+    found = {"energies": out.nodes.h[:n, 0], "forces": out.nodes.y[:n]}
+    if potential.stress:
+        found["stress"] = out.globals.stress[0]
+    return found
+
+
+def _of_pretrained(
+    model: Any, references: Mapping[str, float] | None
+) -> tuple[Potential, Any, Mapping[str, float]]:
+    """A potential, its parameters and energies of free atoms, of a run or an exported file."""
+    if isinstance(model, str | Path):
+        model = egnn_jax.load_pretrained(model)
+    network = getattr(model, "network", model)
+    if not isinstance(network, Potential):
+        raise ValueError(
+            f"the model is a {type(network).__name__}; expected a Potential, or a run or a file of "
+            "the task forces"
+        )
+    return network, model.params, model.config.task.references | dict(references or {})

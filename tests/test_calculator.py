@@ -1,0 +1,171 @@
+"""The calculator for ASE: against the potential on graphs, its neighbor list, threads and files."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import ase
+import ase.build
+import ase.io
+import jax
+import numpy as np
+import pytest
+from ase.stress import full_3x3_to_voigt_6_stress
+
+import egnn_jax as egnn
+from egnn_jax import testing
+from egnn_jax.experiments.dynamics import Dynamics, simulate
+from egnn_jax.potentials import calculator
+
+MODEL = egnn.EGNN(features=6, layers=2, cutoff=3.0, basis=4, coordinate_aggregation="sum")
+
+
+def potential(atoms, model=MODEL):
+    graph = egnn.from_ase(atoms, cutoff=3.0)
+    network = egnn.Potential(model)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), graph)
+    return network, testing.randomise_parameters(shapes)
+
+
+def copper(seed=0, pbc=True):
+    atoms = ase.build.bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=seed)
+    atoms.pbc = pbc
+    return atoms
+
+
+@pytest.fixture
+def water():
+    return ase.build.molecule("H2O")
+
+
+@pytest.mark.parametrize("pbc", [True, (True, True, False), False])
+def test_it_gives_what_the_potential_gives(x64, pbc):
+    atoms = copper(pbc=pbc)
+    network, params = potential(atoms)
+    atoms.calc = egnn.ASECalculator(network, params, references={"Cu": -1.5})
+    stress = any(np.broadcast_to(pbc, 3))
+    out = network.clone(stress=stress).apply(params, egnn.from_ase(atoms, cutoff=3.0))
+    np.testing.assert_allclose(atoms.get_potential_energy(), out.globals.y[0, 0] - 6.0, rtol=1e-10)
+    np.testing.assert_allclose(atoms.get_forces(), out.nodes.y, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(atoms.get_potential_energies().sum(), atoms.get_potential_energy())
+    if stress:
+        expected = full_3x3_to_voigt_6_stress(np.asarray(out.globals.stress[0]))
+        np.testing.assert_allclose(atoms.get_stress(), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_energies_do_not_depend_on_the_skin_or_on_cells_passed(x64):
+    atoms = copper()
+    network, params = potential(atoms)
+    fresh = egnn.ASECalculator(network, params, skin=0.0)
+    kept = egnn.ASECalculator(network, params, skin=1.0)
+    rng = np.random.default_rng(0)
+    for k in range(30):
+        atoms.positions += 0.05 * rng.standard_normal(atoms.positions.shape)
+        if k % 10 == 5:
+            atoms.positions[k % 4] += 3 * atoms.cell[0] - atoms.cell[2]
+        if k % 10 == 7:
+            atoms.set_cell(atoms.cell * 1.02, scale_atoms=True)
+        found = [(c.get_potential_energy(atoms), c.get_forces(atoms)) for c in (fresh, kept)]
+        np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-10)
+        np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-9)
+
+
+def test_a_list_is_kept_until_an_atom_moves_by_half_the_skin(water):
+    network, params = potential(water)
+    calc = egnn.ASECalculator(network, params, skin=0.4)
+    calc.get_potential_energy(water)
+    first = calc._list
+    water.positions[0, 0] += 0.19
+    calc.get_potential_energy(water)
+    assert calc._list is first
+    water.positions[0, 0] += 0.02
+    calc.get_potential_energy(water)
+    assert calc._list is not first
+
+
+def test_geometries_of_one_system_compile_once():
+    atoms = copper()
+    network, params = potential(atoms)
+    calc = egnn.ASECalculator(network, params)
+    calc.get_potential_energy(atoms)
+    before = calculator._evaluate._cache_size()
+    for seed in range(20):
+        calc.get_forces(copper(seed))
+    assert calculator._evaluate._cache_size() == before
+
+
+def test_threads_and_pickles(water):
+    network, params = potential(water)
+    calc = pickle.loads(pickle.dumps(egnn.ASECalculator(network, params)))
+    several = [water.copy() for _ in range(8)]
+    for k, atoms in enumerate(several):
+        atoms.positions[1] *= 1 + 0.02 * k
+    alone = [calc.get_forces(atoms) for atoms in several]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(calc.get_forces, several))
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_what_makes_no_sense_is_refused(water):
+    network, params = potential(water)
+    calc = egnn.ASECalculator(network, params, references={"H": -13.0})
+    with pytest.raises(ValueError, match="knows no O; expected atoms of H"):
+        calc.get_potential_energy(water)
+    with pytest.raises(ValueError, match="there are no atoms"):
+        calc.get_potential_energy(ase.Atoms())
+    with pytest.raises(ValueError, match=r"atom 0 is at .*nan"):
+        calc.get_potential_energy(ase.Atoms("H", [[np.nan, 0, 0]]))
+    with pytest.raises(ValueError, match="params is None"):
+        egnn.ASECalculator(network)
+    with pytest.raises(ValueError, match="EGNN has no cutoff"):
+        egnn.ASECalculator(egnn.Potential(egnn.EGNN(features=4)), params)
+    with pytest.raises(ValueError, match="skin is -1"):
+        egnn.ASECalculator(network, params, skin=-1)
+    with pytest.raises(ValueError, match="the model is a MolecularReadout; expected a Potential"):
+        egnn.ASECalculator("qm9")
+
+
+def test_one_atom_alone(x64):
+    atom = ase.Atoms("Cu", [[1.0, 2.0, 3.0]])
+    network, params = potential(copper())
+    atom.calc = egnn.ASECalculator(network, params)
+    np.testing.assert_allclose(atom.get_forces(), 0, atol=1e-12)
+    assert np.isfinite(atom.get_potential_energy())
+
+
+def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, monkeypatch):
+    network, params = potential(water)
+    water.write(tmp_path / "water.xyz")
+
+    def given(model):
+        return egnn.ASECalculator(network.clone(scale=1e-3), params)
+
+    monkeypatch.setattr("egnn_jax.experiments.dynamics.ASECalculator", given)
+    options = {"steps": 25, "every": 10, "timestep": 0.25}
+    first = tmp_path / "first"
+    found = simulate(str(tmp_path / "water.xyz"), None, first, Dynamics(**options))
+    frames = ase.io.read(first / "trajectory.xyz", ":")
+    assert len(frames) == 4
+    lines = (first / "dynamics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "0", "10", "20", "25"]
+    assert (first / "dynamics.png").stat().st_size > 1000
+    assert found["temperature"] > 0
+    np.testing.assert_allclose(frames[-1].get_momenta().sum(axis=0), 0, atol=1)
+    with pytest.raises(ValueError, match="is not empty; expected a new folder"):
+        simulate(str(tmp_path / "water.xyz"), None, first, Dynamics(**options))
+    nve = Dynamics(**options | {"ensemble": "nve"})
+    simulate(f"{first}/trajectory.xyz@-1", None, tmp_path / "second", nve)
+    start = ase.io.read(tmp_path / "second" / "trajectory.xyz", 0)
+    np.testing.assert_allclose(start.get_momenta(), frames[-1].get_momenta(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"timestep": 0.0}, "timestep is 0.0; expected a number above 0"),
+     ({"temperature": -1.0}, "temperature is -1.0; expected 0 or above"),
+     ({"steps": 0}, "steps is 0; expected at least 1"),
+     ({"ensemble": "npt"}, "ensemble is 'npt'; expected 'nvt' or 'nve'")],
+)  # fmt: skip
+def test_dynamics_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        Dynamics(**options)
