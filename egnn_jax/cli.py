@@ -216,7 +216,6 @@ def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
-    os.environ.setdefault("MPLBACKEND", "Agg")
     from egnn_jax.experiments.dynamics import Dynamics, simulate
 
     options = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Dynamics)}

@@ -111,3 +111,10 @@ def interrupt(process: subprocess.Popen, metrics: Path, number: signal.Signals, 
 def first(batches):
     """The first batch of those that a loader returns, without its axis of shards."""
     return jax.tree.map(lambda a: a[0, 0], batches)
+
+
+def graph_of_distinct_places():
+    """A random graph without nodes at one place, which have no direction to each other."""
+    graph = egnn.testing.random_graph(padding=False)
+    x = graph.nodes.x + 0.1 * jax.random.normal(jax.random.key(1), graph.nodes.x.shape)
+    return graph._replace(nodes=graph.nodes.replace(x=x))

@@ -23,6 +23,12 @@ def require_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
+def require_cutoff(value: float) -> None:
+    """Raise ValueError for what is no finite distance above 0."""
+    if not 0 < value < np.inf:
+        raise ValueError(f"cutoff is {value}; expected a finite distance above 0")
+
+
 def matrix(
     name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None
 ) -> jax.Array:

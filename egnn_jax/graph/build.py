@@ -154,8 +154,7 @@ def radius_graph(
       ValueError: as in :func:`complete_graph`; the cutoff is no distance, the cell has no
         volume, or there would be more than 10⁸ edges.
     """
-    if not 0 < cutoff < np.inf:
-        raise ValueError(f"cutoff is {cutoff}; expected a finite distance above 0")
+    _validation.require_cutoff(cutoff)
     points, lattice = _points(x, cell, periodic)
     _warn_of_rounding(points, cutoff)
     return _from_neighbors(neighbors.within(points, cutoff, lattice), points, lattice, x, h, v, y)

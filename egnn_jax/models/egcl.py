@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_cutoff
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
@@ -214,8 +215,7 @@ class EGCL(nn.Module):
             if self.basis is not None:
                 raise ValueError(f"basis is {self.basis} without a cutoff; expected both")
             return
-        if not 0 < self.cutoff < float("inf"):
-            raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
+        require_cutoff(self.cutoff)
         means = {"aggregation": self.aggregation}
         if self.update_coordinates:
             means["coordinate_aggregation"] = self.coordinate_aggregation

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_cutoff
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, with_attributes
@@ -46,8 +47,7 @@ class PaiNN(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
-        if not 0 < self.cutoff < float("inf"):
-            raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
+        require_cutoff(self.cutoff)
         x, v = graph.nodes.x, graph.nodes.v
         r_ij = edge_vectors(graph, x)
         distance = safe_norm(r_ij, keepdims=True)

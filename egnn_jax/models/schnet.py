@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_cutoff
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import Dense, Symmetry, embed, require_positive, with_attributes
@@ -61,8 +62,7 @@ class SchNet(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, gaussians=self.gaussians)
-        if not 0 < self.cutoff < float("inf"):
-            raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
+        require_cutoff(self.cutoff)
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, graph.nodes.x)))
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax.graph._validation import require_cutoff
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import (
@@ -79,8 +80,7 @@ class TensorNet(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
-        if not 0 < self.cutoff < float("inf"):
-            raise ValueError(f"cutoff is {self.cutoff}; expected a finite distance above 0")
+        require_cutoff(self.cutoff)
         x = graph.nodes.x
         if x.shape[-1] != 3:
             raise ValueError(f"x has shape {x.shape}; expected (N, 3)")

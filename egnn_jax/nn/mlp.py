@@ -26,7 +26,7 @@ small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "u
 
 
 def require_positive(**sizes: int | None) -> None:
-    """Raise ValueError for a size below 1; None is no size."""
+    """Raise ValueError for a size that is no whole number of at least 1; None is no size."""
     for name, size in sizes.items():
         if size is not None:
             require_count(name, size)

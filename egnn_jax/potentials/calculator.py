@@ -47,6 +47,7 @@ class ASECalculator(Calculator):
         finite, or what was computed is not.
     """
 
+    # ASE declares it without ClassVar, which no subclass may add.
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     def __init__(
@@ -107,14 +108,13 @@ class ASECalculator(Calculator):
         free = self._of_free_atoms(atoms.get_chemical_symbols())
         listed = self._neighbors(atoms)
         x = atoms.get_positions() - listed.origin
-        periodic = listed.steps is not None
+        periodic = listed.shift is not None
         cell = atoms.cell.array if periodic else None
-        edges = self._edges(listed, x, cell)
         potential = self._potential.clone(stress=periodic and atoms.cell.rank == 3)
         out = jax.device_get(
             _evaluate(
                 potential, self._params, atoms.numbers.astype(np.int32),
-                np.asarray(x, jnp.result_type(float)), cell, *edges,
+                np.asarray(x, jnp.result_type(float)), cell, *self._edges(listed, x),
             )
         )  # fmt: skip
         energies = np.asarray(out["energies"], np.float64) + free
@@ -159,20 +159,21 @@ class ASECalculator(Calculator):
         origin = offsets @ now.cell + (0 if now.pbc.any() else now.x.mean(axis=0))
         x = now.x - origin
         senders, receivers, steps = neighbors.within(x, self._cutoff + self._skin, lattice)
-        self._list = _Neighbors(now, senders, receivers, steps, origin)
+        shift = None if steps is None else steps @ now.cell
+        self._list = _Neighbors(now, senders, receivers, shift, origin)
         return self._list
 
     def _edges(
-        self, listed: "_Neighbors", x: np.ndarray, cell: np.ndarray | None
+        self, listed: "_Neighbors", x: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.int32]:
         """The padded edges within the cutoff, as in training, and their number.
 
         A model that moves coordinates would see some of the others in its later layers.
         """
-        senders, receivers, steps = listed.senders, listed.receivers, listed.steps
+        _, senders, receivers, shift, _ = listed
         r_ij = x[receivers] - x[senders]
-        if steps is not None and cell is not None:
-            r_ij -= steps @ cell
+        if shift is not None:
+            r_ij -= shift
         near = (r_ij**2).sum(axis=1) <= (self._cutoff * (1 + neighbors.TOLERANCE)) ** 2
         senders, receivers = senders[near], receivers[near]
         capacity = self._capacities.get(len(x), 0)
@@ -180,9 +181,9 @@ class ASECalculator(Calculator):
             capacity = self._capacities[len(x)] = int(1.15 * len(senders)) + 8
         padding = capacity - len(senders)
         ends = [np.pad(end, (0, padding), constant_values=len(x)) for end in (senders, receivers)]
-        if steps is not None:
-            steps = np.pad(steps[near], ((0, padding), (0, 0)))
-        return ends[0], ends[1], steps, np.int32(near.sum())
+        if shift is not None:
+            shift = np.pad(shift[near], ((0, padding), (0, 0)))
+        return ends[0], ends[1], shift, np.int32(near.sum())
 
 
 class _State(NamedTuple):
@@ -203,7 +204,7 @@ class _Neighbors(NamedTuple):
     state: _State
     senders: np.ndarray
     receivers: np.ndarray
-    steps: np.ndarray | None
+    shift: np.ndarray | None
     origin: np.ndarray
 
 
@@ -216,18 +217,15 @@ def _evaluate(
     cell: jax.Array | None,
     senders: jax.Array,
     receivers: jax.Array,
-    steps: jax.Array | None,
+    shift: jax.Array | None,
     n_edge: jax.Array,
 ) -> dict[str, jax.Array]:
     """Energies (M,), forces (M, 3) and stress (3, 3) of atoms whose edges are padded."""
-    shift, cells = None, None
-    if cell is not None and steps is not None:
-        shift = (steps @ cell).astype(x.dtype)
-        cells = jnp.stack([cell, jnp.zeros_like(cell)]).astype(x.dtype)
+    cells = None if cell is None else jnp.stack([cell, jnp.zeros_like(cell)]).astype(x.dtype)
     n = x.shape[0]
     graph: GraphsTuple = PaddedGraphsTuple(
         nodes=Nodes(h=jnp.pad(numbers, (0, 1)), x=jnp.pad(x, ((0, 1), (0, 0))), v=None),
-        edges=Edges(shift=shift),
+        edges=Edges(shift=None if shift is None else shift.astype(x.dtype)),
         senders=senders,
         receivers=receivers,
         n_node=jnp.array([n, 1], jnp.int32),

@@ -234,15 +234,7 @@ class RunFolder:
 
         The same for a tree restored as dicts. Comments in config.yaml do not count.
         """
-        leaves = {
-            jax.tree_util.keystr(path, simple=True): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        digest = hashlib.sha256(_digest(self.settings()).encode())
-        for name in sorted(leaves):
-            digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape} ".encode())
-            digest.update(leaves[name].tobytes())
-        return np.frombuffer(digest.digest(), np.uint8)
+        return np.frombuffer(digest_of_arrays(tree, _digest(self.settings())), np.uint8)
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
@@ -255,6 +247,19 @@ class RunFolder:
             folder = self.path / "checkpoints" / kind
             self._managers[kind] = ocp.CheckpointManager(folder, options=options)
         return self._managers[kind]
+
+
+def digest_of_arrays(tree: Any, start: str = "") -> bytes:
+    """SHA-256 of a text and of every array of a tree with its name."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    digest = hashlib.sha256(start.encode())
+    for name in sorted(leaves):
+        digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape} ".encode())
+        digest.update(leaves[name].tobytes())
+    return digest.digest()
 
 
 def _digest(plain: Any) -> str:

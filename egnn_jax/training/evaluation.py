@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from egnn_jax.data.loader import Loader, any_batch, require_loader
+from egnn_jax.data.loader import Loader, require_loader
 from egnn_jax.graph.graph import PaddedGraphsTuple, graph_mask
 from egnn_jax.training._validation import require_loss
 from egnn_jax.training.distributed import AXIS, make_mesh
@@ -24,6 +24,7 @@ def metrics_of(loss: Loss) -> Metrics:
     """The metrics of a loss, with its value as "loss"."""
 
     def metrics(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+        require_loss(loss, params, batch)
         value, metrics = loss(params, batch, key)
         return {"loss": value, **metrics}
 
@@ -110,7 +111,6 @@ def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str
         metrics).
     """
     require_loader("loader", loader)
-    require_loss(loss, params, any_batch(loader))
     values = Evaluation(metrics_of(loss), loader, seed=seed)(params)
     return {name: np.asarray(value).tolist() for name, value in values.items()}
 

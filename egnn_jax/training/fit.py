@@ -1,7 +1,6 @@
 """``fit``: train anyone's parameters on anyone's loss and data."""
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from egnn_jax.data.loader import Loader
@@ -19,7 +17,7 @@ from egnn_jax.training._validation import (
     require_parameters,
 )
 from egnn_jax.training.callbacks import Callback, MetricsLog, ProgressBar
-from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.checkpoint import RunFolder, digest_of_arrays
 from egnn_jax.training.evaluation import Metrics, metrics_of
 from egnn_jax.training.loop import Training
 from egnn_jax.training.plan import FitResult, Plan
@@ -126,7 +124,7 @@ def _description(
     plan: Plan, loss: Loss, params: Any, optimizer: optax.GradientTransformation, run: RunFolder
 ) -> dict[str, Any]:
     """What tells one run from another where the caller does not say it."""
-    initial = _digest(params)
+    initial = digest_of_arrays(params).hex()
     if plan.seeds > 1:
         params = jax.tree.map(lambda a: a[0], params)
     batch = jax.tree.map(lambda a: a[0, 0], plan.train.batches(0, 0, 1))
@@ -149,7 +147,7 @@ def _description(
         "compiled": compiled,
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
         "initial_parameters": initial,
-        "first_batch": _digest(batch),
+        "first_batch": digest_of_arrays(batch).hex(),
         "optimizer": _parts(jax.eval_shape(optimizer.init, params)),
         "batch_size": plan.train.batch_size,
         "batches": plan.train.num_batches(0),
@@ -159,23 +157,11 @@ def _description(
     }
 
 
-def _digest(tree: Any) -> str:
-    """SHA-256 of arrays and their names."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
-        digest.update(leaf.tobytes())
-    return digest.hexdigest()
-
-
 def _program(function: Callable[..., Any], *args: Any) -> str:
     """SHA-256 of what JAX makes of a function, the constants in it included."""
     jaxpr = jax.make_jaxpr(function)(*args)
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr.jaxpr)).encode())
-    for constant in jaxpr.consts:
-        digest.update(np.asarray(constant).tobytes())
-    return digest.hexdigest()
+    text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr.jaxpr))
+    return digest_of_arrays(jaxpr.consts, text).hex()
 
 
 def _parts(state: Any) -> str:
