@@ -1,5 +1,6 @@
 """The calculator for ASE: against the potential on graphs, its neighbor list, threads and files."""
 
+import dataclasses
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -155,8 +156,13 @@ def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, mon
         simulate(str(tmp_path / "water.xyz"), None, first, Dynamics(**options))
     nve = Dynamics(**options | {"ensemble": "nve"})
     simulate(f"{first}/trajectory.xyz@-1", None, tmp_path / "second", nve)
-    start = ase.io.read(tmp_path / "second" / "trajectory.xyz", 0)
+    start, *_, end = ase.io.read(tmp_path / "second" / "trajectory.xyz", ":")
     np.testing.assert_allclose(start.get_momenta(), frames[-1].get_momenta(), atol=1e-6)
+    at_once = dataclasses.replace(nve, every=25)
+    simulate(f"{first}/trajectory.xyz@-1", None, tmp_path / "third", at_once)
+    same = ase.io.read(tmp_path / "third" / "trajectory.xyz", -1)
+    np.testing.assert_allclose(end.positions, same.positions, atol=1e-6)
+    assert np.abs(end.positions - start.positions).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
             csv.writer(table).writerow(_COLUMNS)
             for step in _progress(folder.name, dynamics):
                 if step:
-                    engine.run(min(dynamics.every, step))
+                    engine.run(step - int(rows[-1][0]))
                 rows.append(_row(atoms, step, dynamics))
                 _write(atoms, frames)
                 csv.writer(table).writerow([f"{value:.10g}" for value in rows[-1]])
