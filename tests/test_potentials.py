@@ -122,6 +122,19 @@ def test_energy_and_forces_have_no_jump_at_the_cutoff(backbone):
     np.testing.assert_allclose(near.nodes.y, far.nodes.y, atol=1e-3)
 
 
+def test_pairs_beyond_the_cutoff_change_nothing(backbone):
+    """Also where a layer has moved them, so that a later one sees them within the cutoff."""
+    rng = np.random.default_rng(3)
+    x, h = rng.normal(size=(12, 3)), rng.choice([1, 6, 8], 12)
+    near, all_pairs = egnn.radius_graph(x, CUTOFF, h=h), egnn.complete_graph(x, h)
+    assert len(near.senders) < len(all_pairs.senders)
+    potential = built(backbone, near)
+    expected, found = potential(near), potential(all_pairs)
+    assert np.abs(expected.nodes.y).max() > 1e-2
+    np.testing.assert_allclose(found.nodes.h, expected.nodes.h, atol=1e-10)
+    np.testing.assert_allclose(found.nodes.y, expected.nodes.y, atol=1e-10)
+
+
 def test_rotations_permutations_and_padding(backbone):
     graph = crystal()
     potential = built(backbone, graph, stress=True)

@@ -82,7 +82,8 @@ class EGCL(nn.Module):
         once if not given.
 
     Call: a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None, to the same with
-    h (N, features).
+    h (N, features). ``first`` (N, n) are the coordinates whose distances the cutoff is of, by
+    default x: those that the graph was made with, where layers before have moved x.
 
     Raises:
       ValueError: an option is unknown, ``residual`` where F differs from ``features``,
@@ -116,7 +117,7 @@ class EGCL(nn.Module):
         self.phi_v = MLP(self.features, 1, self.activation)
         self.phi_h = MLP(self.features, self.features, self.activation)
 
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+    def __call__(self, graph: GraphsTuple, first: jax.Array | None = None) -> GraphsTuple:
         self._require_valid(graph)
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         a_ij = graph.edges.a
@@ -131,7 +132,8 @@ class EGCL(nn.Module):
                 m_ij *= nn.sigmoid(layer.phi_inf(m_ij))  # eq. 8
             moves = layer._moves(r_ij, m_ij) if layer.update_coordinates else None
             if layer.cutoff is not None:
-                envelope = polynomial_envelope(safe_norm(r_ij, keepdims=True), layer.cutoff)
+                ends = r_ij if first is None else edge_vectors(graph, first)
+                envelope = polynomial_envelope(safe_norm(ends, keepdims=True), layer.cutoff)
                 m_ij *= envelope.astype(m_ij.dtype)
                 moves = None if moves is None else moves * envelope
             return m_ij, moves

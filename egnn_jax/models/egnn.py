@@ -33,7 +33,7 @@ class EGNN(nn.Module):
       update_coordinates: False leaves x and v alone.
       residual: add h to φ_h.
       shrinkage: multiply x by 1 - shrinkage after each layer.
-      cutoff: an envelope ends all messages smoothly at this distance.
+      cutoff: an envelope ends all messages smoothly at this distance in the input.
       basis: describe distances by this many Bessel functions instead of ‖r_ij‖².
       edge_block: sum messages over blocks of this many edges, where not all fit in memory.
 
@@ -73,9 +73,11 @@ class EGNN(nn.Module):
         if self.embed:
             h = embed(graph.nodes.h, self.features)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
+        moves = self.cutoff is not None and self.update_coordinates
+        first = {"first": graph.nodes.x} if moves else {}
         for k in range(self.layers):
             options = self._layer_options(width=graph.nodes.h.shape[-1])
-            graph = self.layer(**options, name=f"layer_{k}")(graph)
+            graph = self.layer(**options, name=f"layer_{k}")(graph, **first)
         if self.output_features is not None:
             h = Dense(self.output_features, name="embedding_out")(graph.nodes.h)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))

@@ -31,9 +31,8 @@ def polynomial_envelope(distance: jax.Array, cutoff: float, p: int = 6) -> jax.A
 
 
 def bessel_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
-    """(E,) to (E, number): √(2/c) sin(kπd/c) / d for k = 1, 2, …, with the cutoff c; 0 from there
-    on, and at d = 0 its limit.
+    """(E,) to (E, number): √(2/c) sin(kπd/c) / d for k = 1, 2, …, with the cutoff c; at d = 0 its
+    limit. Each is 0 at the cutoff, with a slope that an envelope has to end.
     """
     k = jnp.arange(1, number + 1, dtype=distance.dtype)
-    within = jnp.minimum(distance, cutoff)[:, None] / cutoff
-    return jnp.sqrt(2 / cutoff) * (k * jnp.pi / cutoff) * jnp.sinc(k * within)
+    return jnp.sqrt(2 / cutoff) * (k * jnp.pi / cutoff) * jnp.sinc(k * distance[:, None] / cutoff)

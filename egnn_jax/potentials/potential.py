@@ -40,7 +40,14 @@ class Potential(nn.Module):
     stress: bool = False
 
     @nn.compact
+    def energies(self, graph: GraphsTuple) -> jax.Array:
+        """E_i of each atom (N, 1), for ``potential.apply(params, graph, method="energies")``."""
+        h = self.encoder(graph).nodes.h
+        of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(graph.nodes.x.dtype)
+        return self.shift + self.scale * of_atoms
+
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        """Energies, forces and stress."""
         x, cell = graph.nodes.x, graph.globals.cell
         if self.stress and cell is None:
             raise ValueError("the graph has no cell; expected one, or stress=False")
@@ -50,10 +57,8 @@ class Potential(nn.Module):
         def energy(
             potential: "Potential", x: jax.Array, strain: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            strained = _strained(graph, x, strain) if potential.stress else _moved(graph, x)
-            h = potential.encoder(strained).nodes.h
-            of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(x.dtype)
-            of_atoms = potential.shift + potential.scale * of_atoms
+            moved = _strained(graph, x, strain) if potential.stress else _moved(graph, x)
+            of_atoms = potential.energies(moved)
             return jnp.sum(of_atoms), of_atoms
 
         (_, of_atoms), (gradient, virial) = nn.value_and_grad(energy, self, x, strain, has_aux=True)
