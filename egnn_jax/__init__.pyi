@@ -45,6 +45,7 @@ from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
 from .nn.heads import Readout as Readout
 from .nn.precision import MixedPrecision as MixedPrecision
+from .potentials import jax_md as jax_md
 from .potentials.calculator import ASECalculator as ASECalculator
 from .potentials.potential import Potential as Potential
 from .registry import MODELS as MODELS

@@ -111,7 +111,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self, kinds: jax.Array) -> jax.Array:
         table = self.param("table", nn.initializers.normal(1.0), (NUM_KINDS, self.features))
-        return table[kinds]
+        return jnp.asarray(table)[kinds]
 
 
 def embed(h: jax.Array, features: int) -> jax.Array:

@@ -44,6 +44,11 @@ class MixedPrecision(nn.Module):
     compute_dtype: ComputeDtype = "bfloat16"
     matmul_precision: MatmulPrecision = "default"
 
+    @property
+    def cutoff(self) -> float | None:
+        """The model's, where its messages go to zero; None if it has none."""
+        return getattr(self.model, "cutoff", None)
+
     def setup(self) -> None:
         """The model's parameters, under its own names."""
         nn.share_scope(self, self.model)

@@ -14,8 +14,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 import egnn_jax
 from egnn_jax.graph import neighbors
-from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
-from egnn_jax.potentials.potential import Potential
+from egnn_jax.potentials._padding import padded_graph
+from egnn_jax.potentials.potential import Potential, cutoff_of
 
 
 class ASECalculator(Calculator):
@@ -65,17 +65,12 @@ class ASECalculator(Calculator):
             model, params, references = _of_pretrained(model, references)
         elif params is None:
             raise ValueError("params is None; expected the parameters of the potential")
-        cutoff = getattr(model.encoder, "cutoff", None)
-        if cutoff is None:
-            raise ValueError(
-                f"{type(model.encoder).__name__} has no cutoff; expected a model whose messages go "
-                "to zero there"
-            )
+        cutoff = cutoff_of(model)
         if not 0 <= skin < float("inf"):
             raise ValueError(f"skin is {skin}; expected a distance of 0 or more in Å")
         self._potential, self._params = model, jax.device_get(params)
         self._references = None if references is None else dict(references)
-        self._cutoff, self._skin = float(cutoff), float(skin)
+        self._cutoff, self._skin = cutoff, float(skin)
         self._list: _Neighbors | None = None
         self._capacities: dict[int, int] = {}  # of edges, by the number of atoms
         self._lock = threading.RLock()
@@ -165,11 +160,8 @@ class ASECalculator(Calculator):
 
     def _edges(
         self, listed: "_Neighbors", x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.int32]:
-        """The padded edges within the cutoff, as in training, and their number.
-
-        A model that moves coordinates would see some of the others in its later layers.
-        """
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The padded edges within the cutoff."""
         _, senders, receivers, shift, _ = listed
         r_ij = x[receivers] - x[senders]
         if shift is not None:
@@ -183,7 +175,7 @@ class ASECalculator(Calculator):
         ends = [np.pad(end, (0, padding), constant_values=len(x)) for end in (senders, receivers)]
         if shift is not None:
             shift = np.pad(shift[near], ((0, padding), (0, 0)))
-        return ends[0], ends[1], shift, np.int32(near.sum())
+        return ends[0], ends[1], shift
 
 
 class _State(NamedTuple):
@@ -218,21 +210,11 @@ def _evaluate(
     senders: jax.Array,
     receivers: jax.Array,
     shift: jax.Array | None,
-    n_edge: jax.Array,
 ) -> dict[str, jax.Array]:
     """Energies (M,), forces (M, 3) and stress (3, 3) of atoms whose edges are padded."""
-    cells = None if cell is None else jnp.stack([cell, jnp.zeros_like(cell)]).astype(x.dtype)
-    n = x.shape[0]
-    graph: GraphsTuple = PaddedGraphsTuple(
-        nodes=Nodes(h=jnp.pad(numbers, (0, 1)), x=jnp.pad(x, ((0, 1), (0, 0))), v=None),
-        edges=Edges(shift=None if shift is None else shift.astype(x.dtype)),
-        senders=senders,
-        receivers=receivers,
-        n_node=jnp.array([n, 1], jnp.int32),
-        n_edge=jnp.stack([n_edge, senders.shape[0] - n_edge]),
-        globals=Globals(cell=cells),
-    )
+    graph = padded_graph(numbers, x, senders, receivers, shift, cell)
     out: Any = potential.apply(params, graph)
+    n = x.shape[0]
     found = {"energies": out.nodes.h[:n, 0], "forces": out.nodes.y[:n]}
     if potential.stress:
         found["stress"] = out.globals.stress[0]

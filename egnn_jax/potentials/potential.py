@@ -75,6 +75,21 @@ class Potential(nn.Module):
         )
 
 
+def cutoff_of(potential: Potential) -> float:
+    """The distance in Å where the messages of a potential end.
+
+    Raises:
+      ValueError: its backbone has none.
+    """
+    cutoff = getattr(potential.encoder, "cutoff", None)
+    if cutoff is None:
+        raise ValueError(
+            f"{type(potential.encoder).__name__} has no cutoff; expected a model whose messages go "
+            "to zero there"
+        )
+    return float(cutoff)
+
+
 def _moved(graph: GraphsTuple, x: jax.Array) -> GraphsTuple:
     return graph._replace(nodes=graph.nodes.replace(x=x))
 

@@ -1,0 +1,125 @@
+"""A potential in jax-md: its energy of positions and neighbors, for all of jax-md's simulators."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.potentials._padding import padded_graph
+from egnn_jax.potentials.potential import Potential, cutoff_of
+
+
+def energy(
+    potential: Potential,
+    params: Any,
+    displacement: Callable[..., jax.Array],
+    box: Any,
+    numbers: Any,
+    *,
+    systems: Any = None,
+    dr_threshold: float = 0.5,
+    **neighbor_options: Any,
+) -> tuple[Any, Callable[..., jax.Array]]:
+    """The functions that jax-md's simulators take.
+
+    ::
+
+        displacement, shift = jax_md.space.periodic_general(box)
+        neighbor_fn, energy_fn = egnn.jax_md.energy(potential, params, displacement, box, numbers)
+        init, step = jax_md.simulate.nve(energy_fn, shift, dt)
+
+    Energies are in eV relative to free atoms, so that float32 keeps the digits of their
+    differences, where the potential was trained on such. Whatever else is given to the energy, such
+    as ``box`` and ``perturbation``, goes to ``displacement``. Where a given ``box`` is too small for
+    one image of each neighbor the energy is nan. That a list of neighbors overflows,
+    ``neighbor.did_buffer_overflow`` says, as always in jax-md.
+
+    Args:
+      potential: energies of atoms; its backbone has a ``cutoff``.
+      params: its parameters.
+      displacement: of a space of jax-md, ``displacement(R_a, R_b)`` in Å.
+      box: as jax-md takes it: a length, lengths (3,), or lattice vectors as columns of an upper
+        triangular matrix, in Å; None in free space.
+      numbers: atomic numbers (M,).
+      systems: which system each atom belongs to (M,), where several are simulated at once; atoms of
+        different ones do not see each other. In free space only.
+      dr_threshold: how much farther than the cutoff neighbors are listed, in Å.
+      **neighbor_options: of ``jax_md.partition.neighbor_list``, such as
+        ``fractional_coordinates=True`` and ``capacity_multiplier``.
+
+    Returns:
+      ``neighbor_fn``, which allocates and updates lists of neighbors, and
+      ``energy_fn(R, neighbor, **kwargs)``, a scalar.
+
+    Raises:
+      ValueError: jax-md is not installed, the backbone has no cutoff, the box is smaller than twice
+        the cutoff and ``dr_threshold``, or ``numbers`` or ``systems`` are not (M,).
+    """
+    try:
+        from jax_md import partition
+    except ImportError as error:
+        raise ValueError(f"{error}; expected jax-md: pip install 'egnn-jax[md]'") from error
+    reach = cutoff_of(potential) + dr_threshold
+    numbers = np.asarray(numbers)
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"numbers are {numbers.dtype} {numbers.shape}; expected atomic numbers (M,), integers"
+        )
+    if box is not None and not (height := float(_height(box))) >= 2 * reach:
+        raise ValueError(
+            f"the box is {height:.4g} Å from face to face; expected at least {2 * reach:.4g} Å, "
+            "twice the cutoff and dr_threshold, since jax-md has one image of each neighbor: "
+            "repeat the cell"
+        )
+    if systems is not None:
+        neighbor_options["custom_mask_function"] = _within(np.asarray(systems), numbers, box)
+    neighbor_fn = partition.neighbor_list(
+        displacement,
+        1.0 if box is None else box,
+        potential.encoder.cutoff,
+        dr_threshold,
+        format=partition.Sparse,
+        disable_cell_list=neighbor_options.pop("disable_cell_list", box is None),
+        **neighbor_options,
+    )
+
+    def energy_fn(R: jax.Array, neighbor: Any, **kwargs: Any) -> jax.Array:  # noqa: N803
+        """E in eV of positions (M, 3) and a list of neighbors."""
+        if neighbor.format is not partition.Sparse:
+            raise ValueError(f"neighbors are {neighbor.format}; expected those of neighbor_fn")
+        senders, receivers = neighbor.idx
+        ends = (R.at[end].get(mode="clip") for end in (receivers, senders))
+        r_ij = jax.vmap(partial(displacement, **kwargs))(*ends)
+        # All that a backbone sees are differences x_i - x_j - shift: here r_ij alone.
+        graph = padded_graph(numbers, jnp.zeros_like(R), senders, receivers, -r_ij)
+        energies: Any = potential.apply(params, graph, method="energies")
+        total = jnp.sum(energies[: len(numbers)])
+        for name in ("box", "new_box"):
+            if name in kwargs:
+                total = jnp.where(_height(kwargs[name]) >= 2 * reach, total, jnp.nan)
+        return total
+
+    return neighbor_fn, energy_fn
+
+
+def _height(box: Any) -> jax.Array:
+    """The smallest distance between two opposite faces of a box."""
+    box = jnp.asarray(box, float)
+    if box.ndim < 2:
+        return jnp.min(box)
+    return 1 / jnp.max(jnp.linalg.norm(jnp.linalg.inv(box), axis=1))
+
+
+def _within(systems: np.ndarray, numbers: np.ndarray, box: Any) -> Callable[..., jax.Array]:
+    """Of candidates (M, K), those of the same system; M elsewhere."""
+    if box is not None:
+        raise ValueError("systems are given with a box; expected them in free space only")
+    if systems.shape != numbers.shape:
+        raise ValueError(f"systems are {systems.shape}; expected {numbers.shape}, one an atom")
+    own = jnp.asarray(systems)
+    return lambda candidates: jnp.where(
+        own.at[candidates].get(mode="clip") == own[:, None], candidates, len(systems)
+    )
