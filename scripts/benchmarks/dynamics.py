@@ -1,0 +1,267 @@
+"""Time molecular dynamics of ethanol, ours and PyTorch's, and forces in silicon of many atoms.
+
+PYTHONPATH=scripts python -m benchmarks.dynamics --repeats 5
+
+Ethanol: steps of velocity Verlet at a cutoff of 5 Å, compiled as a whole through jax-md, and through
+ASE; the peer is PyG's SchNet, in a plain loop and through ASE. Contenders take turns, each in a
+process of its own that has all cores. Silicon: energy and forces of a crystal through jax-md.
+Parameters are random, since speed does not depend on them.
+"""
+
+import argparse
+import functools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from benchmarks import costs, measure
+
+from egnn_jax.experiments.tables import markdown
+
+STEPS = 200
+CUTOFF = 5.0
+TIMESTEP = 1e-3  # random forces move atoms little, and lists of neighbors are kept as in a crystal
+CELLS = (5, 6, 8, 10)
+"""How many cubic cells of 8 atoms silicon has along each axis."""
+
+
+def models() -> dict[str, Any]:
+    """Our networks, by name."""
+    import egnn_jax as egnn
+
+    return {
+        "EGNN 64 x 4": egnn.EGNN(
+            features=64, layers=4, cutoff=CUTOFF, basis=8, coordinate_aggregation="sum"
+        ),
+        "PaiNN 64 x 3": egnn.PaiNN(features=64, layers=3, cutoff=CUTOFF),
+        "SchNet 64 x 3": egnn.SchNet(features=64, layers=3, gaussians=50, cutoff=CUTOFF),
+        "TensorNet 64 x 2": egnn.TensorNet(features=64, layers=2, basis=8, cutoff=CUTOFF),
+        "EGNN 32 x 3": egnn.EGNN(
+            features=32, layers=3, cutoff=CUTOFF, basis=8, update_coordinates=False
+        ),
+        "TensorNet 32 x 2": egnn.TensorNet(features=32, layers=2, basis=8, cutoff=CUTOFF),
+    }
+
+
+ETHANOL = ("EGNN 64 x 4", "PaiNN 64 x 3", "SchNet 64 x 3", "TensorNet 64 x 2")
+SILICON = ("EGNN 32 x 3", "SchNet 64 x 3", "PaiNN 64 x 3", "TensorNet 32 x 2")
+
+
+def ethanol() -> Any:
+    """The molecule, at rest."""
+    import ase.build
+
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.set_momenta(np.zeros((len(atoms), 3)))
+    return atoms
+
+
+@functools.cache
+def potential(name: str) -> tuple[Any, Any]:
+    """A network with random parameters."""
+    import jax
+
+    import egnn_jax as egnn
+
+    network = egnn.Potential(models()[name])
+    return network, network.init(jax.random.key(0), egnn.from_ase(ethanol(), cutoff=CUTOFF))
+
+
+@functools.cache
+def contender(name: str, way: str) -> Callable[[], None]:
+    """A function that makes :data:`STEPS` steps and was called once."""
+    run = {"ase": in_ase, "loop": in_torch if name == "PyG" else in_jax_md}[way](name)
+    run()
+    return run
+
+
+def seconds_per_step(name: str, way: str) -> float:
+    """The time of a step of a contender."""
+    run = contender(name, way)
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) / STEPS
+
+
+def in_jax_md(name: str) -> Callable[[], None]:
+    """Steps of jax-md's NVE, compiled as one function with the updates of neighbors."""
+    import jax
+    import jax.numpy as jnp
+    from jax_md import simulate, space
+
+    import egnn_jax as egnn
+
+    atoms = ethanol()
+    displacement, shift = space.free()
+    neighbor_fn, energy_fn = egnn.jax_md.energy(
+        *potential(name), displacement, None, atoms.numbers
+    )
+    position = jnp.asarray(atoms.positions, jnp.float32)
+    mass = jnp.asarray(atoms.get_masses(), jnp.float32)[:, None]
+    neighbor = neighbor_fn.allocate(position)
+    init, step = simulate.nve(energy_fn, shift, TIMESTEP)
+    state = init(jax.random.key(0), position, kT=0.0, mass=mass, neighbor=neighbor)
+
+    def body(_: Any, carry: Any) -> Any:
+        state, neighbor = carry
+        neighbor = neighbor.update(state.position)
+        return step(state, neighbor=neighbor), neighbor
+
+    run = jax.jit(lambda carry: jax.lax.fori_loop(0, STEPS, body, carry))
+    return lambda: jax.block_until_ready(run((state, neighbor)))
+
+
+def in_ase(name: str) -> Callable[[], None]:
+    """Steps of ASE's velocity Verlet."""
+    from ase.md.verlet import VelocityVerlet
+
+    import egnn_jax as egnn
+
+    atoms = ethanol()
+    atoms.calc = torch_calculator() if name == "PyG" else egnn.ASECalculator(*potential(name))
+    dynamics = VelocityVerlet(atoms, TIMESTEP)
+    return lambda: dynamics.run(STEPS)
+
+
+def torch_forces() -> Callable[[Any], tuple[Any, Any]]:
+    """Energy and forces of positions (9, 3) by PyG's SchNet of the size of ours."""
+    import torch
+    from torch_geometric.nn import SchNet
+
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+    def neighbors(x: Any, _: Any) -> tuple[Any, Any]:
+        distance = torch.cdist(x, x)
+        near = (distance < CUTOFF).fill_diagonal_(False)
+        index = near.nonzero().t()
+        return index, (x[index[0]] - x[index[1]]).norm(dim=-1)
+
+    network = SchNet(64, 64, 3, 50, CUTOFF, interaction_graph=neighbors)
+    numbers = torch.as_tensor(ethanol().numbers)
+
+    def forces(x: Any) -> tuple[Any, Any]:
+        x = x.detach().requires_grad_()
+        energy = network(numbers, x).sum()
+        (gradient,) = torch.autograd.grad(energy, x)
+        return energy.detach(), -gradient
+
+    return forces
+
+
+def in_torch(name: str) -> Callable[[], None]:
+    """Velocity Verlet in a plain loop in PyTorch."""
+    import torch
+
+    forces = torch_forces()
+    atoms = ethanol()
+    start = torch.as_tensor(atoms.positions, dtype=torch.float32)
+    mass = torch.as_tensor(atoms.get_masses(), dtype=torch.float32)[:, None]
+
+    def run() -> None:
+        x, v = start, torch.zeros_like(start)
+        force = forces(x)[1]
+        for _ in range(STEPS):
+            v = v + TIMESTEP / 2 * force / mass
+            x = x + TIMESTEP * v
+            force = forces(x)[1]
+            v = v + TIMESTEP / 2 * force / mass
+
+    return run
+
+
+def torch_calculator() -> Any:
+    """PyG's SchNet as a calculator of ASE."""
+    import torch
+    from ase.calculators.calculator import Calculator, all_changes
+
+    forces = torch_forces()
+
+    class SchNetCalculator(Calculator):
+        implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+        def calculate(
+            self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes
+        ) -> None:
+            super().calculate(atoms, properties, system_changes)
+            energy, force = forces(torch.as_tensor(atoms.positions, dtype=torch.float32))
+            self.results = {"energy": float(energy), "forces": force.numpy().astype(float)}
+
+    return SchNetCalculator()
+
+
+def silicon(name: str, cells: int, repeats: int) -> tuple[int, float]:
+    """The number of atoms, and the median time (s) of energy and forces."""
+    import ase.build
+    import jax
+    import jax.numpy as jnp
+    from jax_md import space
+
+    import egnn_jax as egnn
+
+    atoms = ase.build.bulk("Si", cubic=True).repeat(cells)
+    atoms.rattle(0.05, seed=0)
+    box = jnp.asarray(atoms.cell.lengths(), jnp.float32)
+    neighbor_fn, energy_fn = egnn.jax_md.energy(
+        *potential(name), space.periodic(box)[0], box, atoms.numbers, dr_threshold=0.2,
+        capacity_multiplier=1.1,
+    )  # fmt: skip
+    position = jnp.asarray(atoms.get_positions(wrap=True), jnp.float32)
+    neighbor = neighbor_fn.allocate(position)
+    run = jax.jit(jax.value_and_grad(energy_fn))
+    times = []
+    for _ in range(repeats + 1):  # the first compiles
+        started = time.perf_counter()
+        jax.block_until_ready(run(position, neighbor))
+        times.append(time.perf_counter() - started)
+    return len(atoms), float(np.median(times[1:]))
+
+
+def main() -> None:
+    """Measure and print tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each (5)")
+    parser.add_argument("--skip-silicon", action="store_true")
+    parser.add_argument("--skip-ethanol", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    with measure.worker() as ours, measure.worker() as others:
+        print(ours(costs.machine)["machine"])
+        for way in () if arguments.skip_ethanol else ("loop", "ase"):
+            calls = dict.fromkeys(ETHANOL, ours) | {"PyG": others}
+            times = [
+                {name: call(seconds_per_step, name, way) for name, call in calls.items()}
+                for _ in range(arguments.repeats + 1)
+            ][1:]
+            for name in calls:
+                ratios = [repeat["PyG"] / repeat[name] for repeat in times]
+                rate = 1 / np.median([repeat[name] for repeat in times])
+                rows.append(
+                    {
+                        "ethanol": "SchNet 64 x 3, PyG" if name == "PyG" else name,
+                        "way": {"loop": "compiled or plain loop", "ase": "ASE"}[way],
+                        "steps/s": f"{rate:,.0f}",
+                        "times PyG's": f"{np.median(ratios):.1f} ({min(ratios):.1f} to "
+                        f"{max(ratios):.1f})",
+                    }
+                )
+    if rows:
+        print(markdown(rows))
+    rows = []
+    for name in () if arguments.skip_silicon else SILICON:
+        with measure.worker() as ours:
+            found = [ours(silicon, name, cells, arguments.repeats) for cells in CELLS]
+        atoms, times = np.array(found).T
+        exponent = np.polyfit(np.log(atoms), np.log(times), 1)[0]
+        cells = {f"{n:,.0f} atoms (ms)": f"{1e3 * t:.0f}" for n, t in found}
+        rows.append({"silicon": name} | cells | {"exponent": f"{exponent:.2f}"})
+    if rows:
+        print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
