@@ -205,7 +205,8 @@ def _from_model(rows: list[str], name: str) -> Structure:
     check_size(len(rows), MOST_ATOMS)
     for row in rows:
         # Columns 31 to 54 of the format; RDKit reads what is left of a line that is cut.
-        if not all(re.fullmatch(r" *-?\d+\.\d+ *", row[k : k + 8]) for k in (30, 38, 46)):
+        cells = [row[k : k + 8] for k in (30, 38, 46)]
+        if not all(len(x) == 8 and re.fullmatch(r" *-?\d+\.\d+ *", x) for x in cells):
             raise ValueError(f"the coordinates of {shown(row)} are not in their columns")
     with rdBase.BlockLogs():
         molecule = Chem.MolFromPDBBlock(

@@ -112,7 +112,8 @@ def _trouble(count: int, rows: list[str], following: list[str]) -> str:
 
 def _is_atom(line: str) -> bool:
     label, *cells = line.split() or [""]
-    return label[:1].isalnum() and len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[:3]))
+    named = label[:1].isalpha() or label.isdecimal()
+    return named and len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[:3]))
 
 
 def _rows(frame: Frame) -> tuple[list[str], bool]:

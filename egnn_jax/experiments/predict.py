@@ -120,7 +120,8 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
     from tqdm_loggable.auto import tqdm
 
     show_progress_lines()
-    processes = min(len(os.sched_getaffinity(0)), 2 * waiting // MANY)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = min(cores or 1, 2 * waiting // MANY)
     made = structures.made(entries, processes)
     return list(tqdm(made, total=len(entries), unit="molecule", desc="geometries")), failures
 
