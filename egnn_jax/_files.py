@@ -14,6 +14,8 @@ MAX_YAML = 1_000_000
 MAX_JSON = 10_000_000
 """The largest JSON text that is read, in characters."""
 MAX_DEPTH = 50
+MAX_MESSAGE = 500
+"""The largest number of characters of a message about what a file holds."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -37,6 +39,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def printable(text: str, most: int = MAX_MESSAGE) -> str:
+    """Text of at most so many characters, without line ends and what controls a terminal."""
+    start = text[: most + 1]
+    clean = "".join(c if c.isprintable() else " " for c in start).strip()
+    return clean if len(start) <= most else f"{clean[: most - 1]}…"
 
 
 def read_yaml(text: str) -> Any:

@@ -101,14 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, help="of a run with several (default: its first)")
 
     command = add("predict", _predict, "Properties of your molecules by networks of QM9.")
-    command.add_argument("sources", nargs="+", metavar="FILE", help="a file, or a SMILES")
+    command.add_argument("sources", nargs="+", metavar="FILE", help="a file, SMILES or InChI")
     command.add_argument(
         "--model",
         type=Path,
         help="the folder of a run on QM9, or an exported file (default: the networks that come "
         "with egnn_jax, of all twelve properties)",
     )
-    command.add_argument("--out", type=Path, metavar="CSV", help="write the table to a file too")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .json or .sdf too")
 
     command = add("md", _md, "Molecular dynamics of a structure under a trained potential.")
     command.add_argument("structure", help="a file that ASE reads; FILE@-1 for its last structure")

@@ -119,7 +119,7 @@ def test_coordinates_in_another_unit_are_outside(tmp_path):
         ("a.xyz", "three\n\nO 0 0 0\n", "cannot be read as .xyz"),
         ("a.sdf", "", "a.sdf holds no molecules"),
         ("a.smi", "\n", "holds no molecules"),
-        ("a.pdb", "ATOM\n", "a.pdb is a file of an unknown kind"),
+        ("a.cif", "data_\n", "a.cif is a file of an unknown kind"),
     ],
 )
 def test_what_is_no_file_of_molecules_is_named(tmp_path, name, text, message):
@@ -151,9 +151,9 @@ def test_what_is_no_file_of_molecules_is_named(tmp_path, name, text, message):
         ("a.sdf", block("CCO", "ethanol", hydrogens=False), "ethanol", "it lacks 6 hydrogens", []),
         (
             "a.smi",
-            "smiles name\nCCO ethanol\n",
+            "watr name\nCCO ethanol\n",
             "name",
-            r"a\.smi, line 1: 'smiles' is no SMILES",
+            r"a\.smi, line 1: 'watr' is no SMILES",
             ["ethanol"],
         ),
         ("a.smi", "C\n[Na+].[Cl-] salt\nO\n", "salt", "line 2: it is 2 molecules", ["C", "O"]),

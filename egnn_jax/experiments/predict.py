@@ -1,20 +1,21 @@
 """Properties of molecules of anyone's by a network trained on QM9, as a table."""
 
-import csv
-import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from egnn_jax._files import write_atomically
+from egnn_jax._files import printable
 from egnn_jax.data import qm9, structures
-from egnn_jax.data.structures import Refused, Structure
+from egnn_jax.data.structures import Refused, Smiles, Structure
+from egnn_jax.experiments import _prediction_files
 from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.molecules import COVERAGE, SIZES, MolecularTask
 from egnn_jax.experiments.pretrained import Pretrained
 from egnn_jax.experiments.tables import markdown
+from egnn_jax.training.callbacks import show_progress_lines
 
 OUTSIDE = "outside QM9"
 BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
@@ -22,6 +23,8 @@ BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
 
 SHOWN = 20
 """How many molecules are printed."""
+MANY = 50
+"""From so many molecules without a geometry on, several processes make these."""
 
 
 class _Numbers(NamedTuple):
@@ -34,23 +37,23 @@ class _Numbers(NamedTuple):
 def predict(
     sources: Sequence[str], model: Path | str | None = None, out: Path | None = None
 ) -> None:
-    """Print a table of the properties of molecules, and write it as CSV if asked to.
+    """Print a table of the properties of molecules, and write it to a file if asked to.
 
     Args:
       sources: files of molecules, or SMILES.
       model: the folder of a run on QM9, or an exported file; by default the networks that come with
         this library, :data:`BY_GEOMETRY`.
-      out: a CSV file.
+      out: a file, ``.csv``, ``.json`` or, with geometries and properties as tags, ``.sdf``.
 
     Raises:
       ValueError: the model is not one of QM9, a source cannot be read as a whole, ``out`` cannot be
         written to, or (after the table was made) some molecules could not be used.
     """
-    if out is not None and (out.is_dir() or any(p.is_file() for p in out.absolute().parents)):
-        raise ValueError(f"--out {out} is a folder, or in a file; expected the path of a CSV file")
+    if out is not None:
+        _prediction_files.kind(out)
     molecules, failures = _read(sources)
     if not molecules:
-        raise ValueError("; ".join(failures))
+        raise ValueError(printable("; ".join(failures)))
     by_model: dict[str, list[Structure]] = {}
     for molecule in molecules:
         if isinstance(molecule, Structure):
@@ -72,6 +75,9 @@ def predict(
     task: Any = next(iter(networks.values())).config.task
     rows = [_row(m, task.targets, predicted.get(id(m))) for m in molecules]
     _print(rows, task.targets)
+    for remark in dict.fromkeys(m.remark for m in molecules if isinstance(m, Structure)):
+        if remark:
+            print(f"\nnote: {remark}")
     for name, network in networks.items():
         errors = _of_card(network, "details", "errors", "test")
         if errors := errors or _of_card(network, "metrics", "test"):
@@ -84,27 +90,40 @@ def predict(
             "molecule is outside QM9"
         )
     if out is not None:
-        write_atomically(out, _csv(rows).encode())
+        records = [_record(m, task.targets, predicted.get(id(m))) for m in molecules]
+        units = {name: qm9.UNITS[name] for name in task.targets}
+        _prediction_files.write(out, molecules, rows, records, units)
     refused = [m for m in molecules if isinstance(m, Refused)]
     if failures or refused:
         problems = [*failures, *(f"{m.name}: {m.reason}" for m in refused)]
         kind = "molecules or files" if failures else "molecules"
         raise ValueError(
-            f"{len(problems)} of {len(molecules) + len(failures)} {kind} cannot be used: "
-            f"{'; '.join(problems)[:2_000]}"
+            printable(
+                f"{len(problems)} of {len(molecules) + len(failures)} {kind} cannot be used: "
+                f"{'; '.join(problems)}"
+            )
         )
 
 
 def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]:
     """The molecules of all sources that can be read, and what is wrong with the others."""
-    molecules: list[Structure | Refused] = []
+    entries: list[Structure | Refused | Smiles] = []
     failures = []
     for source in sources:
         try:
-            molecules += structures.read(source)
+            entries += structures.entries(source)
         except ValueError as error:
             failures.append(str(error))
-    return molecules, failures
+    waiting = sum(isinstance(entry, Smiles) for entry in entries)
+    if waiting < MANY:  # in less time than new processes take to start
+        return list(structures.made(entries)), failures
+    from tqdm_loggable.auto import tqdm
+
+    show_progress_lines()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = min(cores or 1, 2 * waiting // MANY)
+    made = structures.made(entries, processes)
+    return list(tqdm(made, total=len(entries), unit="molecule", desc="geometries")), failures
 
 
 def _has_number(molecule: Structure) -> bool:
@@ -150,7 +169,31 @@ def _row(
         row[_column(name)] = "" if numbers is None else f"{numbers.values[k]:.{digits}f}"
         if numbers is not None and numbers.widths:
             row[_column(name, "±")] = f"{numbers.widths[name]:.{digits}f}"
-    return row | {OUTSIDE: "; ".join(reasons) if reasons else "no"}
+    row[OUTSIDE] = "; ".join(reasons) if reasons else "no"
+    if isinstance(molecule, Structure) and molecule.remark:
+        row["remark"] = molecule.remark
+    return row
+
+
+def _record(
+    molecule: Structure | Refused, targets: Sequence[str], numbers: _Numbers | None
+) -> dict[str, Any]:
+    """A molecule and its properties as plain values, for JSON; null where there is none."""
+    if isinstance(molecule, Refused):
+        return {"molecule": molecule.name, "refused": molecule.reason, "properties": None}
+    values = None if numbers is None else dict(zip(targets, numbers.values.tolist(), strict=True))
+    return {
+        "molecule": molecule.name,
+        "refused": None,
+        "formula": molecule.formula,
+        "charge": molecule.charge,
+        "geometry": molecule.geometry,
+        "conformers": 1 if molecule.conformers is None else len(molecule.conformers),
+        "outside": structures.outside(molecule),
+        "remark": molecule.remark or None,
+        "properties": values,
+        "half_widths": dict(numbers.widths) if numbers and numbers.widths else None,
+    }
 
 
 def _column(name: str, kind: str = "") -> str:
@@ -161,7 +204,7 @@ def _print(rows: Sequence[Mapping[str, str]], targets: Sequence[str]) -> None:
     """The first molecules as Markdown: one a row, or one a column where properties are many."""
     shown = []
     for row in rows[:SHOWN]:
-        cells = {name: _cell(text) for name, text in row.items()}
+        cells = {name: _cell(text) for name, text in row.items() if name != "remark"}
         for name in targets:
             width = cells.pop(_column(name, "±"), None)
             if width is not None:
@@ -187,16 +230,3 @@ def _cell(text: str) -> str:
     """Text that cannot break a Markdown table or a terminal; "–" where there is none."""
     clean = "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
     return clean.strip() or "–"
-
-
-def _csv(rows: Sequence[Mapping[str, str]]) -> str:
-    """CSV in which no name is a formula of a spreadsheet, and missing numbers are empty."""
-    heads = list(max(rows, key=len))  # a molecule without numbers has no widths
-    numbers = [key for key in heads if key not in ("molecule", "formula", "geometry", OUTSIDE)]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, heads)
-    writer.writeheader()
-    for row in rows:
-        text = {key: f"'{v}" if v[:1] in ("=", "+", "-", "@") else v for key, v in row.items()}
-        writer.writerow(text | {key: row.get(key, "") for key in numbers})
-    return file.getvalue()

@@ -1,0 +1,135 @@
+"""SMILES and InChI from ``.smi`` files and tables."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+
+from egnn_jax._files import printable
+from egnn_jax.data._embedding import Smiles
+from egnn_jax.data._structure import Refused, shown
+
+_DELIMITERS = ",\t;|"
+_SMILES = ("smiles", "smi", "canonical_smiles", "isomeric_smiles", "inchi")
+"""Names of columns of molecules, the first before the others."""
+_NAMES = ("name", "id", "title", "molecule", "compound", "label", "identifier")
+_LINE = re.compile(r"\s*(InChI=[^\s\"]+|[^\s,;\"]+)\"?[\s,;]*(.*)")
+
+
+def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
+    """The molecules of lines of a SMILES and a name, divided by white space, a comma or semicolon.
+
+    Quotes are dropped; lines that begin with # and a first line of names of columns are no
+    molecules.
+
+    Args:
+      text: of the file.
+      where: its path.
+    """
+    lines = enumerate(text.split("\n"), 1)
+    molecules = ((k, line) for k, line in lines if line.strip() and not _is_comment(line))
+    first, head = next(molecules, (0, ""))
+    if not first:
+        return
+    fields = [_plain(field) for field in re.split(r"[\s,;]+", head.strip())]
+    if not set(fields) & set(_SMILES):
+        yield _of_line(first, head, where)
+    elif fields[0] not in _SMILES:
+        yield from from_table(text, where)
+        return
+    for k, line in molecules:
+        yield _of_line(k, line, where)
+
+
+def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
+    """The molecules of a table with a line of names of columns, one of them of SMILES or InChI.
+
+    The delimiter is a comma, tab, semicolon, bar or, where it is none of these, white space.
+
+    Args:
+      text: of the file.
+      where: its path.
+
+    Raises:
+      ValueError: no column, or several, can be that of the molecules.
+    """
+    lines = text.split("\n")
+    while lines and (not lines[0].strip() or (_is_comment(lines[0]) and not _names(lines[0])[1])):
+        lines.pop(0)
+    skipped = text.count("\n") + 1 - len(lines)
+    if not lines:
+        return
+    delimiter, heads = _names(lines[0])
+    column = _molecules(heads, lines[0], where)
+    names = [heads.index(name) for name in _NAMES if name in heads]
+    if delimiter == " ":
+        lines = ["\t".join(line.split(maxsplit=max(len(heads) - 1, 1))) for line in lines]
+    delimiter = "\t" if delimiter == " " else delimiter
+    rows = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
+    next(rows)
+    while True:
+        line = skipped + rows.line_num + 1
+        place = f"{where}, line {line}: "
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Refused(f"line {line}", f"{place}{error}")
+            continue
+        if not any(cell.strip() for cell in row):
+            continue
+        smiles = row[column].strip() if column < len(row) else ""
+        named = (row[k].strip() for k in names if k < len(row))
+        name = next((name for name in named if name), smiles or f"line {line}")
+        if smiles:
+            yield Smiles(smiles, name, place)
+        else:
+            yield Refused(name, f"{place}the column {heads[column]!r} is empty")
+
+
+def _of_line(number: int, line: str, where: str) -> Smiles | Refused:
+    match = _LINE.match(line.replace('"', " ", 1) if line.lstrip()[:1] == '"' else line)
+    place = f"{where}, line {number}: "
+    if match is None:
+        return Refused(f"line {number}", f"{place}{shown(line)} has no SMILES")
+    smiles, rest = match.groups()
+    name = re.sub(r"^\|[^|]*\|", "", rest).strip(" \t\"'#,;")  # CXSMILES has |…| before the name
+    return Smiles(smiles, name or smiles, place)
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith(("#", "//"))
+
+
+def _names(line: str) -> tuple[str, list[str]]:
+    """The delimiter of a line of names, and these in small letters; none where no column is of
+    molecules.
+    """
+    found = []
+    for delimiter in _DELIMITERS:
+        fields = next(csv.reader([line.strip()], delimiter=delimiter, skipinitialspace=True), [])
+        found.append((delimiter, [_plain(field) for field in fields]))
+    found.append((" ", [_plain(field) for field in line.split()]))
+    usable = [(d, fields) for d, fields in found if _candidates(fields)]
+    return max(usable, key=lambda one: len(one[1]), default=(",", []))
+
+
+def _candidates(fields: Sequence[str]) -> list[str]:
+    exact = [name for name in _SMILES if name in fields]
+    return exact[:1] or [field for field in fields if "smiles" in field and " " not in field]
+
+
+def _molecules(heads: Sequence[str], line: str, where: str) -> int:
+    found = _candidates(heads)
+    if len(found) == 1 and heads.count(found[0]) == 1:
+        return heads.index(found[0])
+    shown_line = printable(line, 120)
+    raise ValueError(
+        f"{where} has {'several columns' if found else 'no column'} of SMILES in its first line, "
+        f"{shown_line!r}; expected one that is named SMILES"
+    )
+
+
+def _plain(field: str) -> str:
+    return field.strip().strip("#\"'").strip().lower().replace(" ", "_")

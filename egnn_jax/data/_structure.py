@@ -1,0 +1,105 @@
+"""A molecule with its geometry, and a molecule that cannot be used."""
+
+import dataclasses
+
+import numpy as np
+
+from egnn_jax._files import printable
+from egnn_jax.data import _perception, qm9
+
+MOST_ATOMS = 1_000
+"""The largest number of atoms of a molecule that is read with its geometry."""
+MOST_NAME = 200
+"""The largest number of characters of a molecule's name."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A molecule and its geometry.
+
+    Args:
+      name: from its file.
+      symbols: of its M elements.
+      positions: (M, 3) in Å.
+      charge: in elementary charges; 0 where the file does not say.
+      geometry: "as given", or the force field it was made with.
+      notes: in what it is unlike a molecule of QM9 by its bonds.
+      conformers: (C, M, 3) all geometries that were made, of lowest energy first; None where it is
+        as given.
+      remark: what else its text could mean, such as a formula; empty for most.
+      block: the molecule with its bonds as a mol block; empty where bonds are not known.
+    """
+
+    name: str
+    symbols: list[str]
+    positions: np.ndarray
+    charge: int = 0
+    geometry: str = "as given"
+    notes: tuple[str, ...] = ()
+    conformers: np.ndarray | None = None
+    remark: str = ""
+    block: str = ""
+
+    def __post_init__(self) -> None:
+        """Bound the name, and take from it what could control a terminal."""
+        object.__setattr__(self, "name", printable(self.name, MOST_NAME))
+
+    @property
+    def formula(self) -> str:
+        """In Hill's order: C, H, then the others by letter."""
+        first = [symbol for symbol in ("C", "H") if "C" in self.symbols]
+        order = first + sorted(set(self.symbols) - set(first))
+        counts = [
+            (symbol, self.symbols.count(symbol)) for symbol in order if symbol in self.symbols
+        ]
+        return "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A molecule that cannot be used: its name, and why."""
+
+    name: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Bound both, and take from them what could control a terminal."""
+        object.__setattr__(self, "name", printable(self.name, MOST_NAME))
+        object.__setattr__(self, "reason", printable(self.reason))
+
+
+def shown(text: str) -> str:
+    """The start of a text from a file, quoted for a message."""
+    return repr(printable(text, 60))
+
+
+def check_size(count: int, most: int, where: str = "") -> None:
+    """Raise ValueError unless a molecule has at least one atom and at most ``most``."""
+    if not count:
+        raise ValueError("it has no atoms")
+    if count > most:
+        raise ValueError(f"it has {count:,} atoms; expected at most {most:,}{where}")
+
+
+def check_extent(positions: np.ndarray) -> None:
+    """Raise ValueError where several atoms are all at one place, as without coordinates."""
+    if len(positions) > 1 and np.ptp(positions, axis=0).max() < 1e-3:
+        raise ValueError("all its atoms are at one place; expected coordinates, or its SMILES")
+
+
+def checked(molecule: Structure) -> Structure:
+    """A molecule in a given geometry, with what its distances say of its bonds.
+
+    Raises:
+      ValueError: coordinates are not finite, or all atoms are at one place.
+    """
+    positions = molecule.positions
+    if not np.isfinite(positions).all():
+        raise ValueError("it has a coordinate that is not finite")
+    check_extent(positions)
+    known = set(molecule.symbols) <= set(qm9.ELEMENTS)
+    if not known or not 1 < len(molecule.symbols) <= qm9.LARGEST:
+        return molecule  # no network here takes it
+    numbers = np.array([qm9.ELEMENTS[symbol] for symbol in molecule.symbols])
+    found = _perception.of_geometry(numbers, positions, molecule.charge)
+    return dataclasses.replace(molecule, notes=(*molecule.notes, *found))

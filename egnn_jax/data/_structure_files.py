@@ -1,0 +1,246 @@
+"""What files of molecules hold, by their kind."""
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from egnn_jax.data import _smiles_files, _xyz
+from egnn_jax.data._embedding import Smiles, of_rdkit, problem
+from egnn_jax.data._structure import (
+    MOST_ATOMS,
+    Refused,
+    Structure,
+    check_extent,
+    check_size,
+    checked,
+    shown,
+)
+
+MOST_BYTES = 500_000_000
+"""The largest file that is read, after decompression."""
+
+Entry = Structure | Refused | Smiles
+"""A molecule of a file; a ``Smiles`` has no geometry yet."""
+
+
+def entries(path: Path) -> list[Entry]:
+    """The molecules of a file in their order; each that cannot be read says why.
+
+    Args:
+      path: its suffix, before any ``.gz``, is one of :data:`KINDS`.
+
+    Raises:
+      ValueError: the file cannot be read, is too large, is no text, or holds nothing of its kind.
+    """
+    suffix, stem = kind(path)
+    try:
+        text, cut = _text(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+    found: list[Entry] = list(KINDS[suffix](text, stem, str(path)))
+    if cut:
+        found.append(Refused(stem, f"{path} is damaged ({cut}); what follows is lost"))
+    return found
+
+
+def kind(path: Path) -> tuple[str, str]:
+    """The suffix of a file in small letters without ``.gz``, and its name without both."""
+    name = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
+    return Path(name).suffix.lower(), Path(name).stem
+
+
+def _text(path: Path) -> tuple[str, str]:
+    """The text of a file with line ends ``\\n``; and how it is damaged, empty if not."""
+    cut = ""
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".gz":
+            content, cut = _decompressed(gzip.GzipFile(fileobj=file))
+        else:
+            content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path} has over {MOST_BYTES:,} bytes; expected at most so many")
+    text = _decoded(content)
+    if "\0" in text:
+        raise ValueError(f"{path} is no text; expected a file of molecules")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    # The last line of a file that is cut may be part of one.
+    return (text[: text.rfind("\n") + 1] if cut else text), cut
+
+
+def _decompressed(file: gzip.GzipFile) -> tuple[bytes, str]:
+    parts, size = [], 0
+    try:
+        while size <= MOST_BYTES and (part := file.read1(1 << 20)):
+            parts.append(part)
+            size += len(part)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if not parts:
+            raise ValueError(f"{file.name} cannot be decompressed ({error})") from error
+        return b"".join(parts), str(error)
+    return b"".join(parts), ""
+
+
+def _decoded(content: bytes) -> str:
+    for mark, encoding in (
+        (b"\xef\xbb\xbf", "utf-8-sig"),
+        (b"\xff\xfe\0\0", "utf-32"),
+        (b"\0\0\xfe\xff", "utf-32"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    ):
+        if content.startswith(mark):
+            return content.decode(encoding, errors="replace")
+    for encoding in ("utf-16-le", "utf-16-be"):  # without a mark every other byte is 0
+        start = content[encoding == "utf-16-le" : 200 : 2]
+        if len(content) > 3 and start and not any(start):
+            return content.decode(encoding, errors="replace")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _attempt(make: Callable[..., Entry], given: Any, name: str, where: str = "") -> Entry:
+    try:
+        return make(given, name)
+    except ValueError as error:
+        return Refused(name, f"{where}{error}")
+
+
+def _from_xyz(text: str, stem: str, path: str) -> Iterator[Entry]:
+    every = list(_xyz.frames(text))
+    if len(every) == 1 and isinstance(every[0], str) and "a number of atoms" in every[0]:
+        raise ValueError(f"{path} cannot be read as .xyz ({every[0]})")
+    for k, frame in enumerate(every, 1):
+        name = stem if len(every) == 1 else f"{stem} {k}"
+        if isinstance(frame, str):
+            yield Refused(name, f"{path}, {frame}")
+        else:
+            yield _attempt(_xyz.read, frame, name)
+
+
+def _from_sdf(text: str, stem: str, path: str) -> Iterator[Entry]:
+    from rdkit import Chem
+
+    blocks = re.split(r"^\$\$\$\$.*\n?", text, flags=re.MULTILINE)
+    while blocks and not blocks[-1].strip():
+        blocks.pop()
+    yield from _from_blocks(blocks, stem, path, Chem.MolFromMolBlock)
+
+
+def _from_mol2(text: str, stem: str, path: str) -> Iterator[Entry]:
+    from rdkit import Chem
+
+    def read(block: str, **options: Any) -> Any:
+        # RDKit takes a record that is cut for whole.
+        counts = (block.split("\n") + [""] * 3)[2].split()
+        molecule = Chem.MolFromMol2Block(block, **options)
+        if molecule is not None and counts[:2] != [
+            str(molecule.GetNumAtoms()),
+            str(molecule.GetNumBonds()),
+        ]:
+            return None
+        return molecule
+
+    head, *blocks = re.split(r"^(?=@<TRIPOS>MOLECULE)", text, flags=re.MULTILINE)
+    if not blocks and head.strip():
+        raise ValueError(f"{path} cannot be read as .mol2 (it has no @<TRIPOS>MOLECULE)")
+    yield from _from_blocks(blocks, stem, path, read)
+
+
+def _from_blocks(
+    blocks: list[str], stem: str, path: str, read: Callable[..., Any]
+) -> Iterator[Entry]:
+    from rdkit import rdBase
+
+    for k, block in enumerate(blocks, 1):
+        name = f"{stem} {k}"
+        with rdBase.BlockLogs():
+            molecule = read(block, removeHs=False)
+            reason = ""
+            if molecule is None:
+                reason = problem(read(block, removeHs=False, sanitize=False))
+        if molecule is None:
+            where = f"{path}: molecule {k} cannot be read"
+            yield Refused(name, f"{where} ({reason})" if reason else where)
+        else:
+            own = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
+            yield _attempt(_from_block, molecule, own.strip() or name, f"{path}: ")
+
+
+def _from_block(molecule: Any, name: str) -> Structure | Smiles:
+    from rdkit import Chem
+
+    check_size(molecule.GetNumAtoms(), MOST_ATOMS)
+    if molecule.GetNumConformers():
+        check_extent(molecule.GetConformer().GetPositions())
+    if not (molecule.GetNumConformers() and molecule.GetConformer().Is3D()):
+        return Smiles(Chem.MolToSmiles(molecule), name)
+    if missing := sum(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
+        raise ValueError(f"it lacks {missing} hydrogens; expected every atom with its coordinates")
+    return checked(of_rdkit(molecule, name))
+
+
+def _from_pdb(text: str, stem: str, path: str) -> Iterator[Entry]:
+    """Models; bonds are left to distances, since few files of this kind have their orders."""
+    cells = re.findall(r"^CRYST1(.{9})(.{9})(.{9})", text, flags=re.MULTILINE)
+    if any(side.strip() not in ("0.000", "1.000") for cell in cells for side in cell):
+        raise ValueError(f"{path} is of a crystal (CRYST1); expected molecules")
+    models = []
+    for block in re.split(r"^(?:ENDMDL|END)\b.*\n?", text, flags=re.MULTILINE):
+        rows = [line for line in block.split("\n") if line.startswith(("ATOM", "HETATM"))]
+        if rows:
+            models.append(rows)
+    for k, rows in enumerate(models, 1):
+        name = stem if len(models) == 1 else f"{stem} {k}"
+        yield _attempt(_from_model, rows, name, f"{path}: ")
+
+
+def _from_model(rows: list[str], name: str) -> Structure:
+    from rdkit import Chem, rdBase
+
+    check_size(len(rows), MOST_ATOMS)
+    for row in rows:
+        # Columns 31 to 54 of the format; RDKit reads what is left of a line that is cut.
+        cells = [row[k : k + 8] for k in (30, 38, 46)]
+        if not all(len(x) == 8 and re.fullmatch(r" *-?\d+\.\d+ *", x) for x in cells):
+            raise ValueError(f"the coordinates of {shown(row)} are not in their columns")
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromPDBBlock(
+            "\n".join([*rows, "END", ""]), sanitize=False, removeHs=False, proximityBonding=False
+        )
+    if molecule is None:
+        raise ValueError("an atom cannot be read; expected an element in columns 77 and 78")
+    if molecule.GetNumAtoms() != len(rows):
+        raise ValueError(
+            f"{molecule.GetNumAtoms()} of its {len(rows)} atoms can be read; expected no "
+            "alternate locations"
+        )
+    found = of_rdkit(molecule, name)
+    notes = tuple(note for note in found.notes if "isotopes" in note)
+    return checked(Structure(name, found.symbols, found.positions, found.charge, notes=notes))
+
+
+def _from_smi(text: str, stem: str, path: str) -> Iterator[Entry]:
+    yield from _smiles_files.from_smi(text, path)
+
+
+def _from_table(text: str, stem: str, path: str) -> Iterator[Entry]:
+    yield from _smiles_files.from_table(text, path)
+
+
+KINDS: dict[str, Callable[[str, str, str], Iterator[Entry]]] = {
+    ".xyz": _from_xyz,
+    ".extxyz": _from_xyz,
+    ".sdf": _from_sdf,
+    ".mol": _from_sdf,
+    ".mol2": _from_mol2,
+    ".pdb": _from_pdb,
+    ".smi": _from_smi,
+    ".csv": _from_table,
+    ".tsv": _from_table,
+}
+"""What reads each kind of file, by its suffix: from its text, name and path."""

@@ -1,0 +1,192 @@
+"""Frames of ``.xyz`` files, each read alone: plain, extended, and QM9's own."""
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from egnn_jax.data import _perception
+from egnn_jax.data._structure import MOST_ATOMS, Structure, check_size, checked, shown
+
+_COUNT = re.compile(r"\s*\+?\d{1,15}\s*")
+_NUMBER = re.compile(r"([+-]?(?:\d+[.,]?\d*|[.,]\d+))(?:(?:[eEdDqQ]|\*\^)([+-]?\d+))?")
+_PLAIN = re.compile(r"[-+.\dEe]*")
+_NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_LABEL = re.compile(r"([A-Za-z]{1,2})(?:[\d_'*.:(][\w'*.:()]*)?")
+_PROPERTIES = re.compile(r'Properties=(?:"([^"]*)"|(\S+))')
+_STATED = re.compile(
+    r"((?:total_|net_)?charge|(?:spin_)?multiplicity)\s*[:=]?\s*([+-]?\d+(?:\.\d+)?)(?![\w.])",
+    re.IGNORECASE,
+)
+
+
+class Frame(NamedTuple):
+    """A comment and the lines of atoms."""
+
+    comment: str
+    rows: list[str]
+
+
+def frames(text: str) -> Iterator[Frame | str]:
+    """The frames of a file; instead of one that cannot be read, why.
+
+    Every line that is not blank belongs to a frame, to the lines that QM9 has after it, or to what
+    cannot be read.
+    """
+    lines = text.split("\n")
+    place = 0
+    while place < len(lines):
+        if not lines[place].strip():
+            place += 1
+            continue
+        if not _COUNT.fullmatch(lines[place]):
+            yield f"line {place + 1} is {shown(lines[place])}; expected a number of atoms"
+            place = _next_count(lines, place + 1)
+            continue
+        count, first = int(lines[place]), place + 2
+        most = min(first + count, len(lines))
+        end = next((k for k in range(first, most) if _ends(lines[k])), most)
+        rows = lines[first:end]
+        trouble = _trouble(count, rows, lines[end : end + 1])
+        if trouble and end - first == count:  # more atoms follow
+            end = next((k for k in range(end, len(lines)) if _ends(lines[k])), len(lines))
+        elif end - first == count and "".join(lines[end + 2 : end + 3]).startswith("InChI="):
+            end += 3  # QM9: frequencies, SMILES, InChI
+        comment = "".join(lines[place + 1 : first])
+        yield f"line {place + 1}: {trouble}" if trouble else Frame(comment, rows)
+        cut = trouble and _COUNT.fullmatch(comment)  # before its comment
+        place = place + 1 if cut else max(end, place + 1)
+
+
+def read(frame: Frame, name: str) -> Structure:
+    """The molecule of a frame.
+
+    Raises:
+      ValueError: a line is no atom, it has too many, is periodic, or its charge is no number.
+    """
+    import ase.io
+
+    check_size(len(frame.rows), MOST_ATOMS)
+    comment = _STATED.sub(r"\1=\2", frame.comment)
+    rows, heavy = _rows(frame)
+    try:
+        try:
+            atoms = ase.io.read(_text(comment, rows), index=0, format="extxyz")
+        except Exception:  # ASE takes a comment such as "= 5" for keys and values
+            stated = _STATED.findall(comment)
+            if len(stated) < len(
+                re.findall(r"charge|multiplicity|Lattice|Properties|pbc", comment, re.IGNORECASE)
+            ):
+                raise
+            plain = " ".join(f"{key}={value}" for key, value in stated)
+            atoms = ase.io.read(_text(plain, rows), index=0, format="extxyz")
+    except Exception as error:  # ASE's readers raise whatever they stumble over
+        raise ValueError(f"ASE cannot read it ({type(error).__name__}: {error})") from error
+    return _from_ase(atoms, name, heavy)
+
+
+def _next_count(lines: list[str], place: int) -> int:
+    found = (k for k in range(place, len(lines)) if _COUNT.fullmatch(lines[k]))
+    return next(found, len(lines))
+
+
+def _ends(line: str) -> bool:
+    """Whether a line cannot be one of atoms: it is blank, or the count of another frame."""
+    return not line.strip() or _COUNT.fullmatch(line) is not None
+
+
+def _trouble(count: int, rows: list[str], following: list[str]) -> str:
+    """What is wrong with the number of atoms of a frame; empty if nothing."""
+    if len(rows) < count:
+        return f"its header says {count:,} atoms; {len(rows):,} follow"
+    cells = [row.split() for row in rows]
+    if following and _is_atom(following[0]):
+        return f"its header says {count:,} atoms; more follow"
+    if not following and len(rows) > 2:
+        *others, last = ([len(c), *(len(x.partition(".")[2]) for x in c[3:4])] for c in cells)
+        alike = others[0] if all(other == others[0] for other in others) else last
+        if len(alike) == 2 and alike[1] > 3 and last < alike:
+            return f"the file ends within its last atom, {shown(rows[-1])}"
+    return ""
+
+
+def _is_atom(line: str) -> bool:
+    label, *cells = line.split() or [""]
+    named = label[:1].isalpha() or label.isdecimal()
+    return named and len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[:3]))
+
+
+def _rows(frame: Frame) -> tuple[list[str], bool]:
+    """The lines of atoms as ASE reads them, and whether some were deuterium or tritium."""
+    columns = _PROPERTIES.search(frame.comment)
+    place = 0
+    if columns:
+        kinds = "".join(columns.groups("")).split(":")
+        names, widths = kinds[::3], kinds[2::3]
+        place = names.index("species") if "species" in names else -1
+        if place >= 0:
+            place = sum(int(width) if width.isdigit() else 1 for width in widths[:place])
+    rows, heavy = [], False
+    for k, row in enumerate(frame.rows, 1):
+        cells = row.split()
+        if len(cells) == 1:
+            cells = row.split(";" if ";" in row else ",")
+        cells = [cell.strip().rstrip(",;") for cell in cells]
+        if len(cells) < 4 and not columns:
+            raise ValueError(f"atom {k} is {shown(row)}; expected an element and three coordinates")
+        if not columns:
+            cells = cells[:4]
+        for other, cell in enumerate(cells):
+            if other == place:
+                cells[other], isotope = _element(cell, k)
+                heavy |= isotope
+            elif not columns or (_NUMBER.fullmatch(cell) and not _PLAIN.fullmatch(cell)):
+                cells[other] = _number(cell, k)
+        rows.append(" ".join(cells))
+    return rows, heavy
+
+
+def _element(label: str, atom: int) -> tuple[str, bool]:
+    """The symbol of an element from a symbol, a label such as C1, or an atomic number; and whether
+    it is D or T.
+    """
+    from ase.data import atomic_numbers, chemical_symbols
+
+    match = _LABEL.fullmatch(label)
+    symbol = match[1].capitalize() if match else ""
+    if symbol in ("D", "T"):
+        return "H", True
+    if atomic_numbers.get(symbol, 0):
+        return symbol, False
+    if label.isdecimal() and len(label) < 4 and 0 < int(label) < len(chemical_symbols):
+        return chemical_symbols[int(label)], False
+    raise ValueError(f"atom {atom} is {shown(label)}; expected an element or an atomic number")
+
+
+def _number(text: str, atom: int) -> str:
+    """A number as Python writes it: 1.5D-01, 1.5*^-6 and 1,5 are numbers too."""
+    if match := _NUMBER.fullmatch(text):
+        return repr(float(f"{match[1].replace(',', '.')}e{match[2] or 0}"))
+    if _NOT_FINITE.fullmatch(text):
+        return text
+    raise ValueError(f"atom {atom} has the coordinate {shown(text)}; expected a number")
+
+
+def _text(comment: str, rows: list[str]) -> io.StringIO:
+    return io.StringIO("\n".join([str(len(rows)), comment, *rows, ""]))
+
+
+def _from_ase(atoms: Any, name: str, heavy: bool) -> Structure:
+    if atoms.pbc.any():
+        raise ValueError("it is periodic; expected a molecule")
+    check_size(len(atoms), MOST_ATOMS)
+    results = {} if atoms.calc is None else atoms.calc.results
+    charges = atoms.arrays.get("initial_charges", results.get("charges"))
+    charge = _perception.charge(atoms.info, charges)
+    notes = []
+    if (multiplicity := _perception.multiplicity(atoms.info)) != 1:
+        notes.append(f"its spin multiplicity is {multiplicity}; QM9's is 1")
+    if heavy:
+        notes.append("it has deuterium or tritium, which the network takes for hydrogen")
+    symbols = atoms.get_chemical_symbols()
+    return checked(Structure(name, symbols, atoms.get_positions(), charge, notes=tuple(notes)))

@@ -1,0 +1,117 @@
+"""Files of predictions: CSV, JSON, and SDF with geometries."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from egnn_jax._files import printable, write_atomically
+from egnn_jax.data import qm9
+from egnn_jax.data.structures import Refused, Structure
+
+KINDS = (".csv", ".json", ".sdf")
+TEXTS = ("molecule", "formula", "geometry", "outside QM9", "remark")
+"""The columns that are no numbers."""
+
+
+def kind(out: Path) -> str:
+    """The kind of a file by its suffix; a device gets CSV.
+
+    Raises:
+      ValueError: it is a folder, in a file, or its suffix is of none of :data:`KINDS`.
+    """
+    if out.is_dir() or any(parent.is_file() for parent in out.absolute().parents):
+        raise ValueError(f"--out {out} is a folder, or in a file; expected the path of a file")
+    if out.exists() and not out.is_file():
+        return ".csv"
+    suffix = out.suffix.lower()
+    if suffix not in KINDS:
+        raise ValueError(f"--out {out} is of no known kind; expected {', '.join(KINDS)} at its end")
+    return suffix
+
+
+def write(
+    out: Path,
+    molecules: Sequence[Structure | Refused],
+    rows: Sequence[Mapping[str, str]],
+    records: Sequence[Mapping[str, Any]],
+    units: Mapping[str, str],
+) -> None:
+    """Write predictions.
+
+    Args:
+      out: the file, of a kind that :func:`kind` knows.
+      molecules: in order.
+      rows: of the table, for each molecule.
+      records: plain values, for each molecule; JSON holds them.
+      units: of properties.
+    """
+    suffix = kind(out)
+    if suffix == ".json":
+        plain = {"units": dict(units), "molecules": [_finite(record) for record in records]}
+        text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    elif suffix == ".sdf":
+        pairs = zip(molecules, rows, strict=True)
+        text = "".join(_record(m, row) for m, row in pairs if isinstance(m, Structure))
+    else:
+        text = _csv(rows)
+    write_atomically(out, text.encode())
+
+
+def _csv(rows: Sequence[Mapping[str, str]]) -> str:
+    """CSV in which no name is a formula of a spreadsheet, and missing numbers are empty."""
+    heads = list(dict.fromkeys(key for row in sorted(rows, key=len)[::-1] for key in row))
+    numbers = [key for key in heads if key not in TEXTS]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, heads)
+    writer.writeheader()
+    for row in rows:
+        text = {key: f"'{v}" if v[:1] in ("=", "+", "-", "@") else v for key, v in row.items()}
+        writer.writerow(text | {key: row.get(key, "") for key in numbers})
+    return file.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """Plain values in which a number that is not finite is null, as JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _finite(member) for key, member in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _record(molecule: Structure, row: Mapping[str, str]) -> str:
+    """A record of an SDF file: the geometry of lowest energy, and the row as its tags."""
+    _, block = (molecule.block or _block(molecule)).split("\n", 1)
+    tags = [(k, printable(v, 2_000)) for k, v in row.items() if k != "molecule" and v]
+    lines = [f">  <{key}>\n{value}\n\n" for key, value in tags]
+    return f"{molecule.name}\n{block}{''.join(lines)}$$$$\n"
+
+
+def _block(molecule: Structure) -> str:
+    """A mol block with bonds by distances; without them where they make no sense."""
+    from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDetermineBonds
+    from rdkit.Geometry import Point3D
+
+    bare = Chem.RWMol()
+    conformer = Chem.Conformer(len(molecule.symbols))
+    for k, (symbol, position) in enumerate(
+        zip(molecule.symbols, molecule.positions.tolist(), strict=True)
+    ):
+        atom = Chem.Atom(symbol)
+        atom.SetNoImplicit(True)
+        bare.AddAtom(atom)
+        conformer.SetAtomPosition(k, Point3D(*position))
+    conformer.Set3D(True)
+    bare.AddConformer(conformer)
+    bonded = Chem.Mol(bare)
+    with rdBase.BlockLogs():
+        if len(molecule.symbols) <= qm9.LARGEST:
+            try:
+                rdDetermineBonds.DetermineBonds(bonded, charge=molecule.charge)
+                return Chem.MolToMolBlock(bonded)
+            except (ValueError, RuntimeError):  # a radical, or another charge
+                pass
+        return Chem.MolToMolBlock(bare)
