@@ -126,6 +126,7 @@ TASKS = Registry(
         "forces": "egnn_jax.experiments.forces:Forces",
         "qm9": "egnn_jax.experiments.qm9:QM9",
         "qm9_properties": "egnn_jax.experiments.qm9_properties:QM9Properties",
+        "table": "egnn_jax.experiments.property_table:Table",
     },
 )
 """The tasks that a config's ``task.name`` may be, see :class:`egnn_jax.Task`."""

@@ -3,9 +3,10 @@
 import dataclasses
 import multiprocessing
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,14 @@ class Smiles:
       text: a SMILES or InChI.
       name: of the structure.
       where: its place in a file, for messages.
-      remark: see :class:`egnn_jax.data.structures.Structure`.
+      remark, values: see :class:`egnn_jax.data.structures.Structure`.
     """
 
     text: str
     name: str
     where: str = ""
     remark: str = ""
+    values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def from_smiles(smiles: str, name: str, conformers: int = CONFORMERS) -> Structure:
@@ -120,38 +122,44 @@ def remark(text: str, formula: str) -> str:
     return f"{text} is read as a SMILES, {formula}, not as a formula"
 
 
-def made(entries: Iterable[Any], processes: int = 1) -> Iterator[Structure | Refused]:
+def made(
+    entries: Iterable[Any], processes: int = 1, conformers: int = CONFORMERS
+) -> Iterator[Structure | Refused]:
     """Entries of files in their order, where each :class:`Smiles` has got a geometry.
 
     Args:
       entries: of :class:`Smiles`, ``Structure`` and ``Refused``.
       processes: how many new ones make geometries; 1 for none but this one. A molecule that ends
         its process is refused.
+      conformers: see :func:`from_smiles`.
     """
+    make = partial(_made, conformers=conformers)
     if processes == 1:
-        yield from map(_made, entries)
+        yield from map(make, entries)
         return
     every = list(entries)
     chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
     done = 0
     while done < len(chunks):
         try:
-            for found in _in_processes(chunks[done:], processes):
+            for found in _in_processes(make, chunks[done:], processes):
                 done += 1
                 yield from found
         except BrokenProcessPool:
             # Which molecule ended its process is not known, and may be of a later chunk.
             for one in chunks[done]:
-                yield _alone(one)
+                yield _alone(make, one)
             done += 1
 
 
-def _in_processes(chunks: list[list[Any]], processes: int) -> Iterator[list[Structure | Refused]]:
+def _in_processes(
+    make: Callable[[Any], Structure | Refused], chunks: list[list[Any]], processes: int
+) -> Iterator[list[Structure | Refused]]:
     # A new process for each worker: one that is forked could hold locks of JAX's threads.
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
     try:
         futures: list[Future[list[Structure | Refused]]] = [
-            pool.submit(_made_chunk, chunk) for chunk in chunks
+            pool.submit(_made_chunk, make, chunk) for chunk in chunks
         ]
         for future in futures:
             yield future.result()
@@ -159,27 +167,27 @@ def _in_processes(chunks: list[list[Any]], processes: int) -> Iterator[list[Stru
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(entry: Any) -> Structure | Refused:
+def _alone(make: Callable[[Any], Structure | Refused], entry: Any) -> Structure | Refused:
     try:
-        return next(_in_processes([[entry]], 1))[0]
+        return next(_in_processes(make, [[entry]], 1))[0]
     except BrokenProcessPool:
         return Refused(entry.name, f"{entry.where}it ended the process that made its geometry")
 
 
-def _made_chunk(entries: list[Any]) -> list[Structure | Refused]:
-    return [_made(entry) for entry in entries]
+def _made_chunk(
+    make: Callable[[Any], Structure | Refused], entries: list[Any]
+) -> list[Structure | Refused]:
+    return [make(entry) for entry in entries]
 
 
-def _made(entry: Any) -> Structure | Refused:
+def _made(entry: Any, conformers: int) -> Structure | Refused:
     if not isinstance(entry, Smiles):
         return entry
     try:
-        molecule = from_smiles(entry.text, entry.name)
+        molecule = from_smiles(entry.text, entry.name, conformers)
     except Exception as error:  # RDKit raises RuntimeError where an invariant of its is broken
         return Refused(entry.name, f"{entry.where}{error}")
-    if entry.remark:
-        return dataclasses.replace(molecule, remark=entry.remark)
-    return molecule
+    return dataclasses.replace(molecule, remark=entry.remark, values=entry.values)
 
 
 def _embedded(molecule: Any, name: str, conformers: int) -> Structure:

@@ -66,7 +66,7 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
         lines = ["\t".join(line.split(maxsplit=max(len(heads) - 1, 1))) for line in lines]
     delimiter = "\t" if delimiter == " " else delimiter
     rows = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
-    next(rows)
+    own = [cell.strip() for cell in next(rows)]
     while True:
         line = skipped + rows.line_num + 1
         place = f"{where}, line {line}: "
@@ -83,7 +83,8 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
         named = (row[k].strip() for k in names if k < len(row))
         name = next((name for name in named if name), smiles or f"line {line}")
         if smiles:
-            yield Smiles(smiles, name, place)
+            values = {own[k]: row[k].strip() for k in range(min(len(own), len(row)))}
+            yield Smiles(smiles, name, place, values=values)
         else:
             yield Refused(name, f"{place}the column {heads[column]!r} is empty")
 

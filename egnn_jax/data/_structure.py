@@ -1,6 +1,7 @@
 """A molecule with its geometry, and a molecule that cannot be used."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Structure:
         as given.
       remark: what else its text could mean, such as a formula; empty for most.
       block: the molecule with its bonds as a mol block; empty where bonds are not known.
+      values: what else its file says of it, by the names of columns, tags or keys.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Structure:
     conformers: np.ndarray | None = None
     remark: str = ""
     block: str = ""
+    values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Bound the name, and take from it what could control a terminal."""

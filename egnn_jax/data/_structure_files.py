@@ -1,9 +1,11 @@
 """What files of molecules hold, by their kind."""
 
+import dataclasses
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from egnn_jax.data._structure import (
 
 MOST_BYTES = 500_000_000
 """The largest file that is read, after decompression."""
+
+_TAG = re.compile(r"^>[^<\n]*<([^>\n]+)>.*\n((?:.+\n?)*)", re.MULTILINE)
+"""Of an SDF: the name of a value, and the lines of it, which a blank line ends."""
 
 Entry = Structure | Refused | Smiles
 """A molecule of a file; a ``Smiles`` has no geometry yet."""
@@ -168,20 +173,22 @@ def _from_blocks(
             yield Refused(name, f"{where} ({reason})" if reason else where)
         else:
             own = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
-            yield _attempt(_from_block, molecule, own.strip() or name, f"{path}: ")
+            values = {key: lines.strip() for key, lines in _TAG.findall(block)}
+            make = partial(_from_block, values=values)
+            yield _attempt(make, molecule, own.strip() or name, f"{path}: ")
 
 
-def _from_block(molecule: Any, name: str) -> Structure | Smiles:
+def _from_block(molecule: Any, name: str, values: Mapping[str, str]) -> Structure | Smiles:
     from rdkit import Chem
 
     check_size(molecule.GetNumAtoms(), MOST_ATOMS)
     if molecule.GetNumConformers():
         check_extent(molecule.GetConformer().GetPositions())
     if not (molecule.GetNumConformers() and molecule.GetConformer().Is3D()):
-        return Smiles(Chem.MolToSmiles(molecule), name)
+        return Smiles(Chem.MolToSmiles(molecule), name, values=values)
     if missing := sum(atom.GetNumImplicitHs() for atom in molecule.GetAtoms()):
         raise ValueError(f"it lacks {missing} hydrogens; expected every atom with its coordinates")
-    return checked(of_rdkit(molecule, name))
+    return checked(dataclasses.replace(of_rdkit(molecule, name), values=values))
 
 
 def _from_pdb(text: str, stem: str, path: str) -> Iterator[Entry]:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from egnn_jax.data import _perception
 from egnn_jax.data._structure import MOST_ATOMS, Structure, check_size, checked, shown
 
@@ -188,5 +190,6 @@ def _from_ase(atoms: Any, name: str, heavy: bool) -> Structure:
         notes.append(f"its spin multiplicity is {multiplicity}; QM9's is 1")
     if heavy:
         notes.append("it has deuterium or tritium, which the network takes for hydrogen")
-    symbols = atoms.get_chemical_symbols()
-    return checked(Structure(name, symbols, atoms.get_positions(), charge, notes=tuple(notes)))
+    values = {k: str(v) for k, v in {**results, **atoms.info}.items() if np.ndim(v) == 0}
+    symbols, x = atoms.get_chemical_symbols(), atoms.get_positions()
+    return checked(Structure(name, symbols, x, charge, notes=tuple(notes), values=values))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from egnn_jax.data._splits import drawn
 from egnn_jax.data.cache import default_folder
 from egnn_jax.graph.ase import as_tensor, from_ase, label_of
 from egnn_jax.graph.graph import GraphsTuple
@@ -121,27 +122,6 @@ def read(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} holds no structures")
 
 
-def shares(valid: str, test: str) -> tuple[float | None, float | None]:
-    """What share of the training structures each is; None where it is the name of a file.
-
-    Raises:
-      ValueError: a share is not above 0 and below 1, or both are 1 or more.
-    """
-    found = []
-    for source in (valid, test):
-        try:
-            found.append(float(source))
-        except ValueError:
-            found.append(None)
-    given = [share for share in found if share is not None]
-    if not all(0 < share < 1 for share in given) or not sum(given) < 1:
-        raise ValueError(
-            f"valid is {valid} and test {test}; expected shares between 0 and 1 with a sum below "
-            "1, or names of files"
-        )
-    return found[0], found[1]
-
-
 def splits(
     train: str, valid: str, test: str, seed: int, labels: Labels
 ) -> dict[str, list[tuple[str, Any]]]:
@@ -154,26 +134,16 @@ def splits(
       labels: what the files hold.
 
     Raises:
-      ValueError: as :func:`find`, :func:`read`, :func:`shares` and :meth:`Labels.in_ev`; the file
+      ValueError: as :func:`find`, :func:`read`, :func:`drawn` and :meth:`Labels.in_ev`; the file
         and the number of the structure are named.
     """
     every = list(_named(train, labels))
-    order = np.random.default_rng(seed).permutation(len(every)).tolist()
-    found = {}
-    for split, source, share in zip(
-        ("valid", "test"), (valid, test), shares(valid, test), strict=True
-    ):
-        if share is None:
+    rows = drawn(len(every), valid, test, seed)
+    found = {split: [every[k] for k in own] for split, own in rows.items()}
+    for split, source in (("valid", valid), ("test", test)):
+        if split not in found:
             found[split] = list(_named(source, labels))
-            continue
-        count = round(share * len(every))
-        found[split], order = [every[k] for k in order[:count]], order[count:]
-        if not count or not order:
-            raise ValueError(
-                f"{split} is {source} of {len(every)} structures, which leaves it or the training "
-                "without any; expected another share, or a file"
-            )
-    return {"train": [every[k] for k in order]} | found
+    return found
 
 
 def _named(name: str, labels: Labels) -> Iterator[tuple[str, Any]]:

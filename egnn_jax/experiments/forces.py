@@ -13,6 +13,7 @@ import numpy as np
 
 from egnn_jax import losses
 from egnn_jax.data import frames
+from egnn_jax.data._splits import shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Energy, Labels, Length
 from egnn_jax.experiments import force_errors
@@ -75,7 +76,7 @@ class Forces(Task):
         for name in ("energy_weight", "forces_weight", "stress_weight"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"task.{name} is {getattr(self, name)}; expected 0 or above")
-        frames.shares(self.valid, self.test)
+        shares(self.valid, self.test)
 
     @property
     def units(self) -> dict[str, str]:

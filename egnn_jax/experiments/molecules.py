@@ -1,9 +1,8 @@
 """What tasks on QM9 share: molecules as graphs, errors in units, predictions."""
 
 import dataclasses
-from collections import deque
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.experiments import plots
 from egnn_jax.experiments.tables import table3_rows, write_table
-from egnn_jax.experiments.task import Apply, Task
+from egnn_jax.experiments.task import Apply, Task, predictions
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.training.evaluation import Metrics
 
@@ -57,6 +56,11 @@ class MolecularTask(Task):
     def targets(self) -> tuple[str, ...]:
         """The names of the properties."""
         raise NotImplementedError
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is predicted: the targets."""
+        return self.targets
 
     @property
     def deviation(self) -> np.ndarray:
@@ -246,23 +250,8 @@ class MolecularTask(Task):
         return self._predictions(apply, params, self._all[rows]) + baseline
 
     def _predictions(self, apply: Apply, params: Any, graphs: GraphDataset) -> np.ndarray:
-        loader = graphs.loader(min(len(graphs), 100))
-        predict = jax.jit(lambda params, batch: self.predict(apply, params, batch))
-        values = np.zeros((len(graphs), len(self.targets)))
-        batches = loader.num_batches(None)
-        devices = jax.local_devices()[:batches]
-        params = [jax.device_put(params, device) for device in devices]
-        running: deque[tuple[np.ndarray, jax.Array]] = deque()
-        for k in range(batches):
-            rows = loader.rows(None)[k, 0]
-            batch = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
-            place = k % len(devices)
-            batch = jax.device_put(batch, devices[place])
-            running.append((rows[rows >= 0], predict(params[place], batch)))
-            while len(running) > (2 * len(devices) if k + 1 < batches else 0):
-                rows, found = running.popleft()
-                values[rows] = np.asarray(found)[: len(rows)]
-        return values * self.deviation
+        predict = partial(self.predict, apply)
+        return predictions(predict, params, graphs, len(self.targets)) * self.deviation
 
     def _rows(self, split: str) -> np.ndarray:
         rows = self.molecules.splits[split]

@@ -109,7 +109,7 @@ class Pretrained:
             np.concatenate([positions for _, positions in molecules]),
         )
         means = np.add.reduceat(np.asarray(values), np.cumsum(count) - count) / count[:, None]
-        return dict(zip(task.targets, means.T, strict=True))
+        return dict(zip(task.columns, means.T, strict=True))
 
     @cached_property
     def _apply(self) -> Any:

@@ -1,12 +1,15 @@
 """What an experiment asks of a model: data, a head, a loss; and what there is to report."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
+from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.training.evaluation import Metrics
 from egnn_jax.training.step import Loss
@@ -21,7 +24,7 @@ class Task:
     """Base class of tasks: frozen dataclasses whose fields are the options in YAML.
 
     A task has to define :meth:`samples` and :meth:`loss`; all else has defaults. One that predicts
-    properties of atoms also has ``targets`` and ``properties``, as
+    properties of atoms also has ``columns`` and ``properties``, as
     :class:`egnn_jax.experiments.qm9.QM9`, and so works with :class:`egnn_jax.Pretrained`.
     """
 
@@ -95,3 +98,33 @@ class Task:
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Write tables and pictures of several results together; the files written."""
         return []
+
+
+def predictions(
+    predict: Callable[[Any, GraphsTuple], jax.Array], params: Any, graphs: GraphDataset, number: int
+) -> np.ndarray:
+    """Numbers (S, number) of all graphs in their order, in batches on all devices of the process.
+
+    Args:
+      predict: (params, batch) to an array whose first rows are those of the batch's graphs.
+      params: of the network.
+      graphs: what is predicted.
+      number: of what each graph gets.
+    """
+    loader = graphs.loader(min(len(graphs), 100))
+    compiled = jax.jit(predict)
+    values = np.zeros((len(graphs), number))
+    batches = loader.num_batches(None)
+    devices = jax.local_devices()[:batches]
+    params = [jax.device_put(params, device) for device in devices]
+    running: deque[tuple[np.ndarray, jax.Array]] = deque()
+    for k in range(batches):
+        rows = loader.rows(None)[k, 0]
+        batch = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
+        place = k % len(devices)
+        batch = jax.device_put(batch, devices[place])
+        running.append((rows[rows >= 0], compiled(params[place], batch)))
+        while len(running) > (2 * len(devices) if k + 1 < batches else 0):
+            rows, found = running.popleft()
+            values[rows] = np.asarray(found)[: len(rows)]
+    return values

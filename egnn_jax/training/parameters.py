@@ -2,7 +2,8 @@
 
 The name of a parameter is its path in the tree, joined by "/", without the collection "params" of
 flax: ``encoder/layer_0/phi_e/kernel``. A pattern is a name with the wildcards of
-:mod:`fnmatch`: ``*`` any text, "/" included, ``?`` one character, ``[01]`` one of these.
+:mod:`fnmatch`: ``*`` any text, "/" included, ``?`` one character, ``[01]`` one of these; after a
+``!`` it stands for all other names.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,14 +110,16 @@ def freeze(
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """The names that match one of the patterns.
+    """The names that match one of the patterns; "!encoder/*" all that do not match "encoder/*".
 
     Raises:
       ValueError: a pattern matches none.
     """
     names, found = list(names), set()
     for pattern in patterns:
-        matches = {name for name in names if fnmatchcase(name, pattern)}
+        others = pattern.startswith("!")
+        plain = pattern.removeprefix("!")
+        matches = {name for name in names if fnmatchcase(name, plain) != others}
         if not matches:
             raise ValueError(f"{pattern!r} matches no parameter; expected one of {_listed(names)}")
         found |= matches

@@ -1,0 +1,47 @@
+"""Shares of samples that are drawn at random for validation and test."""
+
+import numpy as np
+
+
+def shares(valid: str, test: str) -> tuple[float | None, float | None]:
+    """What share of the training samples each is; None where it is the name of a file.
+
+    Raises:
+      ValueError: a share is not above 0 and below 1, or both are 1 or more.
+    """
+    found = []
+    for source in (valid, test):
+        try:
+            found.append(float(source))
+        except ValueError:
+            found.append(None)
+    given = [share for share in found if share is not None]
+    if not all(0 < share < 1 for share in given) or not sum(given) < 1:
+        raise ValueError(
+            f"valid is {valid} and test {test}; expected shares between 0 and 1 with a sum below "
+            "1, or names of files"
+        )
+    return found[0], found[1]
+
+
+def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, list[int]]:
+    """Which of ``count`` samples are of "train" and, where these are shares, "valid" and "test".
+
+    Raises:
+      ValueError: as :func:`shares`, or one would have no sample.
+    """
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    found = {}
+    for split, source, share in zip(
+        ("valid", "test"), (valid, test), shares(valid, test), strict=True
+    ):
+        if share is None:
+            continue
+        own = round(share * count)
+        found[split], order = order[:own], order[own:]
+        if not own or not order:
+            raise ValueError(
+                f"{split} is {source} of {count} samples, which leaves it or the training without "
+                "any; expected another share, or a file"
+            )
+    return {"train": order} | found

@@ -1,0 +1,110 @@
+"""Molecules with properties from anyone's file: a table with SMILES, an SDF or an extended XYZ."""
+
+import dataclasses
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egnn_jax.data import structures
+from egnn_jax.data.cache import cached_arrays, default_folder
+
+_FEW = 20
+"""The geometries of so many molecules are made without another process."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PropertyTable:
+    """S molecules of ΣM atoms, and what their file says of them.
+
+    Args:
+      name: of each molecule (S,).
+      n_atoms: (S,).
+      atomic_numbers: (ΣM,).
+      positions: (ΣM, 3) in Å.
+      values: text (S,) by the name of a column, "" where it is missing.
+    """
+
+    name: np.ndarray
+    n_atoms: np.ndarray
+    atomic_numbers: np.ndarray
+    positions: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.n_atoms)
+
+
+def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -> PropertyTable:
+    """The molecules of a file and some of its columns.
+
+    Molecules that are given by SMILES, InChI or a drawing get hydrogens and a geometry (ETKDG, then
+    MMFF94), in as many processes as there are cores. These are kept, so that the same file is read
+    at once the next time. Molecules that cannot be used are left out with a warning.
+
+    Args:
+      path: a file of :func:`egnn_jax.data.structures.read`.
+      columns: names of columns of a table, of values of an SDF, or of keys of an extended XYZ.
+      folder: where geometries are kept; default :func:`egnn_jax.data.cache.default_folder`.
+
+    Raises:
+      ValueError: the file cannot be read, no molecule has a column, or none can be used.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; expected one of {', '.join(structures.READ)}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    kept = (default_folder() if folder is None else folder) / "tables" / f"{path.stem}-{digest}.npz"
+    entries = structures.entries(str(path))
+    names = {name for e in entries for name in getattr(e, "values", {})}
+    if lacking := [column for column in columns if column not in names]:
+        raise ValueError(
+            f"{path} has no {lacking[0]!r}; expected one of {', '.join(sorted(names)) or 'none'}"
+        )
+    made = cached_arrays(kept, lambda: _geometries(entries, path))
+    usable = [entries[k] for k in made["row"]]
+    return PropertyTable(
+        name=np.array([entry.name for entry in usable]),
+        n_atoms=made["n_atoms"],
+        atomic_numbers=made["atomic_numbers"],
+        positions=made["positions"],
+        values={
+            column: np.array([getattr(e, "values", {}).get(column, "") for e in usable])
+            for column in columns
+        },
+    )
+
+
+def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
+    """The rows of the molecules that can be used, and their atoms."""
+    from ase.data import atomic_numbers
+    from tqdm_loggable.auto import tqdm
+
+    processes = 1 if len(entries) <= _FEW else len(os.sched_getaffinity(0))
+    made = structures.made(entries, processes, conformers=1)
+    rows, found, refused = [], [], []
+    for k, one in enumerate(tqdm(made, total=len(entries), unit="molecule", desc=path.name)):
+        if isinstance(one, structures.Refused):
+            refused.append(f"{one.name}: {one.reason}")
+        else:
+            rows.append(k)
+            found.append(one)
+    if refused:
+        text = "; ".join(refused)
+        warnings.warn(
+            f"{len(refused)} of {len(entries)} molecules of {path} cannot be used and are left "
+            f"out: {text[:1_000]}",
+            stacklevel=2,
+        )
+    if not found:
+        raise ValueError(f"{path} has no molecule that can be used")
+    return {
+        "row": np.array(rows),
+        "n_atoms": np.array([len(one.symbols) for one in found]),
+        "atomic_numbers": np.array([atomic_numbers[s] for one in found for s in one.symbols]),
+        "positions": np.concatenate([one.positions for one in found]).astype(np.float32),
+    }

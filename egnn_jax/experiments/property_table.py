@@ -1,0 +1,278 @@
+"""Properties of molecules from a table of anyone's: regression and classification."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.data import property_table
+from egnn_jax.data._splits import drawn, shares
+from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.frames import find
+from egnn_jax.data.property_table import PropertyTable
+from egnn_jax.data.qm9_graphs import molecular_graphs
+from egnn_jax.experiments import plots
+from egnn_jax.experiments._columns import KINDS, Classes, Numbers, from_plain
+from egnn_jax.experiments.task import SPLITS, Apply, Task, predictions
+from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
+from egnn_jax.nn.heads import Readout
+from egnn_jax.training.evaluation import Metrics
+from egnn_jax.training.step import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Task):
+    """Columns of a table of molecules, from the positions of their atoms.
+
+    Numbers are standardised by mean and standard deviation of the training molecules, and the loss
+    is L1. Classes get the cross-entropy. A value that is missing does not count.
+
+    Args:
+      train: a file of molecules with values: a table with a column of SMILES, an SDF, or an
+        extended XYZ; see :func:`egnn_jax.data.property_table.read`.
+      targets: the names of the columns to predict.
+      kind: "regression", or "classification", where each word or number in a column is a class.
+      valid: another file, or the share of the molecules of ``train`` that is kept for validation.
+      test: the same for the test.
+      split: a column of ``train`` that says "train", "valid" or "test" of each molecule, instead.
+      split_seed: of the random choice of these molecules.
+      cutoff: only atoms within this distance (Å) send to each other.
+    """
+
+    train: str = ""
+    targets: tuple[str, ...] = ()
+    kind: Literal["regression", "classification"] = "regression"
+    valid: str = "0.1"
+    test: str = "0.1"
+    split: str = ""
+    split_seed: int = 0
+    cutoff: float = 5.0
+
+    metric = "loss"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a choice makes no sense."""
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"task.targets is {self.targets}; expected each column once")
+        if self.kind not in KINDS:
+            raise ValueError(f"task.kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if not 0 < self.cutoff < np.inf:
+            raise ValueError(f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å")
+        shares(self.valid, self.test)
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Those of the training molecules."""
+        return self._trained[0]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is predicted: each target, or the probability of each of its classes."""
+        return tuple(name for column in self._trained[1] for name in column.columns)
+
+    def samples(self, split: str) -> GraphDataset:
+        """The molecules of a split; y (S, 2T) are labels, and 1 where they are known."""
+        return self._samples[split]
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The model with a :class:`egnn_jax.Readout`."""
+        return Readout(model, outputs=len(self.columns))
+
+    def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
+        """The input: h atomic numbers (N,), x in Å; ``key`` is not used."""
+        return batch._replace(globals=Globals())
+
+    def loss(self, apply: Apply) -> Loss:
+        """The mean of |ŷ - y| of standardised numbers, or the cross-entropy, of known values."""
+
+        def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
+            each, known = self._of_values("loss", apply, params, batch)
+            return jnp.sum(each) / jnp.maximum(jnp.sum(known), 1), {}
+
+        return loss
+
+    def metrics(self, apply: Apply) -> Metrics:
+        """The loss, and of each target the mean absolute error or the share of wrong classes."""
+
+        def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
+            each, known = self._of_values("loss", apply, params, batch)
+            found: dict[str, Any] = {"loss": (jnp.sum(each), jnp.sum(known))}
+            errors, _ = self._of_values("error", apply, params, batch)
+            for k, name in enumerate(self.targets):
+                found[name] = jnp.sum(errors[:, k]), jnp.sum(known[:, k])
+            return found
+
+        return metrics
+
+    def details(self, apply: Apply, params: Any) -> dict[str, Any]:
+        """The number of molecules of each split, and the scores of each target on valid and test:
+        :meth:`egnn_jax.experiments._columns.Numbers.scores`, or those of ``Classes``.
+        """
+        found: dict[str, Any] = {"molecules": {s: len(self._samples[s]) for s in SPLITS}}
+        for split in SPLITS[1:]:
+            outputs = self._outputs(apply, params, self._samples[split])
+            found[split] = {
+                column.name: column.scores(labels, out)
+                for column, labels, out in zip(
+                    self._trained[1], self._labels[split].T, outputs, strict=True
+                )
+            }
+        return found
+
+    def plot(self, apply: Apply, params: Any, path: Path) -> Path | None:
+        """Predicted over true numbers of the test molecules, one panel a target."""
+        if self.kind != "regression":
+            return None
+        outputs = self._outputs(apply, params, self._samples["test"])
+        every = zip(self._trained[1], self._labels["test"].T, outputs, strict=True)
+        pairs = {}
+        for column, labels, out in every:
+            known = np.isfinite(labels)
+            both = (labels[known, None], out[known])
+            pairs[f"{column.name}, its unit"] = [column.predicted(v)[:, 0] for v in both]
+        return plots.parity_and_errors({k: (t, p) for k, (t, p) in pairs.items()}, path)
+
+    def properties(
+        self,
+        apply: Apply,
+        params: Any,
+        n_atoms: np.ndarray,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+    ) -> np.ndarray:
+        """:attr:`columns` (S, K) of any molecules of the elements that were trained on.
+
+        Args:
+          apply, params: the network.
+          n_atoms: (S,).
+          atomic_numbers: (ΣM,).
+          positions: (ΣM, 3) in Å.
+
+        Raises:
+          ValueError: another element.
+        """
+        symbols = _symbols(atomic_numbers)
+        if unknown := [symbol for symbol in symbols if symbol not in self.elements]:
+            raise ValueError(
+                f"there are atoms of {', '.join(unknown)}; expected of {', '.join(self.elements)}, "
+                "the elements of the training molecules"
+            )
+        positions = positions.astype(np.float32)
+        graphs = molecular_graphs(n_atoms, atomic_numbers, positions, cutoff=self.cutoff)
+        outputs = zip(self._trained[1], self._outputs(apply, params, graphs), strict=True)
+        return np.concatenate([column.predicted(out) for column, out in outputs], axis=1)
+
+    def constants(self) -> dict[str, Any]:
+        """Elements, and mean and scale, or the classes, of each target."""
+        elements, columns = self._trained
+        return {"elements": list(elements), "columns": [dataclasses.asdict(c) for c in columns]}
+
+    def with_constants(self, constants: Mapping[str, Any]) -> "Table":
+        """This task with what :meth:`constants` returned.
+
+        Raises:
+          ValueError: it is not such.
+        """
+        try:
+            columns = zip(self.targets, constants["columns"], strict=True)
+            found = (
+                tuple(str(symbol) for symbol in constants["elements"]),
+                tuple(from_plain(self.kind, name, values) for name, values in columns),
+            )
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"constants are {str(constants)[:200]}; expected elements and columns"
+            ) from error
+        task = dataclasses.replace(self)
+        vars(task)["_trained"] = found
+        return task
+
+    def _of_values(
+        self, what: str, apply: Apply, params: Any, batch: GraphsTuple
+    ) -> tuple[jax.Array, jax.Array]:
+        """"loss" or "error" of each value (G, T), 0 where it is not known, and whether it is."""
+        number = len(self.targets)
+        known = (batch.globals.y[:, number:] > 0) & graph_mask(batch)[:, None]
+        outputs = self._split(apply(params, self.graph(batch)).globals.y)
+        every = zip(self._trained[1], outputs, batch.globals.y[:, :number].T, strict=True)
+        each = [getattr(column, what)(out, label) for column, out, label in every]
+        return jnp.where(known, jnp.stack(each, axis=1), 0), known
+
+    def _outputs(self, apply: Apply, params: Any, graphs: GraphDataset) -> list[np.ndarray]:
+        """What the network gives of each target of all molecules, in float64."""
+
+        def outputs(params: Any, batch: GraphsTuple) -> jax.Array:
+            return apply(params, self.graph(batch)).globals.y
+
+        return self._split(predictions(outputs, params, graphs, len(self.columns)))
+
+    def _split(self, outputs: Any) -> list[Any]:
+        ends = np.cumsum([len(column.columns) for column in self._trained[1]]).tolist()
+        return [outputs[:, a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[PropertyTable, np.ndarray]]:
+        """The file and the rows of each split."""
+        if not self.train or not self.targets:
+            name, expected = ("targets", "names of columns") if self.train else ("train", "a file")
+            raise ValueError(f"task.{name} is empty; expected {expected}")
+        own = [*self.targets, self.split] if self.split else self.targets
+        table = property_table.read(find(self.train), own)
+        if self.split:
+            words = np.char.lower(table.values[self.split])
+            rows = {name: np.flatnonzero(words == name) for name in SPLITS}
+            if empty := [name for name, found in rows.items() if not len(found)]:
+                raise ValueError(
+                    f"the column {self.split!r} of {self.train} has no {empty[0]!r}; expected "
+                    "train, valid and test, each at least once"
+                )
+        else:
+            rows = drawn(len(table), self.valid, self.test, self.split_seed)
+        found = {split: (table, np.asarray(own)) for split, own in rows.items()}
+        for split, source in (("valid", self.valid), ("test", self.test)):
+            if split not in found:
+                other = property_table.read(find(source), self.targets)
+                found[split] = other, np.arange(len(other))
+        return found
+
+    @cached_property
+    def _trained(self) -> tuple[tuple[str, ...], tuple[Numbers | Classes, ...]]:
+        """Elements and columns, as the training molecules have them."""
+        table, rows = self._tables["train"]
+        of_atom = np.repeat(np.arange(len(table)), table.n_atoms)
+        elements = _symbols(table.atomic_numbers[np.isin(of_atom, rows)])
+        of = KINDS[self.kind].of
+        return elements, tuple(of(name, table.values[name][rows]) for name in self.targets)
+
+    @cached_property
+    def _labels(self) -> dict[str, np.ndarray]:
+        """The labels of each split (S, T), nan where they are not known."""
+        return {
+            split: np.stack([c.labels(t.values[c.name][rows]) for c in self._trained[1]], axis=1)
+            for split, (t, rows) in self._tables.items()
+        }
+
+    @cached_property
+    def _samples(self) -> dict[str, GraphDataset]:
+        found = {}
+        for split, (table, rows) in self._tables.items():
+            labels = self._labels[split]
+            y = np.zeros((len(table), 2 * labels.shape[1]))
+            y[rows] = np.concatenate([np.nan_to_num(labels), np.isfinite(labels)], axis=1)
+            found[split] = molecular_graphs(
+                table.n_atoms, table.atomic_numbers, table.positions, y, self.cutoff
+            )[rows]
+        return found
+
+
+def _symbols(atomic_numbers: np.ndarray) -> tuple[str, ...]:
+    """The symbols of the elements among atomic numbers, in their order."""
+    from ase.data import chemical_symbols
+
+    return tuple(chemical_symbols[z] for z in np.unique(atomic_numbers).tolist())
