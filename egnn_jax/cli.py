@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the folder to train in (default: runs/, the config's folder and name, and overrides)",
     )
     command.add_argument(
-        "--init", help="start from the weights of an exported file, a run, or qm9 or qm9-smiles"
+        "--init", help="weights to start from: an exported file, a run, qm9, qm9-smiles, or none"
     )
     command.add_argument(
         "--freeze",
@@ -175,6 +175,8 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = configs.override(recipe, overrides, f"egnn train {path}", _OPTIONS)
     given = {"init": parsed.init, "freeze": parsed.freeze, "init_skip": parsed.init_skip}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
+    if parsed.init == "none":  # instead of the recipe's
+        changes |= {"init": None, "init_skip": ()}
     config = dataclasses.replace(config, **changes)
     folder = parsed.run or default_folder(path, configs.differences(recipe, config))
     result = train(config, folder)
