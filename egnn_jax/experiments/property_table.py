@@ -196,7 +196,7 @@ class Table(Task):
     def _of_values(
         self, what: str, apply: Apply, params: Any, batch: GraphsTuple
     ) -> tuple[jax.Array, jax.Array]:
-        """"loss" or "error" of each value (G, T), 0 where it is not known, and whether it is."""
+        """ "loss" or "error" of each value (G, T), 0 where it is not known, and whether it is."""
         number = len(self.targets)
         known = (batch.globals.y[:, number:] > 0) & graph_mask(batch)[:, None]
         outputs = self._split(apply(params, self.graph(batch)).globals.y)

@@ -31,11 +31,11 @@ def energy(
         neighbor_fn, energy_fn = egnn.jax_md.energy(potential, params, displacement, box, numbers)
         init, step = jax_md.simulate.nve(energy_fn, shift, dt)
 
-    Energies are in eV relative to free atoms, so that float32 keeps the digits of their
-    differences, where the potential was trained on such. Whatever else is given to the energy, such
-    as ``box`` and ``perturbation``, goes to ``displacement``. Where a given ``box`` is too small for
-    one image of each neighbor the energy is nan. That a list of neighbors overflows,
-    ``neighbor.did_buffer_overflow`` says, as always in jax-md.
+    Energies are relative to free atoms where the potential was trained on such, as those of runs
+    are, so that float32 keeps the digits of their differences. Whatever else is given to the
+    energy, such as ``box`` and ``perturbation``, goes to ``displacement``. Where a given ``box`` is
+    too small for one image of each neighbor the energy is nan. As always in jax-md,
+    ``neighbor.did_buffer_overflow`` says that there were more neighbors than the list holds.
 
     Args:
       potential: energies of atoms; its backbone has a ``cutoff``.
@@ -76,9 +76,10 @@ def energy(
         )
     if systems is not None:
         neighbor_options["custom_mask_function"] = _within(np.asarray(systems), numbers, box)
+    any_box: Any = 1.0 if box is None else box
     neighbor_fn = partition.neighbor_list(
         displacement,
-        1.0 if box is None else box,
+        any_box,
         potential.encoder.cutoff,
         dr_threshold,
         format=partition.Sparse,
@@ -86,7 +87,7 @@ def energy(
         **neighbor_options,
     )
 
-    def energy_fn(R: jax.Array, neighbor: Any, **kwargs: Any) -> jax.Array:  # noqa: N803
+    def energy_fn(R: jax.Array, neighbor: Any, **kwargs: Any) -> jax.Array:
         """E in eV of positions (M, 3) and a list of neighbors."""
         if neighbor.format is not partition.Sparse:
             raise ValueError(f"neighbors are {neighbor.format}; expected those of neighbor_fn")

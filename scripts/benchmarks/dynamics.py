@@ -2,10 +2,10 @@
 
 PYTHONPATH=scripts python -m benchmarks.dynamics --repeats 5
 
-Ethanol: steps of velocity Verlet at a cutoff of 5 Å, compiled as a whole through jax-md, and through
-ASE; the peer is PyG's SchNet, in a plain loop and through ASE. Contenders take turns, each in a
-process of its own that has all cores. Silicon: energy and forces of a crystal through jax-md.
-Parameters are random, since speed does not depend on them.
+Ethanol: steps of velocity Verlet at a cutoff of 5 Å, compiled as a whole through jax-md, and
+through ASE; the peer is PyG's SchNet, in a plain loop and through ASE. Contenders take turns; ours
+and PyTorch's are in two processes that have all cores. Silicon: energy and forces of a crystal
+through jax-md. Parameters are random, since speed does not depend on them.
 """
 
 import argparse
@@ -95,9 +95,7 @@ def in_jax_md(name: str) -> Callable[[], None]:
 
     atoms = ethanol()
     displacement, shift = space.free()
-    neighbor_fn, energy_fn = egnn.jax_md.energy(
-        *potential(name), displacement, None, atoms.numbers
-    )
+    neighbor_fn, energy_fn = egnn.jax_md.energy(*potential(name), displacement, None, atoms.numbers)
     position = jnp.asarray(atoms.positions, jnp.float32)
     mass = jnp.asarray(atoms.get_masses(), jnp.float32)[:, None]
     neighbor = neighbor_fn.allocate(position)

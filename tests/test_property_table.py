@@ -1,0 +1,210 @@
+"""Tables of molecules of one's own: files, labels, splits, training, and the exported network."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from rdkit import Chem
+from rdkit.Chem import Crippen, rdDistGeom
+
+import egnn_jax as egnn
+from egnn_jax.data import property_table
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments._columns import Classes, Numbers
+from egnn_jax.experiments.property_table import Table
+from egnn_jax.experiments.run import train
+
+SMILES = """
+C CC CCC CO CCO CCCO CN CCN CNC COC C=O CC=O C#C CC#C C=C CC=C C1CC1 OCCO NCCN FC FCF OC=O NC=O
+FCCF CCl CCCl ClCCCl OO NN C#N
+""".split()  # noqa: SIM905
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name="mine.csv", **columns):
+    """A table of SMILES and logP, and other columns."""
+    columns = {
+        "SMILES": SMILES,
+        "logP": [f"{Crippen.MolLogP(Chem.MolFromSmiles(s)):.4f}" for s in SMILES],
+    } | columns
+    rows = [",".join(columns), *(",".join(row) for row in zip(*columns.values(), strict=True))]
+    with open(name, "w", encoding="utf-8") as file:
+        file.write("\n".join(rows))
+    return name
+
+
+def small(task, epochs=30):
+    """The recipe with a network that trains in seconds, from new parameters."""
+    config = configs.load("molecules/table")
+    model = dataclasses.replace(config.model, features=8, layers=1, basis=4)
+    return dataclasses.replace(
+        config, task=task, model=model, epochs=epochs, batch_size=6, eval_every=10,
+        init=None, init_skip=(),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=0.01),
+    )  # fmt: skip
+
+
+def test_a_table_is_learnt_and_its_export_predicts(tmp_path):
+    task = Table(train=write(), targets=("logP",), valid="0.2", test="0.2")
+    result = train(small(task), tmp_path / "run")
+    found = result["details"]["test"]["logP"]
+    assert found["known"] == 6
+    assert found["mae"] == pytest.approx(result["metrics"]["test"]["logP"], rel=1e-5)
+    assert result["details"]["train" if False else "molecules"] == {
+        "train": 18,
+        "valid": 6,
+        "test": 6,
+    }
+    assert (
+        result["details"]["valid"]["logP"]["mae"]
+        < result["details"]["valid"]["logP"]["mae_of_mean"]
+    )
+    model = egnn.load_pretrained(egnn.export(tmp_path / "run", tmp_path / "logp.safetensors"))
+    assert model.card["elements"] == ["H", "C", "N", "O", "F", "Cl"]
+    table = property_table.read(task.train, ["logP"])
+    ends = np.cumsum(table.n_atoms)[:-1]
+    molecules = [
+        ase_atoms(*parts)
+        for parts in zip(
+            np.split(table.atomic_numbers, ends), np.split(table.positions, ends), strict=True
+        )
+    ]
+    predicted = model.predict(molecules)["logP"]
+    rows = task._tables["test"][1]
+    error = np.abs(predicted - table.values["logP"].astype(float))[rows].mean()
+    assert error == pytest.approx(found["mae"], rel=1e-4)
+    with pytest.raises(ValueError, match="atoms of Si; expected of H, C"):
+        model.predict(ase_atoms([14, 1], [[0, 0, 0], [0, 0, 1.5]]))
+
+
+def ase_atoms(numbers, positions):
+    from ase import Atoms
+
+    return Atoms(numbers=numbers, positions=positions)
+
+
+def test_classes_and_missing_values(tmp_path):
+    alcohol = ["yes" if "O" in s and "=" not in s else "no" for s in SMILES]
+    alcohol[3] = ""
+    halogens = [str(int("F" in s or "Cl" in s)) for s in SMILES]
+    task = Table(
+        train=write(alcohol=alcohol, halogens=halogens), targets=("alcohol", "halogens"),
+        kind="classification", valid="0.2", test="0.2",
+    )  # fmt: skip
+    result = train(small(task, epochs=40), tmp_path / "run")
+    assert task.columns == ("alcohol = no", "alcohol = yes", "halogens = 0", "halogens = 1")
+    known = sum(result["details"][s]["alcohol"]["known"] for s in ("valid", "test"))
+    known += int(np.isfinite(task._labels["train"][:, 0]).sum())
+    assert known == len(SMILES) - 1
+    found = result["details"]["valid"]["halogens"]
+    assert found["accuracy"] == pytest.approx(1 - result["metrics"]["valid"]["halogens"])
+    model = egnn.load_pretrained(tmp_path / "run")
+    probabilities = model.predict(
+        ase_atoms([8, 1, 1], [[0, 0, 0], [0.76, 0.59, 0], [-0.76, 0.59, 0]])
+    )
+    total = probabilities["alcohol = no"] + probabilities["alcohol = yes"]
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def test_a_value_that_is_missing_changes_no_gradient():
+    import jax
+
+    known = write("known.csv")
+    values = [f"{k}" for k in range(len(SMILES))]
+    values[7] = "NA"
+    options = {"targets": ("logP", "other"), "valid": known, "test": known}
+    task = Table(train=write(other=values), **options | {"valid": "0.1", "test": "0.1"})
+    network = task.network(egnn.PaiNN(features=4, layers=1, basis=3))
+    batch = jax.tree.map(lambda a: a[0, 0], task.samples("train").loader(8).batches(None, 0, 1))
+    params = egnn.testing.randomise_parameters(
+        jax.eval_shape(network.init, jax.random.key(0), task.graph(batch))
+    )
+    loss = jax.grad(lambda p, b: task.loss(network.apply)(p, b, jax.random.key(0))[0])
+    y = np.array(batch.globals.y)
+    first = np.flatnonzero(y[:, 3] > 0)[0]
+    y[first, 3] = 0
+    without = batch._replace(globals=batch.globals.replace(y=y.copy()))
+    y[first, 1] = 1e3
+    other = batch._replace(globals=batch.globals.replace(y=y))
+    for a, b in zip(
+        jax.tree.leaves(loss(params, without)), jax.tree.leaves(loss(params, other)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_numbers_and_classes():
+    column = Numbers.of("y", np.array(["1", " 3 ", "", "NaN", "2e0"]))
+    assert (column.mean, column.scale) == (2.0, pytest.approx((2 / 3) ** 0.5))
+    np.testing.assert_allclose(column.labels(np.array(["2", "?"])), [0, np.nan], atol=1e-12)
+    out = (np.array([[1.0], [5.0], [2.0]]) - column.mean) / column.scale
+    labels = column.labels(np.array(["2", "3", "-"]))
+    found = column.scores(labels, out)
+    assert found["known"] == 2
+    assert found["mae"] == pytest.approx(1.5)
+    assert found["rmse"] == pytest.approx(2.5**0.5)
+    assert found["mae_of_mean"] == pytest.approx(0.5)
+    assert found["r2"] == pytest.approx(1 - 2.5 / 0.25)
+    np.testing.assert_allclose(column.predicted(out)[:, 0], [1, 5, 2])
+    classes = Classes.of("c", np.array(["10", "9", "n/a", "10"]))
+    assert classes.classes == ("9", "10")
+    logits = np.log([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
+    labels = np.array([0.0, 1.0, 1.0, np.nan])
+    found = classes.scores(labels, logits)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["accuracy_of_most_common"] == pytest.approx(2 / 3)
+    assert found["roc_auc"] == 1.0
+    assert classes.scores(np.array([1.0, 0.0, 1.0, 0.0]), logits)["roc_auc"] == 0
+    np.testing.assert_allclose(classes.predicted(logits)[1], [0.4, 0.6])
+
+
+def test_structures_with_values_and_a_column_of_splits():
+    splits = ["train", "Valid", "test"]
+    with Chem.SDWriter("mine.sdf") as writer:
+        for k, smiles in enumerate(SMILES[:9]):
+            molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+            rdDistGeom.EmbedMolecule(molecule, randomSeed=0)
+            molecule.SetProp("heavy atoms", str(molecule.GetNumHeavyAtoms()))
+            molecule.SetProp("set", splits[k % 3])
+            writer.write(molecule)
+    task = Table(train="mine.sdf", targets=("heavy atoms",), split="set")
+    assert [len(task.samples(split)) for split in ("train", "valid", "test")] == [3, 3, 3]
+    assert task._tables["valid"][1].tolist() == [1, 4, 7]
+    table = property_table.read("mine.sdf", ["heavy atoms"])
+    np.testing.assert_array_equal(table.values["heavy atoms"].astype(int)[:3], [1, 2, 3])
+    np.testing.assert_allclose(table.positions[:5], Chem.SDMolSupplier(
+        "mine.sdf", removeHs=False)[0].GetConformer().GetPositions(), atol=1e-3)  # fmt: skip
+
+
+def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
+    file = write(SMILES=[*SMILES[:-1], "C1CC"])
+    with pytest.warns(UserWarning, match=r"1 of 30 molecules of mine.csv cannot be used"):
+        first = property_table.read(file, ["logP"])
+    assert len(first) == 29
+    monkeypatch.setattr(property_table.structures, "made", None)
+    again = property_table.read(file, ["logP"])
+    np.testing.assert_array_equal(again.positions, first.positions)
+    np.testing.assert_array_equal(again.values["logP"], first.values["logP"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"targets": ("logS",)}, "has no 'logS'; expected one of SMILES, logP, same, words"),
+     ({"targets": ()}, "task.targets is empty; expected names of columns"),
+     ({"train": ""}, "task.train is empty; expected a file"),
+     ({"train": "none.csv"}, "none.csv is no file"),
+     ({"targets": ("words",)}, "words of a molecule is 'w[0-9]+'; expected a finite number"),
+     ({"kind": "classification", "targets": ("same",)}, r"'same' has 1 classes \(1\)"),
+     ({"targets": ("logP", "logP")}, "expected each column once"),
+     ({"kind": "other"}, "task.kind is 'other'"),
+     ({"cutoff": 0.0}, "task.cutoff is 0.0"),
+     ({"valid": "1.5"}, "valid is 1.5"),
+     ({"split": "same"}, "column 'same' of mine.csv has no 'train'")],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(options, message):
+    write(words=[f"w{k}" for k in range(len(SMILES))], same=["1"] * len(SMILES))
+    with pytest.raises(ValueError, match=message):
+        Table(**{"train": "mine.csv", "targets": ("logP",)} | options).samples("train")
