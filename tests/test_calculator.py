@@ -10,6 +10,12 @@ import ase.io
 import jax
 import numpy as np
 import pytest
+from ase import units
+from ase.filters import FrechetCellFilter
+from ase.md.nptberendsen import NPTBerendsen
+from ase.neighborlist import neighbor_list
+from ase.optimize import BFGS
+from ase.phonons import Phonons
 from ase.stress import full_3x3_to_voigt_6_stress
 
 import egnn_jax as egnn
@@ -69,6 +75,55 @@ def test_energies_do_not_depend_on_the_skin_or_on_cells_passed(x64):
         found = [(c.get_potential_energy(atoms), c.get_forces(atoms)) for c in (fresh, kept)]
         np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-10)
         np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-9)
+
+
+def test_random_cells_have_the_neighbors_of_ase():
+    """The pairs of the list, against ASE's, in cells of any shape, periodic in any directions."""
+    rng = np.random.default_rng(0)
+    for seed in range(200):
+        cell = rng.normal(size=(3, 3)) + 2 * np.eye(3) * rng.uniform(0.5, 3)
+        numbers = rng.choice([1, 6, 29], rng.integers(1, 9))
+        scaled = rng.uniform(-1, 2, (len(numbers), 3))
+        atoms = ase.Atoms(numbers, scaled_positions=scaled, cell=cell, pbc=rng.random(3) < 0.5)
+        if atoms.cell.volume < 1.0:
+            continue
+        calc = egnn.ASECalculator(egnn.Potential(MODEL), {}, skin=0.0)
+        listed = calc._neighbors(atoms)
+        x = atoms.positions - listed.origin
+        r_ij = x[listed.receivers] - x[listed.senders]
+        r_ij -= 0 if listed.shift is None else listed.shift
+        i, j, d = neighbor_list("ijD", atoms, 3.0)
+        found = np.column_stack([listed.receivers, listed.senders, r_ij])
+        expected = np.column_stack([i, j, -d])
+        assert len(found) == len(expected), seed
+        for one in (found, expected):
+            one[:] = one[np.lexsort(np.round(one.T, 6))]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_phonons_optimizers_and_constant_pressure_run(tmp_path, x64):
+    """What ASE does with cells that change and with copies of a crystal."""
+    atoms = copper()
+    network, params = potential(atoms)
+    atoms.calc = egnn.ASECalculator(network.clone(scale=0.1), params)
+    before = np.abs(atoms.get_stress()).max()
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-3, steps=100)
+    assert np.abs(atoms.get_stress()).max() < 0.2 * before
+    atoms.set_momenta(np.random.default_rng(0).normal(size=(4, 3)))
+    dynamics = NPTBerendsen(
+        atoms, timestep=units.fs, temperature_K=10, pressure_au=0.0, compressibility_au=1e-3
+    )
+    volume = atoms.get_volume()
+    dynamics.run(5)
+    assert atoms.get_volume() != volume
+    phonons = Phonons(
+        atoms, atoms.calc, supercell=(1, 1, 1), delta=0.01, name=str(tmp_path / "phonons")
+    )
+    phonons.run()
+    phonons.read(acoustic=True)
+    matrix = phonons.get_force_constant()[0]
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-8)
+    assert np.abs(matrix).max() > 1e-3
 
 
 def test_a_list_is_kept_until_an_atom_moves_by_half_the_skin(water):
@@ -163,6 +218,32 @@ def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, mon
     same = ase.io.read(tmp_path / "third" / "trajectory.xyz", -1)
     np.testing.assert_allclose(end.positions, same.positions, atol=1e-6)
     assert np.abs(end.positions - start.positions).max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1e13, np.inf])
+def test_an_explosion_is_told_and_its_frames_are_kept(tmp_path, water, monkeypatch, scale):
+    """Too hot, or forces that are not finite, between two frames."""
+    network, params = potential(water)
+    water.write(tmp_path / "water.xyz")
+
+    class Calculator(egnn.ASECalculator):
+        def __init__(self, model):
+            super().__init__(network, params)
+            self.calls = 0
+
+        def _compute(self, atoms):
+            self.calls += 1
+            results = super()._compute(atoms)
+            if self.calls > 15:
+                results["forces"] = scale * (results["forces"] + 1)
+                self._require_finite(results)
+            return results
+
+    monkeypatch.setattr("egnn_jax.experiments.dynamics.ASECalculator", Calculator)
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"the simulation explodes: .* frames so far are"):
+        simulate(str(tmp_path / "water.xyz"), None, folder, Dynamics(steps=100, every=10))
+    assert 2 <= len(ase.io.read(folder / "trajectory.xyz", ":")) <= 4
 
 
 @pytest.mark.parametrize(

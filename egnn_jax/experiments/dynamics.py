@@ -97,9 +97,12 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
         ):
             csv.writer(table).writerow(_COLUMNS)
             for step in _progress(folder.name, dynamics):
-                if step:
-                    engine.run(step - int(rows[-1][0]))
-                rows.append(_row(atoms, step, dynamics))
+                try:
+                    if step:
+                        engine.run(step - int(rows[-1][0]))
+                    rows.append(_row(atoms, step, dynamics))
+                except FloatingPointError as error:
+                    raise _explosion(f"{error} before step {step:,}", folder) from error
                 _write(atoms, frames)
                 csv.writer(table).writerow([f"{value:.10g}" for value in rows[-1]])
                 for file in (frames, table):
@@ -187,7 +190,11 @@ def _write(atoms: Any, file: Any) -> None:
 def _require_sane(row: tuple[float, ...], dynamics: Dynamics, folder: Path) -> None:
     most = 1_000 + 20 * dynamics.temperature
     if not (np.isfinite(row).all() and row[-1] < most):
-        raise FloatingPointError(
-            f"the simulation explodes: {row[-1]:.0f} K at step {row[0]:,}; a smaller timestep may "
-            f"help, or a potential trained on such geometries. The frames so far are in {folder}"
-        )
+        raise _explosion(f"{row[-1]:.0f} K at step {row[0]:,}", folder)
+
+
+def _explosion(what: str, folder: Path) -> FloatingPointError:
+    return FloatingPointError(
+        f"the simulation explodes: {what}; a smaller timestep may help, or a potential trained on "
+        f"such geometries. The frames so far are in {folder}"
+    )

@@ -43,8 +43,9 @@ class ASECalculator(Calculator):
 
     Raises:
       ValueError: the model predicts no energies or has no cutoff, or the skin is below 0; and in a
-        calculation: there are no atoms, an element is not among the model's, a position is not
-        finite, or what was computed is not.
+        calculation: there are no atoms, an element is not among the model's, or a position is not
+        finite.
+      FloatingPointError: what was computed is not finite.
     """
 
     # ASE declares it without ClassVar, which no subclass may add.
@@ -121,10 +122,15 @@ class ASECalculator(Calculator):
         results["free_energy"] = results["energy"]
         if potential.stress:
             results["stress"] = full_3x3_to_voigt_6_stress(out["stress"].astype(np.float64))
-        for name, value in results.items():
-            if not np.isfinite(value).all():
-                raise ValueError(f"the {name} computed is not finite: {np.asarray(value)}")
+        self._require_finite(results)
         return results
+
+    def _require_finite(self, results: Mapping[str, Any]) -> None:
+        for name, value in results.items():
+            if bad := int((~np.isfinite(value)).sum()):
+                raise FloatingPointError(
+                    f"{bad} of {np.size(value)} numbers computed as {name} are not finite"
+                )
 
     def _of_free_atoms(self, symbols: Sequence[str]) -> np.ndarray:
         if not symbols:
