@@ -207,6 +207,10 @@ def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, mon
     assert (first / "dynamics.png").stat().st_size > 1000
     assert found["temperature"] > 0
     np.testing.assert_allclose(frames[-1].get_momenta().sum(axis=0), 0, atol=1)
+    kept = frames[-1].get_forces(), frames[-1].get_potential_energy()
+    frames[-1].calc = given(None)
+    np.testing.assert_allclose(kept[0], frames[-1].get_forces(), atol=1e-5)
+    assert kept[1] == pytest.approx(frames[-1].get_potential_energy(), abs=1e-5)
     with pytest.raises(ValueError, match="is not empty; expected a new folder"):
         simulate(str(tmp_path / "water.xyz"), None, first, Dynamics(**options))
     nve = Dynamics(**options | {"ensemble": "nve"})

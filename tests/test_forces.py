@@ -1,5 +1,6 @@
 """Structures from files, and the task that trains potentials on them."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from ase import units
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from tblite.ase import TBLite
 
 import egnn_jax as egnn
 from egnn_jax.cli import main
-from egnn_jax.data import frames
+from egnn_jax.data import frames, xtb
 from egnn_jax.data.frames import Labels
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.forces import Forces
@@ -189,7 +191,7 @@ def test_a_file_cut_short_names_the_frame(tmp_path, file):
         ({"train": "none.xyz"}, "none.xyz is no file; expected one of structures, looked for in"),
         ({"valid": "0.6", "test": "0.5"}, "expected shares between 0 and 1 with a sum below 1"),
         ({"valid": "0"}, "expected shares between 0 and 1"),
-        ({"valid": "0.001"}, "valid is 0.001 of 40 structures"),
+        ({"valid": "0.001"}, "valid is 0.001 of 40 samples"),
         ({"cutoff": 3.0}, "the model's cutoff is 4.0 and the task's 3.0"),
         ({"free_atoms": ["Cu"]}, "task.free_atoms has 'Cu'; expected such as H=-13.57"),
         ({"virial": "W"}, "stress is 'stress' and virial 'W'"),
@@ -277,3 +279,26 @@ def test_energies_alone_and_structures_without_neighbors(tmp_path):
 
 def test_the_default_takes_no_data():
     assert Forces().units == {"energy": "meV", "energy_per_atom": "meV/atom", "forces": "meV/Å"}
+
+
+def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGNN_JAX_DATA", str(tmp_path))
+    make = functools.partial(xtb.simulated_frames, number=40)
+    monkeypatch.setattr(xtb, "simulated_frames", make)
+    task = Forces(train="nothing.xyz", test="neither.xyz", simulate="O", cutoff=3.0)
+    with pytest.warns(UserWarning, match=r"nothing.xyz is no file.* O is simulated .* GFN2-xTB"):
+        found = {split: task.samples(split) for split in ("train", "valid", "test")}
+    assert [len(samples) for samples in found.values()] == [19, 1, 20]
+    frames = ase.io.read(make("O"), ":")
+    assert len(frames) == 40
+    # The forces are the derivatives of the energy that stands beside them.
+    moved, energies = frames[0].copy(), []
+    for step in (1e-3, -1e-3):
+        moved.positions = frames[0].positions
+        moved.positions[0, 0] += step
+        moved.calc = TBLite(method="GFN2-xTB", verbosity=0)
+        energies.append(moved.get_potential_energy())
+    force = (energies[1] - energies[0]) / 2e-3
+    assert force == pytest.approx(frames[0].get_forces()[0, 0], abs=1e-3)
+    with pytest.raises(ValueError, match=r"nothing\.xyz is no file"):
+        Forces(train="nothing.xyz").samples("train")

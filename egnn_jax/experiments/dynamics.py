@@ -183,7 +183,7 @@ def _write(atoms: Any, file: Any) -> None:
     from ase.io.extxyz import write_xyz
 
     text = io.StringIO()
-    write_xyz(text, [atoms], columns=["symbols", "positions", "momenta"], write_results=True)
+    write_xyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
     file.write(text.getvalue())
 
 

@@ -1,6 +1,7 @@
 """Potentials: energies, forces and stress of anyone's structures."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax import losses
-from egnn_jax.data import frames
+from egnn_jax.data import frames, xtb
 from egnn_jax.data._splits import shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Energy, Labels, Length
@@ -35,6 +36,8 @@ class Forces(Task):
       train: a file of structures that ASE reads, or rMD17's .npz.
       valid: another file, or the share of the structures of ``train`` that is kept for validation.
       test: the same for the test.
+      simulate: a SMILES; where there is no file ``train``, frames of this molecule that are made
+        and labelled here, see :func:`egnn_jax.data.xtb.simulated_frames`.
       split_seed: of the random choice of these structures.
       energy: the name of the energies in the files.
       forces: the name of the forces; without them ("") only energies are trained.
@@ -53,6 +56,7 @@ class Forces(Task):
     train: str = ""
     valid: str = "0.1"
     test: str = "0.1"
+    simulate: str = ""
     split_seed: int = 0
     energy: str = "energy"
     forces: str = "forces"
@@ -226,6 +230,18 @@ class Forces(Task):
         """Named structures in eV and Å, by split."""
         if not self.train:
             raise ValueError("task.train is empty; expected a file of structures")
+        try:
+            frames.find(self.train)
+        except ValueError as error:
+            if not self.simulate:
+                raise
+            warnings.warn(
+                f"{error}; {self.simulate} is simulated and labelled by GFN2-xTB instead, half of "
+                "the frames for the test",
+                stacklevel=2,
+            )
+            path = str(xtb.simulated_frames(self.simulate).absolute())
+            return frames.splits(path, "0.025", "0.5", self.split_seed, Labels())
         return frames.splits(self.train, self.valid, self.test, self.split_seed, self._labels)
 
     @cached_property

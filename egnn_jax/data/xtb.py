@@ -1,0 +1,70 @@
+"""Frames of a molecule, simulated and labelled by GFN2-xTB, for where no others are at hand."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from egnn_jax._files import write_atomically
+from egnn_jax.data import structures
+from egnn_jax.data.cache import default_folder
+
+TEMPERATURE = 500.0
+"""In K, as of rMD17."""
+EVERY = 10
+"""How many steps of 1 fs are between two frames."""
+_WARM_UP = 1_000
+
+
+def simulated_frames(
+    smiles: str, number: int = 2_000, seed: int = 0, folder: Path | None = None
+) -> Path:
+    """An extended XYZ file of frames with energies (eV) and forces (eV/Å), made at the first call.
+
+    Langevin dynamics at :data:`TEMPERATURE` by the tight-binding method GFN2-xTB (Bannwarth,
+    Ehlert and Grimme 2019). 2,000 frames of ethanol take a minute.
+
+    Args:
+      smiles: of the molecule.
+      number: of frames, each :data:`EVERY` fs after the one before.
+      seed: of velocities and noise.
+      folder: where the file is kept; default ``frames`` in
+        :func:`egnn_jax.data.cache.default_folder`.
+
+    Raises:
+      ValueError: tblite is not installed, or the SMILES gets no geometry.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before tblite is loaded: threads slow it down
+    try:
+        from tblite.ase import TBLite
+    except ImportError as error:
+        raise ValueError(
+            f"{error}; expected tblite, which labels frames: pip install 'egnn-jax[xtb]'"
+        ) from error
+    from ase import Atoms, units
+    from ase.io.extxyz import write_xyz
+    from ase.md.langevin import Langevin
+    from tqdm_loggable.auto import tqdm
+
+    name = "".join(c if c.isalnum() else "_" for c in smiles)
+    folder = default_folder() / "frames" if folder is None else folder
+    path = folder / f"xtb-{name}-{number}-{seed}.extxyz"
+    if path.is_file():
+        return path
+    molecule = structures.from_smiles(smiles, smiles, conformers=1)
+    atoms = Atoms(molecule.symbols, molecule.positions)
+    atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
+    rng = np.random.default_rng(seed)
+    width = np.sqrt(atoms.get_masses() * units.kB * TEMPERATURE)
+    atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
+    engine = Langevin(
+        atoms, units.fs, temperature_K=TEMPERATURE, friction=0.01 / units.fs, fixcm=False, rng=rng
+    )
+    engine.run(_WARM_UP)
+    text = io.StringIO()
+    for _ in tqdm(range(number), unit="frame", desc=f"{smiles}, GFN2-xTB"):
+        engine.run(EVERY)
+        write_xyz(text, [atoms], columns=["symbols", "positions", "forces"])
+    write_atomically(path, text.getvalue().encode())
+    return path
