@@ -116,5 +116,5 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"the key {min(twice)!r} stands twice; expected it once")
+            raise ValueError(f"the key {min(twice)[:100]!r} stands twice; expected it once")
         return super().construct_mapping(node, deep)

@@ -98,7 +98,7 @@ def environment() -> dict[str, str]:
 def interrupt(process: subprocess.Popen, metrics: Path, number: signal.Signals, lines: int = 3):
     """Send a signal once ``lines`` evaluations are logged; what the process wrote to stderr."""
     while process.poll() is None and not (
-        metrics.exists() and metrics.read_text().count("\n") >= lines
+        metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= lines
     ):
         time.sleep(0.05)
     process.send_signal(number)

@@ -75,3 +75,30 @@ def test_models_without_steerable_features_do_not_import_e3nn():
         "assert 'e3nn_jax' not in sys.modules; egnn.TFN; assert 'e3nn_jax' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def without_encoding(path):
+    """The lines where a text file is read or written in the encoding of the machine."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        opens = name == "open" and not any("b" in str(text) for text in texts)
+        opens &= isinstance(node.func, ast.Name) or bool(texts)  # not tarfile.open(path)
+        named = any(keyword.arg == "encoding" for keyword in node.keywords)
+        if (opens or name in ("read_text", "write_text")) and not named:
+            found.append(node.lineno)
+    return found
+
+
+def test_every_text_file_has_its_encoding_named(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "open('a')\np.open('w')\np.read_text()\np.write_text('')\np.open('rb')\n", encoding="utf-8"
+    )
+    assert without_encoding(wrong) == [1, 2, 3, 4]
+    root = PACKAGE.parent
+    files = [*PACKAGE.rglob("*.py"), *(root / "scripts").rglob("*.py")]
+    assert {str(file): lines for file in files if (lines := without_encoding(file))} == {}

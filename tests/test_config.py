@@ -151,6 +151,25 @@ def test_yaml_that_is_ambiguous_or_unbounded_is_refused(tmp_path, text, message)
         configs.load(tmp_path / "x.yaml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3\nwater\n" + "O 0.0 0.0 0.0\n" * 20_000,
+        "3\nenergy: -76.4\n" + "O 0.0 0.0 0.0\n" * 20_000,
+        '3\nLattice="5 0 0" x: y\n' + "O 0.0 0.0 0.0\n" * 20_000,
+        f"!{'y' * 300_000} 3",
+        f"? {'y' * 300_000}\n: 1\n? {'y' * 300_000}\n: 2\n",
+        f"task: {{name: {'y' * 300_000}}}",
+    ],
+)
+def test_training_on_a_structure_file_by_mistake_prints_little_of_it(tmp_path, text):
+    path = tmp_path / "molecule.xyz"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"expected|no YAML|the key") as error:
+        configs.load(path)
+    assert len(str(error.value)) <= 500 + len(f"{path}: ")
+
+
 def test_recipes_are_found_by_name():
     config = configs.load(ROOT / "configs/nbody/egnn.yaml")
     for name in ("nbody/egnn", "nbody/egnn.yaml", "configs/nbody/egnn.yaml"):

@@ -1,6 +1,5 @@
 """Labels of ASE's structures, and the loss on energies, forces and stress."""
 
-import ase
 import ase.build
 import jax
 import jax.numpy as jnp

@@ -19,7 +19,7 @@ from tests import reference
 
 def planted(module, old, new):
     """The module with one line of its source changed."""
-    source = Path(module.__file__).read_text()
+    source = Path(module.__file__).read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{old!r} is not in {module.__name__} once; adapt this test"
     changed = types.ModuleType(module.__name__)
     exec(

@@ -62,9 +62,13 @@ def test_the_file_of_an_own_task_is_complete(tmp_path, monkeypatch):
     """What the page calls mine.py is a plugin as it stands, with no line of another block."""
     monkeypatch.chdir(tmp_path)
     (plugin,) = [block for block in blocks("docs/training.md") if "TASKS.register" in block]
-    Path("mine.py").write_text(plugin.replace('"mean_field"', '"own"').replace('"sizes"', '"own"'))
+    Path("mine.py").write_text(
+        plugin.replace('"mean_field"', '"own"').replace('"sizes"', '"own"'), encoding="utf-8"
+    )
     (config,) = blocks("docs/training.md", "yaml")
-    Path("mine.yaml").write_text(config.replace("mean_field", "own").replace("sizes", "own"))
+    Path("mine.yaml").write_text(
+        config.replace("mean_field", "own").replace("sizes", "own"), encoding="utf-8"
+    )
     main(["--plugin", "mine.py", "train", "mine.yaml", "--epochs", "1", "--eval-every", "1"])
     assert list(Path("runs").rglob("result.json"))
 
@@ -75,7 +79,7 @@ def test_the_training_pages_python_runs(tmp_path, monkeypatch):
     for block in blocks("docs/training.md"):
         exec(block, names)
     (config,) = blocks("docs/training.md", "yaml")
-    Path("mine.yaml").write_text(config)
+    Path("mine.yaml").write_text(config, encoding="utf-8")
     main(["train", "mine.yaml", "--epochs", "2", "--eval-every", "1", "--run", "runs/mine"])
     main(["report", "runs/mine"])
     assert Path("runs/mine/report/table.md").is_file()

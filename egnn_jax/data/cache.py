@@ -33,7 +33,7 @@ def cached_arrays(
         content = path.read_bytes()
         if (
             checksum.exists()
-            and checksum.read_text().strip() == hashlib.sha256(content).hexdigest()
+            and checksum.read_text(encoding="utf-8").strip() == hashlib.sha256(content).hexdigest()
         ):
             with np.load(io.BytesIO(content)) as arrays:
                 return dict(arrays)

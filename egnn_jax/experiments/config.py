@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import flax.linen as nn
 import yaml
 
-from egnn_jax._files import read_yaml
+from egnn_jax._files import MAX_MESSAGE, read_yaml
 from egnn_jax.experiments import _options
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.experiments.task import Task
@@ -169,7 +169,7 @@ def load(path: Path | str) -> Config:
     try:
         return from_dict(read_yaml(path.read_text(encoding="utf-8")))
     except (UnicodeDecodeError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error)[:MAX_MESSAGE]}") from error
 
 
 def find(path: Path | str) -> Path:

@@ -87,14 +87,18 @@ def peak_gib() -> float:
         return stats["peak_bytes_in_use"] / 2**30
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss there starts from what the parent process had
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**20
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
 def machine() -> dict[str, str]:
     """Processor, cores, device and versions, those of PyTorch too where it is installed."""
     cpu = Path("/proc/cpuinfo")
-    name = re.findall(r"model name\s*: (.*)", cpu.read_text())[:1] if cpu.exists() else []
+    name = (
+        re.findall(r"model name\s*: (.*)", cpu.read_text(encoding="utf-8"))[:1]
+        if cpu.exists()
+        else []
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = versions()
     gpu = "" if found["device"].startswith("cpu") else f", {jax.devices()[0].device_kind}"

@@ -87,7 +87,7 @@ def read(out: Path) -> dict[str, Result]:
       ValueError: the file is there but holds no results.
     """
     try:
-        results = json.loads(out.read_text()) if out.exists() else {}
+        results = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{out} is no JSON file ({error}); expected results of this program"
