@@ -1,6 +1,5 @@
 """jax-md: its energies against the calculator's, simulations, and what is refused."""
 
-import ase
 import ase.build
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,6 @@
 """Tables of molecules of one's own: files, labels, splits, training, and the exported network."""
 
+import csv
 import dataclasses
 
 import numpy as np
@@ -8,6 +9,7 @@ from rdkit import Chem
 from rdkit.Chem import Crippen, rdDistGeom
 
 import egnn_jax as egnn
+from egnn_jax.cli import main
 from egnn_jax.data import property_table
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._columns import Classes, Numbers
@@ -208,3 +210,21 @@ def test_what_makes_no_sense_is_refused(options, message):
     write(words=[f"w{k}" for k in range(len(SMILES))], same=["1"] * len(SMILES))
     with pytest.raises(ValueError, match=message):
         Table(**{"train": "mine.csv", "targets": ("logP",)} | options).samples("train")
+
+
+def test_the_command_predicts_by_a_network_of_a_table(tmp_path, capsys):
+    task = Table(train=write(), targets=("logP",), valid="0.3", test="0.2")
+    train(small(task, epochs=2), tmp_path / "run")
+    out = tmp_path / "out.csv"
+    sources = ["CCCO", "CCCCCCCCCCCO", "CCBr", "CC"]
+    main(["predict", *sources, "--model", str(tmp_path / "run"), "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "mean absolute error on the test molecules: logP" in printed
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["logP"]) for row in rows] == [True, True, False, True]
+    assert [bool(row["logP ±"]) for row in rows] == [True, False, False, True]
+    found = [row["outside training"] for row in rows]
+    assert (found[0], found[3]) == ("no", "no")
+    assert found[1] == "it has 36 atoms; they have 4 to 12"
+    assert found[2].startswith("it has Br; they have H, C")

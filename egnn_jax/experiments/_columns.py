@@ -1,12 +1,15 @@
 """What is predicted of a molecule: a number, or one of several classes."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from egnn_jax.data.structures import Structure
+from egnn_jax.experiments.molecules import conformal
 
 MISSING = ("", "na", "nan", "n/a", "none", "null", "-", "?")
 """What stands for a value that is not known, in small letters."""
@@ -74,6 +77,14 @@ class Numbers:
     def predicted(self, out: np.ndarray) -> np.ndarray:
         """Outputs (S, 1) in the unit of the column."""
         return self.mean + self.scale * out
+
+    def width(self, labels: np.ndarray, out: np.ndarray) -> float | None:
+        """Half the width of an interval that holds
+        :data:`egnn_jax.experiments.molecules.COVERAGE` of molecules (split conformal prediction).
+        """
+        error = np.abs(out[:, 0] - labels)
+        error = error[np.isfinite(error)]
+        return self.scale * float(conformal(error)) if len(error) else None
 
     def scores(self, labels: np.ndarray, out: np.ndarray) -> dict[str, Any]:
         """Errors where labels (S,) are known; ``mae_of_mean`` is that of the training mean."""
@@ -157,6 +168,9 @@ class Classes:
         weights = np.exp(out - out.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 
+    def width(self, labels: np.ndarray, out: np.ndarray) -> None:
+        """None: probabilities have no interval."""
+
     def scores(self, labels: np.ndarray, out: np.ndarray) -> dict[str, Any]:
         """Accuracy where labels (S,) are known, that of the most common class, and of two classes
         the area under the receiver operating characteristic.
@@ -178,11 +192,50 @@ class Classes:
 KINDS = {"regression": Numbers, "classification": Classes}
 
 
-def from_plain(kind: str, name: str, values: Mapping[str, Any]) -> Numbers | Classes:
-    """The column that ``dataclasses.asdict`` made plain values of."""
-    if kind == "regression":
-        return Numbers(name, float(values["mean"]), float(values["scale"]))
-    return Classes(name, tuple(str(one) for one in values["classes"]))
+class Trained(NamedTuple):
+    """The molecules that were trained on: their elements, the least and the largest number of
+    atoms, and the columns.
+    """
+
+    elements: tuple[str, ...]
+    atoms: tuple[int, int]
+    columns: tuple[Numbers | Classes, ...]
+
+    def outside(self, molecule: Structure) -> list[str]:
+        """In what a molecule differs from all of these."""
+        reasons, (least, most) = [], self.atoms
+        if unknown := sorted(set(molecule.symbols) - set(self.elements)):
+            reasons.append(f"it has {', '.join(unknown)}; they have {', '.join(self.elements)}")
+        if not least <= (size := len(molecule.symbols)) <= most:
+            reasons.append(f"it has {size} atoms; they have {least} to {most}")
+        return reasons
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values."""
+        columns = [dataclasses.asdict(column) for column in self.columns]
+        return {"elements": list(self.elements), "atoms": list(self.atoms), "columns": columns}
+
+    @staticmethod
+    def of_plain(kind: str, names: Sequence[str], values: Mapping[str, Any]) -> "Trained":
+        """What :meth:`plain` made plain values of.
+
+        Raises:
+          ValueError: they are not such.
+        """
+        columns: list[Numbers | Classes] = []
+        try:
+            for name, own in zip(names, values["columns"], strict=True):
+                if kind == "regression":
+                    columns.append(Numbers(name, float(own["mean"]), float(own["scale"])))
+                else:
+                    columns.append(Classes(name, tuple(str(one) for one in own["classes"])))
+            least, most = values["atoms"]
+            elements = tuple(str(symbol) for symbol in values["elements"])
+            return Trained(elements, (int(least), int(most)), tuple(columns))
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"constants are {str(values)[:200]}; expected elements, atoms and columns"
+            ) from error
 
 
 def _roc_auc(true: np.ndarray, score: np.ndarray) -> float:

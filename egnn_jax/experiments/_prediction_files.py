@@ -13,7 +13,7 @@ from egnn_jax.data import qm9
 from egnn_jax.data.structures import Refused, Structure
 
 KINDS = (".csv", ".json", ".sdf")
-TEXTS = ("molecule", "formula", "geometry", "outside QM9", "remark")
+TEXTS = ("molecule", "formula", "geometry", "outside QM9", "outside training", "remark")
 """The columns that are no numbers."""
 
 

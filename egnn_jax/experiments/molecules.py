@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.data import qm9
+from egnn_jax.data import qm9, structures
 from egnn_jax.data._packing import Gather, starts_of
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.qm9_graphs import molecular_graphs
+from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
 from egnn_jax.experiments.tables import table3_rows, write_table
 from egnn_jax.experiments.task import Apply, Task, predictions
@@ -86,6 +87,17 @@ class MolecularTask(Task):
     def elements(self) -> tuple[str, ...]:
         """H, C, N, O and F."""
         return tuple(qm9.ELEMENTS)
+
+    trained_on, test_set = "QM9", "QM9's test molecules"
+
+    def takes(self, molecule: Structure) -> bool:
+        """Whether a molecule gets predictions: of these elements, and no larger than QM9's."""
+        known = set(molecule.symbols) <= set(qm9.ELEMENTS)
+        return known and len(molecule.symbols) <= qm9.LARGEST
+
+    def outside(self, molecule: Structure) -> list[str]:
+        """In what a molecule differs from QM9's, see :func:`egnn_jax.data.structures.outside`."""
+        return structures.outside(molecule)
 
     @cached_property
     def molecules(self) -> qm9.QM9:
@@ -172,7 +184,7 @@ class MolecularTask(Task):
                 named = dict(zip(self.targets, means, strict=False))
                 classes[label] = {"molecules": int(inside.sum())} | named
                 if split == "valid" and inside.any():
-                    widths[label] = _conformal(error[inside])
+                    widths[label] = conformal(error[inside])
                 elif label in widths:
                     covered += (error[inside] <= widths[label]).sum(axis=0) / len(rows)
         intervals = {
@@ -258,7 +270,7 @@ class MolecularTask(Task):
         return rows[: self.train_size] if split == "train" else rows
 
 
-def _conformal(errors: np.ndarray) -> np.ndarray:
+def conformal(errors: np.ndarray) -> np.ndarray:
     """The quantile of errors (S, T) below which a new one is with probability COVERAGE (T,).
 
     The ⌈(S + 1) COVERAGE⌉-th smallest, or the largest where there are too few.

@@ -1,4 +1,4 @@
-"""Properties of molecules of anyone's by a network trained on QM9, as a table."""
+"""Properties of molecules of anyone's by a trained network, as a table."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from egnn_jax._files import printable
-from egnn_jax.data import qm9, structures
+from egnn_jax.data import structures
 from egnn_jax.data.structures import Refused, Smiles, Structure
 from egnn_jax.experiments import _prediction_files
 from egnn_jax.experiments.export import load_pretrained
-from egnn_jax.experiments.molecules import COVERAGE, SIZES, MolecularTask
+from egnn_jax.experiments.molecules import COVERAGE, MolecularTask
 from egnn_jax.experiments.pretrained import Pretrained
+from egnn_jax.experiments.property_table import Table
 from egnn_jax.experiments.tables import markdown
 from egnn_jax.training.callbacks import show_progress_lines
 
-OUTSIDE = "outside QM9"
 BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
 """The network for each kind of geometry, see :func:`egnn_jax.load_pretrained`."""
 
@@ -41,13 +41,14 @@ def predict(
 
     Args:
       sources: files of molecules, or SMILES.
-      model: the folder of a run on QM9, or an exported file; by default the networks that come with
-        this library, :data:`BY_GEOMETRY`.
+      model: the folder of a run of a task that predicts properties of molecules, or an exported
+        file; by default the networks that come with this library, :data:`BY_GEOMETRY`.
       out: a file, ``.csv``, ``.json`` or, with geometries and properties as tags, ``.sdf``.
 
     Raises:
-      ValueError: the model is not one of QM9, a source cannot be read as a whole, ``out`` cannot be
-        written to, or (after the table was made) some molecules could not be used.
+      ValueError: the model predicts no properties of molecules, a source cannot be read as a
+        whole, ``out`` cannot be written to, or (after the table was made) some molecules could not
+        be used.
     """
     if out is not None:
         _prediction_files.kind(out)
@@ -61,37 +62,37 @@ def predict(
             by_model.setdefault(str(model or default), []).append(molecule)
     networks = {name: load_pretrained(name) for name in by_model or [str(model or "qm9")]}
     for name, network in networks.items():
-        if not isinstance(network.config.task, MolecularTask):
+        if not isinstance(network.config.task, MolecularTask | Table):
             kind = type(network.config.task).__name__
-            raise ValueError(f"{name} is a run of {kind}; expected one on QM9")
+            raise ValueError(f"{name} is a run of {kind}; expected one on QM9, or on a table")
+    task: Any = next(iter(networks.values())).config.task
     predicted: dict[int, _Numbers] = {}
     for name, own in by_model.items():
-        if known := [m for m in own if _has_number(m)]:
+        if known := [m for m in own if task.takes(m)]:
             values = np.stack(list(networks[name].predict(known).values()), axis=1)
             for molecule, numbers in zip(known, values, strict=True):
-                # An interval is measured on QM9, and says nothing of other molecules.
-                widths = {} if structures.outside(molecule) else _widths(networks[name], molecule)
+                # An interval is measured on such molecules, and says nothing of others.
+                widths = {} if task.outside(molecule) else _widths(networks[name], molecule)
                 predicted[id(molecule)] = _Numbers(numbers, widths)
-    task: Any = next(iter(networks.values())).config.task
-    rows = [_row(m, task.targets, predicted.get(id(m))) for m in molecules]
-    _print(rows, task.targets)
+    rows = [_row(m, task, predicted.get(id(m))) for m in molecules]
+    _print(rows, task)
     for remark in dict.fromkeys(m.remark for m in molecules if isinstance(m, Structure)):
         if remark:
             print(f"\nnote: {remark}")
     for name, network in networks.items():
         errors = _of_card(network, "details", "errors", "test")
         if errors := errors or _of_card(network, "metrics", "test"):
-            shown = [f"{t} {errors[t]:.4g} {qm9.UNITS[t]}" for t in task.targets]
+            shown = [f"{t} {errors[t]:.4g} {task.units.get(t, '')}".rstrip() for t in task.columns]
             of = "" if model else f" ({name})"
-            print(f"\nmean absolute error on QM9's test molecules{of}: {', '.join(shown)}")
+            print(f"\nmean absolute error on {task.test_set}{of}: {', '.join(shown)}")
     if any(numbers.widths for numbers in predicted.values()):
         print(
-            f"±: holds for {COVERAGE:.0%} of QM9's test molecules of the same size; none where a "
-            "molecule is outside QM9"
+            f"±: holds for {COVERAGE:.0%} of {task.test_set} of the same size; none where a "
+            f"molecule is outside {task.trained_on}"
         )
     if out is not None:
-        records = [_record(m, task.targets, predicted.get(id(m))) for m in molecules]
-        units = {name: qm9.UNITS[name] for name in task.targets}
+        records = [_record(m, task, predicted.get(id(m))) for m in molecules]
+        units = {name: task.units.get(name, "") for name in task.columns}
         _prediction_files.write(out, molecules, rows, records, units)
     refused = [m for m in molecules if isinstance(m, Refused)]
     if failures or refused:
@@ -126,20 +127,21 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
     return list(tqdm(made, total=len(entries), unit="molecule", desc="geometries")), failures
 
 
-def _has_number(molecule: Structure) -> bool:
-    return set(molecule.symbols) <= set(qm9.ELEMENTS) and len(molecule.symbols) <= qm9.LARGEST
-
-
 def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
     """Half the widths of the intervals of molecules of that size; empty where not known."""
-    for least, most in SIZES:
-        if least <= len(molecule.symbols) <= most:
-            return _of_card(network, "details", "intervals", "by_atoms", f"{least} to {most}")
+    intervals: Any = network.card.get("details", {})
+    for name in ("intervals", "by_atoms"):
+        intervals = intervals.get(name, {}) if isinstance(intervals, Mapping) else {}
+    for sizes in intervals:
+        least, _, most = sizes.partition(" to ")
+        known = least.isdecimal() and most.isdecimal()
+        if known and int(least) <= len(molecule.symbols) <= int(most):
+            return _of_card(network, "details", "intervals", "by_atoms", sizes)
     return {}
 
 
 def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
-    """A number for each target from the card of a network, empty where it has none: a file of
+    """A number for each column from the card of a network, empty where it has none: a file of
     another version, or of another hand.
     """
     task: Any = network.config.task
@@ -147,41 +149,40 @@ def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
     try:
         for name in path:
             found = found[name]
-        return {name: float(found[name]) for name in task.targets}
+        return {name: float(found[name]) for name in task.columns}
     except (KeyError, TypeError, ValueError):
         return {}
 
 
-def _row(
-    molecule: Structure | Refused, targets: Sequence[str], numbers: _Numbers | None
-) -> dict[str, str]:
+def _row(molecule: Structure | Refused, task: Any, numbers: _Numbers | None) -> dict[str, str]:
     """A row of text; what is missing is empty."""
     row = {"molecule": molecule.name, "formula": "", "geometry": ""}
     if isinstance(molecule, Structure):
         row |= {"formula": molecule.formula, "geometry": molecule.geometry}
         if molecule.conformers is not None and len(molecule.conformers) > 1:
             row["geometry"] += f" (mean of {len(molecule.conformers)})"
-        reasons = structures.outside(molecule)
+        reasons = task.outside(molecule)
     else:
         reasons = [molecule.reason]
-    for k, name in enumerate(targets):
-        digits = 1 if qm9.UNITS[name] == "meV" else 3
-        row[_column(name)] = "" if numbers is None else f"{numbers.values[k]:.{digits}f}"
+    for k, name in enumerate(task.columns):
+        unit = task.units.get(name, "")
+        digits = {"meV": ".1f", "": ".4g"}.get(unit, ".3f")
+        row[_column(name, unit)] = "" if numbers is None else f"{numbers.values[k]:{digits}}"
         if numbers is not None and numbers.widths:
-            row[_column(name, "±")] = f"{numbers.widths[name]:.{digits}f}"
-    row[OUTSIDE] = "; ".join(reasons) if reasons else "no"
+            row[_column(f"{name} ±", unit)] = f"{numbers.widths[name]:{digits}}"
+    row[f"outside {task.trained_on}"] = "; ".join(reasons) if reasons else "no"
     if isinstance(molecule, Structure) and molecule.remark:
         row["remark"] = molecule.remark
     return row
 
 
-def _record(
-    molecule: Structure | Refused, targets: Sequence[str], numbers: _Numbers | None
-) -> dict[str, Any]:
+def _record(molecule: Structure | Refused, task: Any, numbers: _Numbers | None) -> dict[str, Any]:
     """A molecule and its properties as plain values, for JSON; null where there is none."""
     if isinstance(molecule, Refused):
         return {"molecule": molecule.name, "refused": molecule.reason, "properties": None}
-    values = None if numbers is None else dict(zip(targets, numbers.values.tolist(), strict=True))
+    values = None
+    if numbers is not None:
+        values = dict(zip(task.columns, numbers.values.tolist(), strict=True))
     return {
         "molecule": molecule.name,
         "refused": None,
@@ -189,28 +190,29 @@ def _record(
         "charge": molecule.charge,
         "geometry": molecule.geometry,
         "conformers": 1 if molecule.conformers is None else len(molecule.conformers),
-        "outside": structures.outside(molecule),
+        "outside": task.outside(molecule),
         "remark": molecule.remark or None,
         "properties": values,
         "half_widths": dict(numbers.widths) if numbers and numbers.widths else None,
     }
 
 
-def _column(name: str, kind: str = "") -> str:
-    return f"{name} {kind}({qm9.UNITS[name]})".replace("±(", "± (")
+def _column(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
 
 
-def _print(rows: Sequence[Mapping[str, str]], targets: Sequence[str]) -> None:
+def _print(rows: Sequence[Mapping[str, str]], task: Any) -> None:
     """The first molecules as Markdown: one a row, or one a column where properties are many."""
     shown = []
     for row in rows[:SHOWN]:
         cells = {name: _cell(text) for name, text in row.items() if name != "remark"}
-        for name in targets:
-            width = cells.pop(_column(name, "±"), None)
+        for name in task.columns:
+            unit = task.units.get(name, "")
+            width = cells.pop(_column(f"{name} ±", unit), None)
             if width is not None:
-                cells[_column(name)] += f" ± {width}"
+                cells[_column(name, unit)] += f" ± {width}"
         shown.append(cells)
-    if len(targets) <= 3:
+    if len(task.columns) <= 3:
         print(markdown(shown), end="")
     else:
         for first in range(0, len(shown), 4):

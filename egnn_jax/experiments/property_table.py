@@ -17,8 +17,10 @@ from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import find
 from egnn_jax.data.property_table import PropertyTable
 from egnn_jax.data.qm9_graphs import molecular_graphs
+from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
-from egnn_jax.experiments._columns import KINDS, Classes, Numbers, from_plain
+from egnn_jax.experiments._columns import KINDS, Trained
+from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.task import SPLITS, Apply, Task, predictions
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.nn.heads import Readout
@@ -69,12 +71,22 @@ class Table(Task):
     @property
     def elements(self) -> tuple[str, ...]:
         """Those of the training molecules."""
-        return self._trained[0]
+        return self._trained.elements
+
+    trained_on, test_set = "training", "the test molecules"
+
+    def takes(self, molecule: Structure) -> bool:
+        """Whether a molecule gets predictions: its elements are among those of the training."""
+        return set(molecule.symbols) <= set(self.elements)
+
+    def outside(self, molecule: Structure) -> list[str]:
+        """In what a molecule differs from all that were trained on."""
+        return self._trained.outside(molecule)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What is predicted: each target, or the probability of each of its classes."""
-        return tuple(name for column in self._trained[1] for name in column.columns)
+        return tuple(name for column in self._trained.columns for name in column.columns)
 
     def samples(self, split: str) -> GraphDataset:
         """The molecules of a split; y (S, 2T) are labels, and 1 where they are known."""
@@ -112,17 +124,18 @@ class Table(Task):
 
     def details(self, apply: Apply, params: Any) -> dict[str, Any]:
         """The number of molecules of each split, and the scores of each target on valid and test:
-        :meth:`egnn_jax.experiments._columns.Numbers.scores`, or those of ``Classes``.
+        :meth:`egnn_jax.experiments._columns.Numbers.scores`, or those of ``Classes``. Of numbers
+        also ``intervals``, as :meth:`egnn_jax.experiments.molecules.MolecularTask.details`.
         """
         found: dict[str, Any] = {"molecules": {s: len(self._samples[s]) for s in SPLITS}}
         for split in SPLITS[1:]:
             outputs = self._outputs(apply, params, self._samples[split])
-            found[split] = {
-                column.name: column.scores(labels, out)
-                for column, labels, out in zip(
-                    self._trained[1], self._labels[split].T, outputs, strict=True
-                )
-            }
+            each = list(zip(self._trained.columns, self._labels[split].T, outputs, strict=True))
+            if split == "valid":
+                widths = {column.name: column.width(*values) for column, *values in each}
+                sizes = "{} to {}".format(*self._trained.atoms)
+                found["intervals"] = {"coverage": COVERAGE, "by_atoms": {sizes: widths}}
+            found[split] = {column.name: column.scores(*values) for column, *values in each}
         return found
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path | None:
@@ -130,7 +143,7 @@ class Table(Task):
         if self.kind != "regression":
             return None
         outputs = self._outputs(apply, params, self._samples["test"])
-        every = zip(self._trained[1], self._labels["test"].T, outputs, strict=True)
+        every = zip(self._trained.columns, self._labels["test"].T, outputs, strict=True)
         pairs = {}
         for column, labels, out in every:
             known = np.isfinite(labels)
@@ -165,13 +178,12 @@ class Table(Task):
             )
         positions = positions.astype(np.float32)
         graphs = molecular_graphs(n_atoms, atomic_numbers, positions, cutoff=self.cutoff)
-        outputs = zip(self._trained[1], self._outputs(apply, params, graphs), strict=True)
+        outputs = zip(self._trained.columns, self._outputs(apply, params, graphs), strict=True)
         return np.concatenate([column.predicted(out) for column, out in outputs], axis=1)
 
     def constants(self) -> dict[str, Any]:
         """Elements, and mean and scale, or the classes, of each target."""
-        elements, columns = self._trained
-        return {"elements": list(elements), "columns": [dataclasses.asdict(c) for c in columns]}
+        return self._trained.plain()
 
     def with_constants(self, constants: Mapping[str, Any]) -> "Table":
         """This task with what :meth:`constants` returned.
@@ -179,16 +191,7 @@ class Table(Task):
         Raises:
           ValueError: it is not such.
         """
-        try:
-            columns = zip(self.targets, constants["columns"], strict=True)
-            found = (
-                tuple(str(symbol) for symbol in constants["elements"]),
-                tuple(from_plain(self.kind, name, values) for name, values in columns),
-            )
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"constants are {str(constants)[:200]}; expected elements and columns"
-            ) from error
+        found = Trained.of_plain(self.kind, self.targets, constants)
         task = dataclasses.replace(self)
         vars(task)["_trained"] = found
         return task
@@ -200,7 +203,7 @@ class Table(Task):
         number = len(self.targets)
         known = (batch.globals.y[:, number:] > 0) & graph_mask(batch)[:, None]
         outputs = self._split(apply(params, self.graph(batch)).globals.y)
-        every = zip(self._trained[1], outputs, batch.globals.y[:, :number].T, strict=True)
+        every = zip(self._trained.columns, outputs, batch.globals.y[:, :number].T, strict=True)
         each = [getattr(column, what)(out, label) for column, out, label in every]
         return jnp.where(known, jnp.stack(each, axis=1), 0), known
 
@@ -213,7 +216,7 @@ class Table(Task):
         return self._split(predictions(outputs, params, graphs, len(self.columns)))
 
     def _split(self, outputs: Any) -> list[Any]:
-        ends = np.cumsum([len(column.columns) for column in self._trained[1]]).tolist()
+        ends = np.cumsum([len(column.columns) for column in self._trained.columns]).tolist()
         return [outputs[:, a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
     @cached_property
@@ -242,19 +245,22 @@ class Table(Task):
         return found
 
     @cached_property
-    def _trained(self) -> tuple[tuple[str, ...], tuple[Numbers | Classes, ...]]:
-        """Elements and columns, as the training molecules have them."""
+    def _trained(self) -> Trained:
         table, rows = self._tables["train"]
         of_atom = np.repeat(np.arange(len(table)), table.n_atoms)
         elements = _symbols(table.atomic_numbers[np.isin(of_atom, rows)])
         of = KINDS[self.kind].of
-        return elements, tuple(of(name, table.values[name][rows]) for name in self.targets)
+        sizes = table.n_atoms[rows]
+        columns = tuple(of(name, table.values[name][rows]) for name in self.targets)
+        return Trained(elements, (int(sizes.min()), int(sizes.max())), columns)
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
         """The labels of each split (S, T), nan where they are not known."""
         return {
-            split: np.stack([c.labels(t.values[c.name][rows]) for c in self._trained[1]], axis=1)
+            split: np.stack(
+                [c.labels(t.values[c.name][rows]) for c in self._trained.columns], axis=1
+            )
             for split, (t, rows) in self._tables.items()
         }
 
