@@ -32,6 +32,7 @@ from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers
 from .graph.graph import sum_nodes as sum_nodes
+from .models.dimenetpp import DimeNetPP as DimeNetPP
 from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN
@@ -44,6 +45,7 @@ from .models.tensornet import TensorNet as TensorNet
 from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
 from .nn.heads import Readout as Readout
+from .nn.heads import SumReadout as SumReadout
 from .nn.precision import MixedPrecision as MixedPrecision
 from .potentials.calculator import ASECalculator as ASECalculator
 from .potentials.potential import Potential as Potential
