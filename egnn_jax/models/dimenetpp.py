@@ -61,7 +61,7 @@ class DimeNetPP(nn.Module):
       features: width of the messages.
       layers: number of layers after the first messages.
       basis: how many functions of a distance there are, for each l too.
-      degree: the largest l.
+      angular_basis: how many functions of an angle: l = 0 to angular_basis - 1, at most 11.
       angular_features: width of the messages where they meet the angle.
       basis_features: width that rbf and sbf are first mapped to in a layer.
       output_features: width of each of the layers + 1 parts of h'.
@@ -83,7 +83,7 @@ class DimeNetPP(nn.Module):
     features: int = 128
     layers: int = 4
     basis: int = 6
-    degree: int = 6
+    angular_basis: int = 7
     angular_features: int = 64
     basis_features: int = 8
     output_features: int = 256
@@ -93,12 +93,14 @@ class DimeNetPP(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
-        sizes = ("features", "layers", "basis", "angular_features", "basis_features")
-        require_positive(**{name: getattr(self, name) for name in (*sizes, "output_features")})
-        require_count("degree", self.degree, 0)
+        for part in ("", "angular_", "basis_", "output_"):
+            require_count(f"{part}features", getattr(self, f"{part}features"))
+        require_positive(layers=self.layers, basis=self.basis, angular_basis=self.angular_basis)
         require_cutoff(self.cutoff)
-        if self.degree > MAX_DEGREE:
-            raise ValueError(f"degree is {self.degree}; expected 0 to {MAX_DEGREE}")
+        if self.angular_basis > MAX_DEGREE + 1:
+            raise ValueError(
+                f"angular_basis is {self.angular_basis}; expected 1 to {MAX_DEGREE + 1}"
+            )
         x = graph.nodes.x
         if x.shape[-1] != 3:
             raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
@@ -110,7 +112,7 @@ class DimeNetPP(nn.Module):
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """h' of a graph with its nodes at x."""
-        F, h = self.features, graph.nodes.h
+        F, degree, h = self.features, self.angular_basis - 1, graph.nodes.h
         if jnp.issubdtype(h.dtype, jnp.integer):
             h = Table(F, name="embedding")(h)
         else:
@@ -122,11 +124,11 @@ class DimeNetPP(nn.Module):
         e = polynomial_envelope(t, 1.0) / t  # 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷
         f = self.param("frequencies", _multiples_of_pi, (self.basis,), h.dtype)
         rbf = (e * jnp.sin(f.astype(t.dtype) * t)).astype(h.dtype)  # e(t) sin(f_n t)
-        j = e[..., None] * spherical_bessel_basis(t[:, 0], self.degree, self.basis)
-        l = np.arange(self.degree + 1)
+        j = e[..., None] * spherical_bessel_basis(t[:, 0], degree, self.basis)
+        l = np.arange(degree + 1)
         norm = np.sqrt((2 * l + 1) / (4 * np.pi))[:, None]
         sbf = (j * jnp.asarray(norm, t.dtype)).astype(h.dtype)  # sbf_ln / P_l(cos ∠)
-        natural = irreps(1, self.degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
+        natural = irreps(1, degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
         harmonics = e3nn.spherical_harmonics(natural, u_ij, False, "norm").array.astype(h.dtype)
 
         a_ij = silu(Linear(F, name="rbf")(with_attributes(graph, rbf)))
@@ -152,8 +154,8 @@ class Interaction(nn.Module):
         self, graph: GraphsTuple, m: jax.Array, rbf: jax.Array, sbf: jax.Array, Y: jax.Array
     ) -> jax.Array:
         F, C = self.features, self.angular_features
-        w_rbf = Matrix(F, name="rbf_2")(Matrix(self.basis_features, name="rbf_1")(rbf))
-        u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * w_rbf))
+        w = self._factors("rbf", rbf.shape[1], F, m.dtype)
+        u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w)))
         s_ji = silu(Matrix(F, name="up")(self._sum(graph, u_kj, sbf, Y)))
         y = _residual(silu(Linear(F, name="ji")(m)) + s_ji, F, "before")
         m = m + silu(Linear(F, name="skip")(y))
@@ -162,9 +164,8 @@ class Interaction(nn.Module):
     def _sum(self, graph: GraphsTuple, u: jax.Array, sbf: jax.Array, Y: jax.Array) -> jax.Array:
         """Σ_{k≠i} u_kj ⊙ W W sbf, (E, C)."""
         degrees, number = sbf.shape[1:]
-        V_1 = self.param("sbf_1", _matrix, (degrees * number, self.basis_features), u.dtype)
-        V_2 = self.param("sbf_2", _matrix, (self.basis_features, u.shape[-1]), u.dtype)
-        w = (V_1 @ V_2).reshape(degrees, number, -1)
+        w = self._factors("sbf", degrees * number, u.shape[-1], u.dtype)
+        w = w.reshape(degrees, number, -1)
         over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
         for l in range(degrees):
             Y_l = Y[:, l**2 : (l + 1) ** 2, None]
@@ -173,6 +174,12 @@ class Interaction(nn.Module):
             over_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
             back += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
         return over_k - sum_over_reversed(graph, back)
+
+
+    def _factors(self, name: str, n_in: int, out: int, dtype: jnp.dtype) -> jax.Array:
+        """W W of two matrices: (n_in, out), of rank ``basis_features`` at most."""
+        first = self.param(f"{name}_1", glorot_orthogonal, (n_in, self.basis_features), dtype)
+        return first @ self.param(f"{name}_2", glorot_orthogonal, (first.shape[1], out), dtype)
 
 
 class Output(nn.Module):
@@ -201,6 +208,3 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
 
 def _multiples_of_pi(key: jax.Array, shape: tuple[int], dtype: jnp.dtype) -> jax.Array:
     return jnp.pi * jnp.arange(1, shape[0] + 1, dtype=dtype)
-
-
-_matrix = glorot_orthogonal
