@@ -21,6 +21,7 @@ Two more systems of Table 3 have counterparts, with the names of the code they c
 
 - ``SumReadout(DimeNetPP(…), outputs)`` is PyTorch Geometric's ``DimeNetPlusPlus``, which also reads
   the weights that DimeNet's authors published. h is the one-hot of the atomic numbers (N, 95).
+- ``MeanReadout(LieConv(…), outputs)`` is ``MolecLieResNet`` of mfinzi/LieConv with the group T(3).
 """
 
 import re
@@ -34,13 +35,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from egnn_jax.graph.build import complete_graph
 from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.interop import _dimenetpp
+from egnn_jax.interop import _dimenetpp, _lieconv
 from egnn_jax.interop._names import Entry
 from egnn_jax.models.dimenetpp import DimeNetPP
 from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
+from egnn_jax.models.lieconv import LieConv
 from egnn_jax.models.radial_field import RadialField
-from egnn_jax.nn.heads import Autoencoder, Readout, SumReadout
+from egnn_jax.nn.heads import Autoencoder, MeanReadout, Readout, SumReadout
 
 Leaves = dict[tuple[str, ...], Any]
 """The arrays of a model's variables, or their shapes, by path such as ("params", "embedding",
@@ -55,6 +57,8 @@ _PARTS = {
     "phi_inf": "att_mlp",
     "phi_rf": "phi",
 }
+_TABLE3: Any = {(SumReadout, DimeNetPP): _dimenetpp, (MeanReadout, LieConv): _lieconv}
+"""Who knows the names, by head and backbone."""
 
 
 def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -123,10 +127,15 @@ def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) 
     return "; ".join(problems)
 
 
+def _kind(model: nn.Module) -> tuple[type, type]:
+    """The types of a head and of its backbone."""
+    return type(model), type(getattr(model, "encoder", None))
+
+
 def _entries(path: tuple[str, ...], shape: tuple[int, ...], model: nn.Module) -> list[Entry]:
     """What the array at a path is in the state dict."""
-    if isinstance(model, SumReadout):
-        return _dimenetpp.entries(path, shape, model)
+    if names := _TABLE3.get(_kind(model)):
+        return names.entries(path, shape, model)
     return [Entry(_torch_name(path[1:], model))]
 
 
@@ -162,8 +171,8 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
 def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
     """The shapes of the model's variables on a graph as wide as the state dict says."""
     _require_counterpart(model)
-    make = _dimenetpp.graph if isinstance(model, SumReadout) else None
-    graph = _graph(given, model) if make is None else make(given)
+    names = _TABLE3.get(_kind(model))
+    graph = _graph(given, model) if names is None else names.graph(given)
     return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), graph))
 
 
@@ -205,7 +214,7 @@ def _encoder(model: nn.Module) -> nn.Module:
 
 
 def _require_counterpart(model: nn.Module) -> None:
-    if isinstance(model, SumReadout) and isinstance(model.encoder, DimeNetPP):
+    if _kind(model) in _TABLE3:
         return
     counterpart = _encoder(model)
     if not isinstance(counterpart, EGNN | GNN | RadialField):

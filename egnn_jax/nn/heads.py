@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import Globals, GraphsTuple, sum_nodes
+from egnn_jax.graph.graph import Globals, GraphsTuple, mean_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
 
 Embedded = Literal["x", "h"]
@@ -61,6 +61,25 @@ class SumReadout(nn.Module):
         out = self.encoder(graph)
         of_nodes = Dense(self.outputs, False, nn.initializers.zeros, name="node_dec")(out.nodes.h)
         return with_predictions(out, sum_nodes(out, of_nodes), self.mean, self.scale)
+
+
+class MeanReadout(nn.Module):
+    """Predictions for whole graphs that are means over nodes: mean_i (W h_i + b), as LieConv has it.
+
+    Arguments, call and errors are those of :class:`Readout`.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs)
+        out = self.encoder(graph)
+        of_nodes = Dense(self.outputs, name="node_dec")(out.nodes.h)
+        return with_predictions(out, mean_nodes(out, of_nodes), self.mean, self.scale)
 
 
 def head_of(model: nn.Module) -> type[nn.Module]:

@@ -15,8 +15,10 @@ Initializer = Callable[..., jax.Array]
 Activation = str | Callable[[jax.Array], jax.Array]
 """An elementwise function: a name of ``jax.nn`` such as "silu", or the function itself."""
 
-Symmetry = Literal["E(n)", "E(3)", "SE(3)", "none"]
-"""The transformations that a model is equivariant to: its attribute ``symmetry``."""
+Symmetry = Literal["E(n)", "E(3)", "SE(3)", "T(n)", "none"]
+"""The transformations that a model is equivariant to, its attribute ``symmetry``; T(n) are the
+translations alone.
+"""
 
 torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""

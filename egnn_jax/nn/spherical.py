@@ -71,7 +71,7 @@ def sum_over_reversed(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     In a crystal an edge from another image of i does not run back.
     """
     there, back = _places(graph)
-    sums = jnp.zeros((2 * len(there), *values.shape[1:]), values.dtype).at[there].add(values)
+    sums = jnp.zeros((2 * len(there) + 1, *values.shape[1:]), values.dtype).at[there].add(values)
     return sums[back]
 
 
@@ -83,8 +83,7 @@ def _places(graph: GraphsTuple) -> tuple[jax.Array, jax.Array]:
     there, back = [i, j, *steps], [j, i, *(-step for step in steps)]
     keys = [jnp.concatenate(pair) for pair in zip(there, back, strict=True)]
     order = jnp.lexsort(keys[::-1])
-    new = [key[order][1:] != key[order][:-1] for key in keys]
-    ranks = jnp.cumsum(functools.reduce(jnp.logical_or, new))
-    ranks = jnp.concatenate([jnp.zeros(1, ranks.dtype), ranks])
+    new = [key[order] != jnp.roll(key[order], 1) for key in keys]
+    ranks = jnp.cumsum(functools.reduce(jnp.logical_or, new))  # from 0 or 1 on
     places = jnp.zeros_like(ranks).at[order].set(ranks)
     return places[: len(i)], places[len(i) :]
