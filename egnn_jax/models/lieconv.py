@@ -17,11 +17,11 @@ from egnn_jax.graph.graph import (
     in_degree,
     node_mask,
     require_geometric,
-    sum_at_receivers,
 )
 from egnn_jax.nn.batch_norm import BatchNorm
 from egnn_jax.nn.heads import MeanReadout
 from egnn_jax.nn.mlp import Dense, Symmetry, embed, require_positive, silu, with_attributes
+from egnn_jax.nn.products import sum_of_products
 
 
 class LieConv(nn.Module):
@@ -95,10 +95,5 @@ class LieConv(nn.Module):
 def _convolve(graph: GraphsTuple, t: jax.Array, w: jax.Array) -> jax.Array:
     """Σ_{j ∈ N_i} t_j ⊗ w_ij, (N, C) and (E + N, K) to (N, C · K)."""
     of_edges, of_nodes = w[: -len(t)], w[-len(t) :]
-    t_j = t[graph.senders]
-    # One k at a time: (E, C · K) would not fit in a cache.
-    sums = [
-        sum_at_receivers(graph, t_j * of_edges[:, k, None]) + t * of_nodes[:, k, None]
-        for k in range(w.shape[1])
-    ]
-    return jnp.stack(sums, axis=-1).reshape(len(t), -1)
+    sums = sum_of_products(graph, of_edges, t) + of_nodes[:, :, None] * t[:, None]
+    return jnp.swapaxes(sums, 1, 2).reshape(len(t), -1)
