@@ -32,9 +32,11 @@ from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers
 from .graph.graph import sum_nodes as sum_nodes
+from .models.dimenetpp import DimeNetPP as DimeNetPP
 from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN
+from .models.lieconv import LieConv as LieConv
 from .models.linear import Linear as Linear
 from .models.painn import PaiNN as PaiNN
 from .models.radial_field import RadialField as RadialField
@@ -43,7 +45,9 @@ from .models.se3_transformer import SE3Transformer as SE3Transformer
 from .models.tensornet import TensorNet as TensorNet
 from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
+from .nn.heads import MeanReadout as MeanReadout
 from .nn.heads import Readout as Readout
+from .nn.heads import SumReadout as SumReadout
 from .nn.precision import MixedPrecision as MixedPrecision
 from .potentials import jax_md as jax_md
 from .potentials.calculator import ASECalculator as ASECalculator

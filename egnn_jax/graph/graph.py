@@ -95,7 +95,8 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
     n_node = graph.nodes.x.shape[0]
-    return jnp.arange(n_node) < n_node - jnp.asarray(graph.n_node)[_padding_graph(graph)]
+    padding = jnp.asarray(graph.n_node)[_padding_graph(graph)]
+    return jnp.arange(n_node, dtype=padding.dtype) < n_node - padding
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
@@ -105,7 +106,8 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
     n_edge = graph.receivers.shape[0]
-    return jnp.arange(n_edge) < n_edge - jnp.asarray(graph.n_edge)[_padding_graph(graph)]
+    padding = jnp.asarray(graph.n_edge)[_padding_graph(graph)]
+    return jnp.arange(n_edge, dtype=padding.dtype) < n_edge - padding
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from egnn_jax.graph._validation import require_cutoff
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
+from egnn_jax.nn.forces import move_along_forces
 from egnn_jax.nn.mlp import Dense, Symmetry, embed, require_positive, with_attributes
 from egnn_jax.nn.radial import cosine_cutoff, gaussian_basis
 
@@ -66,18 +67,12 @@ class SchNet(nn.Module):
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, graph.nodes.x)))
 
-        def energy(model: "SchNet", x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            h = model._features(graph, x)
-            of_nodes = Dense(1, name="energy_out")(
-                shifted_softplus(Dense(model.features, name="energy")(h))
-            )
-            return jnp.sum(of_nodes), h
+        def energies(h: jax.Array) -> jax.Array:
+            hidden = shifted_softplus(Dense(self.features, name="energy")(h))
+            return Dense(1, name="energy_out")(hidden)
 
-        x, v = graph.nodes.x, graph.nodes.v
-        (_, h), (gradient,) = nn.value_and_grad(energy, self, x, has_aux=True)
-        if v is not None:
-            x += self.param("t", nn.initializers.ones, (), v.dtype).astype(v.dtype) * v
-        return graph._replace(nodes=graph.nodes.replace(h=h, x=x - gradient))
+        features = lambda model, x: model._features(graph, x)
+        return move_along_forces(self, graph, features, energies)
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """h (N, features) of a graph with its nodes at x."""

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import Globals, GraphsTuple, sum_nodes
+from egnn_jax.graph.graph import Globals, GraphsTuple, mean_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
 
 Embedded = Literal["x", "h"]
@@ -41,10 +41,63 @@ class Readout(nn.Module):
         width = out.nodes.h.shape[-1]
         h = MLP(width, width, name="node_dec")(out.nodes.h)
         y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
-        if (self.mean, self.scale) != (0.0, 1.0):
-            y = jnp.asarray(self.mean, y.dtype) + jnp.asarray(self.scale, y.dtype) * y
-        kept = out.globals if isinstance(out.globals, Globals) else Globals()
-        return out._replace(globals=kept.replace(y=y))
+        return with_predictions(out, y, self.mean, self.scale)
+
+
+class SumReadout(nn.Module):
+    """Predictions for whole graphs that are sums over nodes: Σ_i W h_i, as DimeNet++ has it.
+
+    W is 0 before training. Arguments, call and errors are those of :class:`Readout`.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs)
+        out = self.encoder(graph)
+        of_nodes = Dense(self.outputs, False, nn.initializers.zeros, name="node_dec")(out.nodes.h)
+        return with_predictions(out, sum_nodes(out, of_nodes), self.mean, self.scale)
+
+
+class MeanReadout(nn.Module):
+    """Predictions for whole graphs that are means over nodes: mean_i (W h_i + b), as LieConv has it.
+
+    Arguments, call and errors are those of :class:`Readout`.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs)
+        out = self.encoder(graph)
+        of_nodes = Dense(self.outputs, name="node_dec")(out.nodes.h)
+        return with_predictions(out, mean_nodes(out, of_nodes), self.mean, self.scale)
+
+
+def head_of(model: nn.Module) -> type[nn.Module]:
+    """The head that a backbone is read out by: its attribute ``head``, or :class:`Readout`."""
+    return getattr(model, "head", Readout)
+
+
+def with_predictions(
+    out: GraphsTuple,
+    y: jax.Array,
+    mean: float | tuple[float, ...] = 0.0,
+    scale: float | tuple[float, ...] = 1.0,
+) -> GraphsTuple:
+    """The graph with ``globals.y`` = mean + scale · y, (G, T)."""
+    if (mean, scale) != (0.0, 1.0):
+        y = jnp.asarray(mean, y.dtype) + jnp.asarray(scale, y.dtype) * y
+    kept = out.globals if isinstance(out.globals, Globals) else Globals()
+    return out._replace(globals=kept.replace(y=y))
 
 
 class Decoder(nn.Module):

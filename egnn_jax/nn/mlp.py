@@ -15,11 +15,23 @@ Initializer = Callable[..., jax.Array]
 Activation = str | Callable[[jax.Array], jax.Array]
 """An elementwise function: a name of ``jax.nn`` such as "silu", or the function itself."""
 
-Symmetry = Literal["E(n)", "E(3)", "SE(3)", "none"]
-"""The transformations that a model is equivariant to: its attribute ``symmetry``."""
+Symmetry = Literal["E(n)", "E(3)", "SE(3)", "T(n)", "none"]
+"""The transformations that a model is equivariant to, its attribute ``symmetry``; T(n) are the
+translations alone.
+"""
 
 torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""
+
+
+
+def glorot_orthogonal(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """A semi-orthogonal matrix (in, out), scaled to the variance 2 / (in + out) of its entries."""
+    matrix = jax.random.orthogonal(key, max(shape), dtype=dtype)[: shape[0], : shape[1]]
+    return matrix * jnp.sqrt(2 / (sum(shape) * jnp.var(matrix)))
+
 
 small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "uniform")
 """Xavier-uniform with gain 0.001, so that φ_x hardly moves coordinates before training."""
@@ -93,14 +105,36 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     kernel_init: Initializer = torch_kernel
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), x.dtype)
         y = x @ kernel
         if self.use_bias:
-            y += self.param("bias", torch_bias(x.shape[-1]), (self.features,), x.dtype)
+            init = self.bias_init or torch_bias(x.shape[-1])
+            y += self.param("bias", init, (self.features,), x.dtype)
         return y
+
+
+class EdgeLinear(nn.Module):
+    """W [h_i, h_j, s_ij] + b, (N, F) and (E, S) to (E, features).
+
+    h is projected at the N nodes and gathered at the E edges after that, so that the concatenation
+    (E, 2 F + S) is never formed. The kernel is stored as that of the concatenation.
+    """
+
+    features: int
+    kernel_init: Initializer = torch_kernel
+    bias_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array) -> jax.Array:
+        n_h, n_in = h.shape[-1], 2 * h.shape[-1] + s_ij.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (n_in, self.features), h.dtype)
+        bias = self.param("bias", self.bias_init or torch_bias(n_in), (self.features,), h.dtype)
+        h_i, h_j = h @ kernel[:n_h] + bias, h @ kernel[n_h : 2 * n_h]
+        return h_i[graph.receivers] + h_j[graph.senders] + s_ij @ kernel[2 * n_h :]
 
 
 class Table(nn.Module):

@@ -101,12 +101,15 @@ def randomise_parameters(params: Any, seed: int = 0) -> Any:
     """``params`` redrawn so that every part of a network matters.
 
     Kernels (…, in, out) are normal with variance 1/in, everything else normal with standard
-    deviation 1/2.
+    deviation 1/2; what is called "scale" or "var", of normalisations, lies around 1.
     """
     rng = np.random.default_rng(seed)
 
-    def draw(a: jax.Array) -> jax.Array:
+    def draw(path: tuple[Any, ...], a: jax.Array) -> jax.Array:
         scale = 0.5 if a.ndim < 2 else a.shape[-2] ** -0.5
-        return jnp.asarray(scale * rng.standard_normal(a.shape), a.dtype)
+        values = scale * rng.standard_normal(a.shape)
+        if path and getattr(path[-1], "key", None) in ("scale", "var"):
+            values = np.exp(values)
+        return jnp.asarray(values, a.dtype)
 
-    return jax.tree.map(draw, params)
+    return jax.tree.map_with_path(draw, params)

@@ -16,6 +16,12 @@ and around ``EGNN(features, layers, embed=False, clip=100.0, shrinkage=1e-3)``. 
 The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on
 graphs with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``,
 with ``infer_edges`` for its ``attention``.
+
+Two more systems of Table 3 have counterparts, with the names of the code they come from:
+
+- ``SumReadout(DimeNetPP(…), outputs)`` is PyTorch Geometric's ``DimeNetPlusPlus``, which also reads
+  the weights that DimeNet's authors published. h is the one-hot of the atomic numbers (N, 95).
+- ``MeanReadout(LieConv(…), outputs)`` is ``MolecLieResNet`` of mfinzi/LieConv with the group T(3).
 """
 
 import re
@@ -28,13 +34,20 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from egnn_jax.graph.build import complete_graph
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.interop import _dimenetpp, _lieconv
+from egnn_jax.interop._names import Entry
+from egnn_jax.models.dimenetpp import DimeNetPP
 from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
+from egnn_jax.models.lieconv import LieConv
 from egnn_jax.models.radial_field import RadialField
-from egnn_jax.nn.heads import Autoencoder, Readout
+from egnn_jax.nn.heads import Autoencoder, MeanReadout, Readout, SumReadout
 
-Wanted = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
-"""The Flax path and the PyTorch shape of each entry, by its PyTorch name."""
+Leaves = dict[tuple[str, ...], Any]
+"""The arrays of a model's variables, or their shapes, by path such as ("params", "embedding",
+"kernel").
+"""
 
 _PARTS = {
     "phi_e": "edge_mlp",
@@ -44,28 +57,34 @@ _PARTS = {
     "phi_inf": "att_mlp",
     "phi_rf": "phi",
 }
+_TABLE3: Any = {(SumReadout, DimeNetPP): _dimenetpp, (MeanReadout, LieConv): _lieconv}
+"""Who knows the names, by head and backbone."""
 
 
 def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """``{"params": …}`` of ``model`` from the authors' parameter names, as NumPy arrays that share
-    no memory.
+    """The variables of ``model``, such as ``{"params": …}``, from the authors' parameter names, as
+    NumPy arrays that share no memory.
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
-      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout`` of the network's
-        size and options.
+      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout``, or a model of
+        Table 3 in its head, of the network's size and options.
 
     Raises:
       ValueError: entries are missing, left over or misshapen (all of them are listed), or the model
         has no counterpart.
     """
     given = {name: _numpy(value) for name, value in state_dict.items()}
-    wanted = _expected(given, model)
-    if problems := _misfits(given, wanted):
+    leaves = _expected(given, model)
+    if problems := _misfits(given, leaves, model):
         raise ValueError(f"the state dict does not fit {model!r}: {problems}")
-    return {
-        "params": unflatten_dict({path: given[name].T.copy() for name, (path, _) in wanted.items()})
-    }
+    variables = {}
+    for path, leaf in leaves.items():
+        entries = _entries(path, leaf.shape, model)
+        variables[path] = np.empty(leaf.shape, given[entries[0].name].dtype)
+        for entry in entries:
+            entry.put(variables[path], given[entry.name])
+    return unflatten_dict(variables)
 
 
 def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
@@ -77,10 +96,11 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     """
     _require_counterpart(model)
     state = {
-        _torch_name(path, model): np.asarray(value).T.copy()
-        for path, value in flatten_dict(params["params"]).items()
+        entry.name: entry.of(np.asarray(value))
+        for path, value in flatten_dict(dict(params)).items()
+        for entry in _entries(path, np.shape(value), model)
     }
-    if problems := _misfits(state, _expected(state, model)):
+    if problems := _misfits(state, _expected(state, model), model):
         raise ValueError(
             f"the parameters are not those of one {model!r} (of several seeds, take one): "
             f"{problems}"
@@ -88,20 +108,35 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     return state
 
 
-def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
+def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) -> str:
     """All that is missing, left over or misshapen, in words; empty where nothing is."""
-    problems = [
-        f"{name} {shape} is missing" for name, (_, shape) in wanted.items() if name not in given
-    ]
+    wanted = {
+        entry.name: entry.shape(leaf.shape)
+        for path, leaf in leaves.items()
+        for entry in _entries(path, leaf.shape, model)
+    }
+    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in given]
     problems += [
         f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted
     ]
     problems += [
         f"{name} has shape {given[name].shape}, expected {shape}"
-        for name, (_, shape) in wanted.items()
+        for name, shape in wanted.items()
         if name in given and given[name].shape != shape
     ]
     return "; ".join(problems)
+
+
+def _kind(model: nn.Module) -> tuple[type, type]:
+    """The types of a head and of its backbone."""
+    return type(model), type(getattr(model, "encoder", None))
+
+
+def _entries(path: tuple[str, ...], shape: tuple[int, ...], model: nn.Module) -> list[Entry]:
+    """What the array at a path is in the state dict."""
+    if names := _TABLE3.get(_kind(model)):
+        return names.entries(path, shape, model)
+    return [Entry(_torch_name(path[1:], model))]
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
@@ -133,12 +168,16 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
     return f"{name}.{'weight' if leaf == 'kernel' else leaf}"
 
 
-def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
-    """Flax path and PyTorch shape by PyTorch name: those of the model on a graph as wide as the
-    state dict says.
-    """
-
+def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
+    """The shapes of the model's variables on a graph as wide as the state dict says."""
     _require_counterpart(model)
+    names = _TABLE3.get(_kind(model))
+    graph = _graph(given, model) if names is None else names.graph(given)
+    return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), graph))
+
+
+def _graph(given: Mapping[str, np.ndarray], model: nn.Module) -> GraphsTuple:
+    """The graph that the authors' network of the state dict takes."""
 
     def columns(name: str, less: int, least: int) -> int:
         shape = given[name].shape if name in given else ()
@@ -162,16 +201,12 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
         width = encoder.features if encoder.embed else features
         attributes = columns("gcl_0.edge_mlp.0.weight", 2 * width + isinstance(encoder, EGNN), 0)
     x = np.zeros((2, n), np.float32)
-    graph = complete_graph(
+    return complete_graph(
         x=x,
         h=np.zeros((2, features), np.float32),
         v=x if velocity else None,
         a=np.zeros((2, attributes), np.float32) if attributes else None,
     )
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(
-        jax.eval_shape(model.init, jax.random.key(0), graph)["params"]
-    )
-    return {_torch_name(path, model): (path, leaf.shape[::-1]) for path, leaf in leaves.items()}
 
 
 def _encoder(model: nn.Module) -> nn.Module:
@@ -179,6 +214,8 @@ def _encoder(model: nn.Module) -> nn.Module:
 
 
 def _require_counterpart(model: nn.Module) -> None:
+    if _kind(model) in _TABLE3:
+        return
     counterpart = _encoder(model)
     if not isinstance(counterpart, EGNN | GNN | RadialField):
         raise ValueError(

@@ -1,0 +1,52 @@
+"""The names of LieConv's authors (mfinzi/LieConv): ``net`` of ``MolecLieResNet``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from egnn_jax.graph.build import complete_graph
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.interop._names import Entry, width
+
+_LAYER = {
+    "norm_in": "0",
+    "down": "2.module",
+    "norm_down": "3",
+    "kernel_0": "5.weightnet.0.module",
+    "kernel_norm_0": "5.weightnet.1",
+    "kernel_1": "5.weightnet.3.module",
+    "kernel_norm_1": "5.weightnet.4",
+    "kernel_2": "5.weightnet.6.module",
+    "kernel_norm_2": "5.weightnet.7",
+    "mix": "5.linear",
+    "norm_up": "6",
+    "up": "8.module",
+}
+_LEAF = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def entries(path: tuple[str, ...], shape: tuple[int, ...], model: Any) -> list[Entry]:
+    """What a variable of ``MeanReadout(LieConv(…))`` is there."""
+    *_, part, leaf = path
+    last = model.encoder.layers + 1
+    outside = {"embedding": "0.module", "norm_out": f"{last}", "node_dec": f"{last + 2}.module"}
+    if part in outside:
+        place = outside[part]
+    else:
+        _, layer, name = part.split("_", 2)
+        place = f"{int(layer) + 1}.net.{_LAYER[name]}"
+    return [Entry(f"net.{place}.{_LEAF[leaf]}")]
+
+
+def graph(given: Mapping[str, np.ndarray]) -> GraphsTuple:
+    """A graph as wide as a state dict says."""
+    n = width(given, "net.1.net.5.weightnet.0.module.weight", 1, 3)
+    features = width(given, "net.0.module.weight", 1, 15)
+    return complete_graph(x=np.zeros((2, n), np.float32), h=np.zeros((2, features), np.float32))

@@ -1,0 +1,210 @@
+"""DimeNet++ (Gasteiger et al. 2020) of Table 3: messages between edges that know the angle."""
+
+from functools import partial
+from typing import ClassVar
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.graph._validation import require_count, require_cutoff
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
+from egnn_jax.nn.forces import move_along_forces
+from egnn_jax.nn.heads import SumReadout
+from egnn_jax.nn.mlp import (
+    Dense,
+    EdgeLinear,
+    Symmetry,
+    Table,
+    glorot_orthogonal,
+    require_positive,
+    silu,
+    with_attributes,
+)
+from egnn_jax.nn.radial import polynomial_envelope
+from egnn_jax.nn.spherical import spherical_bessel_basis, sum_over_reversed
+from egnn_jax.nn.tensor import MAX_DEGREE, irreps
+
+zeros = nn.initializers.zeros
+Linear = partial(Dense, kernel_init=glorot_orthogonal, bias_init=zeros)
+Matrix = partial(Linear, use_bias=False)
+
+
+class DimeNetPP(nn.Module):
+    """Each edge from j to i has a message m_ji, which the messages m_kj to its sender change.
+
+    With t = ‖r_ij‖ / cutoff, an envelope e(t) = 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷ that ends at t = 1
+    with two continuous derivatives, and σ the SiLU:
+
+    - Distances: rbf_n = e(t) sin(f_n t), with learned f_n. Distances and angles:
+      sbf_ln = e(t) √2 / |j_{l+1}(z_ln)| j_l(z_ln t) Y_l(∠), where t is that of the edge from k to
+      j, z_ln the zeros of the spherical Bessel function j_l, and Y_l(∠) = √((2l+1)/4π) P_l(cos ∠).
+    - First, m_ji = σ(Linear [h_i, h_j, σ(Linear [rbf, a_ij])]) of embedded h.
+    - A layer: u_kj = σ(W (σ(Linear m_kj) ⊙ W W rbf_kj)), sums
+      s_ji = σ(W Σ_{k≠i} u_kj ⊙ W W sbf), then m_ji' = m_ji + σ(Linear y_ji),
+      y_ji = Res(σ(Linear m_ji) + s_ji), and two Res more, Res(z) = z + σ(Linear σ(Linear z)).
+    - Output: after the first messages and each layer, σ Linear σ Linear σ Linear of
+      W Σ_j (W rbf_ji) ⊙ m_ji; h' is all of them side by side.
+
+    The sum over k is that over all pairs of edges that share the node j. It is computed edge by
+    edge, since P_l(cos ∠) is a sum of products of spherical harmonics of the two directions:
+    Σ_k u_kj ⊙ sbf is a sum at j, read by each edge that starts there.
+
+    Edges beyond the cutoff, between nodes at the same place included, neither send nor are read.
+    Read out by :class:`egnn_jax.SumReadout`, as the authors do, a number of each atom is a matrix
+    times h'.
+
+    Args:
+      features: width of the messages.
+      layers: number of layers after the first messages.
+      basis: how many functions of a distance there are, for each l too.
+      angular_basis: how many functions of an angle: l = 0 to angular_basis - 1, at most 11.
+      angular_features: width of the messages where they meet the angle.
+      basis_features: width that rbf and sbf are first mapped to in a layer.
+      output_features: width of each of the layers + 1 parts of h'.
+      cutoff: where interactions end, in the unit of x.
+      forces: move x along the forces of an energy, x' = x - ∂E/∂x + t v with a learned time t (0
+        without v), E = Σ_i W h'_i; otherwise x stays.
+
+    Call: a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None, to the
+    same with h (N, (layers + 1) · output_features).
+
+    Raises:
+      ValueError: x is not (N, 3), a size is out of range, or the cutoff is not a finite distance
+        above 0.
+    """
+
+    symmetry: ClassVar[Symmetry] = "E(3)"
+    head: ClassVar[type[nn.Module]] = SumReadout
+
+    features: int = 128
+    layers: int = 4
+    basis: int = 6
+    angular_basis: int = 7
+    angular_features: int = 64
+    basis_features: int = 8
+    output_features: int = 256
+    cutoff: float = 5.0
+    forces: bool = False
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
+        for part in ("", "angular_", "basis_", "output_"):
+            require_count(f"{part}features", getattr(self, f"{part}features"))
+        require_positive(layers=self.layers, basis=self.basis, angular_basis=self.angular_basis)
+        require_cutoff(self.cutoff)
+        if self.angular_basis > MAX_DEGREE + 1:
+            raise ValueError(
+                f"angular_basis is {self.angular_basis}; expected 1 to {MAX_DEGREE + 1}"
+            )
+        x = graph.nodes.x
+        if x.shape[-1] != 3:
+            raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
+        if not self.forces:
+            return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, x)))
+        energies = partial(Matrix, 1, name="energy")
+        features = lambda model, x: model._features(graph, x)
+        return move_along_forces(self, graph, features, lambda h: energies()(h))
+
+    def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
+        """h' of a graph with its nodes at x."""
+        F, degree, h = self.features, self.angular_basis - 1, graph.nodes.h
+        if jnp.issubdtype(h.dtype, jnp.integer):
+            h = Table(F, name="embedding")(h)
+        else:
+            h = Matrix(F, kernel_init=_uniform, name="embedding")(h)
+        r_ij = edge_vectors(graph, x)
+        d = safe_norm(r_ij, keepdims=True)
+        u_ij = r_ij / jnp.where(d > 0, d, 1)
+        t = jnp.where(d > 0, jnp.minimum(d / self.cutoff, 1), 1)
+        e = polynomial_envelope(t, 1.0) / t  # 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷
+        f = self.param("frequencies", _multiples_of_pi, (self.basis,), h.dtype)
+        rbf = (e * jnp.sin(f.astype(t.dtype) * t)).astype(h.dtype)  # e(t) sin(f_n t)
+        j = e[..., None] * spherical_bessel_basis(t[:, 0], degree, self.basis)
+        l = np.arange(degree + 1)
+        norm = np.sqrt((2 * l + 1) / (4 * np.pi))[:, None]
+        sbf = (j * jnp.asarray(norm, t.dtype)).astype(h.dtype)  # sbf_ln / P_l(cos ∠)
+        natural = irreps(1, degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
+        harmonics = e3nn.spherical_harmonics(natural, u_ij, False, "norm").array.astype(h.dtype)
+
+        a_ij = silu(Linear(F, name="rbf")(with_attributes(graph, rbf)))
+        m = silu(EdgeLinear(F, glorot_orthogonal, zeros, name="messages")(graph, h, a_ij))
+        read = partial(Output, F, self.output_features)
+        outputs = [read(name="output_0")(graph, m, rbf)]
+        for k in range(self.layers):
+            layer = Interaction(F, self.angular_features, self.basis_features, name=f"layer_{k}")
+            m = layer(graph, m, rbf, sbf, harmonics)
+            outputs.append(read(name=f"output_{k + 1}")(graph, m, rbf))
+        return jnp.concatenate(outputs, axis=-1)
+
+
+class Interaction(nn.Module):
+    """m_ji (E, F) of a layer to those of the next, see :class:`DimeNetPP`."""
+
+    features: int
+    angular_features: int
+    basis_features: int
+
+    @nn.compact
+    def __call__(
+        self, graph: GraphsTuple, m: jax.Array, rbf: jax.Array, sbf: jax.Array, Y: jax.Array
+    ) -> jax.Array:
+        F, C = self.features, self.angular_features
+        w = self._factors("rbf", rbf.shape[1], F, m.dtype)
+        u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w)))
+        s_ji = silu(Matrix(F, name="up")(self._sum(graph, u_kj, sbf, Y)))
+        y = _residual(silu(Linear(F, name="ji")(m)) + s_ji, F, "before")
+        m = m + silu(Linear(F, name="skip")(y))
+        return _residual(_residual(m, F, "after_0"), F, "after_1")
+
+    def _sum(self, graph: GraphsTuple, u: jax.Array, sbf: jax.Array, Y: jax.Array) -> jax.Array:
+        """Σ_{k≠i} u_kj ⊙ W W sbf, (E, C)."""
+        degrees, number = sbf.shape[1:]
+        w = self._factors("sbf", degrees * number, u.shape[-1], u.dtype)
+        w = w.reshape(degrees, number, -1)
+        over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
+        for l in range(degrees):
+            Y_l = Y[:, l**2 : (l + 1) ** 2, None]
+            v = u * (sbf[:, l] @ w[l])  # v^l_kj
+            S = sum_at_receivers(graph, v[:, None] * Y_l)  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
+            over_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
+            back += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
+        return over_k - sum_over_reversed(graph, back)
+
+
+    def _factors(self, name: str, n_in: int, out: int, dtype: jnp.dtype) -> jax.Array:
+        """W W of two matrices: (n_in, out), of rank ``basis_features`` at most."""
+        first = self.param(f"{name}_1", glorot_orthogonal, (n_in, self.basis_features), dtype)
+        return first @ self.param(f"{name}_2", glorot_orthogonal, (first.shape[1], out), dtype)
+
+
+class Output(nn.Module):
+    """What the messages m_ji (E, F) say of each node i, (N, out)."""
+
+    features: int
+    out: int
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple, m: jax.Array, rbf: jax.Array) -> jax.Array:
+        h = sum_at_receivers(graph, Matrix(self.features, name="rbf")(rbf) * m)
+        h = Matrix(self.out, name="up")(h)
+        for k in range(3):
+            h = silu(Linear(self.out, name=f"dense_{k}")(h))
+        return h
+
+
+def _residual(z: jax.Array, features: int, name: str) -> jax.Array:
+    inner = silu(Linear(features, name=f"{name}_1")(z))
+    return z + silu(Linear(features, name=f"{name}_2")(inner))
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
+
+
+def _multiples_of_pi(key: jax.Array, shape: tuple[int], dtype: jnp.dtype) -> jax.Array:
+    return jnp.pi * jnp.arange(1, shape[0] + 1, dtype=dtype)

@@ -1,0 +1,50 @@
+"""Batch normalisation as a pure function: running statistics are variables of their own."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.nn.mlp import dtype_of_sums
+
+COLLECTION = "batch_stats"
+"""The collection of variables that holds running means and variances, beside "params"."""
+
+
+class BatchNorm(nn.Module):
+    """γ (x - μ) / √max(σ², ε) + β, each channel by itself (Ioffe and Szegedy 2015).
+
+    ``apply(variables, graph)`` takes μ and σ² from the running statistics, so that an output
+    depends neither on the other graphs of a batch nor on padding. ``apply(variables, graph,
+    mutable=["batch_stats"])``, as in training, takes the mean and variance over all rows that are
+    real, and also returns the running statistics moved towards them, by a tenth of the difference.
+
+    Call: x (M, C) and which rows are real, (M,) or None for all of them, to (M, C).
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+        dtype = dtype_of_sums(x)
+        shape = x.shape[-1:]
+        running_mean = self.variable(COLLECTION, "mean", jnp.zeros, shape, dtype)
+        running_var = self.variable(COLLECTION, "var", jnp.ones, shape, dtype)
+        scale = self.param("scale", nn.initializers.ones, shape, x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, x.dtype)
+        mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
+        if self.is_mutable_collection(COLLECTION) and not self.is_initializing():
+            wide = x.astype(dtype)
+            weight: Any = jnp.ones(x.shape[:1], dtype) if real is None else real.astype(dtype)
+            number = jnp.maximum(jnp.sum(weight), 1)
+            mean = weight @ wide / number
+            var = weight @ (wide - mean) ** 2 / number
+            unbiased = var * number / jnp.maximum(number - 1, 1)
+            for running, new in ((running_mean, mean), (running_var, unbiased)):
+                running.value += self.momentum * (new.astype(running.value.dtype) - running.value)
+        else:
+            mean, var = jax.lax.stop_gradient((mean, var))
+        factor = jax.lax.rsqrt(jnp.maximum(var, self.epsilon))
+        return ((x.astype(dtype) - mean) * factor).astype(x.dtype) * scale + bias

@@ -1,0 +1,108 @@
+"""Training steps of Table 3's systems relative to EGNN's, alternated in one process.
+
+    python scripts/benchmarks/table3.py dimenetpp lieconv --repeats 7
+
+Each model is trained as ``egnn train qm9/egnn --model.name …`` does it, on a batch of 96
+molecules; the median of the ratios is what counts on a machine that others use too.
+"""
+
+import argparse
+import dataclasses
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import jax
+import numpy as np
+from benchmarks import costs
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from egnn_jax.experiments import config as configs
+from egnn_jax.training.distributed import AXIS, batch_layout, use_all_cores
+from egnn_jax.training.state import init_state
+from egnn_jax.training.step import make_step, make_train
+
+MOLECULES = 9_600
+OPTIONS: dict[str, list[str]] = {"egnn": [], "dimenetpp": ["--task.cutoff", "5.0"]}
+"""What a model's recipe changes in qm9/egnn, beside the model."""
+
+
+def step_of(name: str, steps: int, changes: list[str]) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """A function that makes ``steps`` training steps on one batch, compiled and run once, and its
+    parameters, operations a step and temporary memory (GiB).
+    """
+    config = configs.load("qm9/egnn")
+    arguments = ["--task.train-size", str(MOLECULES), *OPTIONS.get(name, []), *changes]
+    if name != "egnn":
+        arguments = ["--model.name", name, *arguments]
+    config = configs.override(config, arguments, "table3", "")
+    samples, network = config.task.samples("train"), config.network()
+    mesh, parts = batch_layout(config.batch_size, config.micro_batches)
+    rows = samples.loader(config.batch_size).rows(0, mesh.size * parts)[:1]
+    batch = samples.pack(np.tile(rows, (steps, 1, 1)))
+    graph = config.task.graph(jax.tree.map(lambda a: a[0, 0], batch))
+    params = network.lazy_init(jax.random.key(0), jax.eval_shape(lambda: graph))
+    optimizer = config.optimizer.build(1_000, 1_000_000)
+    state = init_state(params, optimizer, False, jax.random.key(1))
+    loss = config.task.loss(network.apply)
+    step = make_step(loss, optimizer, 0.0, mesh, parts)
+    one = make_step(loss, optimizer)
+    first = jax.tree.map(lambda a: a[0, 0], batch)
+    flops = costs.flops(one, state, first) * mesh.size * parts
+    batch = jax.device_put(batch, NamedSharding(mesh, P(None, AXIS)))
+    state = jax.device_put(state, NamedSharding(mesh, P()))
+    train = make_train(step, 1, mesh).lower(state, batch).compile()
+    facts = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "gflop": flops / 1e9,
+        "temporaries_gib": train.memory_analysis().temp_size_in_bytes / 2**30,
+    }
+
+    def run() -> None:
+        nonlocal state
+        state, losses = train(state, batch)
+        losses.block_until_ready()
+
+    run()
+    return run, facts
+
+
+def main() -> None:
+    """Print what each model costs, and the median, least and largest ratio to EGNN's step."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="of a measurement")
+    parser.add_argument("--change", nargs="*", default=[], help="arguments of egnn train")
+    given = parser.parse_args()
+    use_all_cores()
+    runs, facts = {}, {}
+    for name in ("egnn", *given.models):
+        changes = given.change if name != "egnn" else []
+        runs[name], facts[name] = step_of(name, given.steps, changes)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(given.repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append((time.perf_counter() - start) / given.steps)
+    for name, times in seconds.items():
+        ratios = np.array(times) / np.array(seconds["egnn"])
+        print(
+            f"{name}: {np.median(times):.3f} s a step, {np.median(ratios):.2f} × EGNN's "
+            f"({ratios.min():.2f} to {ratios.max():.2f}); "
+            + ", ".join(f"{k} {v:,.4g}" for k, v in facts[name].items())
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory of the process {peak:.2f} GiB; load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Outputs and gradients of Table 3's other systems, as their authors' code computes them, to 1e-10.
+
+``pytest tests/test_golden_table3.py --golden DIR`` checks the files of another folder. A file's
+name says which network it is: NETWORKS has a function for each, which gives what our network
+computes of the outputs that the file holds.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import interop
+from egnn_jax.nn.spherical import spherical_bessel_zeros
+from tests.conftest import GOLDEN
+
+
+def molecules(z, h):
+    """The complete graphs of the file's molecules, with features h (N, F)."""
+    parts = np.split(np.arange(len(h)), np.cumsum(z["input/n_node"])[:-1])
+    return egnn.batch([egnn.complete_graph(x=z["input/x"][part], h=h[part]) for part in parts])
+
+
+def count(names, pattern):
+    """How many different numbers stand where {} is in the names that begin with the pattern."""
+    start = pattern.removesuffix("{}")
+    return len({name.removeprefix(start).split(".")[0] for name in names if name.startswith(start)})
+
+
+def predictions(model, variables, graph):
+    """Predictions (G, T) of the graph with its nodes at x."""
+    at = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
+    return lambda x: model.apply(variables, at(x)).globals.y
+
+
+def dimenetpp(z, state):
+    width = lambda name: state[f"{name}.weight"].shape
+    first = "interaction_blocks.0"
+    backbone = egnn.DimeNetPP(
+        features=width("emb.emb")[1],
+        layers=count(state, "interaction_blocks.{}"),
+        basis=len(state["rbf.freq"]),
+        angular_basis=width(f"{first}.lin_sbf1")[1] // len(state["rbf.freq"]),
+        angular_features=width(f"{first}.lin_down")[0],
+        basis_features=width(f"{first}.lin_rbf1")[0],
+        output_features=width("output_blocks.0.lin_up")[0],
+        cutoff=float(z["input/cutoff"]),
+    )
+    model = egnn.SumReadout(backbone, width("output_blocks.0.lin")[0])
+    variables = there_and_back(state, model)
+    zeros = spherical_bessel_zeros(backbone.angular_basis - 1, backbone.basis)
+    np.testing.assert_array_equal(zeros.astype(np.float32), z["input/bessel_zeros_float32"])
+    whole = molecules(z, np.eye(len(state["emb.emb.weight"]))[z["input/atomic_numbers"]])
+    order = np.lexsort((z["input/senders"], z["input/receivers"]))
+    ends = [jnp.asarray(z[f"input/{end}"][order], jnp.int32) for end in ("receivers", "senders")]
+    within = whole._replace(receivers=ends[0], senders=ends[1], n_edge=None)
+    for graph in (whole, within):  # edges beyond the cutoff are nothing
+        predict = predictions(model, variables, graph)
+        yield {
+            "prediction": predict(graph.nodes.x),
+            "grad_x_of_sum": jax.grad(lambda x, f=predict: jnp.sum(f(x)))(graph.nodes.x),
+        }
+
+
+def lieconv_t3(z, state):
+    width = lambda name: state[f"{name}.weight"].shape
+    block = "net.1.net"
+    layers = len([name for name in state if name.endswith(".linear.weight")])
+    backbone = egnn.LieConv(
+        features=width("net.0.module")[0],
+        layers=layers,
+        kernel_features=width(f"{block}.5.weightnet.0.module")[0],
+        kernel_channels=width(f"{block}.5.weightnet.6.module")[0],
+    )
+    model = egnn.MeanReadout(backbone, width(f"net.{layers + 3}.module")[0])
+    variables = there_and_back(state, model)
+    graph = molecules(z, z["input/features"])
+    budget = egnn.Budget(len(z["input/x"]) + 4, len(graph.senders) + 9, len(z["input/n_node"]) + 2)
+    for batch in (graph, egnn.batch([graph], budget)):  # padding counts for nothing
+        real = slice(len(z["input/n_node"]))
+        out, moved = model.apply(variables, batch, mutable=["batch_stats"])
+        moved = interop.to_torch_state_dict(variables | moved, model)
+        yield {
+            "eval/prediction": model.apply(variables, batch).globals.y[real, 0],
+            "train/prediction": out.globals.y[real, 0],
+        } | {f"train/{name}": value for name, value in moved.items() if "running" in name}
+
+
+NETWORKS = {"dimenetpp": dimenetpp, "lieconv_t3": lieconv_t3}
+PARTS = {"dimenetpp": {"rbf", "sbf_first_60_triplets", "embedding_block"}}
+"""Outputs that are steps on the way, which the others pin."""
+
+
+def there_and_back(state, model):
+    """The variables of the model from a state dict, which they give again exactly."""
+    variables = interop.from_torch_state_dict(state, model)
+    back = interop.to_torch_state_dict(variables, model)
+    assert back.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(back[name], value)
+    return variables
+
+
+def of_file(path):
+    """The name of a file's network, and all that is in it."""
+    with np.load(path) as file:
+        z = dict(file)
+    names = [name for name in NETWORKS if path.stem.startswith(name)]
+    if not names:
+        pytest.skip(f"{path.name} is of a network that is not here")
+    return names[0], z
+
+
+def under(z, start):
+    """What is under a name such as "param/", without it."""
+    return {k.removeprefix(start): value for k, value in z.items() if k.startswith(start)}
+
+
+def test_golden(x64, table3_file):
+    name, z = of_file(table3_file)
+    wanted = under(z, "output/")
+    for outputs in NETWORKS[name](z, under(z, "param/")):
+        assert outputs.keys() == wanted.keys() - PARTS.get(name, set())
+        for field, got in outputs.items():
+            want = wanted[field]
+            np.testing.assert_allclose(
+                got, want, rtol=1e-10, atol=1e-10 * np.abs(want).max(), err_msg=field
+            )
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("dimenetpp_pyg", "param/interaction_blocks.0.lin_sbf1.weight"),
+        ("dimenetpp_pyg", "input/x"),
+        ("dimenetpp_pyg", "output/grad_x_of_sum"),
+        ("lieconv_t3", "param/net.2.net.5.linear.weight"),
+        ("lieconv_t3", "output/train/net.2.net.5.weightnet.4.running_var"),
+    ],
+)
+def test_a_changed_golden_value_is_seen(x64, tmp_path, file, field):
+    z = dict(np.load(GOLDEN / f"{file}.npz"))
+    z[field] = z[field].copy()
+    z[field].flat[1] += 1e-7
+    np.savez(tmp_path / f"{file}.npz", **z)
+    with pytest.raises(AssertionError):
+        test_golden(None, tmp_path / f"{file}.npz")
+
+
+@pytest.mark.parametrize(
+    ("model", "features", "parameters"),
+    [
+        (egnn.SumReadout(egnn.DimeNetPP()), 95, 1_885_830),
+        (egnn.MeanReadout(egnn.LieConv()), 15, 21_315_553),
+    ],
+    ids=lambda value: type(value.encoder).__name__ if hasattr(value, "encoder") else "",
+)
+def test_there_are_as_many_parameters_as_published(model, features, parameters):
+    graph = egnn.complete_graph(x=np.zeros((2, 3)), h=np.zeros((2, features)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), graph)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
