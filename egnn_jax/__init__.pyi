@@ -32,6 +32,7 @@ from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers
 from .graph.graph import sum_nodes as sum_nodes
+from .models.cormorant import Cormorant as Cormorant
 from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN

@@ -111,6 +111,7 @@ MODELS = Registry(
         "painn": "egnn_jax.models.painn:PaiNN",
         "schnet": "egnn_jax.models.schnet:SchNet",
         "tensornet": "egnn_jax.models.tensornet:TensorNet",
+        "cormorant": "egnn_jax.models.cormorant:Cormorant",
         "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",
         "linear": "egnn_jax.models.linear:Linear",
     },

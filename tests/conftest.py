@@ -38,14 +38,22 @@ def pytest_addoption(parser):
         "--golden",
         type=Path,
         default=GOLDEN,
-        help="the folder whose *.npz files test_golden.py checks",
+        help="the folder whose *.npz files the tests of golden values check",
     )
 
 
+OTHER_TESTS = ("cormorant", "l1net")
+"""How the names of files begin that other tests than test_golden.py check."""
+
+
 def pytest_generate_tests(metafunc):
+    for name in OTHER_TESTS:
+        if f"{name}_file" in metafunc.fixturenames:
+            files = sorted(metafunc.config.getoption("--golden").glob(f"{name}*.npz"))
+            metafunc.parametrize(f"{name}_file", files, ids=lambda path: path.stem)
     if "golden_file" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--golden")
-        files = sorted(folder.glob("*.npz"))
+        files = [p for p in sorted(folder.glob("*.npz")) if not p.stem.startswith(OTHER_TESTS)]
         if not files:
             raise pytest.UsageError(f"--golden {folder} holds no *.npz files")
         metafunc.parametrize("golden_file", files, ids=lambda path: path.stem)

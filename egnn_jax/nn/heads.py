@@ -41,10 +41,52 @@ class Readout(nn.Module):
         width = out.nodes.h.shape[-1]
         h = MLP(width, width, name="node_dec")(out.nodes.h)
         y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
-        if (self.mean, self.scale) != (0.0, 1.0):
-            y = jnp.asarray(self.mean, y.dtype) + jnp.asarray(self.scale, y.dtype) * y
-        kept = out.globals if isinstance(out.globals, Globals) else Globals()
-        return out._replace(globals=kept.replace(y=y))
+        return with_predictions(out, y, self.mean, self.scale)
+
+
+class CormorantReadout(nn.Module):
+    """Predictions for whole graphs as Cormorant has them: MLP(Σ_i MLP(h_i)).
+
+    Both MLPs are Linear·LeakyReLU·Linear. Arguments, call and errors are those of
+    :class:`Readout`, and:
+
+    Args:
+      hidden: width of both MLPs.
+      features: width of the sum.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    hidden: int = 256
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs, hidden=self.hidden, features=self.features)
+        out = self.encoder(graph)
+        h = MLP(self.hidden, self.features, "leaky_relu", name="node_dec")(out.nodes.h)
+        mlp = MLP(self.hidden, self.outputs, "leaky_relu", name="graph_dec")
+        return with_predictions(out, mlp(sum_nodes(out, h)), self.mean, self.scale)
+
+
+def head_of(model: nn.Module) -> type[nn.Module]:
+    """The head that a backbone is read out by: its attribute ``head``, or :class:`Readout`."""
+    return getattr(model, "head", Readout)
+
+
+def with_predictions(
+    out: GraphsTuple,
+    y: jax.Array,
+    mean: float | tuple[float, ...] = 0.0,
+    scale: float | tuple[float, ...] = 1.0,
+) -> GraphsTuple:
+    """The graph with ``globals.y`` = mean + scale · y, (G, T)."""
+    if (mean, scale) != (0.0, 1.0):
+        y = jnp.asarray(mean, y.dtype) + jnp.asarray(scale, y.dtype) * y
+    kept = out.globals if isinstance(out.globals, Globals) else Globals()
+    return out._replace(globals=kept.replace(y=y))
 
 
 class Decoder(nn.Module):

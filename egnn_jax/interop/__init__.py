@@ -28,13 +28,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from egnn_jax.graph.build import complete_graph
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.interop import _cormorant
+from egnn_jax.models.cormorant import Cormorant
 from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
 from egnn_jax.models.radial_field import RadialField
-from egnn_jax.nn.heads import Autoencoder, Readout
+from egnn_jax.nn.heads import Autoencoder
 
-Wanted = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
-"""The Flax path and the PyTorch shape of each entry, by its PyTorch name."""
+Wanted = dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]]
+"""The Flax path, the Flax shape and the PyTorch shape of each entry, by its PyTorch name."""
+
+_OTHERS: dict[type, Any] = {Cormorant: _cormorant}
+"""Modules with the names that the authors of other architectures give to parameters."""
 
 _PARTS = {
     "phi_e": "edge_mlp",
@@ -63,9 +69,10 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
     wanted = _expected(given, model)
     if problems := _misfits(given, wanted):
         raise ValueError(f"the state dict does not fit {model!r}: {problems}")
-    return {
-        "params": unflatten_dict({path: given[name].T.copy() for name, (path, _) in wanted.items()})
+    params = {
+        path: given[name].T.reshape(shape).copy() for name, (path, shape, _) in wanted.items()
     }
+    return {"params": unflatten_dict(params)}
 
 
 def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
@@ -76,10 +83,10 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
         those of several seeds.
     """
     _require_counterpart(model)
-    state = {
-        _torch_name(path, model): np.asarray(value).T.copy()
-        for path, value in flatten_dict(params["params"]).items()
-    }
+    state = {}
+    for path, value in flatten_dict(params["params"]).items():
+        shape = _torch_shape(path, np.shape(value), model)
+        state[_torch_name(path, model)] = np.asarray(value).T.reshape(shape).copy()
     if problems := _misfits(state, _expected(state, model)):
         raise ValueError(
             f"the parameters are not those of one {model!r} (of several seeds, take one): "
@@ -91,14 +98,14 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
 def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
     """All that is missing, left over or misshapen, in words; empty where nothing is."""
     problems = [
-        f"{name} {shape} is missing" for name, (_, shape) in wanted.items() if name not in given
+        f"{name} {shape} is missing" for name, (_, _, shape) in wanted.items() if name not in given
     ]
     problems += [
         f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted
     ]
     problems += [
         f"{name} has shape {given[name].shape}, expected {shape}"
-        for name, (_, shape) in wanted.items()
+        for name, (_, _, shape) in wanted.items()
         if name in given and given[name].shape != shape
     ]
     return "; ".join(problems)
@@ -107,6 +114,8 @@ def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
     if path[0] == "encoder":
         return _torch_name(path[1:], _encoder(model))
+    if other := _other(model):
+        return other.torch_name(path)
     if isinstance(model, Autoencoder):
         return (
             path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
@@ -134,17 +143,29 @@ def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
 
 
 def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
-    """Flax path and PyTorch shape by PyTorch name: those of the model on a graph as wide as the
-    state dict says.
-    """
-
+    """What the model has on a graph as wide as the state dict says."""
     _require_counterpart(model)
+    made = jax.eval_shape(model.init, jax.random.key(0), _graph(given, model))
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(made["params"])
+    return {
+        _torch_name(path, model): (path, leaf.shape, _torch_shape(path, leaf.shape, model))
+        for path, leaf in leaves.items()
+    }
+
+
+def _graph(given: Mapping[str, np.ndarray], model: nn.Module) -> GraphsTuple:
+    """A graph as wide as the state dict says."""
 
     def columns(name: str, less: int, least: int) -> int:
         shape = given[name].shape if name in given else ()
         return max(shape[1] - less, least) if len(shape) == 2 else least
 
     encoder: Any = _encoder(model)
+    x = np.zeros((2, 3), np.float32)
+    if other := _other(model):
+        features, attributes = other.widths(given)
+        h, a = (np.zeros((2, width), np.float32) for width in (features, attributes))
+        return complete_graph(x=x, h=h, a=a if attributes else None)
     velocity = any("coord_mlp_vel" in name for name in given)
     n, features = 3, 1
     if isinstance(encoder, RadialField):
@@ -162,28 +183,37 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
         width = encoder.features if encoder.embed else features
         attributes = columns("gcl_0.edge_mlp.0.weight", 2 * width + isinstance(encoder, EGNN), 0)
     x = np.zeros((2, n), np.float32)
-    graph = complete_graph(
+    return complete_graph(
         x=x,
         h=np.zeros((2, features), np.float32),
         v=x if velocity else None,
         a=np.zeros((2, attributes), np.float32) if attributes else None,
     )
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(
-        jax.eval_shape(model.init, jax.random.key(0), graph)["params"]
-    )
-    return {_torch_name(path, model): (path, leaf.shape[::-1]) for path, leaf in leaves.items()}
+
+
+def _torch_shape(
+    path: tuple[str, ...], shape: tuple[int, ...], model: nn.Module
+) -> tuple[int, ...]:
+    other = _other(model)
+    return other.torch_shape(path, shape) if other else shape[::-1]
+
+
+def _other(model: nn.Module) -> Any:
+    """The module that knows the names of an architecture other than the EGNN authors'."""
+    return _OTHERS.get(type(_encoder(model)))
 
 
 def _encoder(model: nn.Module) -> nn.Module:
-    return model.encoder if isinstance(model, Autoencoder | Readout) else model
+    return getattr(model, "encoder", model)
 
 
 def _require_counterpart(model: nn.Module) -> None:
     counterpart = _encoder(model)
-    if not isinstance(counterpart, EGNN | GNN | RadialField):
+    if not isinstance(counterpart, (EGNN, GNN, RadialField, *_OTHERS)):
+        names = ", ".join(cls.__name__ for cls in (EGNN, GNN, *_OTHERS))
         raise ValueError(
             f"{type(counterpart).__name__} has no counterpart in the authors' code; expected "
-            f"EGNN, GNN or RadialField"
+            f"{names} or RadialField"
         )
 
 
