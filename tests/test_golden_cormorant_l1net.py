@@ -11,9 +11,9 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import interop
 from egnn_jax.data.qm9_graphs import atom_features
-from egnn_jax.models.cormorant import RadialFunctions
 from egnn_jax.nn.clebsch_gordan import solid_harmonics
 from egnn_jax.nn.heads import CormorantReadout
+from egnn_jax.nn.radial import DampedWaves
 from tests.conftest import GOLDEN
 
 
@@ -85,7 +85,7 @@ def test_harmonics_and_radial_functions_of_cormorant(x64, cormorant_file):
         name: state[f"rad_funcs.rad_funcs.0.{name}"][0, 0, 0] for name in ("scales", "phases")
     }
     distances = np.linalg.norm(r, axis=-1)
-    got = RadialFunctions().apply({"params": learned}, jnp.asarray(distances.reshape(-1)))
+    got = DampedWaves().apply({"params": learned}, jnp.asarray(distances.reshape(-1)))
     want = z["output/radial_molecule_0/level_0"]
     assert_same(got.reshape(want.shape), want)
 

@@ -84,7 +84,8 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     """
     _require_counterpart(model)
     state = {}
-    for path, value in flatten_dict(params["params"]).items():
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(params["params"])
+    for path, value in leaves.items():
         shape = _torch_shape(path, np.shape(value), model)
         state[_torch_name(path, model)] = np.asarray(value).T.reshape(shape).copy()
     if problems := _misfits(state, _expected(state, model)):

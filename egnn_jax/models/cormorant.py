@@ -1,4 +1,6 @@
-"""Cormorant (Anderson, Hy and Kondor 2019) of Table 3: products of complex features of all degrees."""
+"""Cormorant (Anderson, Hy and Kondor 2019) of Table 3: products of complex features of every
+degree.
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -6,12 +8,11 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.clebsch_gordan import (
-    by_degree,
+    cartesian,
     couple,
     degree_of,
     dual,
@@ -19,10 +20,11 @@ from egnn_jax.nn.clebsch_gordan import (
     multiply,
     outer,
     part,
+    repeat_orders,
     solid_harmonics,
     sum_orders,
 )
-from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, sum_over_rows
+from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
 from egnn_jax.nn.heads import CormorantReadout
 from egnn_jax.nn.mlp import (
     MLP,
@@ -33,44 +35,20 @@ from egnn_jax.nn.mlp import (
     Table,
     require_option,
     require_positive,
+    with_attributes,
 )
+from egnn_jax.nn.radial import DampedWaves
 
-FREQUENCIES = (0.0, 1.0, 2.0, 3.0) * 2
-"""Of the radial functions before training, in 1/Å; of the first four φ = 0, of the others π/2."""
 WIDTH = 0.2
 """Over which messages fade out before training, in the unit of x."""
 
 
-def _of_largest(initializer: Initializer, scale: float) -> Initializer:
-    """Values of order ``scale`` / the larger side of a matrix."""
-    return lambda key, shape, dtype: initializer(key, shape, dtype) * (scale / max(shape[1:]))
-
-
 def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    return jax.random.normal(key, shape, dtype)
+    return jax.random.normal(key, shape, dtype) / max(shape[1:])
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -1, 1)
-
-
-class RadialFunctions(nn.Module):
-    """R_kp(d) = sin(2π s_k d + φ_k) / dᵖ for p = 0 … 3, and 0 at d = 0, with learned s and φ: (E,)
-    to (E, 4 K).
-    """
-
-    @nn.compact
-    def __call__(self, distance: jax.Array) -> jax.Array:
-        phases = np.repeat([0, np.pi / 2], 4)
-        phases[0] = np.pi / 2  # sin(0) is 0 everywhere
-        start = lambda values: lambda key, shape, dtype: jnp.asarray(values, dtype)
-        s = self.param("scales", start(FREQUENCIES), (len(phases),), distance.dtype)
-        phi = self.param("phases", start(phases), (len(phases),), distance.dtype)
-        apart = distance[:, None] > 0
-        d = jnp.where(apart, distance[:, None], 1)
-        waves = jnp.where(apart, jnp.sin(2 * jnp.pi * s.astype(d.dtype) * d + phi), 0)
-        powers = jnp.stack([jnp.ones_like(d), 1 / d, 1 / d**2, 1 / d**3], axis=-1)
-        return (waves[:, :, None] * powers).reshape(len(distance), -1)
+    return jax.random.uniform(key, shape, dtype, -10, 10) / max(shape[1:])
 
 
 class CormorantLevel(nn.Module):
@@ -94,40 +72,22 @@ class CormorantLevel(nn.Module):
     def __call__(
         self, graph: GraphsTuple, rows: EdgeRows, f: jax.Array, g: Sequence[jax.Array]
     ) -> tuple[jax.Array, list[jax.Array]]:
-        r_ij = edge_vectors(graph, graph.nodes.x)
-        g = self._edges(graph, safe_norm(r_ij), f, g)
-        harmonics = solid_harmonics(r_ij, self.degree).astype(f.dtype)
-        kinds = jnp.stack(g, axis=-1)  # (2, C, E, L + 1)
-        l_of = np.repeat(np.arange(self.degree + 1), 2 * np.arange(self.degree + 1) + 1)
-
-        def sums(rows: EdgeRows) -> jax.Array:
-            upsilon = jnp.where(rows.taken[:, :, None], harmonics[:, rows.edges], 0)
-            g_ij = multiply(kinds[:, :, rows.edges][..., l_of], upsilon[:, None])
-            f_j = f[:, :, graph.senders[rows.edges]]
-            left, right = (jnp.concatenate([*z], axis=-1) for z in (g_ij, f_j))
-            return jnp.einsum("crtp,crtq->crpq", left, right)
-
-        pairs = sum_over_rows(rows, sums, f.shape[2], axis=1)  # Σ_j G_ij Υ_ij F_j
-        pairs = pairs.reshape(*pairs.shape[:2], 2, len(l_of), 2, -1)
-        real = pairs[:, :, 0, :, 0] - pairs[:, :, 1, :, 1]
-        pairs = jnp.stack([real, pairs[:, :, 0, :, 1] + pairs[:, :, 1, :, 0]])
-        messages = couple(pairs, self.degree, self.parity)
-        squares = couple(outer(f, f), self.degree, self.parity)
+        g = self._edges(graph, f, g)
+        messages = couple(self._sums(graph, rows, f, g), self.degree, self.parity)
+        squares = [outer(part(f, l), f) for l in range(degree_of(f.shape[-1]) + 1)]
+        squares = couple(squares, self.degree, self.parity)
         parts = []
         for l in range(self.degree + 1):
             kept = [part(f, l)] if l <= degree_of(f.shape[-1]) else []
             joined = jnp.concatenate([messages[l], *kept, squares[l]], axis=1)
-            parts.append(self._mix(f"U_{l}", joined, _of_largest(_uniform, 10)))
-        return by_degree(parts), g
+            parts.append(self._mix(f"U_{l}", joined, _uniform))
+        return jnp.concatenate(parts, axis=-1), g
 
-    def _edges(
-        self, graph: GraphsTuple, distance: jax.Array, f: jax.Array, g: Sequence[jax.Array]
-    ) -> list[jax.Array]:
+    def _edges(self, graph: GraphsTuple, f: jax.Array, g: Sequence[jax.Array]) -> list[jax.Array]:
         """G_ij^l (2, C, E) for each degree l."""
-        radial = RadialFunctions(name="R")(distance)
-        if graph.edges.a is not None:
-            radial = jnp.concatenate([radial, graph.edges.a], axis=-1)
-            radial = jnp.pad(radial, ((0, 0), (0, radial.shape[-1] % 2)))
+        distance = safe_norm(edge_vectors(graph, graph.nodes.x))
+        radial = with_attributes(graph, DampedWaves(name="R")(distance))
+        radial = jnp.pad(radial, ((0, 0), (0, radial.shape[-1] % 2)))
         radial = radial.astype(f.dtype).reshape(len(distance), -1, 2).T  # (2, K, E)
         products = multiply(f[:, :, graph.receivers], dual(f)[:, :, graph.senders])
         dots = sum_orders(products).transpose(0, 3, 1, 2)
@@ -141,8 +101,34 @@ class CormorantLevel(nn.Module):
             joined = [g[l]] if l < len(g) else []
             joined += [dots] if l <= degree_of(f.shape[-1]) else []
             joined = jnp.concatenate([*joined, radial], axis=1)
-            new.append(mask * self._mix(f"W_{l}", joined, _of_largest(_normal, 1)))
+            new.append(mask * self._mix(f"W_{l}", joined, _normal))
         return new
+
+    def _sums(
+        self, graph: GraphsTuple, rows: EdgeRows, f: jax.Array, g: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        """Σ_j G_ij^l1 Υ^l1(r_ij) F_j (2, C, N, 2 l1 + 1, K) for each l1."""
+        r_ij = edge_vectors(graph, graph.nodes.x)
+        real, imaginary = solid_harmonics(r_ij, self.degree).astype(f.dtype)
+        by_real = jnp.concatenate([real, imaginary], axis=-1)  # G Υ = Re G (Re Υ, Im Υ)
+        by_imaginary = jnp.concatenate([-imaginary, real], axis=-1)  # + Im G (-Im Υ, Re Υ)
+        g_re, g_im = jnp.stack(g, axis=-1)  # (C, E, L + 1)
+        f = f[..., : (2 * self.degree + 1) ** 2]  # what a product of degree l1, l ≤ L takes
+        sent = jnp.concatenate([*f], axis=-1)  # (C, N, 2 K)
+
+        def sums(rows: EdgeRows) -> jax.Array:
+            left = 0
+            for g_ij, upsilon in ((g_re, by_real), (g_im, by_imaginary)):
+                orders = jnp.tile(repeat_orders(g_ij[:, rows.edges]), 2)
+                left += orders * jnp.where(rows.taken[:, :, None], upsilon[rows.edges], 0)
+            right = sent[:, graph.senders[rows.edges]]
+            return jnp.einsum("crtp,crtq->crpq", left, right)
+
+        pairs = sum_over_rows(rows, sums, f.shape[2], axis=1)
+        pairs = pairs.reshape(*pairs.shape[:2], 2, -1, 2, f.shape[-1])
+        real = pairs[:, :, 0, :, 0] - pairs[:, :, 1, :, 1]
+        pairs = jnp.stack([real, pairs[:, :, 0, :, 1] + pairs[:, :, 1, :, 0]])
+        return [pairs[..., l**2 : (l + 1) ** 2, :] for l in range(self.degree + 1)]
 
     def _mix(self, name: str, values: jax.Array, init: Initializer) -> jax.Array:
         shape = (2, values.shape[1], self.features)
@@ -200,7 +186,7 @@ class Cormorant(nn.Module):
         x, f = graph.nodes.x, graph.nodes.h
         if jnp.issubdtype(f.dtype, jnp.integer):
             f = Table(self.features, name="kinds")(f)
-        pairs, kept = _pairs(graph, self.self_pairs)
+        pairs, kept = pairs_of(graph, self.self_pairs)
         f = self._first(pairs, kept, f)
         rows, g, levels = edge_rows(pairs, kept), [], []
         for k, degree in enumerate(degrees):
@@ -211,8 +197,8 @@ class Cormorant(nn.Module):
             levels.append(f)
         if self.update_coordinates:
             vectors = jnp.concatenate([part(f, 1) for f in levels if f.shape[-1] > 1], axis=1)
-            kernel = self.param("out", _of_largest(_normal, 1), (2, vectors.shape[1], 1), f.dtype)
-            x = x + _cartesian(mix(kernel, vectors)[:, 0]).astype(x.dtype)
+            kernel = self.param("out", _normal, (2, vectors.shape[1], 1), f.dtype)
+            x = x + cartesian(mix(kernel, vectors)[:, 0]).astype(x.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=_invariants(levels), x=x))
 
     def _degrees(self, graph: GraphsTuple) -> list[int]:
@@ -237,9 +223,7 @@ class Cormorant(nn.Module):
         distance = safe_norm(edge_vectors(graph, graph.nodes.x))
         near = kept & (distance < self.radius)
         soft = jnp.where(near, nn.sigmoid((self.radius - distance) / WIDTH), 0)
-        radial = RadialFunctions(name="R")(distance)
-        if graph.edges.a is not None:
-            radial = jnp.concatenate([radial, graph.edges.a], axis=-1)
+        radial = with_attributes(graph, DampedWaves(name="R")(distance))
         w = Dense(h.shape[-1], name="w")(radial.astype(h.dtype)) * soft[:, None].astype(h.dtype)
         sums = sum_at_receivers(graph, w * h[graph.senders])
         mlp = MLP(self.hidden, 2 * self.features, "leaky_relu", name="embedding")
@@ -248,28 +232,9 @@ class Cormorant(nn.Module):
         v = graph.nodes.v
         if v is None:
             return f
-        kernel = self.param("velocity", _of_largest(_normal, 1), (2, 1, self.features), h.dtype)
-        return by_degree([f, mix(kernel, part(solid_harmonics(v, 1), 1).astype(h.dtype)[:, None])])
-
-
-def _pairs(graph: GraphsTuple, self_pairs: bool) -> tuple[GraphsTuple, jax.Array]:
-    """The graph and which of its edges (E,) count: those of padding do not. With ``self_pairs`` an
-    edge is put before those of each node, from it to itself.
-    """
-    apart = graph.senders != graph.receivers
-    if graph.edges.shift is not None:
-        apart |= jnp.any(graph.edges.shift != 0, axis=-1)
-    if not self_pairs:
-        return graph, apart
-    nodes = jnp.arange(graph.nodes.x.shape[0], dtype=graph.receivers.dtype)
-    order = jnp.argsort(jnp.concatenate([nodes, graph.receivers]), stable=True)
-    insert = lambda a: jnp.concatenate([jnp.zeros((len(nodes), *a.shape[1:]), a.dtype), a])[order]
-    senders, receivers = (
-        jnp.concatenate([nodes, ends])[order] for ends in (graph.senders, graph.receivers)
-    )
-    edges = jax.tree.map(insert, graph.edges)
-    kept = jnp.concatenate([jnp.ones(len(nodes), bool), apart])[order]
-    return graph._replace(senders=senders, receivers=receivers, edges=edges), kept
+        kernel = self.param("velocity", _normal, (2, 1, self.features), h.dtype)
+        first = mix(kernel, part(solid_harmonics(v, 1), 1).astype(h.dtype)[:, None])
+        return jnp.concatenate([f, first], axis=-1)
 
 
 def _invariants(levels: Sequence[jax.Array]) -> jax.Array:
@@ -283,10 +248,3 @@ def _invariants(levels: Sequence[jax.Array]) -> jax.Array:
             if l < dot.shape[-1]:
                 found.append(jnp.stack([dot[..., l], square[..., l]], axis=1))
     return jnp.concatenate([z.reshape(-1, z.shape[-1]) for z in found]).T
-
-
-def _cartesian(f: jax.Array) -> jax.Array:
-    """The real part of complex features of degree 1 (2, N, 3) as vectors (N, 3)."""
-    (minus, zero, plus), (minus_i, _, plus_i) = (jnp.moveaxis(z, -1, 0) for z in f)
-    # x = (F_-1 - F_1) / √2, y = (F_-1 + F_1) / √2i and z = F_0 of the conjugated harmonics
-    return jnp.stack([minus - plus, minus_i + plus_i, 2**0.5 * zero], axis=-1) / 2**0.5

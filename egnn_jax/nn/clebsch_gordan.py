@@ -54,8 +54,8 @@ def clebsch_gordan(l1: int, l2: int, l: int) -> np.ndarray:
 
 
 def solid_harmonics(r: jax.Array, degree: int) -> jax.Array:
-    """conj(√(4π / (2l + 1)) ‖r‖ˡ Y_lm(r/‖r‖)) with the Condon–Shortley phase, for l = 0 … ``degree``:
-    (E, 3) to (2, E, (degree + 1)²).
+    """conj(√(4π / (2l + 1)) ‖r‖ˡ Y_lm(r/‖r‖)) with the Condon–Shortley phase, for l = 0, 1, … up to
+    ``degree``: (E, 3) to (2, E, (degree + 1)²).
 
     Polynomials of r: 1 and zeros at r = 0. Degree l comes from the product of l - 1 and 1.
     """
@@ -90,10 +90,23 @@ def dual(values: jax.Array) -> jax.Array:
     return values[..., l**2 + l - m] * jnp.asarray((-1.0) ** m, values.dtype)
 
 
+def orders(degree: int) -> np.ndarray:
+    """(L + 1, (L + 1)²): 1 where a place belongs to a degree.
+
+    A product with it sums over orders, or repeats a number for each: faster than slices, whose
+    derivative is a sum of padded arrays.
+    """
+    return np.repeat(np.eye(degree + 1), 2 * np.arange(degree + 1) + 1, axis=1)
+
+
 def sum_orders(values: jax.Array) -> jax.Array:
     """Σ_m over the orders of each degree, (…, (L + 1)²) to (…, L + 1)."""
-    degrees = range(degree_of(values.shape[-1]) + 1)
-    return jnp.stack([jnp.sum(part(values, l), axis=-1) for l in degrees], axis=-1)
+    return values @ jnp.asarray(orders(degree_of(values.shape[-1])).T, values.dtype)
+
+
+def repeat_orders(values: jax.Array) -> jax.Array:
+    """A number for each degree to one for each of its orders, (…, L + 1) to (…, (L + 1)²)."""
+    return values @ jnp.asarray(orders(values.shape[-1] - 1), values.dtype)
 
 
 def mix(kernel: jax.Array, values: jax.Array) -> jax.Array:
@@ -105,30 +118,28 @@ def mix(kernel: jax.Array, values: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _tables(l1: int, degree2: int, degree: int, parity: Parity) -> tuple[np.ndarray, list[int]]:
-    """Coefficients (K1, K2, columns) of all products of degree l1 with 0 … ``degree2``, sorted by
-    the degree l of the product, then by l2; and how many products have each l up to ``degree``.
+def _table(l1: int, degree2: int, degree: int, parity: Parity) -> tuple[np.ndarray, list[int]]:
+    """⟨l1 m1 l2 m2 | l m⟩ of degree l1 with 0 … ``degree2``, a column for each (l, l2, m) in this
+    order; and how many l2 each l has.
     """
     columns, counts = [np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 0))], []
     for l in range(degree + 1):
-        found = [
-            l2
-            for l2 in range(abs(l1 - l), min(l1 + l, degree2) + 1)
-            if parity == "ignored" or (l1 + l2 + l) % 2 == 0
-        ]
-        for l2 in found:
+        between = range(abs(l1 - l), min(l1 + l, degree2) + 1)
+        step = 2 if parity == "natural" else 1  # the first has an even l1 + l2 + l
+        for l2 in between[::step]:
             table = np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 2 * l + 1))
             table[:, l2**2 : (l2 + 1) ** 2] = clebsch_gordan(l1, l2, l)
             columns.append(table)
-        counts.append(len(found))
-    return np.concatenate(columns, axis=-1), counts
+        counts.append(len(between[::step]))
+    joined = np.concatenate(columns, axis=-1)
+    return joined.reshape(-1, joined.shape[-1]), counts
 
 
-def couple(pairs: jax.Array, degree: int, parity: Parity) -> list[jax.Array]:
+def couple(pairs: Sequence[jax.Array], degree: int, parity: Parity) -> list[jax.Array]:
     """Σ_m1m2 ⟨l1 m1 l2 m2 | l m⟩ pairs_m1m2 of all l1 and l2, channel by channel.
 
     Args:
-      pairs: complex (2, C, N, K1, K2).
+      pairs: for l1 = 0, 1, … complex (2, C, N, 2 l1 + 1, K2).
       degree: the highest l.
       parity: "natural" leaves out products with odd l1 + l2 + l, such as the cross product of two
         vectors.
@@ -136,22 +147,21 @@ def couple(pairs: jax.Array, degree: int, parity: Parity) -> list[jax.Array]:
     Returns:
       For each l complex (2, P C, N, 2 l + 1) of its P pairs of degrees, l1 outer and l2 inner.
     """
-    channels, number = pairs.shape[1:3]
     found: list[list[jax.Array]] = [[] for _ in range(degree + 1)]
-    for l1 in range(degree_of(pairs.shape[3]) + 1):
-        table, counts = _tables(l1, degree_of(pairs.shape[4]), degree, parity)
-        rows = pairs[..., l1**2 : (l1 + 1) ** 2, :].reshape(2, channels, number, -1)
-        coupled = rows @ jnp.asarray(table.reshape(rows.shape[-1], -1), pairs.dtype)
-        start = 0
-        for l, count in enumerate(counts):
-            end = start + count * (2 * l + 1)
-            of_l = coupled[..., start:end].reshape(2, channels, number, count, 2 * l + 1)
-            found[l].append(of_l.transpose(0, 3, 1, 2, 4))
-            start = end
+    for l1, of_l1 in enumerate(pairs):
+        table, counts = _table(l1, degree_of(of_l1.shape[-1]), degree, parity)
+        flat = of_l1.reshape(*of_l1.shape[:3], -1)
+        coupled = flat @ jnp.asarray(table, flat.dtype)
+        ends = np.cumsum(np.array(counts) * (2 * np.arange(degree + 1) + 1))
+        for l, of_l in enumerate(jnp.split(coupled, ends[:-1], axis=-1)):
+            columns = of_l.reshape(*flat.shape[:3], counts[l], 2 * l + 1)
+            found[l].append(columns.transpose(0, 3, 1, 2, 4))
     joined = [jnp.concatenate(of_l, axis=1) for of_l in found]
-    return [z.reshape(2, z.shape[1] * channels, *z.shape[3:]) for z in joined]
+    return [z.reshape(2, z.shape[1] * z.shape[2], *z.shape[3:]) for z in joined]
 
 
-def by_degree(parts: Sequence[jax.Array]) -> jax.Array:
-    """Degrees 0, 1, … (…, 2 l + 1) side by side."""
-    return jnp.concatenate(list(parts), axis=-1)
+def cartesian(f: jax.Array) -> jax.Array:
+    """The real part of complex features of degree 1 (2, N, 3) as vectors (N, 3)."""
+    (minus, zero, plus), (minus_i, _, plus_i) = (jnp.moveaxis(z, -1, 0) for z in f)
+    # x = (F_-1 - F_1) / √2, y = (F_-1 + F_1) / √2i and z = F_0 of the conjugated harmonics
+    return jnp.stack([minus - plus, minus_i + plus_i, 2**0.5 * zero], axis=-1) / 2**0.5

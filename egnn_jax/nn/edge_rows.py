@@ -1,12 +1,35 @@
 """Sums over the edges of each node as products of small matrices."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.graph import GraphsTuple
+
+
+def pairs_of(graph: GraphsTuple, self_pairs: bool) -> tuple[GraphsTuple, jax.Array]:
+    """The graph, and which of its edges (E,) join two nodes or a node and its image: those of
+    padding do not.
+
+    With ``self_pairs`` each node gets an edge from itself, which counts.
+    """
+    apart = graph.senders != graph.receivers
+    if graph.edges.shift is not None:
+        apart |= jnp.any(graph.edges.shift != 0, axis=-1)
+    if not self_pairs:
+        return graph, apart
+    nodes = jnp.arange(graph.nodes.x.shape[0], dtype=jnp.int32)
+    order = jnp.argsort(jnp.concatenate([nodes, graph.receivers]), stable=True)
+    insert = lambda a: jnp.concatenate([jnp.zeros((len(nodes), *a.shape[1:]), a.dtype), a])[order]
+    senders, receivers = (
+        jnp.concatenate([nodes, ends])[order] for ends in (graph.senders, graph.receivers)
+    )
+    edges = jax.tree.map(insert, graph.edges)
+    kept = jnp.concatenate([jnp.ones(len(nodes), bool), apart])[order]
+    return graph._replace(senders=senders, receivers=receivers, edges=edges), kept
 
 
 class EdgeRows(NamedTuple):
@@ -31,20 +54,21 @@ def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
     """The rows of those edges of a graph that are kept (E,)."""
     n_node, n_edge = graph.nodes.x.shape[0], graph.receivers.shape[0]
     width = max(4 * -(-3 * n_edge // (8 * max(n_node, 1))), 4)
-    count = jax.ops.segment_sum(kept.astype(int), graph.receivers, n_node, indices_are_sorted=True)
+    arange = partial(jnp.arange, dtype=jnp.int32)
+    chosen = kept.astype(jnp.int32)
+    count = jax.ops.segment_sum(chosen, graph.receivers, n_node, indices_are_sorted=True)
     first = jnp.cumsum(count) - count
-    place = jnp.where(kept, jnp.cumsum(kept) - 1, n_edge)
-    edges = jnp.zeros(n_edge, int).at[place].set(jnp.arange(n_edge), mode="drop")
+    place = jnp.where(kept, jnp.cumsum(chosen) - 1, n_edge)
+    edges = jnp.zeros(n_edge, jnp.int32).at[place].set(arange(n_edge), mode="drop")
     more = -(-jnp.maximum(count - width, 0) // width)
-    ends, rest = jnp.cumsum(more), jnp.arange(n_edge // width)
+    ends, rest = jnp.cumsum(more), arange(n_edge // width)
     receivers = jnp.searchsorted(ends, rest, side="right")
-    number = jnp.concatenate([jnp.zeros(n_node, int), rest - (ends - more)[receivers] + 1])
-    receivers = jnp.concatenate([jnp.arange(n_node), receivers])
-    within = width * number[:, None] + jnp.arange(width)
+    number = rest - (ends - more)[receivers] + 1
+    number = jnp.concatenate([jnp.zeros(n_node, jnp.int32), number])
+    receivers = jnp.concatenate([arange(n_node), receivers])
+    within = width * number[:, None] + arange(width)
     taken = (within < count[receivers][:, None]) & (receivers < n_node)[:, None]
-    return EdgeRows(
-        edges[jnp.where(taken, first[receivers][:, None] + within, 0)], taken, receivers
-    )
+    return EdgeRows(edges[jnp.where(taken, first[receivers][:, None] + within, 0)], taken, receivers)
 
 
 def sum_over_rows(
