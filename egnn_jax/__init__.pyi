@@ -36,6 +36,7 @@ from .models.cormorant import Cormorant as Cormorant
 from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN
+from .models.l1net import L1Net as L1Net
 from .models.linear import Linear as Linear
 from .models.painn import PaiNN as PaiNN
 from .models.radial_field import RadialField as RadialField

@@ -112,6 +112,7 @@ MODELS = Registry(
         "schnet": "egnn_jax.models.schnet:SchNet",
         "tensornet": "egnn_jax.models.tensornet:TensorNet",
         "cormorant": "egnn_jax.models.cormorant:Cormorant",
+        "l1net": "egnn_jax.models.l1net:L1Net",
         "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",
         "linear": "egnn_jax.models.linear:Linear",
     },

@@ -29,17 +29,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from egnn_jax.graph.build import complete_graph
 from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.interop import _cormorant
+from egnn_jax.interop import _cormorant, _l1net
 from egnn_jax.models.cormorant import Cormorant
 from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
+from egnn_jax.models.l1net import L1Net
 from egnn_jax.models.radial_field import RadialField
 from egnn_jax.nn.heads import Autoencoder
 
 Wanted = dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]]
 """The Flax path, the Flax shape and the PyTorch shape of each entry, by its PyTorch name."""
 
-_OTHERS: dict[type, Any] = {Cormorant: _cormorant}
+_OTHERS: dict[type, Any] = {Cormorant: _cormorant, L1Net: _l1net}
 """Modules with the names that the authors of other architectures give to parameters."""
 
 _PARTS = {
@@ -70,7 +71,8 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
     if problems := _misfits(given, wanted):
         raise ValueError(f"the state dict does not fit {model!r}: {problems}")
     params = {
-        path: given[name].T.reshape(shape).copy() for name, (path, shape, _) in wanted.items()
+        path: _turned(path, given[name], model).reshape(shape).copy()
+        for name, (path, shape, _) in wanted.items()
     }
     return {"params": unflatten_dict(params)}
 
@@ -87,7 +89,8 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     leaves: dict[tuple[str, ...], Any] = flatten_dict(params["params"])
     for path, value in leaves.items():
         shape = _torch_shape(path, np.shape(value), model)
-        state[_torch_name(path, model)] = np.asarray(value).T.reshape(shape).copy()
+        turned = _turned(path, np.asarray(value), model)
+        state[_torch_name(path, model)] = turned.reshape(shape).copy()
     if problems := _misfits(state, _expected(state, model)):
         raise ValueError(
             f"the parameters are not those of one {model!r} (of several seeds, take one): "
@@ -113,10 +116,10 @@ def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
-    if path[0] == "encoder":
+    if path[0] in ("encoder", "network"):
         return _torch_name(path[1:], _encoder(model))
     if other := _other(model):
-        return other.torch_name(path)
+        return other.torch_name(path, _encoder(model))
     if isinstance(model, Autoencoder):
         return (
             path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
@@ -164,7 +167,7 @@ def _graph(given: Mapping[str, np.ndarray], model: nn.Module) -> GraphsTuple:
     encoder: Any = _encoder(model)
     x = np.zeros((2, 3), np.float32)
     if other := _other(model):
-        features, attributes = other.widths(given)
+        features, attributes = other.widths(given, encoder)
         h, a = (np.zeros((2, width), np.float32) for width in (features, attributes))
         return complete_graph(x=x, h=h, a=a if attributes else None)
     velocity = any("coord_mlp_vel" in name for name in given)
@@ -197,6 +200,12 @@ def _torch_shape(
 ) -> tuple[int, ...]:
     other = _other(model)
     return other.torch_shape(path, shape) if other else shape[::-1]
+
+
+def _turned(path: tuple[str, ...], value: np.ndarray, model: nn.Module) -> np.ndarray:
+    """With the axes in the other library's order."""
+    other = _other(model)
+    return value if other and path[-2:] in other.AS_THEY_ARE else value.T
 
 
 def _other(model: nn.Module) -> Any:

@@ -5,6 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from egnn_jax.models.cormorant import Cormorant
+
+AS_THEY_ARE: frozenset[tuple[str, ...]] = frozenset()
+"""Parameters whose axes have the same order in both."""
+
 _MODULES = {
     "R": "input_func_atom.rad_filts.0",
     "w": "input_func_atom.rad_filts.0.linear.0",
@@ -22,7 +27,7 @@ _OF_LEVELS = {
 }
 
 
-def torch_name(path: tuple[str, ...]) -> str:
+def torch_name(path: tuple[str, ...], model: Cormorant) -> str:
     """The authors' name of the parameter of a :class:`egnn_jax.Cormorant` or its readout."""
     *modules, leaf = path
     if level := re.fullmatch(r"level_(\d+)", modules[0] if modules else ""):
@@ -40,7 +45,7 @@ def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...
     return (1, 1, 1, *shape) if path[-1] in ("scales", "phases", "rho", "omega") else shape[::-1]
 
 
-def widths(given: Mapping[str, np.ndarray]) -> tuple[int, int]:
+def widths(given: Mapping[str, np.ndarray], model: Cormorant) -> tuple[int, int]:
     """The numbers of features and of edge attributes that a state dict is for."""
     weight = given.get("input_func_atom.rad_filts.0.linear.0.weight")
     shape = () if weight is None else weight.shape

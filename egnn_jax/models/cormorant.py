@@ -88,10 +88,12 @@ class CormorantLevel(nn.Module):
         distance = safe_norm(edge_vectors(graph, graph.nodes.x))
         radial = with_attributes(graph, DampedWaves(name="R")(distance))
         radial = jnp.pad(radial, ((0, 0), (0, radial.shape[-1] % 2)))
-        radial = radial.astype(f.dtype).reshape(len(distance), -1, 2).T  # (2, K, E)
+        radial = (
+            radial.astype(f.dtype).reshape(len(distance), radial.shape[-1] // 2, 2).T
+        )  # (2, K, E)
         products = multiply(f[:, :, graph.receivers], dual(f)[:, :, graph.senders])
-        dots = sum_orders(products).transpose(0, 3, 1, 2)
-        dots = dots.reshape(2, -1, len(distance))  # F_i · F_j, of each degree and channel
+        dots = sum_orders(products).transpose(0, 3, 1, 2)  # F_i · F_j, (2, L + 1, C, E)
+        dots = dots.reshape(2, dots.shape[1] * self.features, len(distance))
         rho = self.param("rho", nn.initializers.constant(self.radius), (self.features,), f.dtype)
         omega = self.param("omega", nn.initializers.constant(WIDTH), (self.features,), f.dtype)
         rho, omega = (jnp.maximum(jnp.abs(z), 1e-3)[:, None] for z in (rho, omega))

@@ -10,12 +10,16 @@ import jax.numpy as jnp
 from egnn_jax.graph.graph import GraphsTuple
 
 
-def pairs_of(graph: GraphsTuple, self_pairs: bool) -> tuple[GraphsTuple, jax.Array]:
+def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple, jax.Array]:
     """The graph, and which of its edges (E,) join two nodes or a node and its image: those of
     padding do not.
 
     With ``self_pairs`` each node gets an edge from itself, which counts.
     """
+    if not len(graph.receivers):  # one that does not count: nothing can be gathered from no edges
+        edges = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), graph.edges)
+        node = jnp.zeros(1, jnp.int32)
+        graph = graph._replace(senders=node, receivers=node, edges=edges)
     apart = graph.senders != graph.receivers
     if graph.edges.shift is not None:
         apart |= jnp.any(graph.edges.shift != 0, axis=-1)
@@ -68,7 +72,9 @@ def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
     receivers = jnp.concatenate([arange(n_node), receivers])
     within = width * number[:, None] + arange(width)
     taken = (within < count[receivers][:, None]) & (receivers < n_node)[:, None]
-    return EdgeRows(edges[jnp.where(taken, first[receivers][:, None] + within, 0)], taken, receivers)
+    return EdgeRows(
+        edges[jnp.where(taken, first[receivers][:, None] + within, 0)], taken, receivers
+    )
 
 
 def sum_over_rows(

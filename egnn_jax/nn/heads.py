@@ -71,6 +71,44 @@ class CormorantReadout(nn.Module):
         return with_predictions(out, mlp(sum_nodes(out, h)), self.mean, self.scale)
 
 
+class L1NetReadout(nn.Module):
+    """Predictions for whole graphs that are sums over nodes: Σ_i h_i of a backbone that gives as
+    many ``output_features`` as there are targets, or Σ_i MLP(h_i) of any.
+
+    Arguments, call and errors are those of :class:`Readout`, and:
+
+    Args:
+      mlp: with the MLP, Linear·ReLU·Linear of the width of h, whose kernels are normal and divided
+        by √in.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    mlp: bool = False
+
+    def setup(self) -> None:
+        """The backbone, with its last layer where there is no MLP."""
+        require_positive(outputs=self.outputs)
+        wanted = {} if self.mlp else {"output_features": self.outputs}
+        self.network = self.encoder.clone(**wanted)
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        out = self.network(graph)
+        h = out.nodes.h
+        if self.mlp:
+            h = self._linear(nn.relu(self._linear(h, h.shape[-1], 0)), self.outputs, 1)
+        return with_predictions(out, sum_nodes(out, h), self.mean, self.scale)
+
+    def _linear(self, h: jax.Array, features: int, number: int) -> jax.Array:
+        shape = (h.shape[-1], features)
+        kernel = self.param(f"kernel_{number}", nn.initializers.normal(1.0), shape, h.dtype)
+        bias = self.param(f"bias_{number}", nn.initializers.zeros, (features,), h.dtype)
+        return h @ kernel / h.shape[-1] ** 0.5 + bias
+
+
 def head_of(model: nn.Module) -> type[nn.Module]:
     """The head that a backbone is read out by: its attribute ``head``, or :class:`Readout`."""
     return getattr(model, "head", Readout)

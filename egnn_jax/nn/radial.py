@@ -54,8 +54,9 @@ class DampedWaves(nn.Module):
         start = lambda values: lambda key, shape, dtype: jnp.array(values, dtype)
         s = self.param("scales", start(FREQUENCIES), (len(FREQUENCIES),), distance.dtype)
         phi = self.param("phases", start(PHASES), (len(PHASES),), distance.dtype)
+        s, phi = (z.astype(distance.dtype) for z in (s, phi))  # in full precision
         apart = distance[:, None] > 0
         d = jnp.where(apart, distance[:, None], 1)
-        waves = jnp.where(apart, jnp.sin(2 * jnp.pi * s.astype(d.dtype) * d + phi), 0)
+        waves = jnp.where(apart, jnp.sin(2 * jnp.pi * s * d + phi), 0)
         powers = jnp.stack([jnp.ones_like(d), 1 / d, 1 / d**2, 1 / d**3], axis=-1)
-        return (waves[:, :, None] * powers).reshape(len(distance), -1)
+        return (waves[:, :, None] * powers).reshape(len(distance), len(FREQUENCIES) * 4)
