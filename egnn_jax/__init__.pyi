@@ -32,10 +32,12 @@ from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers
 from .graph.graph import sum_nodes as sum_nodes
+from .models.cormorant import Cormorant as Cormorant
 from .models.dimenetpp import DimeNetPP as DimeNetPP
 from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN
+from .models.l1net import L1Net as L1Net
 from .models.lieconv import LieConv as LieConv
 from .models.linear import Linear as Linear
 from .models.painn import PaiNN as PaiNN

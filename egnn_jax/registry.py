@@ -113,6 +113,8 @@ MODELS = Registry(
         "lieconv": "egnn_jax.models.lieconv:LieConv",
         "schnet": "egnn_jax.models.schnet:SchNet",
         "tensornet": "egnn_jax.models.tensornet:TensorNet",
+        "cormorant": "egnn_jax.models.cormorant:Cormorant",
+        "l1net": "egnn_jax.models.l1net:L1Net",
         "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",
         "linear": "egnn_jax.models.linear:Linear",
     },

@@ -30,8 +30,6 @@ settings.register_profile("some", max_examples=40, deadline=None)
 settings.register_profile("many", max_examples=150, deadline=None)
 settings.load_profile("some")
 
-TABLE3 = ("cormorant", "dimenetpp", "l1net", "lieconv", "nmp", "se3_transformer", "tfn")
-"""What the names of golden files begin with that test_golden_table3.py checks."""
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
@@ -40,20 +38,20 @@ def pytest_addoption(parser):
         "--golden",
         type=Path,
         default=GOLDEN,
-        help="the folder whose *.npz files test_golden.py and test_golden_table3.py check",
+        help="the folder whose *.npz files test_golden*.py check",
     )
 
 
 def pytest_generate_tests(metafunc):
-    for fixture in {"golden_file", "table3_file"} & set(metafunc.fixturenames):
+    if "golden_file" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--golden")
         files = sorted(folder.glob("*.npz"))
         if not files:
             raise pytest.UsageError(f"--golden {folder} holds no *.npz files")
-        of_table3 = [path for path in files if path.stem.startswith(TABLE3)]
-        others = [path for path in files if path not in of_table3]
-        chosen = of_table3 if fixture == "table3_file" else others
-        metafunc.parametrize(fixture, chosen, ids=lambda path: path.stem)
+        # Each of test_golden*.py says what the names of its files begin with.
+        own = tuple(metafunc.module.NETWORKS)
+        files = [path for path in files if path.stem.startswith(own)]
+        metafunc.parametrize("golden_file", files, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,14 +19,15 @@ from egnn_jax import testing
 from egnn_jax.experiments._options import plain_hints
 
 SIZES = {
-    "features": 6, "layers": 2, "gaussians": 8, "basis": 8,
-    "angular_basis": 3, "kernel_features": 5, "kernel_channels": 3, "angular_features": 5, "basis_features": 4, "output_features": 3,
+    "features": 8, "layers": 2, "gaussians": 8, "basis": 8, "hidden": 8, "vectors": 3,
+    "embedding": 5, "angular_basis": 3, "angular_features": 5, "basis_features": 4,
+    "output_features": 3, "kernel_features": 5, "kernel_channels": 3,
 }  # fmt: skip
 UNSEEN = {"clip": 1e3}
 """Values for options that are not equivariant where they act: they must not act."""
 RTOL = {"float64": 1e-10, "float32": 3e-5}
 """Stricter than what users' layers are held to."""
-ABOUT_THE_ORIGIN = {"shrinkage": 0.1}
+ABOUT_THE_ORIGIN = {"shrinkage": 0.1, "padded_nodes": 9}
 """Values for options that leave a model equivariant to rotations and reflections, but not to
 translations.
 """
@@ -53,6 +54,8 @@ def variants(model):
             yield SMOOTH if name == "cutoff" else SMOOTH | {"basis": SIZES["basis"]}
         elif name in UNSEEN | ABOUT_THE_ORIGIN:
             yield {name: (UNSEEN | ABOUT_THE_ORIGIN)[name]}
+        elif name == "further":
+            yield {name: (4, 2, 3, 0)}
         elif name == "activation":
             yield {name: "gelu"}
         elif hints[name] is bool:
@@ -88,7 +91,7 @@ HIGH_DEGREE = (egnn.SE3Transformer, {"degree": 3})
 
 def slow_to_compile(model, options):
     """Steerable models in other options than the default: half a minute each."""
-    return bool(options) and model in (egnn.TFN, egnn.SE3Transformer)
+    return bool(options) and model in (egnn.TFN, egnn.SE3Transformer, egnn.Cormorant, egnn.L1Net)
 
 
 every_model = pytest.mark.parametrize(

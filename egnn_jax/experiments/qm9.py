@@ -115,7 +115,7 @@ class QM9(MolecularTask):
 
     def network(self, model: nn.Module) -> nn.Module:
         """The model with its readout of the targets; one for each where they are independent."""
-        head: Any = head_of(model)
+        head = head_of(model)
         if not self.independent:
             return head(model, len(self.targets))
         each: Any = nn.vmap

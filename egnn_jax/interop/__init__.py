@@ -17,14 +17,15 @@ The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers
 graphs with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``,
 with ``infer_edges`` for its ``attention``.
 
-Two more systems of Table 3 have counterparts, with the names of the code they come from:
+Other systems of Table 3 have the names of the code that they come from, alone or in their heads:
 
-- ``SumReadout(DimeNetPP(…), outputs)`` is PyTorch Geometric's ``DimeNetPlusPlus``, which also reads
+- ``SumReadout(DimeNetPP(…), outputs)``: PyTorch Geometric's ``DimeNetPlusPlus``, which also reads
   the weights that DimeNet's authors published. h is the one-hot of the atomic numbers (N, 95).
-- ``MeanReadout(LieConv(…), outputs)`` is ``MolecLieResNet`` of mfinzi/LieConv with the group T(3).
+- ``MeanReadout(LieConv(…), outputs)``: ``MolecLieResNet`` of mfinzi/LieConv with the group T(3).
+- ``CormorantReadout(Cormorant(…))``: ``CormorantQM9`` of risilab/cormorant.
+- ``L1NetReadout(L1Net(…))``: bkmi/equivariant-benchmark.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,32 +34,32 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from egnn_jax.graph.build import complete_graph
-from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.interop import _dimenetpp, _lieconv
+from egnn_jax.interop import _cormorant, _dimenetpp, _egnn, _l1net, _lieconv
 from egnn_jax.interop._names import Entry
+from egnn_jax.models.cormorant import Cormorant
 from egnn_jax.models.dimenetpp import DimeNetPP
 from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
+from egnn_jax.models.l1net import L1Net
 from egnn_jax.models.lieconv import LieConv
 from egnn_jax.models.radial_field import RadialField
-from egnn_jax.nn.heads import Autoencoder, MeanReadout, Readout, SumReadout
+from egnn_jax.nn.heads import Autoencoder, head_of
 
 Leaves = dict[tuple[str, ...], Any]
 """The arrays of a model's variables, or their shapes, by path such as ("params", "embedding",
 "kernel").
 """
 
-_PARTS = {
-    "phi_e": "edge_mlp",
-    "phi_x": "coord_mlp",
-    "phi_h": "node_mlp",
-    "phi_v": "coord_mlp_vel",
-    "phi_inf": "att_mlp",
-    "phi_rf": "phi",
+_NAMES: dict[type[nn.Module], Any] = {
+    EGNN: _egnn,
+    GNN: _egnn,
+    RadialField: _egnn,
+    Cormorant: _cormorant,
+    DimeNetPP: _dimenetpp,
+    L1Net: _l1net,
+    LieConv: _lieconv,
 }
-_TABLE3: Any = {(SumReadout, DimeNetPP): _dimenetpp, (MeanReadout, LieConv): _lieconv}
-"""Who knows the names, by head and backbone."""
+"""Who knows the names of a backbone and its head."""
 
 
 def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -67,8 +68,8 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
-      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout``, or a model of
-        Table 3 in its head, of the network's size and options.
+      model: an ``EGNN``, ``GNN``, ``RadialField`` or another model of Table 3, alone, in an
+        ``Autoencoder`` or in its head, of the network's size and options.
 
     Raises:
       ValueError: entries are missing, left over or misshapen (all of them are listed), or the model
@@ -80,7 +81,7 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
         raise ValueError(f"the state dict does not fit {model!r}: {problems}")
     variables = {}
     for path, leaf in leaves.items():
-        entries = _entries(path, leaf.shape, model)
+        entries = _entries(path, model)
         variables[path] = np.empty(leaf.shape, given[entries[0].name].dtype)
         for entry in entries:
             entry.put(variables[path], given[entry.name])
@@ -94,11 +95,11 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
       ValueError: the model has no counterpart there, or the parameters are not its own, such as
         those of several seeds.
     """
-    _require_counterpart(model)
+    _names_of(model)
     state = {
         entry.name: entry.of(np.asarray(value))
         for path, value in flatten_dict(dict(params)).items()
-        for entry in _entries(path, np.shape(value), model)
+        for entry in _entries(path, model)
     }
     if problems := _misfits(state, _expected(state, model), model):
         raise ValueError(
@@ -113,7 +114,7 @@ def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) 
     wanted = {
         entry.name: entry.shape(leaf.shape)
         for path, leaf in leaves.items()
-        for entry in _entries(path, leaf.shape, model)
+        for entry in _entries(path, model)
     }
     problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in given]
     problems += [
@@ -127,101 +128,45 @@ def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) 
     return "; ".join(problems)
 
 
-def _kind(model: nn.Module) -> tuple[type, type]:
-    """The types of a head and of its backbone."""
-    return type(model), type(getattr(model, "encoder", None))
-
-
-def _entries(path: tuple[str, ...], shape: tuple[int, ...], model: nn.Module) -> list[Entry]:
-    """What the array at a path is in the state dict."""
-    if names := _TABLE3.get(_kind(model)):
-        return names.entries(path, shape, model)
-    return [Entry(_torch_name(path[1:], model))]
-
-
-def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
-    if path[0] == "encoder":
-        return _torch_name(path[1:], _encoder(model))
-    if isinstance(model, Autoencoder):
-        return (
-            path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
-        )
-    *modules, leaf = path
-    dense = modules.pop() if modules[-1].startswith("Dense_") else None
-    name = "_".join(modules)
-    # Position in the authors' Sequential, whose odd entries are activations. φ_e's first layer is a
-    # kernel of its own here.
-    position = (
-        0 if dense is None else 2 * int(dense.removeprefix("Dense_")) + 2 * name.endswith("phi_e")
-    )
-    if layer := re.fullmatch(r"layer_(\d+)_(\w+)", name):
-        k, part = layer.groups()
-        name = f"gcl_{k}.{_PARTS[part]}.{position}"
-    elif name in ("decoder", "node_dec", "graph_dec"):
-        name = f"{name}.{position}"
-    elif name == "embedding" and isinstance(model, GNN):
-        name = "embedding.0"
-    elif name == "embedding_out" and isinstance(model, GNN):
-        name = "fc_emb"
-    elif name == "embedding" and isinstance(model, EGNN) and model.output_features is not None:
-        name = "embedding_in"
-    return f"{name}.{'weight' if leaf == 'kernel' else leaf}"
+def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
+    """What the variable at a path is in the state dict."""
+    inner = path[2:] if path[1] in ("encoder", "network") else path[1:]
+    try:
+        return _names_of(model).entries(inner, _backbone(model))
+    except KeyError:
+        return [Entry(f"{'.'.join(inner)} (not in the authors' code)")]
 
 
 def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
     """The shapes of the model's variables on a graph as wide as the state dict says."""
-    _require_counterpart(model)
-    names = _TABLE3.get(_kind(model))
-    graph = _graph(given, model) if names is None else names.graph(given)
+    graph = _names_of(model).graph(given, _backbone(model))
     return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), graph))
 
 
-def _graph(given: Mapping[str, np.ndarray], model: nn.Module) -> GraphsTuple:
-    """The graph that the authors' network of the state dict takes."""
-
-    def columns(name: str, less: int, least: int) -> int:
-        shape = given[name].shape if name in given else ()
-        return max(shape[1] - less, least) if len(shape) == 2 else least
-
-    encoder: Any = _encoder(model)
-    velocity = any("coord_mlp_vel" in name for name in given)
-    n, features = 3, 1
-    if isinstance(encoder, RadialField):
-        attributes = columns("gcl_0.phi.0.weight", 1, 0)
-    else:
-        embedding = _torch_name(("embedding", "kernel"), encoder)
-        features = (
-            columns(embedding, 0, 1)
-            if encoder.embed
-            else columns("gcl_0.node_mlp.0.weight", encoder.features, 1)
-        )
-        if isinstance(encoder, GNN) and encoder.coordinates:
-            n = given["decoder.2.weight"].shape[0] if "decoder.2.weight" in given else 3
-            velocity = features != n
-        width = encoder.features if encoder.embed else features
-        attributes = columns("gcl_0.edge_mlp.0.weight", 2 * width + isinstance(encoder, EGNN), 0)
-    x = np.zeros((2, n), np.float32)
-    return complete_graph(
-        x=x,
-        h=np.zeros((2, features), np.float32),
-        v=x if velocity else None,
-        a=np.zeros((2, attributes), np.float32) if attributes else None,
-    )
+def _backbone(model: nn.Module) -> nn.Module:
+    return getattr(model, "encoder", model)
 
 
-def _encoder(model: nn.Module) -> nn.Module:
-    return model.encoder if isinstance(model, Autoencoder | Readout) else model
+def _names_of(model: nn.Module) -> Any:
+    """The module with the names of a model.
 
-
-def _require_counterpart(model: nn.Module) -> None:
-    if _kind(model) in _TABLE3:
-        return
-    counterpart = _encoder(model)
-    if not isinstance(counterpart, EGNN | GNN | RadialField):
+    Raises:
+      ValueError: there is none, or the model is in another head than the authors' own.
+    """
+    backbone = _backbone(model)
+    names = next((module for cls, module in _NAMES.items() if isinstance(backbone, cls)), None)
+    if names is None:
+        *others, last = (cls.__name__ for cls in _NAMES)
         raise ValueError(
-            f"{type(counterpart).__name__} has no counterpart in the authors' code; expected "
-            f"EGNN, GNN or RadialField"
+            f"{type(backbone).__name__} has no counterpart in the authors' code; expected "
+            f"{', '.join(others)} or {last}"
         )
+    if type(model) not in (type(backbone), head_of(backbone), Autoencoder):
+        raise ValueError(
+            f"{type(model).__name__} is not how the authors of {type(backbone).__name__} read it "
+            f"out; expected {head_of(backbone).__name__}"
+        )
+    return names
 
 
 def _numpy(value: Any) -> np.ndarray:

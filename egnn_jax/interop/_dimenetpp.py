@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from egnn_jax.graph.build import complete_graph
 from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.interop._names import Entry, width
+from egnn_jax.interop._names import Entry, pair, width
 
 _LAYER = {
     "rbf_1": "lin_rbf1",
@@ -30,19 +29,19 @@ _OUTPUT = {"rbf": "lin_rbf", "up": "lin_up"} | {f"dense_{k}": f"lins.{k}" for k 
 _FIRST = {"rbf": "emb.lin_rbf", "messages": "emb.lin"}
 
 
-def entries(path: tuple[str, ...], shape: tuple[int, ...], model: Any) -> list[Entry]:
-    """What an entry of ``{"params": …}`` of ``SumReadout(DimeNetPP(…))`` is there."""
-    part, *inner = path[2:] if path[1] == "encoder" else path[1:]
+def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
+    """What a parameter of ``SumReadout(DimeNetPP(…))`` is there."""
+    part, *inner = path
     leaf = "bias" if inner[-1:] == ["bias"] else "weight"
     if part == "frequencies":
         return [Entry("rbf.freq")]
     if part == "embedding":
         return [Entry("emb.emb.weight", transposed=False)]
     if part == "node_dec":  # a matrix for each of the parts of h'
-        rows = model.encoder.output_features
+        rows = backbone.output_features
         return [
             Entry(f"output_blocks.{k}.lin.weight", slice(k * rows, (k + 1) * rows))
-            for k in range(shape[0] // rows)
+            for k in range(backbone.layers + 1)
         ]
     kind, _, number = part.partition("_")
     if kind == "output":
@@ -52,7 +51,6 @@ def entries(path: tuple[str, ...], shape: tuple[int, ...], model: Any) -> list[E
     return [Entry(f"{_FIRST[part]}.{leaf}")]
 
 
-def graph(given: Mapping[str, np.ndarray]) -> GraphsTuple:
+def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph as wide as a state dict says: h the one-hot of its elements."""
-    elements = width(given, "emb.emb.weight", 0, 95)
-    return complete_graph(x=np.zeros((2, 3), np.float32), h=np.zeros((2, elements), np.float32))
+    return pair(width(given, "emb.emb.weight", 0, 95))

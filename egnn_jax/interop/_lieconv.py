@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from egnn_jax.graph.build import complete_graph
 from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.interop._names import Entry, width
+from egnn_jax.interop._names import Entry, pair, width
 
 _LAYER = {
     "norm_in": "0",
@@ -32,10 +31,10 @@ _LEAF = {
 }
 
 
-def entries(path: tuple[str, ...], shape: tuple[int, ...], model: Any) -> list[Entry]:
+def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """What a variable of ``MeanReadout(LieConv(…))`` is there."""
-    *_, part, leaf = path
-    last = model.encoder.layers + 1
+    part, leaf = path
+    last = backbone.layers + 1
     outside = {"embedding": "0.module", "norm_out": f"{last}", "node_dec": f"{last + 2}.module"}
     if part in outside:
         place = outside[part]
@@ -45,8 +44,7 @@ def entries(path: tuple[str, ...], shape: tuple[int, ...], model: Any) -> list[E
     return [Entry(f"net.{place}.{_LEAF[leaf]}")]
 
 
-def graph(given: Mapping[str, np.ndarray]) -> GraphsTuple:
+def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph as wide as a state dict says."""
     n = width(given, "net.1.net.5.weightnet.0.module.weight", 1, 3)
-    features = width(given, "net.0.module.weight", 1, 15)
-    return complete_graph(x=np.zeros((2, n), np.float32), h=np.zeros((2, features), np.float32))
+    return pair(width(given, "net.0.module.weight", 1, 15), n=n)

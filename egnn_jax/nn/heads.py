@@ -1,6 +1,6 @@
 """Heads: what is read out of the nodes that a backbone gives."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -82,9 +82,81 @@ class MeanReadout(nn.Module):
         return with_predictions(out, mean_nodes(out, of_nodes), self.mean, self.scale)
 
 
-def head_of(model: nn.Module) -> type[nn.Module]:
+class CormorantReadout(nn.Module):
+    """Predictions for whole graphs as Cormorant has them: MLP(Σ_i MLP(h_i)).
+
+    Both MLPs are Linear·LeakyReLU·Linear. Arguments, call and errors are those of
+    :class:`Readout`, and:
+
+    Args:
+      hidden: width of both MLPs.
+      features: width of the sum.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    hidden: int = 256
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs, hidden=self.hidden, features=self.features)
+        out = self.encoder(graph)
+        h = MLP(self.hidden, self.features, "leaky_relu", name="node_dec")(out.nodes.h)
+        mlp = MLP(self.hidden, self.outputs, "leaky_relu", name="graph_dec")
+        return with_predictions(out, mlp(sum_nodes(out, h)), self.mean, self.scale)
+
+
+class L1NetReadout(nn.Module):
+    """Predictions for whole graphs that are sums over nodes: Σ_i h_i of a backbone that gives as
+    many ``output_features`` as there are targets, or Σ_i MLP(h_i) of any.
+
+    Arguments, call and errors are those of :class:`Readout`, and:
+
+    Args:
+      mlp: with the MLP, Linear·ReLU·Linear of the width of h, whose kernels are normal and divided
+        by √in.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    mlp: bool = False
+
+    def setup(self) -> None:
+        """The backbone, with its last layer where there is no MLP."""
+        require_positive(outputs=self.outputs)
+        self.network = self.encoder if self.mlp else _with_outputs(self.encoder, self.outputs)
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        out = self.network(graph)
+        h = out.nodes.h
+        if self.mlp:
+            h = self._linear(nn.relu(self._linear(h, h.shape[-1], 0)), self.outputs, 1)
+        return with_predictions(out, sum_nodes(out, h), self.mean, self.scale)
+
+    def _linear(self, h: jax.Array, features: int, number: int) -> jax.Array:
+        shape = (h.shape[-1], features)
+        kernel = self.param(f"kernel_{number}", nn.initializers.normal(1.0), shape, h.dtype)
+        bias = self.param(f"bias_{number}", nn.initializers.zeros, (features,), h.dtype)
+        return h @ kernel / h.shape[-1] ** 0.5 + bias
+
+
+def _with_outputs(encoder: nn.Module, outputs: int) -> nn.Module:
+    """The backbone, in :class:`egnn_jax.MixedPrecision` or not, with so many output features."""
+    inner = getattr(encoder, "model", None)
+    if inner is None:
+        return encoder.clone(output_features=outputs)
+    return encoder.clone(model=inner.clone(output_features=outputs))
+
+
+def head_of(model: nn.Module) -> Any:
     """The head that a backbone is read out by: its attribute ``head``, or :class:`Readout`."""
-    return getattr(model, "head", Readout)
+    return getattr(getattr(model, "model", model), "head", Readout)
 
 
 def with_predictions(

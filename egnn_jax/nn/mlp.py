@@ -20,6 +20,11 @@ Symmetry = Literal["E(n)", "E(3)", "SE(3)", "T(n)", "none"]
 translations alone.
 """
 
+Parity = Literal["natural", "ignored"]
+"""Under a reflection a feature of degree l is multiplied by (-1)^l as Y_l is, or nothing is
+promised.
+"""
+
 torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""
 

@@ -1,7 +1,12 @@
 """Functions of distance: the bases that edges are described in, and the cutoff that ends them."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+FREQUENCIES = (0.0, 1.0, 2.0, 3.0) * 2
+PHASES = (jnp.pi / 2, *(0.0,) * 3, *(jnp.pi / 2,) * 4)
+"""Of :class:`DampedWaves` before training; sin(0) would be 0 everywhere."""
 
 
 def gaussian_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
@@ -36,3 +41,21 @@ def bessel_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
     """
     k = jnp.arange(1, number + 1, dtype=distance.dtype)
     return jnp.sqrt(2 / cutoff) * (k * jnp.pi / cutoff) * jnp.sinc(k * distance[:, None] / cutoff)
+
+
+class DampedWaves(nn.Module):
+    """sin(2π s_k d + φ_k) / dᵖ for p = 0 … 3, and 0 at d = 0, with learned s and φ: (E,)
+    to (E, 4 K).
+    """
+
+    @nn.compact
+    def __call__(self, distance: jax.Array) -> jax.Array:
+        start = lambda values: lambda key, shape, dtype: jnp.array(values, dtype)
+        s = self.param("scales", start(FREQUENCIES), (len(FREQUENCIES),), distance.dtype)
+        phi = self.param("phases", start(PHASES), (len(PHASES),), distance.dtype)
+        s, phi = (z.astype(distance.dtype) for z in (s, phi))  # in full precision
+        apart = distance[:, None] > 0
+        d = jnp.where(apart, distance[:, None], 1)
+        waves = jnp.where(apart, jnp.sin(2 * jnp.pi * s * d + phi), 0)
+        powers = jnp.stack([jnp.ones_like(d), 1 / d, 1 / d**2, 1 / d**3], axis=-1)
+        return (waves[:, :, None] * powers).reshape(len(distance), len(FREQUENCIES) * 4)

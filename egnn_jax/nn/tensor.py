@@ -1,6 +1,6 @@
 """Steerable features on e3nn-jax, which Tensor Field Network and SE(3)-Transformer share."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -14,13 +14,7 @@ from egnn_jax.graph.graph import (
     require_geometric,
     sum_at_receivers,
 )
-from egnn_jax.nn.mlp import Table, require_option, with_attributes
-
-Parity = Literal["natural", "ignored"]
-"""Under a reflection a feature of degree l is multiplied by (-1)^l as Y_l is, or nothing is
-promised.
-"""
-
+from egnn_jax.nn.mlp import Parity, Table, require_option, with_attributes
 
 MAX_DEGREE = 10
 """The highest degree of features: products of higher ones take minutes to tabulate."""

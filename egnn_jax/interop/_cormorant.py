@@ -1,0 +1,46 @@
+"""The names that the authors of Cormorant (risilab/cormorant) give to its parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.interop._names import Entry, pair, width
+
+_MODULES = {
+    "R": "input_func_atom.rad_filts.0",
+    "w": "input_func_atom.rad_filts.0.linear.0",
+    "embedding": "input_func_atom.mlps.0",
+    "node_dec": "output_layer_atom.mlp1",
+    "graph_dec": "output_layer_atom.mlp2",
+}
+_LEVEL = {
+    "scales": "rad_funcs.rad_funcs.{k}.scales",
+    "phases": "rad_funcs.rad_funcs.{k}.phases",
+    "rho": "cormorant_cg.edge_levels.{k}.mask_layer.soft_cut_rad",
+    "omega": "cormorant_cg.edge_levels.{k}.mask_layer.soft_cut_width",
+    "W": "cormorant_cg.edge_levels.{k}.cat_mix.mix_reps.weights.{l}",
+    "U": "cormorant_cg.atom_levels.{k}.cat_mix.mix_reps.weights.{l}",
+}
+_DISTANCES = ("scales", "phases", "rho", "omega")
+
+
+def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
+    """What a parameter of ``CormorantReadout(Cormorant(…))`` is there."""
+    *modules, leaf = path
+    kind, _, level = modules[0].partition("_") if modules else ("", "", "")
+    if kind == "level":
+        part, _, l = leaf.partition("_")
+        name = _LEVEL[part].format(k=level, l=l)
+    else:
+        inner = [f"linear.{name.removeprefix('Dense_')}" for name in modules[1:]]
+        names = [_MODULES[modules[0] if modules else leaf], *inner]
+        name = ".".join([*names, "weight" if leaf == "kernel" else leaf])
+    return [Entry(name, leading=3 if leaf in _DISTANCES else 0)]
+
+
+def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+    """A graph as wide as a state dict says."""
+    weight = "input_func_atom.rad_filts.0.linear.0.weight"
+    return pair(width(given, weight, 0, 1), width(given, weight, 1, 32) - 32)

@@ -1,0 +1,80 @@
+"""The names of EGNN's authors (vgsatorras/egnn), of EGNN, GNN and Radial Field."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.interop._names import Entry, pair
+from egnn_jax.models.egnn import EGNN
+from egnn_jax.models.gnn import GNN
+from egnn_jax.models.radial_field import RadialField
+
+_PARTS = {
+    "phi_e": "edge_mlp",
+    "phi_x": "coord_mlp",
+    "phi_h": "node_mlp",
+    "phi_v": "coord_mlp_vel",
+    "phi_inf": "att_mlp",
+    "phi_rf": "phi",
+}
+
+
+def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
+    """What a parameter of the backbone, ``Readout`` or ``Autoencoder`` is there."""
+    return [Entry(_name(path, backbone))]
+
+
+def _name(path: tuple[str, ...], backbone: Any) -> str:
+    if path[0] == "decoder" and not path[1].startswith("Dense_"):  # of an autoencoder
+        return (
+            path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
+        )
+    *modules, leaf = path
+    dense = modules.pop() if modules[-1].startswith("Dense_") else None
+    name = "_".join(modules)
+    # Position in the authors' Sequential, whose odd entries are activations. φ_e's first layer is a
+    # kernel of its own here.
+    position = (
+        0 if dense is None else 2 * int(dense.removeprefix("Dense_")) + 2 * name.endswith("phi_e")
+    )
+    if layer := re.fullmatch(r"layer_(\d+)_(\w+)", name):
+        k, part = layer.groups()
+        name = f"gcl_{k}.{_PARTS[part]}.{position}"
+    elif name in ("decoder", "node_dec", "graph_dec"):
+        name = f"{name}.{position}"
+    elif name == "embedding" and isinstance(backbone, GNN):
+        name = "embedding.0"
+    elif name == "embedding_out" and isinstance(backbone, GNN):
+        name = "fc_emb"
+    elif (
+        name == "embedding" and isinstance(backbone, EGNN) and backbone.output_features is not None
+    ):
+        name = "embedding_in"
+    return f"{name}.{'weight' if leaf == 'kernel' else leaf}"
+
+
+def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+    """A graph as wide as a state dict says."""
+
+    def columns(name: str, less: int, least: int) -> int:
+        shape = given[name].shape if name in given else ()
+        return max(shape[1] - less, least) if len(shape) == 2 else least
+
+    velocity = any("coord_mlp_vel" in name for name in given)
+    if isinstance(backbone, RadialField):
+        return pair(1, columns("gcl_0.phi.0.weight", 1, 0), velocity=velocity)
+    features = (
+        columns(_name(("embedding", "kernel"), backbone), 0, 1)
+        if backbone.embed
+        else columns("gcl_0.node_mlp.0.weight", backbone.features, 1)
+    )
+    n = 3
+    if isinstance(backbone, GNN) and backbone.coordinates:
+        n = given["decoder.2.weight"].shape[0] if "decoder.2.weight" in given else 3
+        velocity = features != n
+    width = backbone.features if backbone.embed else features
+    attributes = columns("gcl_0.edge_mlp.0.weight", 2 * width + isinstance(backbone, EGNN), 0)
+    return pair(features, attributes, n, velocity)

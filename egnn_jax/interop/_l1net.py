@@ -1,0 +1,33 @@
+"""The names that the authors of L1Net (bkmi/equivariant-benchmark) give to its parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.interop._names import Entry, pair, width
+
+_MLP = {"kernel_0": "0.weight", "bias_0": "0.bias", "kernel_1": "2.weight", "bias_1": "2.bias"}
+
+
+def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
+    """What a parameter of ``L1NetReadout(L1Net(…))`` is there."""
+    module, leaf = path[0], path[-1]
+    if path == ("embedding", "kernel"):  # the rows of a table
+        return [Entry("net.layers.0.weight", transposed=False)]
+    if len(path) == 1:
+        return [Entry(f"out.mlp.{_MLP[leaf]}")]
+    kind, _, k = leaf.partition("_")
+    if kind != "W":
+        raise KeyError(module)
+    number = backbone.layers if module == "out" else int(module.removeprefix("layer_"))
+    further = number - backbone.layers
+    layer = f"net.layers.{number + 1}" if further < 0 else f"out.layers.{further}"
+    return [Entry(f"{layer}.0.R.f.weights.{k}")]
+
+
+def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+    """A graph as wide as a state dict says."""
+    columns = width(given, "net.layers.1.0.R.f.weights.0", 1, backbone.basis)
+    return pair(width(given, "net.layers.0.weight", 0, 1), columns - backbone.basis)

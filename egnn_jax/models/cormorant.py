@@ -1,0 +1,252 @@
+"""Cormorant (Anderson, Hy and Kondor 2019) of Table 3: products of complex features of every
+degree.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
+from egnn_jax.nn.clebsch_gordan import (
+    cartesian,
+    couple,
+    degree_of,
+    dual,
+    mix,
+    multiply,
+    outer,
+    part,
+    repeat_orders,
+    solid_harmonics,
+    sum_orders,
+)
+from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
+from egnn_jax.nn.heads import CormorantReadout
+from egnn_jax.nn.mlp import (
+    MLP,
+    Dense,
+    Initializer,
+    Parity,
+    Symmetry,
+    Table,
+    require_option,
+    require_positive,
+    with_attributes,
+)
+from egnn_jax.nn.radial import DampedWaves
+
+WIDTH = 0.2
+"""Over which messages fade out before training, in the unit of x."""
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return jax.random.normal(key, shape, dtype) / max(shape[1:])
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -10, 10) / max(shape[1:])
+
+
+class CormorantLevel(nn.Module):
+    """Edge and vertex activations G_ij and F_i of the next level.
+
+    G_ij^l = mask(d_ij) W_l [G_ij^l, F_i · F_j, R(d_ij)] and
+    F_i^l ← U_l [(Σ_j G_ij Υ(r_ij) ⊗ F_j)^l, F_i^l, (F_i ⊗ F_i)^l].
+
+    Args:
+      features: channels of each degree.
+      degree: the highest degree of the output.
+      radius, parity: see :class:`Cormorant`.
+    """
+
+    features: int
+    degree: int
+    radius: float
+    parity: Parity
+
+    @nn.compact
+    def __call__(
+        self, graph: GraphsTuple, rows: EdgeRows, f: jax.Array, g: Sequence[jax.Array]
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        g = self._edges(graph, f, g)
+        messages = couple(self._sums(graph, rows, f, g), self.degree, self.parity)
+        squares = [outer(part(f, l), f) for l in range(degree_of(f.shape[-1]) + 1)]
+        squares = couple(squares, self.degree, self.parity)
+        parts = []
+        for l in range(self.degree + 1):
+            kept = [part(f, l)] if l <= degree_of(f.shape[-1]) else []
+            joined = jnp.concatenate([messages[l], *kept, squares[l]], axis=1)
+            parts.append(self._mix(f"U_{l}", joined, _uniform))
+        return jnp.concatenate(parts, axis=-1), g
+
+    def _edges(self, graph: GraphsTuple, f: jax.Array, g: Sequence[jax.Array]) -> list[jax.Array]:
+        """G_ij^l (2, C, E) for each degree l."""
+        distance = safe_norm(edge_vectors(graph, graph.nodes.x))
+        radial = with_attributes(graph, DampedWaves(name="R")(distance))
+        radial = jnp.pad(radial, ((0, 0), (0, radial.shape[-1] % 2)))
+        radial = (
+            radial.astype(f.dtype).reshape(len(distance), radial.shape[-1] // 2, 2).T
+        )  # (2, K, E)
+        products = multiply(f[:, :, graph.receivers], dual(f)[:, :, graph.senders])
+        dots = sum_orders(products).transpose(0, 3, 1, 2)  # F_i · F_j, (2, L + 1, C, E)
+        dots = dots.reshape(2, dots.shape[1] * self.features, len(distance))
+        rho = self.param("rho", nn.initializers.constant(self.radius), (self.features,), f.dtype)
+        omega = self.param("omega", nn.initializers.constant(WIDTH), (self.features,), f.dtype)
+        rho, omega = (jnp.maximum(jnp.abs(z), 1e-3)[:, None] for z in (rho, omega))
+        mask = nn.sigmoid((rho - distance.astype(f.dtype)) / omega)
+        new = []
+        for l in range(self.degree + 1):
+            joined = [g[l]] if l < len(g) else []
+            joined += [dots] if l <= degree_of(f.shape[-1]) else []
+            joined = jnp.concatenate([*joined, radial], axis=1)
+            new.append(mask * self._mix(f"W_{l}", joined, _normal))
+        return new
+
+    def _sums(
+        self, graph: GraphsTuple, rows: EdgeRows, f: jax.Array, g: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        """Σ_j G_ij^l1 Υ^l1(r_ij) F_j (2, C, N, 2 l1 + 1, K) for each l1."""
+        r_ij = edge_vectors(graph, graph.nodes.x)
+        real, imaginary = solid_harmonics(r_ij, self.degree).astype(f.dtype)
+        by_real = jnp.concatenate([real, imaginary], axis=-1)  # G Υ = Re G (Re Υ, Im Υ)
+        by_imaginary = jnp.concatenate([-imaginary, real], axis=-1)  # + Im G (-Im Υ, Re Υ)
+        g_re, g_im = jnp.stack(g, axis=-1)  # (C, E, L + 1)
+        f = f[..., : (2 * self.degree + 1) ** 2]  # what a product of degree l1, l ≤ L takes
+        sent = jnp.concatenate([*f], axis=-1)  # (C, N, 2 K)
+
+        def sums(rows: EdgeRows) -> jax.Array:
+            left = 0
+            for g_ij, upsilon in ((g_re, by_real), (g_im, by_imaginary)):
+                orders = jnp.tile(repeat_orders(g_ij[:, rows.edges]), 2)
+                left += orders * jnp.where(rows.taken[:, :, None], upsilon[rows.edges], 0)
+            right = sent[:, graph.senders[rows.edges]]
+            return jnp.einsum("crtp,crtq->crpq", left, right)
+
+        pairs = sum_over_rows(rows, sums, f.shape[2], axis=1)
+        pairs = pairs.reshape(*pairs.shape[:2], 2, -1, 2, f.shape[-1])
+        real = pairs[:, :, 0, :, 0] - pairs[:, :, 1, :, 1]
+        pairs = jnp.stack([real, pairs[:, :, 0, :, 1] + pairs[:, :, 1, :, 0]])
+        return [pairs[..., l**2 : (l + 1) ** 2, :] for l in range(self.degree + 1)]
+
+    def _mix(self, name: str, values: jax.Array, init: Initializer) -> jax.Array:
+        shape = (2, values.shape[1], self.features)
+        return mix(self.param(name, init, shape, values.dtype), values)
+
+
+class Cormorant(nn.Module):
+    """Nodes have complex features F^l of degree l, orders m = -l … l, which :class:`CormorantLevel`
+    multiplies with those of their neighbors and with themselves.
+
+    - F_i^0 = MLP[Σ_j w(d_ij) ⊙ h_j, h_i] with w = (Linear R)(d) σ((radius - d) / 0.2) for
+      d < radius; F_i^1 = w v_i where nodes have velocities.
+    - h' is what is invariant in the features of all levels: Re F^0, Im F^0, and
+      Re F · F and ‖F‖² of each degree.
+
+    Products and R grow as powers of distances: x is to be in Å, or of order one.
+
+    Args:
+      features: channels of each degree.
+      layers: number of levels.
+      degree: the highest degree of all levels but the last.
+      last_degree: that of the last one.
+      hidden: width of the MLP.
+      radius: where the first messages end, and those of the levels before training.
+      parity: "natural" for features of degree l that are multiplied by (-1)^l under a reflection,
+        so that the network is equivariant to it; "ignored" for all products, as the authors have
+        it, which gives that up.
+      self_pairs: nodes send to themselves too, as the authors have it.
+      update_coordinates: move x by a learned combination of the features of degree 1.
+
+    Call: a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None, to the
+    same with h the invariants. Edges of length zero from a node to itself do not count.
+
+    Raises:
+      ValueError: x is not (N, 3), an option is out of range, or x is to move and no level has
+        degree 1.
+    """
+
+    symmetry: ClassVar[Symmetry] = "SE(3)"
+    head: ClassVar[type[nn.Module]] = CormorantReadout
+
+    features: int = 16
+    layers: int = 4
+    degree: int = 3
+    last_degree: int = 0
+    hidden: int = 256
+    radius: float = 1.73
+    parity: Parity = "natural"
+    self_pairs: bool = False
+    update_coordinates: bool = False
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        degrees = self._degrees(graph)
+        x, f = graph.nodes.x, graph.nodes.h
+        if jnp.issubdtype(f.dtype, jnp.integer):
+            f = Table(self.features, name="kinds")(f)
+        pairs, kept = pairs_of(graph, self.self_pairs)
+        f = self._first(pairs, kept, f)
+        rows, g, levels = edge_rows(pairs, kept), [], []
+        for k, degree in enumerate(degrees):
+            level = CormorantLevel(
+                self.features, degree, self.radius, self.parity, name=f"level_{k}"
+            )
+            f, g = level(pairs, rows, f, g)
+            levels.append(f)
+        if self.update_coordinates:
+            vectors = jnp.concatenate([part(f, 1) for f in levels if f.shape[-1] > 1], axis=1)
+            kernel = self.param("out", _normal, (2, vectors.shape[1], 1), f.dtype)
+            x = x + cartesian(mix(kernel, vectors)[:, 0]).astype(x.dtype)
+        return graph._replace(nodes=graph.nodes.replace(h=_invariants(levels), x=x))
+
+    def _degrees(self, graph: GraphsTuple) -> list[int]:
+        """The highest degree of each level."""
+        require_geometric(graph)
+        require_positive(features=self.features, layers=self.layers, hidden=self.hidden)
+        require_option("parity", self.parity, Parity)
+        if graph.nodes.x.shape[-1] != 3:
+            raise ValueError(f"x has shape {graph.nodes.x.shape}; expected (N, 3)")
+        degrees = [self.degree] * (self.layers - 1) + [self.last_degree]
+        if min(degrees) < 0 or not self.radius > 0:
+            raise ValueError(
+                f"degree is {self.degree}, last_degree {self.last_degree} and radius "
+                f"{self.radius}; expected degrees of at least 0 and a distance above 0"
+            )
+        if self.update_coordinates and max(degrees) < 1:
+            raise ValueError("no level has features of degree 1 to move x; expected one")
+        return degrees
+
+    def _first(self, graph: GraphsTuple, kept: jax.Array, h: jax.Array) -> jax.Array:
+        """F of degree 0, and 1 where nodes have velocities, (2, C, N, K)."""
+        distance = safe_norm(edge_vectors(graph, graph.nodes.x))
+        near = kept & (distance < self.radius)
+        soft = jnp.where(near, nn.sigmoid((self.radius - distance) / WIDTH), 0)
+        radial = with_attributes(graph, DampedWaves(name="R")(distance))
+        w = Dense(h.shape[-1], name="w")(radial.astype(h.dtype)) * soft[:, None].astype(h.dtype)
+        sums = sum_at_receivers(graph, w * h[graph.senders])
+        mlp = MLP(self.hidden, 2 * self.features, "leaky_relu", name="embedding")
+        f = mlp(jnp.concatenate([sums, h], axis=-1))
+        f = f.reshape(len(h), self.features, 2).transpose(2, 1, 0)[..., None]
+        v = graph.nodes.v
+        if v is None:
+            return f
+        kernel = self.param("velocity", _normal, (2, 1, self.features), h.dtype)
+        first = mix(kernel, part(solid_harmonics(v, 1), 1).astype(h.dtype)[:, None])
+        return jnp.concatenate([f, first], axis=-1)
+
+
+def _invariants(levels: Sequence[jax.Array]) -> jax.Array:
+    """(N, …): Re F^0 and Im F^0 of all levels, and Re F · F and ‖F‖² of each degree and channel."""
+    alone = [f[:, :, :, 0] for f in levels]
+    found = [jnp.concatenate(alone, axis=1).transpose(1, 0, 2)]
+    dots = [sum_orders(multiply(f, dual(f)))[0] for f in levels]
+    squares = [sum_orders(jnp.sum(f**2, axis=0)) for f in levels]
+    for l in range(max(dot.shape[-1] for dot in dots)):
+        for dot, square in zip(dots, squares, strict=True):
+            if l < dot.shape[-1]:
+                found.append(jnp.stack([dot[..., l], square[..., l]], axis=1))
+    return jnp.concatenate([z.reshape(-1, z.shape[-1]) for z in found]).T

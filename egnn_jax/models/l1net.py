@@ -1,0 +1,256 @@
+"""L1Net (Miller, Geiger, Smidt and Noé 2020) of Table 3: convolutions of scalars and vectors."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, graph_of_node, require_geometric
+from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
+from egnn_jax.nn.heads import L1NetReadout
+from egnn_jax.nn.mlp import (
+    Dense,
+    Parity,
+    Symmetry,
+    embed,
+    require_option,
+    require_positive,
+)
+from egnn_jax.nn.radial import bessel_basis, cosine_cutoff
+
+GATE = 1.84623
+"""1 / √(mean of σ(z)²) over normal z."""
+SHARPNESS = 5.0
+"""β of softplus_β(z) = ln(1 + exp(βz)) / β."""
+LN2 = 0.6931471805599453
+Edges = tuple[jax.Array, jax.Array, jax.Array]
+"""b (E, K), u (E, 3) and how often each edge counts, (E, 1) or ()."""
+standard_normal = nn.initializers.normal(1.0)
+
+
+def softplus(z: jax.Array) -> jax.Array:
+    """ln(1 + exp(βz)) / β, elementwise."""
+    return nn.softplus(SHARPNESS * z) / SHARPNESS
+
+
+class Convolution(nn.Module):
+    """Sums over neighbors j of scalars s_j and vectors V_j, with a weight R(d_ij) for each pair of
+    channels and each product of them with the direction u = -r_ij/‖r_ij‖:
+
+    - s_i' = (Σ_j R s_j - √3 R V_j·u) / √n_0,
+    - V_i' = (Σ_j -R s_j u + R V_j + √(3/2) R u × V_j - √(1/2) R (3 u (u·V_j) - V_j)) / √n_1,
+
+    where n is the number of terms R. R = W_2 φ(d_ij) is linear in φ = act(W_1 act(W_0 b(d_ij))), so
+    φ times what R multiplies is summed first, and W_2 applied at nodes.
+
+    Args:
+      scalars, vectors, gates: how many s', V' and further scalars there are.
+      hidden: width of φ.
+      scale: of act = scale · (softplus - ln 2 / β).
+      parity: see :class:`L1Net`.
+    """
+
+    scalars: int
+    vectors: int
+    gates: int
+    hidden: int
+    scale: float
+    parity: Parity
+
+    @nn.compact
+    def __call__(
+        self, graph: GraphsTuple, rows: EdgeRows, edges: Edges, s: jax.Array, v: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(N, scalars + gates) and (N, 3, vectors) of s (N, S) and v (N, 3, V)."""
+        b, u, weight = edges
+        phi, n_node = weight * self._phi(b), graph.nodes.x.shape[0]
+
+        def sums(rows: EdgeRows) -> jax.Array:
+            sender = graph.senders[rows.edges]
+            terms = self._terms(u[rows.edges][..., None], s[sender], v[sender])
+            phi_ij = jnp.where(rows.taken[..., None], phi[rows.edges], 0)
+            return jnp.einsum("rtk,rtq->rkq", phi_ij, terms)
+
+        total = sum_over_rows(rows, sums, n_node)  # Σ_j φ times what R multiplies
+        w_s, w_v = self._weights(s.shape[-1], v.shape[-1], s.dtype)
+        of_scalars, of_vectors = jnp.split(total, [w_s.shape[1]], axis=-1)
+        new_s = of_scalars.reshape(n_node, -1) @ w_s.reshape(-1, w_s.shape[-1])
+        if not self.vectors:
+            return new_s, jnp.zeros((n_node, 3, 0), s.dtype)
+        along = of_vectors.reshape(n_node, self.hidden, 3, -1).transpose(0, 2, 1, 3)
+        return new_s, along.reshape(n_node, 3, -1) @ w_v.reshape(-1, w_v.shape[-1])
+
+    def _phi(self, b: jax.Array) -> jax.Array:
+        """φ (E, hidden) of b (E, K)."""
+        act = lambda z: self.scale * (softplus(z) - LN2 / SHARPNESS)
+        first = self.param("W_0", standard_normal, (b.shape[-1], self.hidden), b.dtype)
+        second = self.param("W_1", standard_normal, (self.hidden, self.hidden), b.dtype)
+        return act(act(b @ first) @ second / self.hidden**0.5)
+
+    def _terms(self, u: jax.Array, s: jax.Array, v: jax.Array) -> jax.Array:
+        """What R multiplies, (…, terms): s, V·u, and x, y and z of s u, V, u × V and 3 u (u·V) - V;
+        of directions (…, 3, 1), scalars (…, S) and vectors (…, 3, V).
+        """
+        along = jnp.sum(u * v, axis=-2)
+        terms = [s, along]
+        if self.vectors:
+            crossed = [] if self.parity == "natural" else [jnp.cross(u, v, axis=-2)]
+            products = [s[..., None, :] * u, v, *crossed, 3 * u * along[..., None, :] - v]
+            products = jnp.concatenate(products, axis=-1)
+            terms.append(products.reshape(*products.shape[:-2], -1))
+        return jnp.concatenate(terms, axis=-1)
+
+    def _weights(self, n_s: int, n_v: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """W_2 of scalars (hidden, terms, scalars + gates) and vectors (hidden, terms, vectors), of
+        one parameter (hidden, (scalars; vectors; gates) × (s, V) × outputs × inputs × products).
+        """
+        crossed = [] if self.parity == "natural" else [1.5**0.5]
+        outputs = (self.scalars, self.vectors, self.gates)
+        of_scalars, of_vectors = ([1.0], [-(3**0.5)]), ([-1.0], [1.0, *crossed, -(0.5**0.5)])
+        factors = (of_scalars, of_vectors, of_scalars)
+        blocks = [
+            [(n, width, np.array(f)) for width, f in zip((n_s, n_v), of, strict=True)]
+            for n, of in zip(outputs, factors, strict=True)
+        ]
+        total = sum(n * width * len(f) for block in blocks for n, width, f in block)
+        kernel = self.param("W_2", standard_normal, (self.hidden, total), dtype)
+        made, start = [], 0
+        for block in blocks:
+            parts = []
+            for n, width, f in block:
+                end = start + n * width * len(f)
+                w = kernel[:, start:end].reshape(self.hidden, n, width, len(f))
+                w = (w * jnp.asarray(f, dtype)).transpose(0, 3, 2, 1)
+                parts.append(w.reshape(self.hidden, width * len(f), n))
+                start = end
+            joined = jnp.concatenate(parts, axis=1)
+            made.append(joined / (self.hidden * joined.shape[1]) ** 0.5)
+        return jnp.concatenate([made[0], made[2]], axis=-1), made[1]
+
+
+class L1Net(nn.Module):
+    """Nodes have scalars s and vectors V, which a :class:`Convolution` sums over neighbors; then
+    s' = κ softplus(s) and V' = 1.846 σ(g) V with a gate g, another scalar, for each V. Layers but
+    the first add that to their input.
+
+    Distances are described by √(2/c) sin(nπd/c) / d, which is 0 beyond the cutoff c, and so are R
+    and messages.
+
+    Args:
+      features: number of scalars.
+      vectors: number of vectors.
+      embedding: width of the embedding of h.
+      hidden: width of the radial network.
+      layers: number of convolutions and gates.
+      basis: how many functions describe a distance.
+      cutoff: where interactions end, in the unit of x.
+      average_nodes: mean number of nodes of a graph; features are divided by its square root.
+      softplus_scale, radial_scale: κ, and that of the radial network's activation: 1/√(mean square)
+        over normal numbers, as the authors estimate it anew in each process.
+      parity: "natural" leaves out the cross product u × V, so that the network is equivariant to
+        reflections; "ignored" has it, as the authors do.
+      further: scalars and vectors of more gated layers, one after the other, that do not add to
+        their input, such as (32, 8, 128, 0) for two.
+      padded_nodes: also receive what padding nodes send in the authors' batches of molecules of up
+        to this size: they sit at the origin with s = κ softplus(0) after the first layer. This
+        gives up the equivariance to translations.
+      output_features: h' is that many scalars of one more convolution; s if none.
+      update_coordinates: move x by a learned combination of the vectors.
+
+    Call: a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None, to the
+    same with new h and x.
+
+    Raises:
+      ValueError: x is not (N, 3), a size is below 1, the cutoff is not a finite distance above 0,
+        or ``parity`` is unknown.
+    """
+
+    symmetry: ClassVar[Symmetry] = "SE(3)"
+    head: ClassVar[type[nn.Module]] = L1NetReadout
+
+    features: int = 64
+    vectors: int = 21
+    embedding: int = 128
+    hidden: int = 128
+    layers: int = 4
+    basis: int = 50
+    cutoff: float = 10.0
+    average_nodes: float = 18.0
+    softplus_scale: float = 1.4044
+    radial_scale: float = 1.5643
+    parity: Parity = "natural"
+    further: tuple[int, ...] = ()
+    padded_nodes: int | None = None
+    output_features: int | None = None
+    update_coordinates: bool = False
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
+        require_positive(features=self.features, vectors=self.vectors, embedding=self.embedding)
+        require_positive(hidden=self.hidden, layers=self.layers, basis=self.basis)
+        require_positive(output_features=self.output_features, padded_nodes=self.padded_nodes)
+        require_cutoff(self.cutoff)
+        require_option("parity", self.parity, Parity)
+        if graph.nodes.x.shape[-1] != 3:
+            raise ValueError(f"x has shape {graph.nodes.x.shape}; expected (N, 3)")
+        x, v = graph.nodes.x, graph.nodes.v
+        s = graph.nodes.h
+        if jnp.issubdtype(s.dtype, jnp.integer):
+            s = embed(s, self.embedding)
+        else:
+            s = Dense(self.embedding, False, standard_normal, name="embedding")(s)
+        pairs, kept = pairs_of(graph, self.padded_nodes is not None)
+        rows = edge_rows(pairs, kept)
+        pairs, edges = self._edges(pairs, s.dtype)
+        vectors = jnp.zeros((*x.shape, 0), s.dtype) if v is None else v[..., None].astype(s.dtype)
+
+        def convolve(n_s: int, n_v: int, name: str) -> tuple[jax.Array, jax.Array]:
+            options = (self.hidden, self.radial_scale, self.parity)
+            given = [z / self.average_nodes**0.5 for z in (s, vectors)]
+            if self.padded_nodes is not None:  # the features of a padding node, κ ln 2 / β
+                value = 0 if name == "layer_0" else self.softplus_scale * LN2 / SHARPNESS
+                value /= self.average_nodes**0.5
+                given = [
+                    jnp.pad(z, [(0, 1)] + [(0, 0)] * (z.ndim - 1), constant_values=constant)
+                    for z, constant in zip(given, (value, 0.0), strict=True)
+                ]
+            return Convolution(n_s, n_v, n_v, *options, name=name)(pairs, rows, edges, *given)
+
+        widths = [(self.features, self.vectors)] * self.layers
+        widths += zip(self.further[::2], self.further[1::2], strict=True)
+        for k, (n_s, n_v) in enumerate(widths):
+            sums, turned = convolve(n_s, n_v, f"layer_{k}")
+            scalars, gates = jnp.split(sums, [n_s], axis=-1)
+            ds = self.softplus_scale * softplus(scalars)
+            dv = GATE * nn.sigmoid(gates)[:, None] * turned
+            s, vectors = (s + ds, vectors + dv) if 0 < k < self.layers else (ds, dv)
+        if self.update_coordinates:
+            moves = Dense(1, use_bias=False, name="vectors_out")(vectors)
+            x = x + moves[..., 0].astype(x.dtype)
+        if self.output_features is not None:
+            s, _ = convolve(self.output_features, 0, "out")
+        return graph._replace(nodes=graph.nodes.replace(h=s, x=x))
+
+    def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> tuple[GraphsTuple, Edges]:
+        """The graph and (b, u, weight) of its edges, with those of padding nodes."""
+        r_ij, weight = edge_vectors(graph, graph.nodes.x), jnp.ones(())
+        if self.padded_nodes is not None:
+            n_node, receivers = graph.nodes.x.shape[0], graph.receivers
+            added = (graph.senders == receivers) & jnp.all(r_ij == 0, axis=-1)
+            number = self.padded_nodes - jnp.asarray(graph.n_node)[graph_of_node(graph)]
+            weight = jnp.where(added, jnp.maximum(number, 0)[receivers], 1)[:, None]
+            r_ij = jnp.where(added[:, None], graph.nodes.x[receivers], r_ij)
+            graph = graph._replace(senders=jnp.where(added, n_node, graph.senders))
+        distance = safe_norm(r_ij, keepdims=True)
+        b = bessel_basis(distance[:, 0], self.basis, self.cutoff)
+        # 0 at d = 0 and beyond the cutoff, as the authors have it
+        b *= jnp.where(distance < self.cutoff, distance / (distance + 1e-8), 0)
+        if graph.edges.a is not None:
+            b = jnp.concatenate([b, cosine_cutoff(distance, self.cutoff) * graph.edges.a], axis=-1)
+        u = -r_ij / jnp.where(distance > 0, distance, 1)
+        return graph, (b.astype(dtype), u.astype(dtype), weight.astype(dtype))

@@ -1,0 +1,167 @@
+"""Complex features of degree l with orders m = -l … l: solid harmonics, products, channel mixing.
+
+A complex array is one real array with a leading axis of 2, its real and imaginary part: products
+of complex64 are slow on CPUs. Degrees lie side by side on the last axis: order m of degree l has
+the place l² + l + m of (L + 1)² places.
+"""
+
+import functools
+from collections.abc import Sequence
+from math import factorial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egnn_jax.nn.mlp import Parity
+
+
+def degree_of(places: int) -> int:
+    """The highest degree L of (L + 1)² places."""
+    return round(places**0.5) - 1
+
+
+def part(values: jax.Array, degree: int) -> jax.Array:
+    """The places (…, 2 l + 1) of one degree."""
+    return values[..., degree**2 : (degree + 1) ** 2]
+
+
+@functools.cache
+def clebsch_gordan(l1: int, l2: int, l: int) -> np.ndarray:
+    """⟨l1 m1 l2 m2 | l m⟩ (2 l1 + 1, 2 l2 + 1, 2 l + 1) by Racah's formula."""
+    f = factorial
+    table = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l + 1))
+    if not abs(l1 - l2) <= l <= l1 + l2:
+        return table
+    delta = f(l1 + l2 - l) * f(l1 - l2 + l) * f(l2 - l1 + l) / f(l1 + l2 + l + 1)
+    for m1 in range(-l1, l1 + 1):
+        for m2 in range(max(-l2, -l - m1), min(l2, l - m1) + 1):
+            m = m1 + m2
+            root = f(l1 + m1) * f(l1 - m1) * f(l2 + m2) * f(l2 - m2) * f(l + m) * f(l - m)
+            total = 0.0
+            for k in range(l1 + l2 - l + 1):
+                terms = (
+                    l1 + l2 - l - k,
+                    l1 - m1 - k,
+                    l2 + m2 - k,
+                    l - l2 + m1 + k,
+                    l - l1 - m2 + k,
+                )
+                if min(terms) >= 0:
+                    total += (-1) ** k / np.prod([float(f(n)) for n in (k, *terms)])
+            table[l1 + m1, l2 + m2, l + m] = ((2 * l + 1) * delta * root) ** 0.5 * total
+    return table
+
+
+def solid_harmonics(r: jax.Array, degree: int) -> jax.Array:
+    """conj(√(4π / (2l + 1)) ‖r‖ˡ Y_lm(r/‖r‖)) with the Condon–Shortley phase, for l = 0, 1, … up to
+    ``degree``: (E, 3) to (2, E, (degree + 1)²).
+
+    Polynomials of r: 1 and zeros at r = 0. Degree l comes from the product of l - 1 and 1.
+    """
+    x, y, z = (r[..., k] / 2**0.5 for k in range(3))
+    first = jnp.stack(
+        [jnp.stack([x, 2**0.5 * z, -x], -1), jnp.stack([y, jnp.zeros_like(y), y], -1)]
+    )
+    one = jnp.ones_like(first[0, ..., :1])
+    parts = [jnp.stack([one, jnp.zeros_like(one)]), first][: degree + 1]
+    for l in range(2, degree + 1):
+        table = clebsch_gordan(l - 1, 1, l)
+        table = jnp.asarray(table / table[l - 1, 1, l], r.dtype)  # ⟨l-1 0 1 0 | l 0⟩
+        pairs = outer(parts[-1], first)
+        parts.append(jnp.einsum("...ab,abm->...m", pairs, table, precision="highest"))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b, elementwise, of complex arrays (2, …)."""
+    return jnp.stack([a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]])
+
+
+def outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a_p b_q, (2, …, P) and (2, …, Q) to (2, …, P, Q)."""
+    return multiply(a[..., :, None], b[..., None, :])
+
+
+def dual(values: jax.Array) -> jax.Array:
+    """(-1)ᵐ F_-m (…, K) of F: its product with F', summed over m, is an invariant."""
+    l = np.repeat(np.arange(n := degree_of(values.shape[-1]) + 1), 2 * np.arange(n) + 1)
+    m = np.arange(n**2) - l**2 - l
+    return values[..., l**2 + l - m] * jnp.asarray((-1.0) ** m, values.dtype)
+
+
+def orders(degree: int) -> np.ndarray:
+    """(L + 1, (L + 1)²): 1 where a place belongs to a degree.
+
+    A product with it sums over orders, or repeats a number for each: faster than slices, whose
+    derivative is a sum of padded arrays.
+    """
+    return np.repeat(np.eye(degree + 1), 2 * np.arange(degree + 1) + 1, axis=1)
+
+
+def sum_orders(values: jax.Array) -> jax.Array:
+    """Σ_m over the orders of each degree, (…, (L + 1)²) to (…, L + 1)."""
+    return values @ jnp.asarray(orders(degree_of(values.shape[-1])).T, values.dtype)
+
+
+def repeat_orders(values: jax.Array) -> jax.Array:
+    """A number for each degree to one for each of its orders, (…, L + 1) to (…, (L + 1)²)."""
+    return values @ jnp.asarray(orders(values.shape[-1] - 1), values.dtype)
+
+
+def mix(kernel: jax.Array, values: jax.Array) -> jax.Array:
+    """Σ_k kernel_ko values_k, complex: (2, K, O) and (2, K, …) to (2, O, …)."""
+    real, imaginary = kernel
+    block = jnp.block([[real, imaginary], [-imaginary, real]])
+    flat = values.reshape(block.shape[0], -1)
+    return (block.T @ flat).reshape(2, kernel.shape[-1], *values.shape[2:])
+
+
+@functools.cache
+def _table(l1: int, degree2: int, degree: int, parity: Parity) -> tuple[np.ndarray, list[int]]:
+    """⟨l1 m1 l2 m2 | l m⟩ of degree l1 with 0 … ``degree2``, a column for each (l, l2, m) in this
+    order; and how many l2 each l has.
+    """
+    columns, counts = [np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 0))], []
+    for l in range(degree + 1):
+        between = range(abs(l1 - l), min(l1 + l, degree2) + 1)
+        step = 2 if parity == "natural" else 1  # the first has an even l1 + l2 + l
+        for l2 in between[::step]:
+            table = np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 2 * l + 1))
+            table[:, l2**2 : (l2 + 1) ** 2] = clebsch_gordan(l1, l2, l)
+            columns.append(table)
+        counts.append(len(between[::step]))
+    joined = np.concatenate(columns, axis=-1)
+    return joined.reshape(-1, joined.shape[-1]), counts
+
+
+def couple(pairs: Sequence[jax.Array], degree: int, parity: Parity) -> list[jax.Array]:
+    """Σ_m1m2 ⟨l1 m1 l2 m2 | l m⟩ pairs_m1m2 of all l1 and l2, channel by channel.
+
+    Args:
+      pairs: for l1 = 0, 1, … complex (2, C, N, 2 l1 + 1, K2).
+      degree: the highest l.
+      parity: "natural" leaves out products with odd l1 + l2 + l, such as the cross product of two
+        vectors.
+
+    Returns:
+      For each l complex (2, P C, N, 2 l + 1) of its P pairs of degrees, l1 outer and l2 inner.
+    """
+    found: list[list[jax.Array]] = [[] for _ in range(degree + 1)]
+    for l1, of_l1 in enumerate(pairs):
+        table, counts = _table(l1, degree_of(of_l1.shape[-1]), degree, parity)
+        flat = of_l1.reshape(*of_l1.shape[:3], -1)
+        coupled = flat @ jnp.asarray(table, flat.dtype)
+        ends = np.cumsum(np.array(counts) * (2 * np.arange(degree + 1) + 1))
+        for l, of_l in enumerate(jnp.split(coupled, ends[:-1], axis=-1)):
+            columns = of_l.reshape(*flat.shape[:3], counts[l], 2 * l + 1)
+            found[l].append(columns.transpose(0, 3, 1, 2, 4))
+    joined = [jnp.concatenate(of_l, axis=1) for of_l in found]
+    return [z.reshape(2, z.shape[1] * z.shape[2], *z.shape[3:]) for z in joined]
+
+
+def cartesian(f: jax.Array) -> jax.Array:
+    """The real part of complex features of degree 1 (2, N, 3) as vectors (N, 3)."""
+    (minus, zero, plus), (minus_i, _, plus_i) = (jnp.moveaxis(z, -1, 0) for z in f)
+    # x = (F_-1 - F_1) / √2, y = (F_-1 + F_1) / √2i and z = F_0 of the conjugated harmonics
+    return jnp.stack([minus - plus, minus_i + plus_i, 2**0.5 * zero], axis=-1) / 2**0.5

@@ -1,0 +1,101 @@
+"""Sums over the edges of each node as products of small matrices."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.graph import GraphsTuple
+
+
+def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple, jax.Array]:
+    """The graph, and which of its edges (E,) join two nodes or a node and its image: those of
+    padding do not.
+
+    With ``self_pairs`` each node gets an edge from itself, which counts.
+    """
+    if not len(graph.receivers):  # one that does not count: nothing can be gathered from no edges
+        edges = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), graph.edges)
+        node = jnp.zeros(1, jnp.int32)
+        graph = graph._replace(senders=node, receivers=node, edges=edges)
+    apart = graph.senders != graph.receivers
+    if graph.edges.shift is not None:
+        apart |= jnp.any(graph.edges.shift != 0, axis=-1)
+    if not self_pairs:
+        return graph, apart
+    nodes = jnp.arange(graph.nodes.x.shape[0], dtype=jnp.int32)
+    order = jnp.argsort(jnp.concatenate([nodes, graph.receivers]), stable=True)
+    insert = lambda a: jnp.concatenate([jnp.zeros((len(nodes), *a.shape[1:]), a.dtype), a])[order]
+    senders, receivers = (
+        jnp.concatenate([nodes, ends])[order] for ends in (graph.senders, graph.receivers)
+    )
+    edges = jax.tree.map(insert, graph.edges)
+    kept = jnp.concatenate([jnp.ones(len(nodes), bool), apart])[order]
+    return graph._replace(senders=senders, receivers=receivers, edges=edges), kept
+
+
+class EdgeRows(NamedTuple):
+    """Edges in rows of T places each, all edges of a row with the same receiver.
+
+    The first N rows hold the first T edges of each node, the others what is left of nodes that
+    receive more. T is a little more than the mean number of edges of a node, so that in most
+    graphs nothing is left.
+
+    Attributes:
+      edges: of each place (R, T); any edge where a place is empty.
+      taken: (R, T) whether a place holds an edge.
+      receivers: of each row (R,); N for an empty row beyond the first N.
+    """
+
+    edges: jax.Array
+    taken: jax.Array
+    receivers: jax.Array
+
+
+def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
+    """The rows of those edges of a graph that are kept (E,)."""
+    n_node, n_edge = graph.nodes.x.shape[0], graph.receivers.shape[0]
+    width = max(4 * -(-3 * n_edge // (8 * max(n_node, 1))), 4)
+    arange = partial(jnp.arange, dtype=jnp.int32)
+    chosen = kept.astype(jnp.int32)
+    count = jax.ops.segment_sum(chosen, graph.receivers, n_node, indices_are_sorted=True)
+    first = jnp.cumsum(count) - count
+    place = jnp.where(kept, jnp.cumsum(chosen) - 1, n_edge)
+    edges = jnp.zeros(n_edge, jnp.int32).at[place].set(arange(n_edge), mode="drop")
+    more = -(-jnp.maximum(count - width, 0) // width)
+    ends, rest = jnp.cumsum(more), arange(n_edge // width)
+    receivers = jnp.searchsorted(ends, rest, side="right")
+    number = rest - (ends - more)[receivers] + 1
+    number = jnp.concatenate([jnp.zeros(n_node, jnp.int32), number])
+    receivers = jnp.concatenate([arange(n_node), receivers])
+    within = width * number[:, None] + arange(width)
+    taken = (within < count[receivers][:, None]) & (receivers < n_node)[:, None]
+    return EdgeRows(
+        edges[jnp.where(taken, first[receivers][:, None] + within, 0)], taken, receivers
+    )
+
+
+def sum_over_rows(
+    rows: EdgeRows, sums: Callable[[EdgeRows], jax.Array], n_node: int, axis: int = 0
+) -> jax.Array:
+    """Σ_j at receivers, (…, N, …) with the nodes on ``axis``.
+
+    Args:
+      rows: as :func:`edge_rows` makes them.
+      sums: from some of the rows to their sums over the places of each.
+      n_node: N.
+      axis: of the rows in the sums.
+    """
+    total = sums(EdgeRows(*(a[:n_node] for a in rows)))
+    rest = EdgeRows(*(a[n_node:] for a in rows))
+    if not len(rest.receivers):
+        return total
+
+    def add(total: jax.Array) -> jax.Array:
+        left = jnp.moveaxis(jax.checkpoint(sums)(rest), axis, 0)
+        first = jnp.moveaxis(total, axis, 0)
+        return jnp.moveaxis(first.at[rest.receivers].add(left, mode="drop"), 0, axis)
+
+    return jax.lax.cond(jnp.any(rest.taken), add, lambda total: total, total)

@@ -1,0 +1,267 @@
+"""The authors' Cormorant and L1Net: outputs, features of every level, and parameter counts.
+
+``--golden DIR`` takes the files ``cormorant*.npz`` and ``l1net*.npz`` of another folder.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import interop, testing
+from egnn_jax.data.qm9_graphs import atom_features
+from egnn_jax.nn.clebsch_gordan import clebsch_gordan, solid_harmonics
+from egnn_jax.nn.edge_rows import edge_rows
+from egnn_jax.nn.heads import CormorantReadout, L1NetReadout
+from egnn_jax.nn.radial import DampedWaves
+from tests.conftest import GOLDEN
+
+NETWORKS = ("cormorant", "l1net")
+"""What the names of files begin with."""
+
+
+def load(path):
+    """The parameters of a file, all else that is in it, and its molecules."""
+    with np.load(path) as file:
+        z = dict(file)
+    state = {key.removeprefix("param/"): z[key] for key in z if key.startswith("param/")}
+    ends = np.cumsum(z["input/n_node"])
+    parts = [slice(end - size, end) for end, size in zip(ends, z["input/n_node"], strict=True)]
+    x, kinds = z["input/x"], z["input/atomic_numbers"]
+    return z, state, [(x[part], kinds[part]) for part in parts]
+
+
+def assert_same(got, want, name=""):
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10 * np.abs(want).max(), err_msg=name)
+
+
+def there_and_back(state, model):
+    """The parameters of the authors' state dict, which comes back as it was."""
+    params = interop.from_torch_state_dict(state, model)
+    back = interop.to_torch_state_dict(params, model)
+    assert back.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(back[name], value)
+    return params
+
+
+def cormorant(state, z):
+    *degrees, last = (int(l) for l in z["input/maxl"])
+    assert set(degrees) == {degrees[0]}
+    hidden = len(state["input_func_atom.mlps.0.linear.0.bias"])
+    model = egnn.Cormorant(
+        int(z["input/num_channels"]), len(degrees) + 1, degrees[0], last, hidden,
+        parity="ignored", self_pairs=True,
+    )  # fmt: skip
+    return CormorantReadout(model, hidden=len(state["output_layer_atom.mlp1.linear.0.bias"]))
+
+
+def molecules(parts):
+    """The batch, with QM9's features."""
+    features = [np.asarray(atom_features(jnp.asarray(kinds)), np.float64) for _, kinds in parts]
+    return egnn.batch(
+        [egnn.complete_graph(x=x, h=h) for (x, _), h in zip(parts, features, strict=True)]
+    )
+
+
+def check_cormorant(path):
+    z, state, parts = load(path)
+    model, graph = cormorant(state, z), molecules(parts)
+    params = there_and_back(state, model)
+    out, seen = model.apply(params, graph, capture_intermediates=True)
+    assert_same(out.globals.y[:, 0], z["output/prediction"])
+    for name in (name for name in z if name.startswith("output/atoms/")):
+        level, l = name.split("/")[2], int(name[-1])
+        f = seen["intermediates"]["encoder"][level]["__call__"][0][0]  # (2, C, N, K)
+        f = f[..., l**2 : (l + 1) ** 2].transpose(2, 1, 3, 0)
+        assert_same(f, z[name], name)
+    check_functions_of_distances(z, state, parts[0][0])
+
+
+def check_functions_of_distances(z, state, x):
+    """Harmonics and radial functions, of the first molecule."""
+    r = x[:, None] - x
+    harmonics = solid_harmonics(jnp.asarray(r), 3)
+    for l in range(4):
+        got = harmonics[..., l**2 : (l + 1) ** 2]
+        assert_same(jnp.moveaxis(got, 0, -1), z[f"output/harmonics_molecule_0/l_{l}"][:, :, 0])
+    learned = {
+        name: state[f"rad_funcs.rad_funcs.0.{name}"][0, 0, 0] for name in ("scales", "phases")
+    }
+    distances = np.linalg.norm(r, axis=-1)
+    got = DampedWaves().apply({"params": learned}, jnp.asarray(distances.reshape(-1)))
+    want = z["output/radial_molecule_0/level_0"]
+    assert_same(got.reshape(want.shape), want)
+
+
+@pytest.mark.parametrize(
+    "field", ["param/cormorant_cg.edge_levels.1.cat_mix.mix_reps.weights.2", "input/x"]
+)
+def test_a_changed_value_is_seen(x64, tmp_path, field):
+    z = dict(np.load(GOLDEN / "cormorant.npz"))
+    z[field] = z[field].copy()
+    z[field].flat[1] += 1e-5
+    np.savez(tmp_path / "cormorant.npz", **z)
+    with pytest.raises(AssertionError):
+        check_cormorant(tmp_path / "cormorant.npz")
+
+
+def test_cormorant_has_as_many_parameters_as_published():
+    model = CormorantReadout(egnn.Cormorant(parity="ignored", self_pairs=True))
+    graph = egnn.complete_graph(np.eye(3), h=np.ones((3, 15)))
+    params = jax.eval_shape(model.init, jax.random.key(0), graph)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 299_808
+
+
+def l1net(state, z):
+    """The authors' network, of which the shapes tell the sizes."""
+    layers = max(int(name.split(".")[2]) for name in state if name.startswith("net.layers."))
+    weight = lambda name: state[f"{name}.0.R.f.weights.2"]
+    embedding, hidden = state["net.layers.0.weight"].shape[1], weight("out.layers.0").shape[1]
+    width = z["output/features"].shape[1]  # features + 3 vectors
+    vectors = width - len(weight("net.layers.1")) // embedding  # of features + 2 vectors
+    features, further = width - 3 * vectors, ()
+    mlp = "out.mlp.0.weight" in state
+    if mlp:  # conv to n_s and n_v, then to as many scalars as the MLP reads
+        last = state["out.mlp.0.weight"].shape[1]
+        both = len(weight("out.layers.1")) // last  # n_s + n_v
+        n_v = (len(weight("out.layers.0")) - both * (features + vectors)) // width
+        further = (both - n_v, n_v, last, 0)
+    model = egnn.L1Net(
+        features, vectors, embedding, hidden, layers,
+        basis=state["net.layers.1.0.R.f.weights.0"].shape[1],
+        cutoff=float(z["input/cutoff"]),
+        average_nodes=float(z["input/avg_n_atoms"]),
+        softplus_scale=float(z["input/softplus_factor"]),
+        radial_scale=float(z["input/shifted_softplus_factor"]),
+        parity="ignored",
+        further=further,
+    )  # fmt: skip
+    return L1NetReadout(model, mlp=mlp)
+
+
+def of_kinds(state, parts):
+    """The batch; an embedding is a product with one-hot features."""
+    rows = len(state["net.layers.0.weight"])
+    return egnn.batch([egnn.complete_graph(x=x, h=np.eye(rows)[kinds]) for x, kinds in parts])
+
+
+def check_l1net(path):
+    z, state, parts = load(path)
+    model, graph = l1net(state, z), of_kinds(state, parts)
+    params = there_and_back(state, model)
+    out = model.apply(params, graph)
+    assert_same(out.globals.y[:, 0], z["output/prediction"])
+    if not model.mlp:
+        assert_same(out.nodes.h[:, 0], z["output/atomwise"])
+    body = model.encoder.clone(further=())
+    own = {"embedding", *(f"layer_{k}" for k in range(body.layers))}
+    of_body = {name: params["params"]["network"][name] for name in own}
+    scalars = body.apply({"params": of_body}, graph).nodes.h
+    assert_same(scalars, z["output/features"][:, : body.features])
+
+
+def test_golden(x64, golden_file):
+    check = check_cormorant if golden_file.stem.startswith("cormorant") else check_l1net
+    check(golden_file)
+
+
+def test_l1net_in_the_authors_batches_depends_on_padding(x64):
+    """Water alone is .509; padded to the nine atoms of the others it is 9.448 there."""
+    z, state, parts = load(GOLDEN / "l1net.npz")
+    model = l1net(state, z)
+    params = interop.from_torch_state_dict(state, model)
+    water, batch = of_kinds(state, parts[:1]), of_kinds(state, parts)
+    y = lambda model, graph: model.apply(params, graph).globals.y[0, 0]
+    np.testing.assert_allclose([y(model, water), y(model, batch)], z["output/prediction"][0])
+    for size, expected in ((9, 9.448), (3, z["output/prediction"][0])):
+        leaky = model.clone(encoder=model.encoder.clone(padded_nodes=size))
+        np.testing.assert_allclose([y(leaky, water), y(leaky, batch)], expected, rtol=1e-4)
+
+
+def test_l1net_has_as_many_parameters_as_published():
+    graph = egnn.complete_graph(np.eye(3), h=np.ones((3, 10)))
+    model = L1NetReadout(egnn.L1Net(parity="ignored"))
+    params = jax.eval_shape(model.init, jax.random.key(0), graph)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 5_661_312
+
+
+def small(model, **options):
+    sizes = {"features": 3, "layers": 2, "hidden": 4, **options}
+    return model(**sizes, **({"vectors": 3} if model is egnn.L1Net else {"degree": 2}))
+
+
+@pytest.mark.parametrize("model", [egnn.Cormorant, egnn.L1Net])
+def test_reflections_need_natural_parity(x64, model):
+    graph = testing.random_graph(velocity=False, attributes=0)
+    for parity in ("natural", "ignored"):
+        net = small(model, parity=parity, update_coordinates=True)
+        params = testing.randomise_parameters(net.init(jax.random.key(0), graph))
+        apply = jax.jit(partial(net.apply, params))
+        testing.assert_equivariant(apply, graph, reflection=False)
+        if parity == "natural":
+            testing.assert_equivariant(apply, graph)
+        else:
+            with pytest.raises(AssertionError, match="after a reflection"):
+                testing.assert_equivariant(apply, graph)
+
+
+def test_nodes_of_cormorant_send_to_themselves_only_where_asked(x64):
+    """An edge of length zero from a node to itself changes nothing by itself."""
+    x = np.array([[0, 0, 0], [1, 0.2, 0], [0, 1, 0.5]])
+    h = np.array([[1, 2], [0, 1], [2, 0.5]])
+    pairs = np.argwhere(~np.eye(3, dtype=bool))
+    looped = np.concatenate([pairs, [[k, k] for k in range(3)]])
+    with_edges = lambda edges: egnn.graph_from_edges(edges[:, 1], edges[:, 0], x=x, h=h)
+    graph, loops = with_edges(pairs), with_edges(looped)
+    net = small(egnn.Cormorant)
+    params = testing.randomise_parameters(net.init(jax.random.key(0), graph))
+    plain = net.apply(params, graph).nodes.h
+    assert_same(net.apply(params, loops).nodes.h, plain)
+    sent = small(egnn.Cormorant, self_pairs=True)
+    original = sent.apply(params, graph).nodes.h
+    assert_same(sent.apply(params, loops).nodes.h, original)
+    assert np.abs(original - plain).max() > 1e-3 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("model", [egnn.Cormorant, egnn.L1Net])
+def test_a_node_with_many_edges_gets_the_same_sum(x64, model):
+    """The edges of one node fill several rows; as in a graph where all nodes receive as many."""
+    rng = np.random.default_rng(0)
+    x, h = rng.standard_normal((25, 3)), rng.standard_normal((25, 2))
+    everyone = np.argwhere(~np.eye(25, dtype=bool))
+    first = everyone[everyone[:, 0] == 0]
+    net = small(model, layers=1)
+    graphs = [egnn.graph_from_edges(e[:, 1], e[:, 0], x=x, h=h) for e in (first, everyone)]
+    params = testing.randomise_parameters(net.init(jax.random.key(0), graphs[0]))
+    of_first = [net.apply(params, graph).nodes.h[0] for graph in graphs]
+    if model is egnn.L1Net:  # the one layer reads only the input of the neighbors
+        assert_same(*of_first)
+    else:  # whose first features are sums too
+        slots = edge_rows(graphs[0], jnp.ones(24, bool))
+        assert slots.taken.sum() == 24
+        assert sorted(np.asarray(slots.edges)[np.asarray(slots.taken)]) == list(range(24))
+
+
+def test_clebsch_gordan_coefficients_are_orthonormal():
+    for l1, l2 in ((1, 1), (2, 1), (3, 3), (3, 2)):
+        every = [clebsch_gordan(l1, l2, l) for l in range(abs(l1 - l2), l1 + l2 + 1)]
+        joined = np.concatenate(every, axis=-1).reshape((2 * l1 + 1) * (2 * l2 + 1), -1)
+        np.testing.assert_allclose(joined.T @ joined, np.eye(len(joined)), atol=1e-13)
+    assert clebsch_gordan(1, 1, 0)[1, 1, 0] == pytest.approx(-(3**-0.5))
+    assert not clebsch_gordan(1, 1, 3).any()
+
+
+@pytest.mark.parametrize("name", ["cormorant", "l1net"])
+def test_bad_arguments_are_refused(name):
+    graph = egnn.complete_graph(np.eye(3, 2))
+    model = {"cormorant": egnn.Cormorant, "l1net": egnn.L1Net}[name]
+    with pytest.raises(ValueError, match=r"expected \(N, 3\)"):
+        small(model).init(jax.random.key(0), graph)
+    graph = egnn.complete_graph(np.eye(3))
+    for wrong in ({"parity": "odd"}, {"layers": 0}, {"features": 0}):
+        with pytest.raises(ValueError, match="expected"):
+            small(model, **wrong).init(jax.random.key(0), graph)
