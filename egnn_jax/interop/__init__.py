@@ -13,6 +13,9 @@ The autoencoder's networks (``AE``, ``AE_EGNN``) are ``egnn.Autoencoder`` around
 and around ``EGNN(features, layers, embed=False, clip=100.0, shrinkage=1e-3)``. QM9's (``EGNN``) is
 ``egnn.Readout(EGNN(features, layers, infer_edges=True, update_coordinates=False))``.
 
+Cormorant (risilab/cormorant) is ``CormorantReadout(Cormorant(parity="ignored", self_pairs=True))``,
+and L1Net (bkmi/equivariant-benchmark) is ``L1NetReadout(L1Net(parity="ignored"))``.
+
 The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on
 graphs with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``,
 with ``infer_edges`` for its ``attention``.
@@ -59,8 +62,8 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
-      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout`` of the network's
-        size and options.
+      model: an ``EGNN``, ``GNN``, ``RadialField``, ``Cormorant``, ``L1Net``, or a readout or
+        ``Autoencoder`` of one, of the network's size and options.
 
     Raises:
       ValueError: entries are missing, left over or misshapen (all of them are listed), or the model
