@@ -22,6 +22,17 @@ from tests.conftest import GOLDEN
 NETWORKS = ("cormorant", "l1net")
 """What the names of files begin with."""
 
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+def run(model, params, graph, **options):
+    """The output, compiled as a whole: one operation after the other takes minutes."""
+    return jax.jit(partial(model.apply, **options), compiler_options=QUICKLY)(params, graph)
+
+
+def random(model, graph):
+    return testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
+
 
 def load(path):
     """The parameters of a file, all else that is in it, and its molecules."""
@@ -71,7 +82,7 @@ def check_cormorant(path):
     z, state, parts = load(path)
     model, graph = cormorant(state, z), molecules(parts)
     params = there_and_back(state, model)
-    out, seen = model.apply(params, graph, capture_intermediates=True)
+    out, seen = run(model, params, graph, capture_intermediates=True)
     assert_same(out.globals.y[:, 0], z["output/prediction"])
     for name in (name for name in z if name.startswith("output/atoms/")):
         level, l = name.split("/")[2], int(name[-1])
@@ -84,7 +95,7 @@ def check_cormorant(path):
 def check_functions_of_distances(z, state, x):
     """Harmonics and radial functions, of the first molecule."""
     r = x[:, None] - x
-    harmonics = solid_harmonics(jnp.asarray(r), 3)
+    harmonics = jax.jit(solid_harmonics, static_argnums=1)(jnp.asarray(r), 3)
     for l in range(4):
         got = harmonics[..., l**2 : (l + 1) ** 2]
         assert_same(jnp.moveaxis(got, 0, -1), z[f"output/harmonics_molecule_0/l_{l}"][:, :, 0])
@@ -100,7 +111,7 @@ def check_functions_of_distances(z, state, x):
 @pytest.mark.parametrize(
     "field", ["param/cormorant_cg.edge_levels.1.cat_mix.mix_reps.weights.2", "input/x"]
 )
-def test_a_changed_value_is_seen(x64, tmp_path, field):
+def test_a_changed_value_of_cormorant_is_seen(x64, tmp_path, field):
     z = dict(np.load(GOLDEN / "cormorant.npz"))
     z[field] = z[field].copy()
     z[field].flat[1] += 1e-5
@@ -153,14 +164,14 @@ def check_l1net(path):
     z, state, parts = load(path)
     model, graph = l1net(state, z), of_kinds(state, parts)
     params = there_and_back(state, model)
-    out = model.apply(params, graph)
+    out = run(model, params, graph)
     assert_same(out.globals.y[:, 0], z["output/prediction"])
     if not model.mlp:
         assert_same(out.nodes.h[:, 0], z["output/atomwise"])
     body = model.encoder.clone(further=())
     own = {"embedding", *(f"layer_{k}" for k in range(body.layers))}
     of_body = {name: params["params"]["network"][name] for name in own}
-    scalars = body.apply({"params": of_body}, graph).nodes.h
+    scalars = run(body, {"params": of_body}, graph).nodes.h
     assert_same(scalars, z["output/features"][:, : body.features])
 
 
@@ -175,7 +186,7 @@ def test_l1net_in_the_authors_batches_depends_on_padding(x64):
     model = l1net(state, z)
     params = interop.from_torch_state_dict(state, model)
     water, batch = of_kinds(state, parts[:1]), of_kinds(state, parts)
-    y = lambda model, graph: model.apply(params, graph).globals.y[0, 0]
+    y = lambda model, graph: run(model, params, graph).globals.y[0, 0]
     np.testing.assert_allclose([y(model, water), y(model, batch)], z["output/prediction"][0])
     for size, expected in ((9, 9.448), (3, z["output/prediction"][0])):
         leaky = model.clone(encoder=model.encoder.clone(padded_nodes=size))
@@ -199,8 +210,8 @@ def test_reflections_need_natural_parity(x64, model):
     graph = testing.random_graph(velocity=False, attributes=0)
     for parity in ("natural", "ignored"):
         net = small(model, parity=parity, update_coordinates=True)
-        params = testing.randomise_parameters(net.init(jax.random.key(0), graph))
-        apply = jax.jit(partial(net.apply, params))
+        params = random(net, graph)
+        apply = partial(run, net, params)
         testing.assert_equivariant(apply, graph, reflection=False)
         if parity == "natural":
             testing.assert_equivariant(apply, graph)
@@ -218,12 +229,12 @@ def test_nodes_of_cormorant_send_to_themselves_only_where_asked(x64):
     with_edges = lambda edges: egnn.graph_from_edges(edges[:, 1], edges[:, 0], x=x, h=h)
     graph, loops = with_edges(pairs), with_edges(looped)
     net = small(egnn.Cormorant)
-    params = testing.randomise_parameters(net.init(jax.random.key(0), graph))
-    plain = net.apply(params, graph).nodes.h
-    assert_same(net.apply(params, loops).nodes.h, plain)
+    params = random(net, graph)
+    plain = run(net, params, graph).nodes.h
+    assert_same(run(net, params, loops).nodes.h, plain)
     sent = small(egnn.Cormorant, self_pairs=True)
-    original = sent.apply(params, graph).nodes.h
-    assert_same(sent.apply(params, loops).nodes.h, original)
+    original = run(sent, params, graph).nodes.h
+    assert_same(run(sent, params, loops).nodes.h, original)
     assert np.abs(original - plain).max() > 1e-3 * np.abs(plain).max()
 
 
@@ -236,8 +247,8 @@ def test_a_node_with_many_edges_gets_the_same_sum(x64, model):
     first = everyone[everyone[:, 0] == 0]
     net = small(model, layers=1)
     graphs = [egnn.graph_from_edges(e[:, 1], e[:, 0], x=x, h=h) for e in (first, everyone)]
-    params = testing.randomise_parameters(net.init(jax.random.key(0), graphs[0]))
-    of_first = [net.apply(params, graph).nodes.h[0] for graph in graphs]
+    params = random(net, graphs[0])
+    of_first = [run(net, params, graph).nodes.h[0] for graph in graphs]
     if model is egnn.L1Net:  # the one layer reads only the input of the neighbors
         assert_same(*of_first)
     else:  # whose first features are sums too

@@ -87,10 +87,8 @@ class CormorantLevel(nn.Module):
         """G_ij^l (2, C, E) for each degree l."""
         distance = safe_norm(edge_vectors(graph, graph.nodes.x))
         radial = with_attributes(graph, DampedWaves(name="R")(distance))
-        radial = jnp.pad(radial, ((0, 0), (0, radial.shape[-1] % 2)))
-        radial = (
-            radial.astype(f.dtype).reshape(len(distance), radial.shape[-1] // 2, 2).T
-        )  # (2, K, E)
+        radial = jnp.pad(radial, ((0, 0), (0, radial.shape[-1] % 2))).astype(f.dtype)
+        radial = radial.reshape(len(distance), radial.shape[-1] // 2, 2).T  # (2, K, E)
         products = multiply(f[:, :, graph.receivers], dual(f)[:, :, graph.senders])
         dots = sum_orders(products).transpose(0, 3, 1, 2)  # F_i · F_j, (2, L + 1, C, E)
         dots = dots.reshape(2, dots.shape[1] * self.features, len(distance))

@@ -22,10 +22,8 @@ from egnn_jax.nn.mlp import (
 )
 from egnn_jax.nn.radial import bessel_basis, cosine_cutoff
 
-GATE = 1.84623
-"""1 / √(mean of σ(z)²) over normal z."""
-SHARPNESS = 5.0
-"""β of softplus_β(z) = ln(1 + exp(βz)) / β."""
+GATE = 1.84623  # 1 / √(mean of σ(z)²) over normal z
+SHARPNESS = 5.0  # β
 LN2 = 0.6931471805599453
 Edges = tuple[jax.Array, jax.Array, jax.Array]
 """b (E, K), u (E, 3) and how often each edge counts, (E, 1) or ()."""
@@ -41,10 +39,10 @@ class Convolution(nn.Module):
     """Sums over neighbors j of scalars s_j and vectors V_j, with a weight R(d_ij) for each pair of
     channels and each product of them with the direction u = -r_ij/‖r_ij‖:
 
-    - s_i' = (Σ_j R s_j - √3 R V_j·u) / √n_0,
-    - V_i' = (Σ_j -R s_j u + R V_j + √(3/2) R u × V_j - √(1/2) R (3 u (u·V_j) - V_j)) / √n_1,
+    - s_i' = (Σ_j R s_j - √3 R V_j·u) / √n_0
+    - V_i' = (Σ_j -R s_j u + R V_j + √(3/2) R u × V_j - √(1/2) R (3 u (u·V_j) - V_j)) / √n_1
 
-    where n is the number of terms R. R = W_2 φ(d_ij) is linear in φ = act(W_1 act(W_0 b(d_ij))), so
+    Here n is the number of terms R. R = W_2 φ(d_ij) is linear in φ = act(W_1 act(W_0 b(d_ij))), so
     φ times what R multiplies is summed first, and W_2 applied at nodes.
 
     Args:
@@ -191,15 +189,14 @@ class L1Net(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
-        require_positive(features=self.features, vectors=self.vectors, embedding=self.embedding)
-        require_positive(hidden=self.hidden, layers=self.layers, basis=self.basis)
+        sizes = ("features", "vectors", "embedding", "hidden", "layers", "basis")
+        require_positive(**{name: getattr(self, name) for name in sizes})
         require_positive(output_features=self.output_features, padded_nodes=self.padded_nodes)
         require_cutoff(self.cutoff)
         require_option("parity", self.parity, Parity)
         if graph.nodes.x.shape[-1] != 3:
             raise ValueError(f"x has shape {graph.nodes.x.shape}; expected (N, 3)")
-        x, v = graph.nodes.x, graph.nodes.v
-        s = graph.nodes.h
+        x, v, s = graph.nodes.x, graph.nodes.v, graph.nodes.h
         if jnp.issubdtype(s.dtype, jnp.integer):
             s = embed(s, self.embedding)
         else:
@@ -211,14 +208,12 @@ class L1Net(nn.Module):
 
         def convolve(n_s: int, n_v: int, name: str) -> tuple[jax.Array, jax.Array]:
             options = (self.hidden, self.radial_scale, self.parity)
-            given = [z / self.average_nodes**0.5 for z in (s, vectors)]
-            if self.padded_nodes is not None:  # the features of a padding node, κ ln 2 / β
-                value = 0 if name == "layer_0" else self.softplus_scale * LN2 / SHARPNESS
-                value /= self.average_nodes**0.5
-                given = [
-                    jnp.pad(z, [(0, 1)] + [(0, 0)] * (z.ndim - 1), constant_values=constant)
-                    for z, constant in zip(given, (value, 0.0), strict=True)
-                ]
+            sent = [s, vectors]
+            if self.padded_nodes is not None:  # a padding node has κ softplus(0)
+                value = 0.0 if name == "layer_0" else self.softplus_scale * LN2 / SHARPNESS
+                sent[0] = jnp.pad(s, ((0, 1), (0, 0)), constant_values=value)
+                sent[1] = jnp.pad(vectors, ((0, 1), (0, 0), (0, 0)))
+            given = [z / self.average_nodes**0.5 for z in sent]
             return Convolution(n_s, n_v, n_v, *options, name=name)(pairs, rows, edges, *given)
 
         widths = [(self.features, self.vectors)] * self.layers
