@@ -31,6 +31,17 @@ MODELS = [
         {"velocity": False, "attributes": 0},
     ),
     (Readout(egnn.EGNN(features=5, layers=2), outputs=3), {}),
+    (
+        egnn.SumReadout(
+            egnn.DimeNetPP(
+                features=6, layers=2, basis=3, angular_basis=2, angular_features=4,
+                basis_features=2, output_features=5,
+            ),
+            outputs=3,
+        ),
+        {"attributes": 0},
+    ),
+    (egnn.MeanReadout(egnn.LieConv(features=8, layers=2), outputs=2), {"attributes": 0, "n": 2}),
     (egnn.RadialField(features=5, layers=2), {}),
     (egnn.RadialField(features=5, layers=2), {"attributes": 0, "velocity": False}),
 ]

@@ -143,7 +143,7 @@ class MolecularTask(Task):
         """The mean absolute error of each target in its unit; of several also ``relative``."""
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
-            error, number = self._errors(apply, params, batch)
+            error, number = self._errors(self.predict(apply, params, batch), batch)
             scaled = [error[k] * d for k, d in enumerate(self.deviation)]
             sums = {name: (e, number) for name, e in zip(self.targets, scaled, strict=True)}
             if len(self.targets) > 1:
@@ -246,10 +246,10 @@ class MolecularTask(Task):
         sums = [qm9.free_atoms(name, n_atoms, atomic_numbers) for name in self.targets]
         return np.stack(sums, axis=1)
 
-    def _errors(self, apply: Apply, params: Any, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:
+    def _errors(self, predicted: jax.Array, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:
         """Absolute errors summed over the molecules of a batch (T,), and how many there are."""
         real = graph_mask(batch)[:-1]  # the last graph of a batch is always padding
-        error = jnp.abs(self.predict(apply, params, batch) - batch.globals.y)[:-1]
+        error = jnp.abs(predicted - batch.globals.y)[:-1]
         return jnp.sum(jnp.where(real[:, None], error, 0.0), axis=0), jnp.sum(real)
 
     def _of_rows(self, apply: Apply, params: Any, rows: np.ndarray) -> np.ndarray:

@@ -15,9 +15,11 @@ from egnn_jax.data.qm9_graphs import atom_features
 from egnn_jax.experiments import paper
 from egnn_jax.experiments.molecules import MolecularTask
 from egnn_jax.experiments.task import Apply
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.geometry import random_orthogonal
+from egnn_jax.graph.graph import GraphsTuple, graph_of_node
+from egnn_jax.nn.batch_norm import COLLECTION, in_training
 from egnn_jax.nn.heads import head_of
-from egnn_jax.training.step import Loss
+from egnn_jax.training.step import STATISTICS, Loss
 
 Target = Literal["alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve"]
 
@@ -40,6 +42,8 @@ class QM9(MolecularTask):
       targets: the properties to predict.
       independent: a network for each target, all trained at once (vmapped); otherwise one network
         with several outputs.
+      augment: turn each molecule at random in training, for models that are not equivariant to
+        rotations.
       train_size: train on the first molecules of the training split, this many.
       cutoff: only atoms within this distance (Å) send to each other; all of a molecule if none, as
         in the paper.
@@ -47,6 +51,7 @@ class QM9(MolecularTask):
 
     targets: tuple[Target, ...] = ("homo",)  # pyright: ignore[reportIncompatibleMethodOverride]
     independent: bool = False
+    augment: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError where a choice makes no sense."""
@@ -119,7 +124,7 @@ class QM9(MolecularTask):
         if not self.independent:
             return head(model, len(self.targets))
         each: Any = nn.vmap
-        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        axes = {"variable_axes": {"params": 0, COLLECTION: 0}, "split_rngs": {"params": True}}
         vmapped = each(head, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
         return vmapped(model, 1)
 
@@ -130,16 +135,27 @@ class QM9(MolecularTask):
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
         """Standardised labels (G, T)."""
-        y = apply(params, self.graph(batch)).globals.y
+        return self._labels(apply(params, self.graph(batch)))
+
+    def _labels(self, out: GraphsTuple) -> jax.Array:
+        y = out.globals.y
         return jnp.moveaxis(y[..., 0], 0, -1) if self.independent else y
 
     def loss(self, apply: Apply) -> Loss:
         """The mean absolute error of the standardised labels."""
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
-            error, number = self._errors(apply, params, batch)
+            graph = self.graph(batch)
+            if self.augment:
+                keys = jax.random.split(key, batch.n_node.shape[0])
+                q = jax.vmap(lambda key: random_orthogonal(key, 3, determinant=1))(keys)
+                x = jnp.einsum("nij,nj->ni", q[graph_of_node(graph)], graph.nodes.x)
+                graph = graph._replace(nodes=graph.nodes.replace(x=x))
+            out, moved = in_training(apply, params, graph)
+            error, number = self._errors(self._labels(out), batch)
             # The gradient of an independent network does not depend on how many there are.
             networks = len(self.targets) if self.independent else 1
-            return jnp.sum(error) / number / (len(self.targets) / networks), {}
+            value = jnp.sum(error) / number / (len(self.targets) / networks)
+            return value, {STATISTICS: moved} if moved else {}
 
         return loss

@@ -123,7 +123,8 @@ class DimeNetPP(nn.Module):
         t = jnp.where(d > 0, jnp.minimum(d / self.cutoff, 1), 1)
         e = polynomial_envelope(t, 1.0) / t  # 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷
         f = self.param("frequencies", _multiples_of_pi, (self.basis,), h.dtype)
-        rbf = (e * jnp.sin(f.astype(t.dtype) * t)).astype(h.dtype)  # e(t) sin(f_n t)
+        rbf = e * jnp.sin(f.astype(t.dtype) * t)  # e(t) sin(f_n t)
+        s_ij = with_attributes(graph, rbf).astype(h.dtype)
         j = e[..., None] * spherical_bessel_basis(t[:, 0], degree, self.basis)
         l = np.arange(degree + 1)
         norm = np.sqrt((2 * l + 1) / (4 * np.pi))[:, None]
@@ -131,8 +132,8 @@ class DimeNetPP(nn.Module):
         natural = irreps(1, degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
         harmonics = e3nn.spherical_harmonics(natural, u_ij, False, "norm").array.astype(h.dtype)
 
-        a_ij = silu(Linear(F, name="rbf")(with_attributes(graph, rbf)))
-        m = silu(EdgeLinear(F, glorot_orthogonal, zeros, name="messages")(graph, h, a_ij))
+        s_ij, rbf = silu(Linear(F, name="rbf")(s_ij)), rbf.astype(h.dtype)
+        m = silu(EdgeLinear(F, glorot_orthogonal, zeros, name="messages")(graph, h, s_ij))
         read = partial(Output, F, self.output_features)
         outputs = [read(name="output_0")(graph, m, rbf)]
         for k in range(self.layers):

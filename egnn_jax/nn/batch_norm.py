@@ -1,15 +1,29 @@
 """Batch normalisation as a pure function: running statistics are variables of their own."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.nn.mlp import dtype_of_sums
+from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
 
 COLLECTION = "batch_stats"
 """The collection of variables that holds running means and variances, beside "params"."""
+
+
+def in_training(
+    apply: Callable[..., Any], variables: Mapping[str, Any], graph: GraphsTuple
+) -> tuple[Any, dict[str, Any]]:
+    """The output with statistics of the batch, and ``{"batch_stats": …}`` as the batch moves it; of
+    a network without running statistics its output, and {}.
+
+    A loss returns them as ``{egnn_jax.training.step.STATISTICS: …}`` beside its value.
+    """
+    if COLLECTION not in variables:
+        return apply(variables, graph), {}
+    return apply(variables, graph, mutable=[COLLECTION])
 
 
 class BatchNorm(nn.Module):

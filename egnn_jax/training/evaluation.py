@@ -14,7 +14,7 @@ from egnn_jax.data.loader import Loader, require_loader
 from egnn_jax.graph.graph import PaddedGraphsTuple, graph_mask
 from egnn_jax.training._validation import require_loss
 from egnn_jax.training.distributed import AXIS, make_mesh
-from egnn_jax.training.step import Loss, local_shards
+from egnn_jax.training.step import STATISTICS, Loss, local_shards
 
 Metrics = Callable[[Any, Any, jax.Array], dict[str, Any]]
 """(params, batch, key) -> metrics, as the second value of :data:`egnn_jax.training.step.Loss`."""
@@ -26,7 +26,7 @@ def metrics_of(loss: Loss) -> Metrics:
     def metrics(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
         require_loss(loss, params, batch)
         value, metrics = loss(params, batch, key)
-        return {"loss": value, **metrics}
+        return {"loss": value} | {k: metrics[k] for k in metrics if k != STATISTICS}
 
     return metrics
 

@@ -16,9 +16,14 @@ from egnn_jax.training.state import State
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, Any]]]
 """(params, batch, key) -> (scalar, metrics): what training minimises, and what is to be reported.
 
-A metric is ``(total, count)``, the sum of a quantity over the real samples of a batch and their
+The metric ``STATISTICS`` is special: collections of variables, such as ``{"batch_stats": …}``, that
+take the place of those in ``params`` after the step, as the batch moved them. Any other metric is
+``(total, count)``, the sum of a quantity over the real samples of a batch and their
 number, or a scalar, which is averaged over batches with their numbers of samples as weights.
 """
+
+STATISTICS = "statistics"
+"""The metric by which a loss returns running statistics, see :data:`Loss`."""
 
 Step = Callable[[State, Any], tuple[State, jax.Array]]
 
@@ -42,15 +47,17 @@ def make_step(
     """
     spread = mesh is not None and mesh.size > 1
 
-    def gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
-        return value, gradient
+    def gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any, Any]:
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        return value, gradient, metrics.get(STATISTICS, {})
 
-    def mean_gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    def mean_gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any, Any]:
         def add(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient_of(params, *part)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        first = jax.tree.map(lambda a: a[0], batch)
+        shapes = jax.eval_shape(gradient_of, params, first, key)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (batch, jax.random.split(key, micro_batches)))
         return jax.tree.map(lambda a: a / micro_batches, total)
 
@@ -59,19 +66,24 @@ def make_step(
         if spread:
             key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
-        def value_and_gradient(params: Any) -> tuple[jax.Array, Any]:
+        def computed(params: Any) -> tuple[jax.Array, Any, Any]:
             compute = gradient_of if micro_batches == 1 else mean_gradient_of
-            value, gradient = compute(params, batch, key)
+            found = compute(params, batch, key)
             if spread:  # one exchange instead of one an array
-                flat, unravel = ravel_pytree((value, gradient))
-                value, gradient = unravel(jax.lax.pmean(flat, AXIS))
-            return value, gradient
+                flat, unravel = ravel_pytree(found)
+                found = unravel(jax.lax.pmean(flat, AXIS))
+            return found
 
-        value, gradient = value_and_gradient(state.params)
+        def value_and_gradient(params: Any) -> tuple[jax.Array, Any]:
+            return computed(params)[:2]
+
+        value, gradient, statistics = computed(state.params)
         updates, opt_state = apply_optimizer(
             optimizer, value_and_gradient, value, gradient, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
+        if statistics:
+            params = {**params, **statistics}
         average = state.average
         if average is not None:
             # A short memory at first, so that the initial parameters are soon forgotten.

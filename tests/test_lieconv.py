@@ -1,0 +1,117 @@
+"""LieConv: sums in both ways, running statistics in training, and random turns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import testing
+from egnn_jax.experiments.qm9 import QM9
+from egnn_jax.nn import products
+from egnn_jax.nn.batch_norm import BatchNorm
+from egnn_jax.training.state import init_state
+from egnn_jax.training.step import make_step
+
+TASK = QM9(train_size=500)
+
+
+def loops(graph, w, t):
+    sums = np.zeros((len(t), w.shape[1], t.shape[1]))
+    for edge, (i, j) in enumerate(zip(graph.receivers, graph.senders, strict=True)):
+        sums[i] += np.outer(w[edge], t[j])
+    return sums
+
+
+@pytest.mark.parametrize("sizes", [(5, 1, 7), (40, 3)], ids=["small", "large"])
+def test_sums_by_matrices_and_by_edges_are_the_same(x64, sizes):
+    graph = testing.random_graph(sizes=sizes)  # padded
+    rng = np.random.default_rng(0)
+    w, t = rng.normal(size=(len(graph.senders), 3)), rng.normal(size=(len(graph.nodes.h), 4))
+    wanted = loops(graph, w, t)
+    real = slice(sum(sizes))
+    got = jax.jit(products.sum_of_products)(graph, jnp.asarray(w), jnp.asarray(t))
+    np.testing.assert_allclose(got[real], wanted[real], atol=1e-12)
+    if max(sizes) <= products.LARGEST:
+        for way in (products._by_matrices, products._by_edges):
+            found = way(graph, jnp.asarray(w), jnp.asarray(t))
+            np.testing.assert_allclose(found[real], wanted[real], atol=1e-12)
+
+
+def test_a_batch_is_normalised_by_its_real_rows(x64):
+    x = np.random.default_rng(0).normal(3, 2, size=(20, 4))
+    real = np.arange(20) < 13
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x)
+    np.testing.assert_allclose(norm.apply(variables, x), x, rtol=1e-12)  # mean 0, variance 1
+    y, moved = norm.apply(variables, jnp.asarray(x), real, mutable=["batch_stats"])
+    kept = x[real]
+    np.testing.assert_allclose(y, (x - kept.mean(0)) / kept.std(0), rtol=1e-10)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], 0.1 * kept.mean(0))
+    np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 + 0.1 * kept.var(0, ddof=1))
+
+
+def built(independent=False, **options):
+    task = dataclasses.replace(TASK, independent=independent, **options)
+    network = task.network(egnn.LieConv(features=16, layers=1, kernel_features=8))
+    batch = task.samples("train").pack(np.arange(6).reshape(2, 3))
+    first = jax.tree.map(lambda a: a[0], batch)
+    variables = network.init(jax.random.key(0), task.graph(first))
+    return task, network, batch, variables
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_a_step_moves_the_statistics_as_its_micro_batches_do(independent):
+    task, network, batch, variables = built(independent)
+    optimizer = optax.adam(1e-2)
+    state = init_state(variables, optimizer, False, jax.random.PRNGKey(0))
+    step = make_step(task.loss(network.apply), optimizer, micro_batches=2)
+    after, _ = step(state, batch)
+    each = []
+    for k in range(2):
+        graph = task.graph(jax.tree.map(lambda a, k=k: a[k], batch))
+        each.append(network.apply(variables, graph, mutable=["batch_stats"])[1]["batch_stats"])
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *each)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        after.params["batch_stats"],
+        mean,
+    )
+    change = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), variables["params"], after.params["params"]
+    )
+    assert max(jax.tree.leaves(change)) > 1e-3
+    predicted = task.predict(network.apply, after.params, jax.tree.map(lambda a: a[0], batch))
+    alone = task.samples("train").pack(np.array([1, -1, -1]))
+    np.testing.assert_allclose(
+        task.predict(network.apply, after.params, alone)[0], predicted[1], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_turning_molecules_changes_the_loss_of_what_is_not_equivariant():
+    turned = dataclasses.replace(TASK, augment=True)
+    for model, changes in (
+        (egnn.LieConv(features=16, layers=1), True),
+        (egnn.EGNN(8, 1, update_coordinates=False), False),
+    ):
+        network = TASK.network(model)
+        batch = TASK.samples("train").pack(np.arange(4))
+        variables = testing.randomise_parameters(
+            jax.eval_shape(network.init, jax.random.key(0), TASK.graph(batch))
+        )
+        losses = [
+            float(task.loss(network.apply)(variables, batch, jax.random.key(k))[0])
+            for task in (TASK, turned)
+            for k in (0, 1)
+        ]
+        assert losses[0] == losses[1]
+        assert (abs(losses[2] - losses[0]) > 1e-4 * losses[0]) == changes
+        assert (abs(losses[3] - losses[2]) > 1e-4 * losses[0]) == changes
+
+
+def test_a_width_below_four_is_refused():
+    with pytest.raises(ValueError, match="features is 3; expected at least 4"):
+        egnn.LieConv(features=3).init(jax.random.key(0), testing.random_graph())
