@@ -36,6 +36,7 @@ from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
 from .models.gnn import GNN as GNN
 from .models.linear import Linear as Linear
+from .models.nmp import NMP as NMP
 from .models.painn import PaiNN as PaiNN
 from .models.radial_field import RadialField as RadialField
 from .models.schnet import SchNet as SchNet
@@ -44,7 +45,9 @@ from .models.tensornet import TensorNet as TensorNet
 from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
 from .nn.heads import Readout as Readout
+
 from .nn.precision import MixedPrecision as MixedPrecision
+from .nn.set2set import Set2SetReadout as Set2SetReadout
 from .potentials.calculator import ASECalculator as ASECalculator
 from .potentials.potential import Potential as Potential
 from .registry import MODELS as MODELS

@@ -27,7 +27,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from egnn_jax._counterparts import counterpart_of
 from egnn_jax.graph.build import complete_graph
+from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
 from egnn_jax.models.radial_field import RadialField
@@ -63,8 +65,11 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
     wanted = _expected(given, model)
     if problems := _misfits(given, wanted):
         raise ValueError(f"the state dict does not fit {model!r}: {problems}")
+    ours = _ours if (other := counterpart_of(model)) is None else other.ours
     return {
-        "params": unflatten_dict({path: given[name].T.copy() for name, (path, _) in wanted.items()})
+        "params": unflatten_dict(
+            {path: ours(name, given[name]).copy() for name, (path, _) in wanted.items()}
+        )
     }
 
 
@@ -76,10 +81,10 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
         those of several seeds.
     """
     _require_counterpart(model)
-    state = {
-        _torch_name(path, model): np.asarray(value).T.copy()
-        for path, value in flatten_dict(params["params"]).items()
-    }
+    state = {}
+    for path, value in flatten_dict(params["params"]).items():
+        name, array = _torch_entry(path, np.asarray(value), model)
+        state[name] = array.copy()
     if problems := _misfits(state, _expected(state, model)):
         raise ValueError(
             f"the parameters are not those of one {model!r} (of several seeds, take one): "
@@ -102,6 +107,19 @@ def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
         if name in given and given[name].shape != shape
     ]
     return "; ".join(problems)
+
+
+def _ours(name: str, array: np.ndarray) -> np.ndarray:
+    return array.T
+
+
+def _torch_entry(
+    path: tuple[str, ...], value: np.ndarray, model: nn.Module
+) -> tuple[str, np.ndarray]:
+    """The authors' name of a parameter, and it as it lies there."""
+    if (other := counterpart_of(model)) is not None:
+        return (name := other.name(path)), other.theirs(name, value)
+    return _torch_name(path, model), value.T
 
 
 def _torch_name(path: tuple[str, ...], model: nn.Module) -> str:
@@ -140,6 +158,9 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
 
     _require_counterpart(model)
 
+    if (other := counterpart_of(model)) is not None:
+        return _shapes(model, other.graph(given, getattr(model, "encoder", model)))
+
     def columns(name: str, less: int, least: int) -> int:
         shape = given[name].shape if name in given else ()
         return max(shape[1] - less, least) if len(shape) == 2 else least
@@ -168,10 +189,19 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Wanted:
         v=x if velocity else None,
         a=np.zeros((2, attributes), np.float32) if attributes else None,
     )
+    return _shapes(model, graph)
+
+
+def _shapes(model: nn.Module, graph: GraphsTuple) -> Wanted:
+    """What the model has on a graph."""
     leaves: dict[tuple[str, ...], Any] = flatten_dict(
         jax.eval_shape(model.init, jax.random.key(0), graph)["params"]
     )
-    return {_torch_name(path, model): (path, leaf.shape[::-1]) for path, leaf in leaves.items()}
+    wanted: Wanted = {}
+    for path, leaf in leaves.items():
+        name, array = _torch_entry(path, np.broadcast_to(0, leaf.shape), model)
+        wanted[name] = path, array.shape
+    return wanted
 
 
 def _encoder(model: nn.Module) -> nn.Module:
@@ -179,6 +209,8 @@ def _encoder(model: nn.Module) -> nn.Module:
 
 
 def _require_counterpart(model: nn.Module) -> None:
+    if counterpart_of(model) is not None:
+        return
     counterpart = _encoder(model)
     if not isinstance(counterpart, EGNN | GNN | RadialField):
         raise ValueError(

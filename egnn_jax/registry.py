@@ -109,6 +109,7 @@ MODELS = Registry(
         "radial_field": "egnn_jax.models.radial_field:RadialField",
         "tfn": "egnn_jax.models.tfn:TFN",
         "painn": "egnn_jax.models.painn:PaiNN",
+        "nmp": "egnn_jax.models.nmp:NMP",
         "schnet": "egnn_jax.models.schnet:SchNet",
         "tensornet": "egnn_jax.models.tensornet:TensorNet",
         "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",

@@ -38,7 +38,7 @@ def pytest_addoption(parser):
         "--golden",
         type=Path,
         default=GOLDEN,
-        help="the folder whose *.npz files test_golden.py checks",
+        help="the folder whose *.npz files test_golden*.py check",
     )
 
 
@@ -48,6 +48,8 @@ def pytest_generate_tests(metafunc):
         files = sorted(folder.glob("*.npz"))
         if not files:
             raise pytest.UsageError(f"--golden {folder} holds no *.npz files")
+        # Each of test_golden*.py says what the names of its files begin with.
+        files = [path for path in files if path.stem.startswith(metafunc.module.NETWORKS)]
         metafunc.parametrize("golden_file", files, ids=lambda path: path.stem)
 
 

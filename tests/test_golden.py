@@ -18,6 +18,9 @@ from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.nn.heads import Autoencoder, Readout
 from tests.conftest import GOLDEN
 
+NETWORKS = ("autoencoder", "egnn_clean", "nbody", "qm9_egnn")
+"""What the names of files begin with."""
+
 
 def check_trajectories(z):
     for name in {key.split("/")[0] for key in z}:

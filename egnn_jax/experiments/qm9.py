@@ -114,12 +114,15 @@ class QM9(MolecularTask):
         return task
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model with a readout of the targets; one for each where they are independent."""
+        """The model with its ``readout`` of the targets, by default :class:`egnn_jax.Readout`; one
+        for each where they are independent.
+        """
+        readout = getattr(getattr(model, "model", model), "readout", Readout)
         if not self.independent:
-            return Readout(model, len(self.targets))
+            return readout(model, len(self.targets))
         each: Any = nn.vmap
         axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        vmapped = each(Readout, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
+        vmapped = each(readout, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
         return vmapped(model, 1)
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:

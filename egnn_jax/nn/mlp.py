@@ -48,6 +48,14 @@ def torch_bias(fan_in: int) -> Initializer:
     return init
 
 
+def glorot_bias(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """Uniform in ±√(3 / size): what ``glorot_uniform`` is in TensorFlow 1 for a bias (size,)."""
+    bound = (3 / shape[0]) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 def with_attributes(graph: GraphsTuple, s_ij: jax.Array) -> jax.Array:
     """[s_ij, a_ij], (E, S) to (E, S + A); s_ij where edges have no attributes."""
     a_ij = graph.edges.a
@@ -93,13 +101,15 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     kernel_init: Initializer = torch_kernel
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), x.dtype)
         y = x @ kernel
         if self.use_bias:
-            y += self.param("bias", torch_bias(x.shape[-1]), (self.features,), x.dtype)
+            init = self.bias_init or torch_bias(x.shape[-1])
+            y += self.param("bias", init, (self.features,), x.dtype)
         return y
 
 
