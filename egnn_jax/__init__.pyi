@@ -34,6 +34,8 @@ from .graph.graph import sum_at_receivers as sum_at_receivers
 from .graph.graph import sum_nodes as sum_nodes
 from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
+from .models.fuchs import FuchsSE3Transformer as FuchsSE3Transformer
+from .models.fuchs import FuchsTFN as FuchsTFN
 from .models.gnn import GNN as GNN
 from .models.linear import Linear as Linear
 from .models.nmp import NMP as NMP
@@ -44,6 +46,7 @@ from .models.se3_transformer import SE3Transformer as SE3Transformer
 from .models.tensornet import TensorNet as TensorNet
 from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
+from .nn.heads import MaxReadout as MaxReadout
 from .nn.heads import Readout as Readout
 
 from .nn.precision import MixedPrecision as MixedPrecision

@@ -3,7 +3,9 @@ memory.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,10 +13,15 @@ import numpy as np
 
 from egnn_jax.graph.build import graph_from_edges
 from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.models.fuchs import FuchsSE3Transformer, FuchsTFN
 from egnn_jax.models.nmp import NMP
-from egnn_jax.nn.set2set import Set2SetReadout
 
 State = Mapping[str, np.ndarray]
+
+Signs = Mapping[tuple[int, int, int], float]
+"""1 or -1 by the degrees (l, l', J) of a matrix Q_J from l' to l, see
+:class:`egnn_jax.nn.kernels.Filters`; 1 where not given.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +37,8 @@ class Counterpart:
 
     graph: Callable[[State, Any], GraphsTuple]
     name: Callable[[tuple[str, ...]], str]
-    theirs: Callable[[str, np.ndarray], np.ndarray]
-    ours: Callable[[str, np.ndarray], np.ndarray]
+    theirs: Callable[[str, np.ndarray, Signs], np.ndarray]
+    ours: Callable[[str, np.ndarray, Signs], np.ndarray]
 
 
 def counterpart_of(model: nn.Module) -> Counterpart | None:
@@ -86,21 +93,74 @@ def _nmp_name(path: tuple[str, ...]) -> str:
     return prefix + (f"{letter}{layer}" if len(rest) == 2 else f"output_{letter}")
 
 
-def _nmp_theirs(name: str, array: np.ndarray) -> np.ndarray:
+def _nmp_theirs(name: str, array: np.ndarray, signs: Signs) -> np.ndarray:
     if name.endswith("att_W_1"):
         return array[None, None]
     return array[None] if "LSTMLoopAtt" in name and array.ndim == 1 else array
 
 
-def _nmp_ours(name: str, array: np.ndarray) -> np.ndarray:
+def _nmp_ours(name: str, array: np.ndarray, signs: Signs) -> np.ndarray:
     if name.endswith("att_W_1"):
         return array[0, 0]
     return array[0] if "LSTMLoopAtt" in name and name.endswith("b") else array
 
 
+def _fuchs_graph(state: State, model: Any) -> GraphsTuple:
+    """The width of h from the first map W h_i, that of a from the first radial network."""
+    columns = lambda ending: next(
+        (np.shape(a)[-1] for name, a in state.items() if name.endswith(ending) and np.ndim(a)), 1
+    )
+    first = "q.transform.0" if isinstance(model, FuchsSE3Transformer) else "kernel_self.0"
+    return _graph(columns(first), columns("(0,0).rp.net.0.weight") - 1)
+
+
+def _fuchs_name(path: tuple[str, ...], blocks: tuple[str, str]) -> str:
+    block, head = blocks
+    part, *rest = path[1:] if path[0] == "encoder" else path
+    leaf = "bias" if path[-1] == "bias" else "weight"
+    if part == "graph_dec":
+        return f"{head}.{2 * int(rest[0].removeprefix('Dense_'))}.{leaf}"
+    kind, _, k = part.partition("_")
+    if kind == "norm":
+        return f"{block}.{2 * int(k) + 1}.transform.{rest[0]}.0.bn.{leaf}"
+    prefix = f"{block}.{2 * int(k)}"
+    if rest[0] == "self":
+        return f"{prefix}.kernel_self.{rest[1]}"
+    if rest[0] in ("q", "project"):
+        return f"{prefix}.{'GMAB.' * (rest[0] == 'q')}{rest[0]}.transform.{rest[1]}"
+    module, _, place = rest[2].partition("_")
+    net = f"{3 * int(place) + (module == 'LayerNorm')}{'.bn' * (module == 'LayerNorm')}"
+    where = f"GMAB.{rest[0]}." if rest[0] in ("v", "k") else ""
+    return f"{prefix}.{where}kernel_unary.{rest[1]}.rp.net.{net}.{leaf}"
+
+
+def _with_signs(name: str, array: np.ndarray, signs: Signs) -> np.ndarray:
+    """Weights (C C' J, …) of the last layer of a radial network, each times the sign of its J."""
+    last = re.search(r"\((\d+),(\d+)\)\.rp\.net\.6", name)
+    if last is None:
+        return array
+    l_in, l_out = map(int, last.groups())
+    own = [signs.get((l_out, l_in, j), 1) for j in range(abs(l_out - l_in), l_out + l_in + 1)]
+    factors = np.tile(np.asarray(own, array.dtype), len(array) // len(own))
+    return array * factors.reshape(-1, *(1,) * (array.ndim - 1))
+
+
+def _fuchs_theirs(name: str, array: np.ndarray, signs: Signs) -> np.ndarray:
+    array = array.T[None] if "kernel_self" in name else array.T
+    return _with_signs(name, array, signs)
+
+
+def _fuchs_ours(name: str, array: np.ndarray, signs: Signs) -> np.ndarray:
+    array = _with_signs(name, array, signs)
+    return array[0].T if "kernel_self" in name else array.T
+
+
 _COUNTERPARTS: dict[type, Counterpart] = {
     NMP: Counterpart(_nmp_graph, _nmp_name, _nmp_theirs, _nmp_ours),
+    FuchsTFN: Counterpart(
+        _fuchs_graph, partial(_fuchs_name, blocks=("block0", "block2")), _fuchs_theirs, _fuchs_ours
+    ),
+    FuchsSE3Transformer: Counterpart(
+        _fuchs_graph, partial(_fuchs_name, blocks=("Gblock", "FCblock")), _fuchs_theirs, _fuchs_ours
+    ),
 }
-
-READOUTS = (Set2SetReadout,)
-"""The readouts of these networks."""

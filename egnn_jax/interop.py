@@ -16,6 +16,9 @@ and around ``EGNN(features, layers, embed=False, clip=100.0, shrinkage=1e-3)``. 
 The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on
 graphs with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``,
 with ``infer_edges`` for its ``attention``.
+
+NMP's names and shapes are those of Gilmer et al. in TensorFlow (brain-research/mpnn), TFN's and
+SE(3)-Transformer's those of FabianFuchsML/se3-transformer-public.
 """
 
 import re
@@ -27,7 +30,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from egnn_jax._counterparts import counterpart_of
+from egnn_jax._counterparts import Signs, counterpart_of
 from egnn_jax.graph.build import complete_graph
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.models.egnn import EGNN
@@ -48,14 +51,20 @@ _PARTS = {
 }
 
 
-def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+def from_torch_state_dict(
+    state_dict: Mapping[str, Any], model: nn.Module, signs: Signs | None = None
+) -> dict[str, Any]:
     """``{"params": …}`` of ``model`` from the authors' parameter names, as NumPy arrays that share
     no memory.
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
       model: an ``EGNN``, ``GNN``, ``RadialField``, ``Autoencoder`` or ``Readout`` of the network's
-        size and options.
+        size and options; or an ``NMP``, ``FuchsTFN`` or ``FuchsSE3Transformer``, alone or in its
+        readout.
+      signs: of the matrices Q_J of Fuchs et al., by (l, l', J), relative to
+        :class:`egnn_jax.nn.kernels.Filters`: their code takes them from a singular value
+        decomposition, whose signs depend on the machine. All 1 if not given.
 
     Raises:
       ValueError: entries are missing, left over or misshapen (all of them are listed), or the model
@@ -65,15 +74,17 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
     wanted = _expected(given, model)
     if problems := _misfits(given, wanted):
         raise ValueError(f"the state dict does not fit {model!r}: {problems}")
-    ours = _ours if (other := counterpart_of(model)) is None else other.ours
-    return {
-        "params": unflatten_dict(
-            {path: ours(name, given[name]).copy() for name, (path, _) in wanted.items()}
-        )
+    other = counterpart_of(model)
+    arrays = {
+        path: given[name].T if other is None else other.ours(name, given[name], signs or {})
+        for name, (path, _) in wanted.items()
     }
+    return {"params": unflatten_dict({path: array.copy() for path, array in arrays.items()})}
 
 
-def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+def to_torch_state_dict(
+    params: Mapping[str, Any], model: nn.Module, signs: Signs | None = None
+) -> dict[str, np.ndarray]:
     """The inverse of :func:`from_torch_state_dict`, exactly: NumPy arrays under the authors' names.
 
     Raises:
@@ -83,7 +94,7 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     _require_counterpart(model)
     state = {}
     for path, value in flatten_dict(params["params"]).items():
-        name, array = _torch_entry(path, np.asarray(value), model)
+        name, array = _torch_entry(path, np.asarray(value), model, signs or {})
         state[name] = array.copy()
     if problems := _misfits(state, _expected(state, model)):
         raise ValueError(
@@ -109,16 +120,12 @@ def _misfits(given: Mapping[str, np.ndarray], wanted: Wanted) -> str:
     return "; ".join(problems)
 
 
-def _ours(name: str, array: np.ndarray) -> np.ndarray:
-    return array.T
-
-
 def _torch_entry(
-    path: tuple[str, ...], value: np.ndarray, model: nn.Module
+    path: tuple[str, ...], value: np.ndarray, model: nn.Module, signs: Signs
 ) -> tuple[str, np.ndarray]:
     """The authors' name of a parameter, and it as it lies there."""
     if (other := counterpart_of(model)) is not None:
-        return (name := other.name(path)), other.theirs(name, value)
+        return (name := other.name(path)), other.theirs(name, value, signs)
     return _torch_name(path, model), value.T
 
 
@@ -199,7 +206,7 @@ def _shapes(model: nn.Module, graph: GraphsTuple) -> Wanted:
     )
     wanted: Wanted = {}
     for path, leaf in leaves.items():
-        name, array = _torch_entry(path, np.broadcast_to(0, leaf.shape), model)
+        name, array = _torch_entry(path, np.broadcast_to(0, leaf.shape), model, {})
         wanted[name] = path, array.shape
     return wanted
 

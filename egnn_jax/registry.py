@@ -108,11 +108,13 @@ MODELS = Registry(
         "gnn": "egnn_jax.models.gnn:GNN",
         "radial_field": "egnn_jax.models.radial_field:RadialField",
         "tfn": "egnn_jax.models.tfn:TFN",
+        "tfn_fuchs": "egnn_jax.models.fuchs:FuchsTFN",
         "painn": "egnn_jax.models.painn:PaiNN",
         "nmp": "egnn_jax.models.nmp:NMP",
         "schnet": "egnn_jax.models.schnet:SchNet",
         "tensornet": "egnn_jax.models.tensornet:TensorNet",
         "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",
+        "se3_transformer_fuchs": "egnn_jax.models.fuchs:FuchsSE3Transformer",
         "linear": "egnn_jax.models.linear:Linear",
     },
 )

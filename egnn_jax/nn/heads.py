@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import Globals, GraphsTuple, sum_nodes
+from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
 
 Embedded = Literal["x", "h"]
@@ -43,6 +43,34 @@ class Readout(nn.Module):
         y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
         if (self.mean, self.scale) != (0.0, 1.0):
             y = jnp.asarray(self.mean, y.dtype) + jnp.asarray(self.scale, y.dtype) * y
+        kept = out.globals if isinstance(out.globals, Globals) else Globals()
+        return out._replace(globals=kept.replace(y=y))
+
+
+class MaxReadout(nn.Module):
+    """Predictions for whole graphs: MLP(max_i h_i), the maximum taken channel by channel.
+
+    The MLP is Linear·ReLU·Linear, of the width of h.
+
+    Args:
+      encoder: a backbone, such as :class:`egnn_jax.FuchsTFN`.
+      outputs: how many numbers are predicted for each graph, T.
+
+    Call: a graph to what the encoder makes of it, with ``globals.y`` the predictions (G, T).
+
+    Raises:
+      ValueError: ``outputs`` is below 1.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs)
+        out = self.encoder(graph)
+        width = out.nodes.h.shape[-1]
+        y = MLP(width, self.outputs, "relu", name="graph_dec")(max_nodes(out, out.nodes.h))
         kept = out.globals if isinstance(out.globals, Globals) else Globals()
         return out._replace(globals=kept.replace(y=y))
 

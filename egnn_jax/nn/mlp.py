@@ -157,7 +157,9 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / √(variance + 1e-6) · scale + bias over the last axis (Ba et al. 2016)."""
+    """(x - mean) / √(variance + epsilon) · scale + bias over the last axis (Ba et al. 2016)."""
+
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -166,7 +168,7 @@ class LayerNorm(nn.Module):
         variance = jnp.mean(centred**2, axis=-1, keepdims=True)
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], x.dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype)
-        return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype) * scale + bias
+        return (centred * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * scale + bias
 
 
 class EdgeMLP(nn.Module):
