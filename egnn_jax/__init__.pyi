@@ -48,7 +48,6 @@ from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
 from .nn.heads import MaxReadout as MaxReadout
 from .nn.heads import Readout as Readout
-
 from .nn.precision import MixedPrecision as MixedPrecision
 from .nn.set2set import Set2SetReadout as Set2SetReadout
 from .potentials.calculator import ASECalculator as ASECalculator

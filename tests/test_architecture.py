@@ -19,7 +19,8 @@ ALLOWED = {
     "training": {"graph", "data", "training", "_files"},
     "losses": {"graph", "training"},
     "testing": {"graph", "testing"},
-    "interop": {"graph", "nn", "models"},
+    "interop": {"graph", "nn", "models", "_counterparts"},
+    "_counterparts": {"graph", "nn", "models"},
     "registry": set(),
     "_files": set(),
 }

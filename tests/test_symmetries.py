@@ -18,7 +18,7 @@ import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.experiments._options import plain_hints
 
-SIZES = {"features": 6, "layers": 2, "gaussians": 8, "basis": 8}
+SIZES = {"features": 8, "layers": 2, "gaussians": 8, "basis": 8}
 UNSEEN = {"clip": 1e3}
 """Values for options that are not equivariant where they act: they must not act."""
 RTOL = {"float64": 1e-10, "float32": 3e-5}
@@ -84,7 +84,8 @@ HIGH_DEGREE = (egnn.SE3Transformer, {"degree": 3})
 
 def slow_to_compile(model, options):
     """Steerable models in other options than the default: half a minute each."""
-    return bool(options) and model in (egnn.TFN, egnn.SE3Transformer)
+    steerable = egnn.TFN, egnn.SE3Transformer, egnn.FuchsTFN, egnn.FuchsSE3Transformer
+    return bool(options) and model in steerable
 
 
 every_model = pytest.mark.parametrize(

@@ -25,8 +25,8 @@ are those of :func:`perceived`. "none": that fails as well.
 BOUND, LONGEST, CLOSEST = 1.16, 1.25, 1.1
 """Distances in sums of two covalent radii. Atoms closer than ``BOUND`` are taken to be bound where
 nothing else is known; this tells bonds from other pairs in all but some forty molecules of QM9. A
-SMILES disagrees with the distances where a bond is longer than ``LONGEST``, or two atoms without one
-are closer than ``CLOSEST``.
+SMILES disagrees with the distances where a bond is longer than ``LONGEST``, or two atoms without a
+bond are closer than ``CLOSEST``.
 """
 
 _RADII = np.zeros(10)
@@ -194,5 +194,5 @@ def _factory() -> Any:
     from rdkit import RDConfig
     from rdkit.Chem import ChemicalFeatures
 
-    path = os.path.join(RDConfig.RDDataDir, "BaseFeatures.fdef")
-    return ChemicalFeatures.BuildFeatureFactory(path)
+    features: Any = ChemicalFeatures  # whose types do not list the function
+    return features.BuildFeatureFactory(os.path.join(RDConfig.RDDataDir, "BaseFeatures.fdef"))

@@ -58,9 +58,7 @@ def load(molecules: QM9, folder: Path | None = None) -> Bonds:
     return Bonds(**cached_arrays(folder / "qm9" / "qm9-bonds.npz", lambda: _all(molecules)))
 
 
-def of_molecules(
-    n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
-) -> Bonds:
+def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray) -> Bonds:
     """The bonds of any molecules, by RDKit's perception from positions, see
     :func:`egnn_jax.data.chemistry.perceived`.
 
@@ -104,7 +102,9 @@ def _all(molecules: QM9) -> dict[str, np.ndarray]:
 def _of_chunk(
     smiles: Sequence[str], numbers: Sequence[np.ndarray], positions: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    return _joined([chemistry.of_smiles(*one) for one in zip(smiles, numbers, positions)])
+    return _joined(
+        [chemistry.of_smiles(*one) for one in zip(smiles, numbers, positions, strict=True)]
+    )
 
 
 def _joined(found: Sequence[tuple[chemistry.Chemistry, int]]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from egnn_jax.data._packing import edges_within, starts_of
 from egnn_jax.data.chemistry import BOND_TYPES
-from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.dataset import EdgeLists, GraphDataset
 from egnn_jax.data.qm9_bonds import Bonds
 from egnn_jax.data.qm9_properties import ELEMENTS
 from egnn_jax.graph.graph import Edges, Globals, Nodes
@@ -48,30 +48,40 @@ def molecular_graphs(
     bond. Where bonds are given, a is their kinds (ΣE,), and h (ΣM, 8) the traits of the atoms too.
     """
     y = None if labels is None else labels.astype(np.float32)
-    kinds = None if bonds is None else _kinds_of_pairs(n_atoms, bonds)
-    squares = n_atoms.astype(np.int64) ** 2
-    edges = None
-    if kinds is not None and only_bonds:
-        place = np.flatnonzero(kinds)
-        graph = np.repeat(np.arange(len(n_atoms)), 2 * bonds.n_bond.astype(int))
-        receivers, senders = np.divmod(place - starts_of(squares)[graph], n_atoms[graph])
-        edges = 2 * bonds.n_bond, senders.astype(np.int32), receivers.astype(np.int32)
-        kinds = kinds[place]
-    elif cutoff is not None:
+    h, kinds, edges = atomic_numbers, None, None
+    if cutoff is not None:
         edges = edges_within(n_atoms, positions, cutoff)
-        if kinds is not None:
-            graph = np.repeat(np.arange(len(n_atoms)), edges[0])
-            kinds = kinds[starts_of(squares)[graph] + edges[2] * n_atoms[graph] + edges[1]]
-    elif kinds is not None:
-        # Without its diagonal a matrix of all pairs is in the order of complete_edges.
-        of = np.repeat(np.arange(len(n_atoms)), n_atoms)
-        within = np.arange(len(of)) - starts_of(n_atoms.astype(np.int64))[of]
-        kinds = np.delete(kinds, starts_of(squares)[of] + within * (n_atoms[of] + 1))
-    h = atomic_numbers if bonds is None else np.column_stack([atomic_numbers, bonds.traits])
+    if bonds is not None:
+        h = np.column_stack([atomic_numbers, bonds.traits])
+        edges, kinds = _kinds_of_edges(n_atoms, bonds, edges, only_bonds)
     nodes = Nodes(h=h, x=positions)
     return GraphDataset.from_arrays(
         n_atoms, nodes, edges=Edges(a=kinds), globals_=Globals(y=y), edge_lists=edges
     )
+
+
+def _kinds_of_edges(
+    n_atoms: np.ndarray, bonds: Bonds, edges: EdgeLists | None, only_bonds: bool
+) -> tuple[EdgeLists | None, np.ndarray]:
+    """The edges themselves, or those with a bond, and the kind of bond of each (ΣE,)."""
+    kinds = _kinds_of_pairs(n_atoms, bonds)
+    molecules = np.arange(len(n_atoms))
+    first_pair = starts_of(n_atoms.astype(np.int64) ** 2)
+    if only_bonds:
+        pairs = np.flatnonzero(kinds)
+        graph = np.repeat(molecules, 2 * bonds.n_bond.astype(int))
+        receivers, senders = np.divmod(pairs - first_pair[graph], n_atoms[graph])
+        return (2 * bonds.n_bond, senders.astype(np.int32), receivers.astype(np.int32)), kinds[
+            pairs
+        ]
+    if edges is not None:
+        n_edge, senders, receivers = edges
+        graph = np.repeat(molecules, n_edge)
+        return edges, kinds[first_pair[graph] + receivers * n_atoms[graph] + senders]
+    # Without its diagonal a matrix of all pairs is in the order of complete_edges.
+    graph = np.repeat(molecules, n_atoms)
+    within = np.arange(len(graph)) - starts_of(n_atoms.astype(np.int64))[graph]
+    return None, np.delete(kinds, first_pair[graph] + within * (n_atoms[graph] + 1))
 
 
 def _kinds_of_pairs(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:

@@ -89,7 +89,8 @@ class QM9(MolecularTask):
         if others:
             return {}
         place = paper.TABLE3_TARGETS.index(target)
-        column = {model: row[place] for model, row in paper.TABLE3.items()}
+        networks = {row: paper.TABLE3_NETWORKS.get(row, row) for row in paper.TABLE3}
+        column = {networks[name]: row[place] for name, row in paper.TABLE3.items()}
         return {model: error for model, error in column.items() if error is not None}
 
     @cached_property
@@ -168,10 +169,7 @@ class QM9(MolecularTask):
         graph = super().graph(batch, key)
         kinds, known = graph.edges.a, graph.nodes.h
         numbers = known if known.ndim == 1 else known[:, 0]
-        if self.features == "powers":
-            h = atom_features(numbers)
-        else:
-            h = element_features(numbers)
+        h = atom_features(numbers) if self.features == "powers" else element_features(numbers)
         if self.features == "chemistry":
             h = jnp.concatenate([h, known[:, 1:].astype(h.dtype)], axis=1)
         a = None if self.bonds == "none" else bond_features(kinds)

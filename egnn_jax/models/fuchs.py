@@ -36,9 +36,12 @@ class TFNLayer(nn.Module):
     @nn.compact
     def __call__(self, filters: Filters, h: Features) -> dict[int, jax.Array]:
         messages = Convolution(self.channels, self.radial, name="kernel")(filters, h)
-        out = {l: mean_at_receivers(filters.graph, m) for l, m in messages.items()}  # mean_j K h_j
         kept = LinearMap(self.channels, name="self")(h)  # W h_i
-        return {degree: m + kept[degree] if degree in kept else m for degree, m in out.items()}
+        out = {}
+        for degree, message in messages.items():
+            mean = mean_at_receivers(filters.graph, message)  # mean_j K h_j
+            out[degree] = mean + kept[degree] if degree in kept else mean
+        return out
 
 
 class AttentionLayer(nn.Module):
@@ -74,7 +77,8 @@ class AttentionLayer(nn.Module):
 
     def _by_head(self, values: jax.Array) -> jax.Array:
         """(E, C, 2 l + 1) to (E, heads, C / heads, 2 l + 1)."""
-        return values.reshape(len(values), self.heads, -1, values.shape[-1])
+        number, channels, size = values.shape
+        return values.reshape(number, self.heads, channels // self.heads, size)
 
 
 class FuchsTFN(nn.Module):

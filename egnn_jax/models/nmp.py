@@ -106,10 +106,12 @@ class NMP(nn.Module):
         h, real = own.enter(self._widened(graph.nodes.h)), own.taken.reshape(*own.shape, 1)
         e = self._edges(graph, h.dtype)
         sizes = self.features, self.edge_features, self.edge_layers
-        (phi, w), (phi_out, w_out) = (EdgeNetwork(*sizes, name=name)(e) for name in ("A", "A_out"))
+        phi, w = EdgeNetwork(*sizes, name="A")(e)
+        phi_out, w_out = EdgeNetwork(*sizes, name="A_out")(e)
         pairs = _by_graph(own.pairs(graph.receivers, graph.senders, phi[:-1]))
         pairs_out = _by_graph(own.pairs(graph.senders, graph.receivers, phi_out[:-1]))
-        loop, loop_out = (jnp.einsum("k,dkf->df", p[-1], v) for p, v in ((phi, w), (phi_out, w_out)))
+        loop = jnp.einsum("k,dkf->df", phi[-1], w)  # A(e_ii), transposed
+        loop_out = jnp.einsum("k,dkf->df", phi_out[-1], w_out)
         b, gru = self.param("b", glorot_bias, (2 * self.features,), h.dtype), GRU(name="gru")
         for _ in range(self.layers):
             m_in = _messages(pairs, w, h) + h @ loop  # Σ_j A(e_ij) h_j

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from egnn_jax.graph.graph import (
     GraphsTuple,
@@ -53,8 +54,8 @@ def rooms(graph: GraphsTuple, max_nodes: int) -> tuple[Rooms, jax.Array]:
     """Room for ``max_nodes`` of each graph, and (N,) which nodes of real graphs have no place.
 
     Raises:
-      ValueError: a graph has more nodes. Under ``jit``, where that is not known, the caller has to
-        see to it.
+      ValueError: a graph has more nodes. Under ``jit`` that is not known, so that nodes can be
+        without a place.
     """
     total, n_node = graph.nodes.x.shape[0], jnp.asarray(graph.n_node)
     number, size = n_node.shape[0], max(min(max_nodes, total), 1)
@@ -74,7 +75,7 @@ def rooms(graph: GraphsTuple, max_nodes: int) -> tuple[Rooms, jax.Array]:
 
 
 def _require_room(graph: GraphsTuple, max_nodes: int) -> None:
-    if isinstance(graph.n_node, jax.core.Tracer):
+    if isinstance(graph.n_node, Tracer):
         return
     counts = np.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):

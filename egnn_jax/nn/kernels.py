@@ -52,7 +52,8 @@ class Filters:
         for l_in, values in h.items():
             h_j = values[self.graph.senders]
             product = jnp.einsum("ecb,ebja->ecja", h_j, self.basis(l_in, l_out))
-            products[l_in] = product.reshape(len(h_j), -1, 2 * l_out + 1)
+            number, channels, degrees, size = product.shape
+            products[l_in] = product.reshape(number, channels * degrees, size)
         return products
 
 
@@ -72,7 +73,8 @@ class Kernel(nn.Module):
         for _ in range(2):
             r = nn.relu(LayerNorm(1e-5)(Dense(self.radial, kernel_init=_he)(r)))
         r = Dense(self.channels * sent.shape[1], kernel_init=_he)(r)
-        return jnp.einsum("eck,eka->eca", r.reshape(len(r), self.channels, -1), sent)
+        r = r.reshape(len(r), self.channels, sent.shape[1])
+        return jnp.einsum("eck,eka->eca", r, sent)
 
 
 class Convolution(nn.Module):
