@@ -28,6 +28,7 @@ from .graph.graph import PaddedGraphsTuple as PaddedGraphsTuple
 from .graph.graph import edge_mask as edge_mask
 from .graph.graph import edge_vectors as edge_vectors
 from .graph.graph import graph_mask as graph_mask
+from .graph.graph import max_nodes as max_nodes
 from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers

@@ -49,9 +49,9 @@ def counterpart_of(model: nn.Module) -> Counterpart | None:
 
 def _graph(features: int, attributes: int) -> GraphsTuple:
     """Two nodes and an edge."""
-    h, a = np.zeros((2, max(features, 1)), np.float32), np.zeros((1, attributes), np.float32)
-    x = np.zeros((2, 3), np.float32)
-    return graph_from_edges(np.array([1]), np.array([0]), x=x, h=h, a=a if attributes > 0 else None)
+    h, x = np.zeros((2, max(features, 1)), np.float32), np.zeros((2, 3), np.float32)
+    a = np.zeros((1, attributes), np.float32) if attributes > 0 else None
+    return graph_from_edges(np.array([1]), np.array([0]), x=x, h=h, a=a)
 
 
 _NMP_PARTS = {
