@@ -48,7 +48,7 @@ def nmp(z, state):
     model = egnn.NMP(width, T, edge_features, layers)
     hidden = state["Set2VecOutput/W0"].shape[1]
     outputs = state["Set2VecOutput/output_b"].size
-    readout = egnn.Set2SetReadout(model, outputs, M, hidden)
+    readout = egnn.Set2SetReadout(model, outputs, steps=M, hidden=hidden)
     return readout, molecules(z, z["input/node_features"], kinds)
 
 

@@ -22,7 +22,7 @@ from egnn_jax.experiments import paper
 from egnn_jax.experiments.molecules import MolecularTask
 from egnn_jax.experiments.task import Apply
 from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.nn.heads import Readout
+from egnn_jax.nn.heads import head_of
 from egnn_jax.training.step import Loss
 
 Target = Literal["alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve"]
@@ -135,15 +135,13 @@ class QM9(MolecularTask):
         return task
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model with its ``readout`` of the targets, by default :class:`egnn_jax.Readout`; one
-        for each where they are independent.
-        """
-        readout = getattr(getattr(model, "model", model), "readout", Readout)
+        """The model with its readout of the targets; one for each where they are independent."""
+        head: Any = head_of(model)
         if not self.independent:
-            return readout(model, len(self.targets))
+            return head(model, len(self.targets))
         each: Any = nn.vmap
         axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        vmapped = each(readout, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
+        vmapped = each(head, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
         return vmapped(model, 1)
 
     @cached_property

@@ -102,7 +102,7 @@ class FuchsTFN(nn.Module):
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"
-    readout: ClassVar[type[nn.Module]] = MaxReadout
+    head: ClassVar[type[nn.Module]] = MaxReadout
 
     features: int = 16
     layers: int = 4
@@ -136,7 +136,7 @@ class FuchsSE3Transformer(nn.Module):
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"
-    readout: ClassVar[type[nn.Module]] = MaxReadout
+    head: ClassVar[type[nn.Module]] = MaxReadout
 
     features: int = 16
     layers: int = 4

@@ -84,7 +84,7 @@ class NMP(nn.Module):
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
-    readout: ClassVar[type[nn.Module]] = Set2SetReadout
+    head: ClassVar[type[nn.Module]] = Set2SetReadout
 
     features: int = 50
     layers: int = 6

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
+from egnn_jax.nn.precision import MixedPrecision
 
 Embedded = Literal["x", "h"]
 
@@ -41,29 +42,20 @@ class Readout(nn.Module):
         width = out.nodes.h.shape[-1]
         h = MLP(width, width, name="node_dec")(out.nodes.h)
         y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
-        if (self.mean, self.scale) != (0.0, 1.0):
-            y = jnp.asarray(self.mean, y.dtype) + jnp.asarray(self.scale, y.dtype) * y
-        kept = out.globals if isinstance(out.globals, Globals) else Globals()
-        return out._replace(globals=kept.replace(y=y))
+        return with_predictions(out, y, self.mean, self.scale)
 
 
 class MaxReadout(nn.Module):
     """Predictions for whole graphs: MLP(max_i h_i), the maximum taken channel by channel.
 
-    The MLP is Linear·ReLU·Linear, of the width of h.
-
-    Args:
-      encoder: a backbone, such as :class:`egnn_jax.FuchsTFN`.
-      outputs: how many numbers are predicted for each graph, T.
-
-    Call: a graph to what the encoder makes of it, with ``globals.y`` the predictions (G, T).
-
-    Raises:
-      ValueError: ``outputs`` is below 1.
+    The MLP is Linear·ReLU·Linear, of the width of h. Arguments, call and errors are those of
+    :class:`Readout`.
     """
 
     encoder: nn.Module
     outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
@@ -71,8 +63,26 @@ class MaxReadout(nn.Module):
         out = self.encoder(graph)
         width = out.nodes.h.shape[-1]
         y = MLP(width, self.outputs, "relu", name="graph_dec")(max_nodes(out, out.nodes.h))
-        kept = out.globals if isinstance(out.globals, Globals) else Globals()
-        return out._replace(globals=kept.replace(y=y))
+        return with_predictions(out, y, self.mean, self.scale)
+
+
+def head_of(model: nn.Module) -> type[nn.Module]:
+    """The head that a backbone is read out by: its attribute ``head``, or :class:`Readout`."""
+    backbone = model.model if isinstance(model, MixedPrecision) else model
+    return getattr(backbone, "head", Readout)
+
+
+def with_predictions(
+    out: GraphsTuple,
+    y: jax.Array,
+    mean: float | tuple[float, ...] = 0.0,
+    scale: float | tuple[float, ...] = 1.0,
+) -> GraphsTuple:
+    """The graph with ``globals.y`` = mean + scale · y, (G, T)."""
+    if (mean, scale) != (0.0, 1.0):
+        y = jnp.asarray(mean, y.dtype) + jnp.asarray(scale, y.dtype) * y
+    kept = out.globals if isinstance(out.globals, Globals) else Globals()
+    return out._replace(globals=kept.replace(y=y))
 
 
 class Decoder(nn.Module):

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import Globals, GraphsTuple, graph_of_node, softmax_nodes, sum_nodes
+from egnn_jax.graph.graph import GraphsTuple, graph_of_node, softmax_nodes, sum_nodes
+from egnn_jax.nn.heads import with_predictions
 from egnn_jax.nn.mlp import Dense, glorot_bias, require_positive
 
 
@@ -47,6 +48,7 @@ class Set2SetReadout(nn.Module):
     Args:
       encoder: a backbone, such as :class:`egnn_jax.NMP`.
       outputs: how many numbers are predicted for each graph, T.
+      mean, scale: as in :class:`egnn_jax.Readout`.
       steps: of :class:`Set2Set`.
       hidden: width of the last hidden layer.
 
@@ -58,6 +60,8 @@ class Set2SetReadout(nn.Module):
 
     encoder: nn.Module
     outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
     steps: int = 12
     hidden: int = 200
 
@@ -72,5 +76,4 @@ class Set2SetReadout(nn.Module):
         q = Set2Set(self.steps, name="set2set")(out, s)
         q = nn.relu(Dense(self.hidden, True, glorot, glorot_bias, name="hidden_layer")(q))
         y = Dense(self.outputs, True, glorot, glorot_bias, name="output")(q)
-        kept = out.globals if isinstance(out.globals, Globals) else Globals()
-        return out._replace(globals=kept.replace(y=y))
+        return with_predictions(out, y, self.mean, self.scale)

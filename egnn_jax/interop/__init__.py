@@ -30,9 +30,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from egnn_jax._counterparts import Signs, counterpart_of
 from egnn_jax.graph.build import complete_graph
 from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.interop._bonds import Signs, counterpart_of
 from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
 from egnn_jax.models.radial_field import RadialField

@@ -1,5 +1,5 @@
-"""Networks of other authors than EGNN's: what their parameters are called, and how they lie in
-memory.
+"""The names of parameters of NMP's authors (brain-research/mpnn), and of those of SE(3)-Transformer
+(FabianFuchsML/se3-transformer-public), and how these lie in memory.
 """
 
 import dataclasses
