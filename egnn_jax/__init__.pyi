@@ -28,6 +28,7 @@ from .graph.graph import PaddedGraphsTuple as PaddedGraphsTuple
 from .graph.graph import edge_mask as edge_mask
 from .graph.graph import edge_vectors as edge_vectors
 from .graph.graph import graph_mask as graph_mask
+from .graph.graph import max_nodes as max_nodes
 from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers
@@ -36,10 +37,13 @@ from .models.cormorant import Cormorant as Cormorant
 from .models.dimenetpp import DimeNetPP as DimeNetPP
 from .models.egcl import EGCL as EGCL
 from .models.egnn import EGNN as EGNN
+from .models.fuchs import FuchsSE3Transformer as FuchsSE3Transformer
+from .models.fuchs import FuchsTFN as FuchsTFN
 from .models.gnn import GNN as GNN
 from .models.l1net import L1Net as L1Net
 from .models.lieconv import LieConv as LieConv
 from .models.linear import Linear as Linear
+from .models.nmp import NMP as NMP
 from .models.painn import PaiNN as PaiNN
 from .models.radial_field import RadialField as RadialField
 from .models.schnet import SchNet as SchNet
@@ -47,10 +51,14 @@ from .models.se3_transformer import SE3Transformer as SE3Transformer
 from .models.tensornet import TensorNet as TensorNet
 from .models.tfn import TFN as TFN
 from .nn.heads import Autoencoder as Autoencoder
+from .nn.heads import CormorantReadout as CormorantReadout
+from .nn.heads import L1NetReadout as L1NetReadout
+from .nn.heads import MaxReadout as MaxReadout
 from .nn.heads import MeanReadout as MeanReadout
 from .nn.heads import Readout as Readout
 from .nn.heads import SumReadout as SumReadout
 from .nn.precision import MixedPrecision as MixedPrecision
+from .nn.set2set import Set2SetReadout as Set2SetReadout
 from .potentials import jax_md as jax_md
 from .potentials.calculator import ASECalculator as ASECalculator
 from .potentials.potential import Potential as Potential

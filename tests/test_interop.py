@@ -43,6 +43,13 @@ MODELS = [
     ),
     (egnn.MeanReadout(egnn.LieConv(features=8, layers=2), outputs=2), {"attributes": 0, "n": 2}),
     (egnn.RadialField(features=5, layers=2), {}),
+    (egnn.NMP(features=5, layers=1, edge_features=3, edge_layers=2), {"features": 1}),
+    (egnn.Set2SetReadout(egnn.NMP(5, 1, 3, 1), outputs=2, hidden=4), {"features": 3}),
+    (egnn.Set2SetReadout(egnn.NMP(5, 1, 3, 1)), {"attributes": 0}),
+    (egnn.FuchsTFN(features=4, layers=2, degree=1, radial=3), {"features": 3}),
+    (egnn.MaxReadout(egnn.FuchsTFN(4, 1, 2, 3), outputs=2), {"attributes": 0}),
+    (egnn.FuchsSE3Transformer(4, 2, 1, 3, heads=2, div=2), {"features": 3}),
+    (egnn.MaxReadout(egnn.FuchsSE3Transformer(4, 1, 2, 3), outputs=2), {}),
     (egnn.RadialField(features=5, layers=2), {"attributes": 0, "velocity": False}),
 ]
 
@@ -85,6 +92,47 @@ def test_names_and_shapes_are_the_authors():
     }
 
 
+def test_names_of_nmp_are_those_of_tensorflow():
+    _, state = of(egnn.Set2SetReadout(egnn.NMP(5, 1, 3, 1), hidden=4), {"features": 2})
+    networks = {
+        f"EdgeNetwork/adj_{way}_edge_nn/{name}": shape
+        for way in ("in", "out")
+        for name, shape in {
+            "W0": (4, 3),
+            "b0": (3,),
+            "output_W": (3, 25),
+            "output_b": (25,),
+        }.items()
+    }
+    gru = {f"GRUUpdate/GRU_w{gate}": (10, 5) for gate in ("_z", "_r", "")}
+    gru |= {f"GRUUpdate/GRU_u{gate}": (5, 5) for gate in ("_z", "_r", "")}
+    lstm = {f"Set2VecOutput/output_LSTMLoopAtt{gate}m": (14, 7) for gate in "ifco"}
+    lstm |= {f"Set2VecOutput/output_LSTMLoopAtt{gate}b": (1, 7) for gate in "ifco"}
+    rest = {
+        "EdgeNetwork/message_bias": (10,),
+        "Set2VecOutput/att_W_1": (1, 1, 7, 7),
+        "Set2VecOutput/output_LSTMLoopAttatt_W_2": (7, 7),
+        "Set2VecOutput/output_LSTMLoopAttatt_V": (7, 1),
+        "Set2VecOutput/W0": (14, 4),
+        "Set2VecOutput/b0": (4,),
+        "Set2VecOutput/output_W": (4, 1),
+        "Set2VecOutput/output_b": (1,),
+    }
+    assert {name: value.shape for name, value in state.items()} == networks | gru | lstm | rest
+
+
+def test_a_basis_of_the_other_sign_changes_that_of_its_weights():
+    _, state = of(egnn.FuchsTFN(features=4, layers=3, degree=1, radial=3), {})
+    signs = {(1, 1, 1): -1}
+    turned = interop.with_basis_signs(state, signs)
+    changed = {f"block0.2.kernel_unary.(1,1).rp.net.6.{leaf}" for leaf in ("weight", "bias")}
+    for name, value in state.items():
+        rows = value.reshape(4, 4, 3, -1) * np.array([1, -1, 1])[:, None] if name in changed else value
+        np.testing.assert_array_equal(turned[name], rows.reshape(value.shape))
+    again = interop.with_basis_signs(turned, signs)
+    jax.tree.map(np.testing.assert_array_equal, again, dict(state))
+
+
 def test_all_that_is_wrong_is_listed_at_once():
     model = egnn.EGNN(features=5, layers=2)
     _, state = of(model, {})
@@ -109,6 +157,8 @@ def test_all_that_is_wrong_is_listed_at_once():
         egnn.EGNN(features=5, layers=3),
         egnn.GNN(),
         egnn.RadialField(),
+        egnn.NMP(),
+        egnn.FuchsTFN(),
     ],
 )
 @pytest.mark.parametrize("state", [{}, None])

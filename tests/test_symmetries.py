@@ -22,6 +22,7 @@ SIZES = {
     "features": 8, "layers": 2, "gaussians": 8, "basis": 8, "hidden": 8, "vectors": 3,
     "embedding": 5, "angular_basis": 3, "angular_features": 5, "basis_features": 4,
     "output_features": 3, "kernel_features": 5, "kernel_channels": 3,
+    "edge_features": 5, "edge_layers": 2, "radial": 5,
 }  # fmt: skip
 UNSEEN = {"clip": 1e3}
 """Values for options that are not equivariant where they act: they must not act."""
@@ -91,7 +92,11 @@ HIGH_DEGREE = (egnn.SE3Transformer, {"degree": 3})
 
 def slow_to_compile(model, options):
     """Steerable models in other options than the default: half a minute each."""
-    return bool(options) and model in (egnn.TFN, egnn.SE3Transformer, egnn.Cormorant, egnn.L1Net)
+    steerable = (
+        egnn.TFN, egnn.SE3Transformer, egnn.FuchsTFN, egnn.FuchsSE3Transformer, egnn.Cormorant,
+        egnn.L1Net,
+    )  # fmt: skip
+    return bool(options) and model in steerable
 
 
 every_model = pytest.mark.parametrize(

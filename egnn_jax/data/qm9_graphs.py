@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.data._packing import edges_within
-from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data._packing import edges_within, starts_of
+from egnn_jax.data.chemistry import BOND_TYPES
+from egnn_jax.data.dataset import EdgeLists, GraphDataset
+from egnn_jax.data.qm9_bonds import Bonds
 from egnn_jax.data.qm9_properties import ELEMENTS
-from egnn_jax.graph.graph import Globals, Nodes
+from egnn_jax.graph.graph import Edges, Globals, Nodes
 
 
 def atom_features(atomic_numbers: jax.Array) -> jax.Array:
@@ -18,18 +20,75 @@ def atom_features(atomic_numbers: jax.Array) -> jax.Array:
     return (one_hot[:, :, None] * powers[:, None]).reshape(-1, 15)
 
 
+def element_features(atomic_numbers: jax.Array) -> jax.Array:
+    """(N,) to (N, 6): one-hot of H, C, N, O, F, and Z; 0 for padding."""
+    elements = jnp.array(list(ELEMENTS.values()), atomic_numbers.dtype)
+    one_hot = atomic_numbers[:, None] == elements
+    return jnp.concatenate([one_hot, atomic_numbers[:, None]], axis=1).astype(jnp.float32)
+
+
+def bond_features(kinds: jax.Array) -> jax.Array:
+    """(E,) to (E, 4): one-hot of :data:`~egnn_jax.data.chemistry.BOND_TYPES`; 0 without a bond."""
+    types = jnp.arange(1, len(BOND_TYPES) + 1, dtype=kinds.dtype)
+    return (kinds[:, None] == types).astype(jnp.float32)
+
+
 def molecular_graphs(
     n_atoms: np.ndarray,
     atomic_numbers: np.ndarray,
     positions: np.ndarray,
     labels: np.ndarray | None = None,
     cutoff: float | None = None,
+    bonds: Bonds | None = None,
+    only_bonds: bool = False,
 ) -> GraphDataset:
     """Molecules as graphs: h atomic numbers (ΣM,), x (ΣM, 3) in Å, y labels (S, T).
 
-    All atoms of a molecule send to each other, or those within the cutoff (Å).
+    All atoms of a molecule send to each other, or those within the cutoff (Å), or those with a
+    bond. Where bonds are given, a is their kinds (ΣE,), and h (ΣM, 8) the traits of the atoms too.
     """
-    edges = None if cutoff is None else edges_within(n_atoms, positions, cutoff)
     y = None if labels is None else labels.astype(np.float32)
-    nodes = Nodes(h=atomic_numbers, x=positions)
-    return GraphDataset.from_arrays(n_atoms, nodes, globals_=Globals(y=y), edge_lists=edges)
+    h, kinds, edges = atomic_numbers, None, None
+    if cutoff is not None:
+        edges = edges_within(n_atoms, positions, cutoff)
+    if bonds is not None:
+        h = np.column_stack([atomic_numbers, bonds.traits])
+        edges, kinds = _kinds_of_edges(n_atoms, bonds, edges, only_bonds)
+    nodes = Nodes(h=h, x=positions)
+    return GraphDataset.from_arrays(
+        n_atoms, nodes, edges=Edges(a=kinds), globals_=Globals(y=y), edge_lists=edges
+    )
+
+
+def _kinds_of_edges(
+    n_atoms: np.ndarray, bonds: Bonds, edges: EdgeLists | None, only_bonds: bool
+) -> tuple[EdgeLists | None, np.ndarray]:
+    """The edges themselves, or those with a bond, and the kind of bond of each (ΣE,)."""
+    kinds = _kinds_of_pairs(n_atoms, bonds)
+    molecules = np.arange(len(n_atoms))
+    first_pair = starts_of(n_atoms.astype(np.int64) ** 2)
+    if only_bonds:
+        pairs = np.flatnonzero(kinds)
+        graph = np.repeat(molecules, 2 * bonds.n_bond.astype(int))
+        receivers, senders = np.divmod(pairs - first_pair[graph], n_atoms[graph])
+        return (2 * bonds.n_bond, senders.astype(np.int32), receivers.astype(np.int32)), kinds[
+            pairs
+        ]
+    if edges is not None:
+        n_edge, senders, receivers = edges
+        graph = np.repeat(molecules, n_edge)
+        return edges, kinds[first_pair[graph] + receivers * n_atoms[graph] + senders]
+    # Without its diagonal a matrix of all pairs is in the order of complete_edges.
+    graph = np.repeat(molecules, n_atoms)
+    within = np.arange(len(graph)) - starts_of(n_atoms.astype(np.int64))[graph]
+    return None, np.delete(kinds, first_pair[graph] + within * (n_atoms[graph] + 1))
+
+
+def _kinds_of_pairs(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:
+    """The kind of bond of each pair of atoms, as a matrix (M, M) of each molecule, flat (ΣM²,)."""
+    squares = n_atoms.astype(np.int64) ** 2
+    kinds = np.zeros(squares.sum(), np.int8)
+    of = np.repeat(np.arange(len(n_atoms)), bonds.n_bond)
+    for i, j in (bonds.ends.T, bonds.ends.T[::-1]):
+        kinds[starts_of(squares)[of] + i * n_atoms[of].astype(np.int64) + j] = bonds.kinds
+    return kinds

@@ -125,9 +125,17 @@ class MolecularTask(Task):
             raise ValueError(
                 f"{self.targets[column]} of molecule {self.molecules.index[row]} is not finite"
             )
-        return molecular_graphs(
-            data.n_atoms, data.atomic_numbers, data.positions, labels, self.cutoff
-        )
+        return self._graphs(data.n_atoms, data.atomic_numbers, data.positions, labels)
+
+    def _graphs(
+        self,
+        n_atoms: np.ndarray,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+        labels: np.ndarray | None = None,
+    ) -> GraphDataset:
+        """The data set with its labels, or any molecules without."""
+        return molecular_graphs(n_atoms, atomic_numbers, positions, labels, self.cutoff)
 
     def samples(self, split: str) -> GraphDataset:
         """The molecules of a split, with standardised labels."""
@@ -227,16 +235,15 @@ class MolecularTask(Task):
           positions: (ΣM, 3) in Å.
 
         Raises:
-          ValueError: another element.
+          ValueError: another element, or what the network needs to know of a molecule, such as its
+            bonds, cannot be told.
         """
         known = sorted(qm9.ELEMENTS.values())
         if unknown := set(atomic_numbers.tolist()) - set(known):
             raise ValueError(
                 f"atomic_numbers has {sorted(unknown)}; expected of {known}, the elements of QM9"
             )
-        graphs = molecular_graphs(
-            n_atoms, atomic_numbers, positions.astype(np.float32), cutoff=self.cutoff
-        )
+        graphs = self._graphs(n_atoms, atomic_numbers, positions.astype(np.float32))
         baseline = self.baseline(n_atoms, atomic_numbers, positions)
         baseline += self.references(n_atoms, atomic_numbers)
         return self._predictions(apply, params, graphs) + baseline

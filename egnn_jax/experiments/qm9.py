@@ -10,8 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.data import qm9
-from egnn_jax.data.qm9_graphs import atom_features
+from egnn_jax.data import qm9, qm9_bonds
+from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.qm9_graphs import (
+    atom_features,
+    bond_features,
+    element_features,
+    molecular_graphs,
+)
 from egnn_jax.experiments import paper
 from egnn_jax.experiments.molecules import MolecularTask
 from egnn_jax.experiments.task import Apply
@@ -47,17 +53,31 @@ class QM9(MolecularTask):
       train_size: train on the first molecules of the training split, this many.
       cutoff: only atoms within this distance (Å) send to each other; all of a molecule if none, as
         in the paper.
+      features: what is known of an atom: "powers", the 15 of :func:`atom_features`, as in the
+        paper; "elements", one-hot of the element and Z; "chemistry", these and whether it accepts
+        or donates a hydrogen bond, is aromatic, sp, sp2 or sp3, and how many hydrogens it has.
+      bonds: "attributes" for edges that carry the kind of bond, one-hot of single, double, triple
+        and aromatic, zeros where there is none; "only" for these and no edges without a bond. Bonds
+        and chemistry are from QM9's SMILES, see :mod:`egnn_jax.data.qm9_bonds`, and of other
+        molecules from RDKit's perception.
     """
 
     targets: tuple[Target, ...] = ("homo",)  # pyright: ignore[reportIncompatibleMethodOverride]
     independent: bool = False
     augment: bool = False
+    features: Literal["powers", "elements", "chemistry"] = "powers"
+    bonds: Literal["none", "attributes", "only"] = "none"
 
     def __post_init__(self) -> None:
         """Raise ValueError where a choice makes no sense."""
         if len(set(self.targets)) < max(len(self.targets), 1):
             raise ValueError(
                 f"task.targets is {self.targets}; expected one or more of {qm9.TARGETS}, each once"
+            )
+        if self.bonds == "only" and self.cutoff is not None:
+            raise ValueError(
+                f"task.cutoff is {self.cutoff} where task.bonds is 'only'; expected no cutoff, or "
+                "bonds 'attributes'"
             )
         super().__post_init__()
 
@@ -74,7 +94,8 @@ class QM9(MolecularTask):
         if others:
             return {}
         place = paper.TABLE3_TARGETS.index(target)
-        column = {model: row[place] for model, row in paper.TABLE3.items()}
+        networks = {row: paper.TABLE3_NETWORKS.get(row, row) for row in paper.TABLE3}
+        column = {networks[name]: row[place] for name, row in paper.TABLE3.items()}
         return {model: error for model, error in column.items() if error is not None}
 
     @cached_property
@@ -128,10 +149,34 @@ class QM9(MolecularTask):
         vmapped = each(head, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
         return vmapped(model, 1)
 
+    @cached_property
+    def chemistry(self) -> qm9_bonds.Bonds:
+        """Bonds and traits of atoms of the data set."""
+        return qm9_bonds.load(self.molecules)
+
+    def _graphs(
+        self,
+        n_atoms: np.ndarray,
+        atomic_numbers: np.ndarray,
+        positions: np.ndarray,
+        labels: np.ndarray | None = None,
+    ) -> GraphDataset:
+        given = n_atoms, atomic_numbers, positions
+        if self.bonds == "none" and self.features != "chemistry":
+            return super()._graphs(*given, labels)
+        bonds = qm9_bonds.of_molecules(*given) if labels is None else self.chemistry
+        return molecular_graphs(*given, labels, self.cutoff, bonds, self.bonds == "only")
+
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
-        """The input: h the 15 features of :func:`atom_features`, x in Å; ``key`` is not used."""
+        """The input: h the ``features``, a the kinds of ``bonds``, x in Å; ``key`` is not used."""
         graph = super().graph(batch, key)
-        return graph._replace(nodes=graph.nodes.replace(h=atom_features(graph.nodes.h)))
+        kinds, known = graph.edges.a, graph.nodes.h
+        numbers = known if known.ndim == 1 else known[:, 0]
+        h = atom_features(numbers) if self.features == "powers" else element_features(numbers)
+        if self.features == "chemistry":
+            h = jnp.concatenate([h, known[:, 1:].astype(h.dtype)], axis=1)
+        a = None if self.bonds == "none" else bond_features(kinds)
+        return graph._replace(nodes=graph.nodes.replace(h=h), edges=graph.edges.replace(a=a))
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
         """Standardised labels (G, T)."""

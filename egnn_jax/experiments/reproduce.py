@@ -206,7 +206,7 @@ def table3(
     Args:
       options: folders, seeds and epochs.
       targets: the properties.
-      model: the recipe, "egnn" or "schnet".
+      model: the recipe: "egnn", "schnet", "nmp" or "se3_transformer".
       together: train the targets of one learning rate at once (vmapped), for a GPU.
       half_periods: of the cosine schedule; 3 is the authors' code (default: the recipe's, 1).
     """

@@ -204,6 +204,20 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(values.dtype)
 
 
+def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
+    """Readout (N, …) to (G, …): the maximum over the nodes of each graph; 0 without nodes."""
+    number = graph.n_node.shape[0]
+    largest = jax.ops.segment_max(values, graph_of_node(graph), number, indices_are_sorted=True)
+    return jnp.where(jnp.isneginf(largest), 0, largest)
+
+
+def softmax_nodes(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
+    """exp(logits_i) / Σ_i exp(logits_i), (N, …): over the nodes of one graph."""
+    number = graph.n_node.shape[0]
+    softmax: Any = jraph.segment_softmax
+    return softmax(logits, graph_of_node(graph), number, indices_are_sorted=True)
+
+
 def dtype_of_sums(values: jax.Array) -> jnp.dtype:
     """The dtype that many values are summed in: float32 for half precision, else their own."""
     half = values.dtype in (jnp.bfloat16, jnp.float16)

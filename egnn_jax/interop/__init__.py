@@ -25,6 +25,9 @@ Other systems of Table 3 have the names of the code that they come from, alone o
 - ``CormorantReadout(Cormorant(parity="ignored", self_pairs=True))``: ``CormorantQM9`` of
   risilab/cormorant.
 - ``L1NetReadout(L1Net(parity="ignored"))``: L1Net of bkmi/equivariant-benchmark.
+- ``Set2SetReadout(NMP(…))``: brain-research/mpnn, with the names and shapes of TensorFlow.
+- ``MaxReadout(FuchsTFN(…))`` and ``MaxReadout(FuchsSE3Transformer(…))``:
+  FabianFuchsML/se3-transformer-public; see :func:`with_basis_signs`.
 """
 
 from collections.abc import Mapping
@@ -35,14 +38,17 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from egnn_jax.interop import _cormorant, _dimenetpp, _egnn, _l1net, _lieconv
+from egnn_jax.interop import _cormorant, _dimenetpp, _egnn, _fuchs, _l1net, _lieconv, _nmp
+from egnn_jax.interop._fuchs import with_basis_signs as with_basis_signs
 from egnn_jax.interop._names import Entry
 from egnn_jax.models.cormorant import Cormorant
 from egnn_jax.models.dimenetpp import DimeNetPP
 from egnn_jax.models.egnn import EGNN
+from egnn_jax.models.fuchs import FuchsSE3Transformer, FuchsTFN
 from egnn_jax.models.gnn import GNN
 from egnn_jax.models.l1net import L1Net
 from egnn_jax.models.lieconv import LieConv
+from egnn_jax.models.nmp import NMP
 from egnn_jax.models.radial_field import RadialField
 from egnn_jax.nn.heads import Autoencoder, head_of
 
@@ -59,6 +65,9 @@ _NAMES: dict[type[nn.Module], Any] = {
     DimeNetPP: _dimenetpp,
     L1Net: _l1net,
     LieConv: _lieconv,
+    NMP: _nmp,
+    FuchsTFN: _fuchs,
+    FuchsSE3Transformer: _fuchs,
 }
 """Who knows the names of a backbone and its head."""
 

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import Globals, GraphsTuple, mean_nodes, sum_nodes
+from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, mean_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
+from egnn_jax.nn.precision import MixedPrecision
 
 Embedded = Literal["x", "h"]
 
@@ -82,6 +83,27 @@ class MeanReadout(nn.Module):
         return with_predictions(out, mean_nodes(out, of_nodes), self.mean, self.scale)
 
 
+class MaxReadout(nn.Module):
+    """Predictions for whole graphs: MLP(max_i h_i), the maximum taken channel by channel.
+
+    The MLP is Linear·ReLU·Linear, of the width of h. Arguments, call and errors are those of
+    :class:`Readout`.
+    """
+
+    encoder: nn.Module
+    outputs: int = 1
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_positive(outputs=self.outputs)
+        out = self.encoder(graph)
+        width = out.nodes.h.shape[-1]
+        y = MLP(width, self.outputs, "relu", name="graph_dec")(max_nodes(out, out.nodes.h))
+        return with_predictions(out, y, self.mean, self.scale)
+
+
 class CormorantReadout(nn.Module):
     """Predictions for whole graphs as Cormorant has them: MLP(Σ_i MLP(h_i)).
 
@@ -146,17 +168,17 @@ class L1NetReadout(nn.Module):
         return h @ kernel / h.shape[-1] ** 0.5 + bias
 
 
-def _with_outputs(encoder: nn.Module, outputs: int) -> nn.Module:
+def _with_outputs(encoder: Any, outputs: int) -> nn.Module:
     """The backbone, in :class:`egnn_jax.MixedPrecision` or not, with so many output features."""
-    inner = getattr(encoder, "model", None)
-    if inner is None:
-        return encoder.clone(output_features=outputs)
-    return encoder.clone(model=inner.clone(output_features=outputs))
+    if isinstance(encoder, MixedPrecision):
+        return encoder.clone(model=_with_outputs(encoder.model, outputs))
+    return encoder.clone(output_features=outputs)
 
 
 def head_of(model: nn.Module) -> Any:
     """The head that a backbone is read out by: its attribute ``head``, or :class:`Readout`."""
-    return getattr(getattr(model, "model", model), "head", Readout)
+    backbone = model.model if isinstance(model, MixedPrecision) else model
+    return getattr(backbone, "head", Readout)
 
 
 def with_predictions(

@@ -65,6 +65,14 @@ def torch_bias(fan_in: int) -> Initializer:
     return init
 
 
+def glorot_bias(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """Uniform in ±√(3 / size): what ``glorot_uniform`` is in TensorFlow 1 for a bias (size,)."""
+    bound = (3 / shape[0]) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 def with_attributes(graph: GraphsTuple, s_ij: jax.Array) -> jax.Array:
     """[s_ij, a_ij], (E, S) to (E, S + A); s_ij where edges have no attributes."""
     a_ij = graph.edges.a
@@ -186,7 +194,9 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / √(variance + 1e-6) · scale + bias over the last axis (Ba et al. 2016)."""
+    """(x - mean) / √(variance + epsilon) · scale + bias over the last axis (Ba et al. 2016)."""
+
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -195,7 +205,7 @@ class LayerNorm(nn.Module):
         variance = jnp.mean(centred**2, axis=-1, keepdims=True)
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], x.dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype)
-        return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype) * scale + bias
+        return (centred * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * scale + bias
 
 
 class EdgeMLP(nn.Module):

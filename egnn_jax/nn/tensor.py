@@ -52,22 +52,27 @@ def embed_steerable(
     Raises:
       ValueError: x has not 3 coordinates, ``parity`` is unknown, or ``degree`` is out of range.
     """
-    require_geometric(graph)
-    h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
-    if x.shape[-1] != 3:
-        raise ValueError(
-            f"x has {x.shape[-1]} coordinates; expected 3, since spherical harmonics and their "
-            "products are those of rotations in three dimensions (EGNN works in any)"
-        )
+    require_steerable(graph, degree)
     require_option("parity", parity, Parity)
-    if not 0 <= degree <= MAX_DEGREE:
-        raise ValueError(f"degree is {degree}; expected 0 to {MAX_DEGREE}")
+    h, v = graph.nodes.h, graph.nodes.v
     if jnp.issubdtype(h.dtype, jnp.integer):
         h = Table(channels, name="kinds")(h)
     given = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
     if v is not None:
         given = e3nn.concatenate([given, e3nn.IrrepsArray(vector(parity), v.astype(h.dtype))])
     return linear(irreps(channels, degree, parity), "embedding")(given)
+
+
+def require_steerable(graph: GraphsTuple, degree: int) -> None:
+    """Raise ValueError where x has not 3 coordinates, or a degree is out of range."""
+    require_geometric(graph)
+    if (n := graph.nodes.x.shape[-1]) != 3:
+        raise ValueError(
+            f"x has {n} coordinates; expected 3, since spherical harmonics and their products are "
+            "those of rotations in three dimensions (EGNN works in any)"
+        )
+    if not 0 <= degree <= MAX_DEGREE:
+        raise ValueError(f"degree is {degree}; expected 0 to {MAX_DEGREE}")
 
 
 def edge_features(

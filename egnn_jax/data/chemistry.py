@@ -1,0 +1,198 @@
+"""Bonds and the chemistry of atoms, by RDKit: from a SMILES and positions, or positions alone."""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BOND_TYPES = ("single", "double", "triple", "aromatic")
+"""The kinds of bonds; kind k of an array is the k-th of these from 1, and 0 is no bond."""
+
+TRAITS = ("acceptor", "donor", "aromatic", "sp", "sp2", "sp3", "hydrogens")
+"""What is known of an atom: of a hydrogen bond, of a ring, its hybridization (each 0 or 1), and to
+how many hydrogens it is bound.
+"""
+
+SOURCES = ("in order", "reordered", "by positions", "none")
+"""Where the bonds of a molecule with a SMILES are from; its place here is the ``source``.
+
+"in order": the bonds of the SMILES agree with the distances, atom by atom. "reordered": they do
+after the atoms of the SMILES are put into another order. "by positions": they do not, and the bonds
+are those of :func:`perceived`. "none": that fails as well.
+"""
+
+BOUND, LONGEST, CLOSEST = 1.16, 1.25, 1.1
+"""Distances in sums of two covalent radii. Atoms closer than ``BOUND`` are taken to be bound where
+nothing else is known; this tells bonds from other pairs in all but some forty molecules of QM9. A
+SMILES disagrees with the distances where a bond is longer than ``LONGEST``, or two atoms without a
+bond are closer than ``CLOSEST``.
+"""
+
+_RADII = np.zeros(10)
+_RADII[[1, 6, 7, 8, 9]] = 0.31, 0.76, 0.71, 0.66, 0.57
+"""Covalent radii (Å) by Cordero et al. (2008), by atomic number."""
+
+
+class Chemistry(NamedTuple):
+    """Bonds and traits of a molecule of M atoms.
+
+    Attributes:
+      ends: atoms of each bond (B, 2), the lower first.
+      kinds: of the bonds (B,), 1 to 4 in the order of :data:`BOND_TYPES`.
+      traits: of the atoms (M, 7) in the order of :data:`TRAITS`.
+    """
+
+    ends: np.ndarray
+    kinds: np.ndarray
+    traits: np.ndarray
+
+
+def of_smiles(smiles: str, numbers: np.ndarray, positions: np.ndarray) -> tuple[Chemistry, int]:
+    """The chemistry of a molecule whose SMILES and positions are known, and where it is from.
+
+    Args:
+      smiles: of the molecule.
+      numbers: atomic numbers of H, C, N, O and F (M,).
+      positions: (M, 3) in Å.
+
+    Returns:
+      The chemistry in the order of ``numbers``, without bonds and traits where there is none, and
+      the place of its source in :data:`SOURCES`.
+    """
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
+    if molecule is not None:
+        molecule = Chem.AddHs(molecule)
+        found = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
+        distances = _in_radii(numbers, positions)
+        if found == numbers.tolist() and _agrees(molecule, distances):
+            return _of_rdkit(molecule), SOURCES.index("in order")
+        if order := _order(molecule, numbers, distances < BOUND):
+            molecule = Chem.RenumberAtoms(molecule, order)
+            return _of_rdkit(molecule), SOURCES.index("reordered")
+    try:
+        return perceived(numbers, positions), SOURCES.index("by positions")
+    except ValueError:
+        nothing = np.zeros((0, 2), np.int8), np.zeros(0, np.int8)
+        traits = np.zeros((len(numbers), len(TRAITS)), np.int8)
+        return Chemistry(*nothing, traits), SOURCES.index("none")
+
+
+def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Chemistry:
+    """The chemistry of a molecule by RDKit's perception of bonds from positions.
+
+    Args:
+      numbers: atomic numbers (M,).
+      positions: (M, 3) in Å.
+      charge: of the molecule.
+
+    Raises:
+      ValueError: rdkit is not installed, or finds no bonds that fit the valences and the charge.
+    """
+    try:
+        from rdkit import Chem, rdBase
+        from rdkit.Chem import rdDetermineBonds
+    except ImportError as error:
+        raise ValueError("bonds need rdkit: pip install -e '.[chem]'") from error
+    symbols = Chem.GetPeriodicTable().GetElementSymbol
+    lines = [
+        f"{symbols(int(z))} {x:.6f} {y:.6f} {w:.6f}"
+        for z, (x, y, w) in zip(numbers, positions, strict=True)
+    ]
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromXYZBlock("\n".join([str(len(lines)), "", *lines, ""]))
+        try:
+            rdDetermineBonds.DetermineBonds(molecule, charge=charge, useHueckel=False)
+            molecule = Chem.Mol(molecule)
+            Chem.SanitizeMol(molecule)
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"its bonds cannot be told from its positions and the charge {charge:+d} "
+                f"({reason}); expected a whole molecule with all of its hydrogens"
+            ) from error
+    if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
+        raise ValueError(
+            f"its positions and the charge {charge:+d} leave {radicals} electrons unpaired; "
+            "expected a whole molecule with all of its hydrogens"
+        )
+    return _of_rdkit(molecule)
+
+
+def _in_radii(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(M, M) distances in sums of two covalent radii; infinite on the diagonal."""
+    distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
+    distances /= _RADII[numbers][:, None] + _RADII[numbers]
+    np.fill_diagonal(distances, np.inf)
+    return distances
+
+
+def _agrees(molecule: Any, distances: np.ndarray) -> bool:
+    """Whether the bonds of a molecule of RDKit are short, and all other distances are not."""
+    from rdkit import Chem
+
+    bound = Chem.GetAdjacencyMatrix(molecule).astype(bool)
+    longest = distances[bound].max(initial=0)
+    return bool(longest < LONGEST and distances[~bound].min() > CLOSEST)
+
+
+def _order(molecule: Any, numbers: np.ndarray, adjacent: np.ndarray) -> list[int]:
+    """For each atom of a graph the atom of the molecule in its place; empty if they differ."""
+    from rdkit import Chem
+
+    found = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
+    given = _skeleton(found, Chem.GetAdjacencyMatrix(molecule))
+    wanted = _skeleton(numbers, adjacent)
+    same = given.GetNumBonds() == wanted.GetNumBonds() and len(found) == len(numbers)
+    return list(given.GetSubstructMatch(wanted)) if same else []
+
+
+def _skeleton(numbers: np.ndarray, adjacent: np.ndarray) -> Any:
+    """A molecule that is only elements and single bonds."""
+    from rdkit import Chem
+
+    molecule = Chem.RWMol()
+    for number in numbers:
+        atom = Chem.Atom(int(number))
+        atom.SetNoImplicit(True)
+        molecule.AddAtom(atom)
+    for i, j in np.argwhere(np.triu(adjacent)).tolist():
+        molecule.AddBond(i, j, Chem.BondType.SINGLE)
+    molecule.UpdatePropertyCache(strict=False)
+    Chem.FastFindRings(molecule)
+    return molecule
+
+
+def _of_rdkit(molecule: Any) -> Chemistry:
+    """The chemistry of a sanitized molecule of RDKit with all of its hydrogens."""
+    kinds = {"SINGLE": 1, "DOUBLE": 2, "TRIPLE": 3, "AROMATIC": 4}
+    ends, found = [], []
+    for bond in molecule.GetBonds():
+        ends.append(sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())))
+        found.append(4 if bond.GetIsAromatic() else kinds[str(bond.GetBondType())])
+    traits = np.zeros((molecule.GetNumAtoms(), len(TRAITS)), np.int8)
+    for feature in _factory().GetFeaturesForMol(molecule):
+        if (family := feature.GetFamily().lower()) in TRAITS:
+            traits[list(feature.GetAtomIds()), TRAITS.index(family)] = 1
+    for k, atom in enumerate(molecule.GetAtoms()):
+        traits[k, TRAITS.index("aromatic")] = atom.GetIsAromatic()
+        if (hybrid := str(atom.GetHybridization()).lower()) in TRAITS:
+            traits[k, TRAITS.index(hybrid)] = 1
+        traits[k, TRAITS.index("hydrogens")] = atom.GetTotalNumHs(includeNeighbors=True)
+    order = np.lexsort(np.array(ends, int).reshape(-1, 2).T[::-1])
+    return Chemistry(
+        np.array(ends, np.int8).reshape(-1, 2)[order], np.array(found, np.int8)[order], traits
+    )
+
+
+@functools.cache
+def _factory() -> Any:
+    """RDKit's definitions of donors and acceptors of hydrogen bonds."""
+    from rdkit import RDConfig
+    from rdkit.Chem import ChemicalFeatures
+
+    features: Any = ChemicalFeatures  # whose types do not list the function
+    return features.BuildFeatureFactory(os.path.join(RDConfig.RDDataDir, "BaseFeatures.fdef"))

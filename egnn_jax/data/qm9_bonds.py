@@ -1,0 +1,117 @@
+"""Bonds and the chemistry of atoms of QM9, from its SMILES, checked against distances."""
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from egnn_jax.data import chemistry
+from egnn_jax.data.cache import cached_arrays, default_folder
+from egnn_jax.data.qm9 import QM9
+from egnn_jax.data.qm9_sources import smiles_of_package
+
+_CHUNK = 500
+
+
+class Bonds(NamedTuple):
+    """Bonds and traits of S molecules of ΣM atoms.
+
+    Attributes:
+      n_bond: (S,).
+      ends: atoms of each bond (ΣB, 2), counted from the first of each molecule.
+      kinds: (ΣB,) see :data:`egnn_jax.data.chemistry.BOND_TYPES`.
+      traits: (ΣM, 7) see :data:`egnn_jax.data.chemistry.TRAITS`.
+      source: (S,) see :data:`egnn_jax.data.chemistry.SOURCES`.
+    """
+
+    n_bond: np.ndarray
+    ends: np.ndarray
+    kinds: np.ndarray
+    traits: np.ndarray
+    source: np.ndarray
+
+    def numbers(self, molecules: QM9) -> dict[str, list[int]]:
+        """The QM9 numbers of the molecules whose bonds are not simply those of their SMILES, by
+        what was done instead.
+        """
+        rows = {name: self.source == k for k, name in enumerate(chemistry.SOURCES) if k}
+        return {name: molecules.index[found].tolist() for name, found in rows.items()}
+
+
+def load(molecules: QM9, folder: Path | None = None) -> Bonds:
+    """The bonds of all of QM9, made at the first call and kept in ``folder`` from then on.
+
+    That takes minutes on two cores, and the packages ``rdkit`` and ``qm9pack``.
+
+    Args:
+      molecules: all of QM9, from :func:`egnn_jax.data.qm9.load`.
+      folder: default :func:`egnn_jax.data.cache.default_folder`.
+
+    Raises:
+      ValueError: a package is missing.
+    """
+    folder = default_folder() if folder is None else Path(folder)
+    return Bonds(**cached_arrays(folder / "qm9" / "qm9-bonds.npz", lambda: _all(molecules)))
+
+
+def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray) -> Bonds:
+    """The bonds of any molecules, by RDKit's perception from positions, see
+    :func:`egnn_jax.data.chemistry.perceived`.
+
+    Args:
+      n_atoms: (S,).
+      atomic_numbers: (ΣM,).
+      positions: (ΣM, 3) in Å.
+
+    Raises:
+      ValueError: the bonds of a molecule cannot be told; it is named by its place.
+    """
+    found = []
+    source = chemistry.SOURCES.index("by positions")
+    for k, (end, number) in enumerate(zip(np.cumsum(n_atoms), n_atoms, strict=True), 1):
+        atoms = slice(end - number, end)
+        try:
+            one = chemistry.perceived(atomic_numbers[atoms], positions[atoms])
+        except ValueError as error:
+            raise ValueError(f"molecule {k} of {len(n_atoms)}: {error}") from error
+        found.append((one, source))
+    return Bonds(**_joined(found))
+
+
+def _all(molecules: QM9) -> dict[str, np.ndarray]:
+    """The arrays of :class:`Bonds` of all molecules."""
+    smiles = smiles_of_package()
+    bounds = np.cumsum(molecules.n_atoms)[:-1]
+    texts = [smiles[int(index)] for index in molecules.index]
+    numbers = np.split(molecules.atomic_numbers, bounds)
+    positions = np.split(molecules.positions, bounds)
+    starts = range(0, len(texts), _CHUNK)
+    chunks = [[part[k : k + _CHUNK] for part in (texts, numbers, positions)] for k in starts]
+    # A new process for each worker: one that is forked could hold locks of JAX's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        made = pool.map(_of_chunk, *zip(*chunks, strict=True))
+        parts = list(tqdm(made, total=len(chunks), unit_scale=_CHUNK, unit=" molecules"))
+    return {name: np.concatenate([part[name] for part in parts]) for name in Bonds._fields}
+
+
+def _of_chunk(
+    smiles: Sequence[str], numbers: Sequence[np.ndarray], positions: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    return _joined(
+        [chemistry.of_smiles(*one) for one in zip(smiles, numbers, positions, strict=True)]
+    )
+
+
+def _joined(found: Sequence[tuple[chemistry.Chemistry, int]]) -> dict[str, np.ndarray]:
+    return {
+        "n_bond": np.array([len(one.kinds) for one, _ in found], np.int16),
+        "ends": np.concatenate([one.ends for one, _ in found]),
+        "kinds": np.concatenate([one.kinds for one, _ in found]),
+        "traits": np.concatenate([one.traits for one, _ in found]),
+        "source": np.array([source for _, source in found], np.int8),
+    }

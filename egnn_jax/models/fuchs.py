@@ -1,0 +1,175 @@
+"""Tensor Field Network and SE(3)-Transformer of Table 3, as Fuchs et al. (2020) run them on the
+bonds of molecules: with a radial weight for each pair of channels and each degree of a filter.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.graph import (
+    GraphsTuple,
+    mean_at_receivers,
+    softmax_at_receivers,
+    sum_at_receivers,
+)
+from egnn_jax.nn.heads import MaxReadout
+from egnn_jax.nn.kernels import (
+    Channels,
+    Convolution,
+    Features,
+    Filters,
+    LinearMap,
+    NormNonlinearity,
+)
+from egnn_jax.nn.mlp import Symmetry, Table, require_positive
+from egnn_jax.nn.tensor import require_steerable
+
+
+class TFNLayer(nn.Module):
+    """h_i' = W h_i + mean_j K h_j."""
+
+    channels: Channels
+    radial: int
+
+    @nn.compact
+    def __call__(self, filters: Filters, h: Features) -> dict[int, jax.Array]:
+        messages = Convolution(self.channels, self.radial, name="kernel")(filters, h)
+        kept = LinearMap(self.channels, name="self")(h)  # W h_i
+        out = {}
+        for degree, message in messages.items():
+            mean = mean_at_receivers(filters.graph, message)  # mean_j K h_j
+            out[degree] = mean + kept[degree] if degree in kept else mean
+        return out
+
+
+class AttentionLayer(nn.Module):
+    """h_i' = W [Σ_j α_ij v_ij, h_i] with α_ij = softmax_j(q_i · k_ij / √d) for each head.
+
+    v_ij = K_v h_j, k_ij = K_k h_j and q_i = W_q h_i have 1/``div`` of the channels, each head its
+    share of every degree, and keys and queries only the degrees of h. All heads' keys together are
+    d numbers.
+    """
+
+    channels: Channels
+    radial: int
+    div: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, filters: Filters, h: Features) -> dict[int, jax.Array]:
+        graph = filters.graph
+        inner = tuple((degree, channels // self.div) for degree, channels in self.channels)
+        known = tuple((degree, channels) for degree, channels in inner if degree in h)
+        v = Convolution(inner, self.radial, name="v")(filters, h)  # v_ij
+        k = Convolution(known, self.radial, name="k")(filters, h)  # k_ij
+        q = LinearMap(known, name="q")(h)  # q_i
+        dots = [self._by_head(q[degree][graph.receivers] * k[degree]).sum((2, 3)) for degree in k]
+        size = sum(channels * (2 * degree + 1) for degree, channels in known)
+        alpha = softmax_at_receivers(graph, sum(dots[1:], start=dots[0]) / size**0.5)  # α_ij
+        joined = dict(h)
+        for degree, values in v.items():
+            weighted = (alpha[:, :, None, None] * self._by_head(values)).reshape(values.shape)
+            z = sum_at_receivers(graph, weighted)  # Σ_j α_ij v_ij
+            joined[degree] = jnp.concatenate([z, h[degree]], axis=1) if degree in h else z
+        return LinearMap(self.channels, name="project")(joined)
+
+    def _by_head(self, values: jax.Array) -> jax.Array:
+        """(E, C, 2 l + 1) to (E, heads, C / heads, 2 l + 1)."""
+        number, channels, size = values.shape
+        return values.reshape(number, self.heads, channels // self.heads, size)
+
+
+class FuchsTFN(nn.Module):
+    """Tensor Field Network of Fuchs et al.: ``layers`` of :class:`TFNLayer` with
+    :class:`NormNonlinearity` between them, the last one to degree 0 alone.
+
+    Equivariant to rotations and translations, and not to reflections. Meant for graphs of bonds:
+    every edge has 2 C² (l + 1)³ weights or so.
+
+    Args:
+      features: channels of each degree.
+      layers: number of layers.
+      degree: the highest degree of features; filters go up to twice that.
+      radial: width of the radial networks.
+
+    Call: a graph with h (N, F), x (N, 3) and edges (E, A) or None, to the same with h
+    (N, features · (degree + 1)).
+
+    Raises:
+      ValueError: x has not 3 coordinates, or an option is out of range.
+    """
+
+    symmetry: ClassVar[Symmetry] = "SE(3)"
+    head: ClassVar[type[nn.Module]] = MaxReadout
+
+    features: int = 16
+    layers: int = 4
+    degree: int = 2
+    radial: int = 32
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_steerable(graph, self.degree)
+        require_positive(features=self.features, layers=self.layers, radial=self.radial)
+        h = _input(graph, self.features)
+        filters = Filters(graph, self.degree, h[0].dtype)
+        middle = tuple((degree, self.features) for degree in range(self.degree + 1))
+        last = ((0, self.features * (self.degree + 1)),)
+        for k in range(self.layers - 1):
+            h = TFNLayer(middle, self.radial, name=f"layer_{k}")(filters, h)
+            h = NormNonlinearity(name=f"norm_{k}")(h)
+        h = TFNLayer(last, self.radial, name=f"layer_{self.layers - 1}")(filters, h)
+        return graph._replace(nodes=graph.nodes.replace(h=h[0][..., 0]))
+
+
+class FuchsSE3Transformer(nn.Module):
+    """SE(3)-Transformer of Fuchs et al.: ``layers`` of :class:`AttentionLayer`, each followed by
+    :class:`NormNonlinearity`, and a :class:`TFNLayer` to degree 0.
+
+    Arguments, call and errors are those of :class:`FuchsTFN`, and:
+
+    Args:
+      heads: number of attention heads, which divides features / div.
+      div: values and keys have 1/div of the channels, rounded down.
+    """
+
+    symmetry: ClassVar[Symmetry] = "SE(3)"
+    head: ClassVar[type[nn.Module]] = MaxReadout
+
+    features: int = 16
+    layers: int = 4
+    degree: int = 2
+    radial: int = 32
+    heads: int = 1
+    div: int = 4
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_steerable(graph, self.degree)
+        require_positive(features=self.features, layers=self.layers, radial=self.radial)
+        require_positive(heads=self.heads, div=self.div)
+        if self.features // self.div == 0 or self.features // self.div % self.heads:
+            raise ValueError(
+                f"features / div is {self.features // self.div}; expected a multiple of heads, "
+                f"which is {self.heads}"
+            )
+        h = _input(graph, self.features)
+        filters = Filters(graph, self.degree, h[0].dtype)
+        middle = tuple((degree, self.features) for degree in range(self.degree + 1))
+        last = ((0, self.features * (self.degree + 1)),)
+        for k in range(self.layers):
+            options = middle, self.radial, self.div, self.heads
+            h = AttentionLayer(*options, name=f"layer_{k}")(filters, h)
+            h = NormNonlinearity(name=f"norm_{k}")(h)
+        h = TFNLayer(last, self.radial, name=f"layer_{self.layers}")(filters, h)
+        return graph._replace(nodes=graph.nodes.replace(h=h[0][..., 0]))
+
+
+def _input(graph: GraphsTuple, features: int) -> dict[int, jax.Array]:
+    """h as features of degree 0; kinds of nodes are embedded."""
+    h = graph.nodes.h
+    if jnp.issubdtype(h.dtype, jnp.integer):
+        h = Table(features, name="embedding")(h)
+    return {0: h[..., None]}

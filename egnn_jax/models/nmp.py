@@ -1,0 +1,151 @@
+"""NMP (Gilmer et al. 2017, "enn-s2s") of Table 3: messages through a matrix that a network makes of
+each edge, and a gated recurrent unit at each node.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric
+from egnn_jax.nn.dense import rooms
+from egnn_jax.nn.mlp import Dense, Symmetry, Table, glorot_bias, require_positive
+from egnn_jax.nn.set2set import Set2SetReadout
+
+
+class EdgeNetwork(nn.Module):
+    """A(e) = Linear·(ReLU·Linear)^hidden_layers of e, up to its last layer: φ(e), and what is
+    linear in it.
+
+    Call: e (E, A) to [φ, 1] (E, K + 1) and W (d, K + 1, d) with A(e)_ab = Σ_k [φ, 1]_k W_bka.
+    """
+
+    features: int
+    hidden: int
+    hidden_layers: int
+
+    @nn.compact
+    def __call__(self, e: jax.Array) -> tuple[jax.Array, jax.Array]:
+        d, glorot = self.features, nn.initializers.glorot_uniform()
+        phi = e
+        for _ in range(self.hidden_layers):
+            phi = nn.relu(Dense(self.hidden, True, glorot, glorot_bias)(phi))
+        kernel = self.param("kernel", glorot, (phi.shape[-1], d * d), e.dtype)
+        bias = self.param("bias", glorot_bias, (d * d,), e.dtype)
+        ones = jnp.ones((len(e), 1), e.dtype)
+        matrices = jnp.concatenate([kernel, bias[None]]).reshape(-1, d, d)
+        return jnp.concatenate([phi, ones], axis=1), matrices.transpose(2, 0, 1)
+
+
+class GRU(nn.Module):
+    """h' = (1 − z) h + z h̃, a gated recurrent unit without biases (Cho et al. 2014): (…, d) of h
+    and (…, 2 d) of m to (…, d).
+    """
+
+    @nn.compact
+    def __call__(self, h: jax.Array, m: jax.Array) -> jax.Array:
+        def linear(x: jax.Array, name: str) -> jax.Array:
+            glorot = nn.initializers.glorot_uniform()
+            return Dense(h.shape[-1], False, glorot, name=name)(x)
+
+        z = nn.sigmoid(linear(m, "W_z") + linear(h, "U_z"))  # the update gate
+        r = nn.sigmoid(linear(m, "W_r") + linear(h, "U_r"))  # the reset gate
+        candidate = jnp.tanh(linear(m, "W") + linear(r * h, "U"))  # h̃
+        return (1 - z) * h + z * candidate
+
+
+class NMP(nn.Module):
+    """m_i = [Σ_j A(e_ij) h_j, Σ_j A'(e_ji) h_j] + b and h_i' = GRU(h_i, m_i), ``layers`` times with
+    the same parameters.
+
+    e_ij = [1 − Σ a_ij, a_ij, ‖r_ij‖] of the edge from j to i, so that its first entry is 1 where a
+    pair has none of the kinds of bonds a_ij. The sums have the term j = i too, with a = 0 and
+    r = 0; the second one is over the edges that leave i. h⁰ is h, padded with zeros.
+
+    A(e) = Σ_k φ_k(e) W_k + B is never formed: Σ_j A(e_ij) h_j = Σ_jk φ_k(e_ij) (W_k h_j) is one
+    product of matrices for each graph, (M, M K) by (M K, d). Graphs have room for ``max_nodes``
+    each.
+
+    Args:
+      features: width d of h, at least that of the graph's h.
+      layers: number of steps T.
+      edge_features: width K of the hidden layers of A.
+      edge_layers: how many hidden layers A has.
+      max_nodes: the most nodes M that a graph may have; 29 is QM9's largest molecule.
+
+    Call: a graph with h (N, F), x (N, n) and edges (E, A) or None, to the same with h
+    (N, features).
+
+    Raises:
+      ValueError: a graph has more than ``max_nodes`` (under ``jit`` its h is NaN instead), h is
+        wider than ``features``, or an option is below 1.
+    """
+
+    symmetry: ClassVar[Symmetry] = "E(n)"
+    head: ClassVar[type[nn.Module]] = Set2SetReadout
+
+    features: int = 50
+    layers: int = 6
+    edge_features: int = 50
+    edge_layers: int = 4
+    max_nodes: int = 29
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
+        require_positive(
+            features=self.features,
+            layers=self.layers,
+            edge_features=self.edge_features,
+            edge_layers=self.edge_layers,
+            max_nodes=self.max_nodes,
+        )
+        own, without_place = rooms(graph, self.max_nodes)
+        h, real = own.enter(self._widened(graph.nodes.h)), own.taken.reshape(*own.shape, 1)
+        e = self._edges(graph, h.dtype)
+        sizes = self.features, self.edge_features, self.edge_layers
+        phi, w = EdgeNetwork(*sizes, name="A")(e)
+        phi_out, w_out = EdgeNetwork(*sizes, name="A_out")(e)
+        pairs = _by_graph(own.pairs(graph.receivers, graph.senders, phi[:-1]))
+        pairs_out = _by_graph(own.pairs(graph.senders, graph.receivers, phi_out[:-1]))
+        loop = jnp.einsum("k,dkf->df", phi[-1], w)  # A(e_ii), transposed
+        loop_out = jnp.einsum("k,dkf->df", phi_out[-1], w_out)
+        b, gru = self.param("b", glorot_bias, (2 * self.features,), h.dtype), GRU(name="gru")
+        for _ in range(self.layers):
+            m_in = _messages(pairs, w, h) + h @ loop  # Σ_j A(e_ij) h_j
+            m_out = _messages(pairs_out, w_out, h) + h @ loop_out  # Σ_j A'(e_ji) h_j
+            m = jnp.concatenate([m_in, m_out], axis=-1) + b  # m_i
+            h = jnp.where(real, gru(h, m), 0)  # h_i'
+        h = jnp.where(without_place[:, None], jnp.nan, own.leave(h)).astype(h.dtype)
+        return graph._replace(nodes=graph.nodes.replace(h=h))
+
+    def _widened(self, h: jax.Array) -> jax.Array:
+        """h⁰ (N, features): h padded with zeros, or a row of a table for kinds of nodes."""
+        if jnp.issubdtype(h.dtype, jnp.integer):
+            return Table(self.features, name="embedding")(h)
+        if h.shape[-1] > self.features:
+            raise ValueError(
+                f"h has {h.shape[-1]} features; expected at most {self.features}, the width of "
+                "NMP, which has no embedding"
+            )
+        return jnp.pad(h, [(0, 0), (0, self.features - h.shape[-1])])
+
+    def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
+        """e_ij of each edge and, last, e_ii (E + 1, A + 2)."""
+        distance = safe_norm(edge_vectors(graph, graph.nodes.x), keepdims=True)
+        a = graph.edges.a if graph.edges.a is not None else distance[:, :0]
+        e = jnp.concatenate([1 - jnp.sum(a, axis=1, keepdims=True), a, distance], axis=1)
+        return jnp.concatenate([e, jnp.eye(1, e.shape[1], dtype=e.dtype)]).astype(dtype)
+
+
+def _by_graph(pairs: jax.Array) -> jax.Array:
+    """(G, M, M, K) to (G, M, M K)."""
+    return pairs.reshape(*pairs.shape[:2], -1)
+
+
+def _messages(pairs: jax.Array, w: jax.Array, h: jax.Array) -> jax.Array:
+    """Σ_jk φ_k(e_ij) (W_k h_j) of (G, M, M K), (d, K, d) and h (G, M, d): (G, M, d)."""
+    sent = h @ w.reshape(len(w), -1)  # W_k h_j
+    return pairs @ sent.reshape(len(h), -1, h.shape[-1])

@@ -1,0 +1,126 @@
+"""Kernels that turn with the edges, with a weight for each pair of channels (Fuchs et al. 2020)."""
+
+from collections.abc import Mapping
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import GraphsTuple, edge_vectors
+from egnn_jax.nn.mlp import Dense, LayerNorm
+
+Features = Mapping[int, jax.Array]
+"""Features of nodes (N, C, 2 l + 1), or of edges (E, C, 2 l + 1), by their degree l."""
+
+Channels = tuple[tuple[int, int], ...]
+"""Degrees, and how many channels each has."""
+
+_he = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Filters:
+    """What all layers need of the edges: matrices Q_J(r̂_ij), and a_ij and ‖r_ij‖.
+
+    Q_J = (-1)^J Σ_m w_abm Y_Jm(r̂_ij), with w the 3j symbols of l, l' and J, takes a feature of
+    degree l' to one of degree l, for J from |l - l'| to l + l'.
+    """
+
+    def __init__(self, graph: GraphsTuple, degree: int, dtype: jnp.dtype) -> None:
+        r_ij = edge_vectors(graph, graph.nodes.x)
+        d_ij = safe_norm(r_ij, keepdims=True)
+        a_ij = [] if graph.edges.a is None else [graph.edges.a]
+        self.graph, self.dtype = graph, dtype
+        self.invariants = jnp.concatenate([*a_ij, d_ij], axis=-1).astype(dtype)
+        irreps = e3nn.Irreps([(1, (j, (-1) ** j)) for j in range(2 * degree + 1)])
+        direction = r_ij / jnp.where(d_ij == 0, 1, d_ij)
+        self._y = e3nn.spherical_harmonics(irreps, direction, False, normalization="integral")
+
+    def basis(self, l_in: int, l_out: int) -> jax.Array:
+        """Q_J for each J: (E, 2 l' + 1, J, 2 l + 1) from l' = ``l_in`` to l = ``l_out``."""
+        bases = []
+        for j in range(abs(l_in - l_out), l_in + l_out + 1):
+            w, y = e3nn.clebsch_gordan(l_out, l_in, j), self._y.array[:, j**2 : (j + 1) ** 2]
+            bases.append(jnp.einsum("abm,em->eba", jnp.asarray((-1) ** j * w, y.dtype), y))
+        return jnp.stack(bases, axis=2).astype(self.dtype)
+
+    def sent(self, h: Features, l_out: int) -> dict[int, jax.Array]:
+        """Q_J h_j (E, C' J, 2 l + 1) as degree l = ``l_out``, by the degree l' of h."""
+        products = {}
+        for l_in, values in h.items():
+            h_j = values[self.graph.senders]
+            product = jnp.einsum("ecb,ebja->ecja", h_j, self.basis(l_in, l_out))
+            number, channels, degrees, size = product.shape
+            products[l_in] = product.reshape(number, channels * degrees, size)
+        return products
+
+
+class Kernel(nn.Module):
+    """Σ_c'J R_cc'J(a_ij, ‖r_ij‖) Q_J h_j, for one degree of h and one of the output: (E, C' J,
+    2 l + 1) of Q_J h_j to (E, channels, 2 l + 1).
+
+    R = Linear·ReLU·LayerNorm·Linear·ReLU·LayerNorm·Linear, from right to left.
+    """
+
+    channels: int
+    radial: int
+
+    @nn.compact
+    def __call__(self, sent: jax.Array, invariants: jax.Array) -> jax.Array:
+        r = invariants
+        for _ in range(2):
+            r = nn.relu(LayerNorm(1e-5)(Dense(self.radial, kernel_init=_he)(r)))
+        r = Dense(self.channels * sent.shape[1], kernel_init=_he)(r)
+        r = r.reshape(len(r), self.channels, sent.shape[1])
+        return jnp.einsum("eck,eka->eca", r, sent)
+
+
+class Convolution(nn.Module):
+    """K h_j: the sum of :class:`Kernel` over the degrees of h, for each edge."""
+
+    channels: Channels
+    radial: int
+
+    @nn.compact
+    def __call__(self, filters: Filters, h: Features) -> dict[int, jax.Array]:
+        out = {}
+        for l_out, channels in self.channels:
+            terms = []
+            for l_in, sent in filters.sent(h, l_out).items():
+                # The weights of all edges are the most of the memory, and are made again.
+                kernel = nn.remat(Kernel)(channels, self.radial, name=f"({l_in},{l_out})")
+                terms.append(kernel(sent, filters.invariants))
+            out[l_out] = sum(terms[1:], start=terms[0])
+        return out
+
+
+class LinearMap(nn.Module):
+    """W h, a mix of the channels of each degree that h and the output both have."""
+
+    channels: Channels
+
+    @nn.compact
+    def __call__(self, h: Features) -> dict[int, jax.Array]:
+        out = {}
+        for degree, channels in self.channels:
+            if degree in h:
+                values = h[degree]
+                shape = (values.shape[1], channels)
+                w = self.param(f"{degree}", _normal, shape, values.dtype)
+                out[degree] = jnp.einsum("cd,nca->nda", w, values)
+        return out
+
+
+class NormNonlinearity(nn.Module):
+    """ReLU(LayerNorm(‖h‖)) h / ‖h‖ of each degree, over the norms of its channels."""
+
+    @nn.compact
+    def __call__(self, h: Features) -> dict[int, jax.Array]:
+        out = {}
+        for degree, values in h.items():
+            norm = safe_norm(values, keepdims=True)
+            scale = nn.relu(LayerNorm(1e-5, name=f"{degree}")(norm[..., 0]))
+            out[degree] = scale[..., None] * values / jnp.where(norm == 0, 1, norm)
+        return out
