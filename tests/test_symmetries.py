@@ -20,7 +20,8 @@ from egnn_jax.experiments._options import plain_hints
 
 SIZES = {
     "features": 6, "layers": 2, "gaussians": 8, "basis": 8,
-    "angular_basis": 3, "kernel_features": 5, "kernel_channels": 3, "angular_features": 5, "basis_features": 4, "output_features": 3,
+    "angular_basis": 3, "angular_features": 5, "basis_features": 4, "output_features": 3,
+    "kernel_features": 5, "kernel_channels": 3,
 }  # fmt: skip
 UNSEEN = {"clip": 1e3}
 """Values for options that are not equivariant where they act: they must not act."""
