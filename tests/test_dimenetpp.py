@@ -1,5 +1,6 @@
 """DimeNet++: its bases against scipy, its sum over angles against a loop over pairs of edges."""
 
+import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,9 @@ from scipy.special import spherical_jn
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.graph.graph import edge_vectors
-from egnn_jax.models.dimenetpp import Interaction
+from egnn_jax.models.dimenetpp import sum_over_angles
 from egnn_jax.nn.spherical import spherical_bessel_basis, spherical_bessel_zeros, sum_over_reversed
+from egnn_jax.nn.tensor import irreps
 
 FEATURES, BASIS, ANGLES = 4, 3, 5
 
@@ -18,12 +20,12 @@ FEATURES, BASIS, ANGLES = 4, 3, 5
 def test_bessel_functions_vanish_at_their_zeros_and_are_orthonormal():
     zeros = spherical_bessel_zeros(6, 6)
     assert np.all(np.diff(zeros, axis=1) > 3)
-    for l, row in enumerate(zeros):
-        np.testing.assert_allclose(spherical_jn(l, row), 0, atol=1e-14)
+    for ell, row in enumerate(zeros):
+        np.testing.assert_allclose(spherical_jn(ell, row), 0, atol=1e-14)
         t, weights = np.polynomial.legendre.leggauss(80)
         t, weights = (t + 1) / 2, weights / 2
         with jax.enable_x64(True):
-            j = np.asarray(spherical_bessel_basis(jnp.asarray(t), 6, 6))[:, l]
+            j = np.asarray(spherical_bessel_basis(jnp.asarray(t), 6, 6))[:, ell]
         products = np.einsum("t,tn,tm->nm", weights * t**2, j, j)
         np.testing.assert_allclose(products, np.eye(6), atol=1e-6)  # zeros rounded to float32
 
@@ -32,8 +34,8 @@ def test_bessel_functions_vanish_at_their_zeros_and_are_orthonormal():
 def test_bessel_functions_are_scipys(double, tolerance):
     t = np.linspace(0, 1, 2_001)
     z = spherical_bessel_zeros(6, 6).astype(np.float32).astype(np.float64)
-    l = np.arange(7)[:, None]
-    wanted = np.sqrt(2) / np.abs(spherical_jn(l + 1, z)) * spherical_jn(l, z * t[:, None, None])
+    ell = np.arange(7)[:, None]
+    wanted = np.sqrt(2) / np.abs(spherical_jn(ell + 1, z)) * spherical_jn(ell, z * t[:, None, None])
     with jax.enable_x64(double):
         got = spherical_bessel_basis(jnp.asarray(t, jnp.result_type(float)), 6, 6)
         slope = jax.jacfwd(lambda t: spherical_bessel_basis(t, 6, 6)[0])(jnp.zeros(1))
@@ -77,6 +79,13 @@ def runs_back(graph, one, other):
     return shift is None or np.abs(np.asarray(shift[one] + shift[other])).max() < 1e-9
 
 
+def harmonics(r):
+    """Y_0 to Y_4 (E, 25) of unit vectors, with Y_l(a) · Y_l(b) = P_l(a · b)."""
+    return e3nn.spherical_harmonics(
+        irreps(1, ANGLES - 1, "natural"), jnp.asarray(r), False, "norm"
+    ).array
+
+
 @pytest.mark.parametrize("make", GRAPHS.values(), ids=GRAPHS.keys())
 def test_the_sum_over_angles_is_that_over_pairs_of_edges(x64, make):
     graph = make()
@@ -85,12 +94,8 @@ def test_the_sum_over_angles_is_that_over_pairs_of_edges(x64, make):
     r = np.asarray(edge_vectors(graph, graph.nodes.x))
     r = r / np.linalg.norm(r, axis=1, keepdims=True)
     u, sbf = rng.normal(size=(len(i), FEATURES)), rng.normal(size=(len(i), ANGLES, BASIS))
-    layer = Interaction(6, FEATURES, 2)
-    w = {"sbf_1": rng.normal(size=(ANGLES * BASIS, 2)), "sbf_2": rng.normal(size=(2, FEATURES))}
-    harmonics = _harmonics(r)
-    got = layer.apply({"params": w}, graph, u, jnp.asarray(sbf), harmonics, method="_sum")
-
-    weights = (w["sbf_1"] @ w["sbf_2"]).reshape(ANGLES, BASIS, FEATURES)
+    weights = rng.normal(size=(ANGLES, BASIS, FEATURES))
+    got = sum_over_angles(graph, *map(jnp.asarray, (u, sbf, weights)), harmonics(r))
     wanted, pairs, excluded = np.zeros_like(u), 0, 0
     for ji in range(len(i)):
         for kj in np.flatnonzero(i == j[ji]):
@@ -102,13 +107,6 @@ def test_the_sum_over_angles_is_that_over_pairs_of_edges(x64, make):
             pairs += 1
     assert min(pairs, excluded) > 5
     np.testing.assert_allclose(got, wanted, atol=1e-11 * np.abs(wanted).max())
-
-
-def _harmonics(r):
-    import e3nn_jax as e3nn
-
-    irreps = e3nn.Irreps([(1, (l, (-1) ** l)) for l in range(ANGLES)])
-    return e3nn.spherical_harmonics(irreps, jnp.asarray(r), False, "norm").array
 
 
 def test_what_runs_back_is_found_in_any_order_of_edges(x64):

@@ -34,8 +34,13 @@ MODELS = [
     (
         egnn.SumReadout(
             egnn.DimeNetPP(
-                features=6, layers=2, basis=3, angular_basis=2, angular_features=4,
-                basis_features=2, output_features=5,
+                features=6,
+                layers=2,
+                basis=3,
+                angular_basis=2,
+                angular_features=4,
+                basis_features=2,
+                output_features=5,
             ),
             outputs=3,
         ),

@@ -24,7 +24,7 @@ BACKBONES = {
     ),
     "painn": egnn.PaiNN(features=8, layers=2, basis=6, cutoff=CUTOFF),
     "tensornet": egnn.TensorNet(features=8, layers=2, basis=6, cutoff=CUTOFF),
-    "dimenet++": egnn.DimeNetPP(
+    "dimenetpp": egnn.DimeNetPP(
         features=8, layers=1, angular_features=6, basis_features=4, output_features=8, cutoff=CUTOFF
     ),
     "schnet": egnn.SchNet(features=8, layers=2, gaussians=8, cutoff=CUTOFF),

@@ -106,9 +106,10 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
         those of several seeds.
     """
     _names_of(model)
+    arrays: Leaves = flatten_dict(dict(params))
     state = {
         entry.name: entry.of(np.asarray(value))
-        for path, value in flatten_dict(dict(params)).items()
+        for path, value in arrays.items()
         for entry in _entries(path, model)
     }
     if problems := _misfits(state, _expected(state, model), model):

@@ -126,8 +126,8 @@ class DimeNetPP(nn.Module):
         rbf = e * jnp.sin(f.astype(t.dtype) * t)  # e(t) sin(f_n t)
         s_ij = with_attributes(graph, rbf).astype(h.dtype)
         j = e[..., None] * spherical_bessel_basis(t[:, 0], degree, self.basis)
-        l = np.arange(degree + 1)
-        norm = np.sqrt((2 * l + 1) / (4 * np.pi))[:, None]
+        ell = np.arange(degree + 1)
+        norm = np.sqrt((2 * ell + 1) / (4 * np.pi))[:, None]
         sbf = (j * jnp.asarray(norm, t.dtype)).astype(h.dtype)  # sbf_ln / P_l(cos ∠)
         natural = irreps(1, degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
         harmonics = e3nn.spherical_harmonics(natural, u_ij, False, "norm").array.astype(h.dtype)
@@ -155,32 +155,40 @@ class Interaction(nn.Module):
         self, graph: GraphsTuple, m: jax.Array, rbf: jax.Array, sbf: jax.Array, Y: jax.Array
     ) -> jax.Array:
         F, C = self.features, self.angular_features
-        w = self._factors("rbf", rbf.shape[1], F, m.dtype)
-        u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w)))
-        s_ji = silu(Matrix(F, name="up")(self._sum(graph, u_kj, sbf, Y)))
+        w_rbf = self._factors("rbf", rbf.shape[1], F, m.dtype)
+        w_sbf = self._factors("sbf", sbf[0].size, C, m.dtype).reshape(*sbf.shape[1:], C)
+        u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w_rbf)))
+        s_ji = silu(Matrix(F, name="up")(sum_over_angles(graph, u_kj, sbf, w_sbf, Y)))
         y = _residual(silu(Linear(F, name="ji")(m)) + s_ji, F, "before")
         m = m + silu(Linear(F, name="skip")(y))
         return _residual(_residual(m, F, "after_0"), F, "after_1")
-
-    def _sum(self, graph: GraphsTuple, u: jax.Array, sbf: jax.Array, Y: jax.Array) -> jax.Array:
-        """Σ_{k≠i} u_kj ⊙ W W sbf, (E, C)."""
-        degrees, number = sbf.shape[1:]
-        w = self._factors("sbf", degrees * number, u.shape[-1], u.dtype)
-        w = w.reshape(degrees, number, -1)
-        over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
-        for l in range(degrees):
-            Y_l = Y[:, l**2 : (l + 1) ** 2, None]
-            v = u * (sbf[:, l] @ w[l])  # v^l_kj
-            S = sum_at_receivers(graph, v[:, None] * Y_l)  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
-            over_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
-            back += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
-        return over_k - sum_over_reversed(graph, back)
-
 
     def _factors(self, name: str, n_in: int, out: int, dtype: jnp.dtype) -> jax.Array:
         """W W of two matrices: (n_in, out), of rank ``basis_features`` at most."""
         first = self.param(f"{name}_1", glorot_orthogonal, (n_in, self.basis_features), dtype)
         return first @ self.param(f"{name}_2", glorot_orthogonal, (first.shape[1], out), dtype)
+
+
+def sum_over_angles(
+    graph: GraphsTuple, u: jax.Array, sbf: jax.Array, w: jax.Array, Y: jax.Array
+) -> jax.Array:
+    """Σ_{k≠i} u_kj ⊙ Σ_ln w_ln sbf_ln P_l(r̂_kj · r̂_ji) of each edge from j to i, (E, C).
+
+    Args:
+      graph: its edges.
+      u: messages (E, C).
+      sbf: functions of their distance (E, L, n), for l = 0 to L - 1.
+      w: weights (L, n, C).
+      Y: harmonics of their directions (E, L²), with Y_l(a) · Y_l(b) = P_l(a · b).
+    """
+    over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
+    for ell in range(len(w)):
+        Y_l = Y[:, ell**2 : (ell + 1) ** 2, None]
+        v = u * (sbf[:, ell] @ w[ell])  # v^l_kj
+        S = sum_at_receivers(graph, v[:, None] * Y_l)  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
+        over_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
+        back += (-1) ** ell * v  # k = i, where r̂_kj = -r̂_ji
+    return over_k - sum_over_reversed(graph, back)
 
 
 class Output(nn.Module):

@@ -65,7 +65,7 @@ class SumReadout(nn.Module):
 
 
 class MeanReadout(nn.Module):
-    """Predictions for whole graphs that are means over nodes: mean_i (W h_i + b), as LieConv has it.
+    """Predictions for whole graphs that are means over nodes: mean_i (W h_i + b), as of LieConv.
 
     Arguments, call and errors are those of :class:`Readout`.
     """

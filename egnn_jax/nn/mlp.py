@@ -29,7 +29,6 @@ torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "u
 """Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""
 
 
-
 def glorot_orthogonal(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:

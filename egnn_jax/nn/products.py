@@ -1,4 +1,4 @@
-"""Sums of outer products over neighbors, as one matrix product a molecule where graphs are small."""
+"""Sums of outer products over neighbors, as matrix products where graphs are small."""
 
 import jax
 import jax.numpy as jnp

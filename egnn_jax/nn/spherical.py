@@ -1,6 +1,7 @@
 """Bases of distance and direction: spherical Bessel functions, harmonics, and edges run back."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ def spherical_bessel_zeros(degree: int, number: int) -> np.ndarray:
 
     # Between two zeros of j_{l-1} lies one of j_l, and j_0 = sin(z)/z has nπ.
     zeros = [np.pi * np.arange(1, number + degree + 1)]
-    for l in range(1, degree + 1):
-        j_l = functools.partial(spherical_jn, l)
+    for ell in range(1, degree + 1):
+        j_l = functools.partial(spherical_jn, ell)
         between = zip(zeros[-1], zeros[-1][1:], strict=False)
         zeros.append(np.array([brentq(j_l, a, b, xtol=1e-14) for a, b in between]))
     return np.stack([z[:number] for z in zeros])
@@ -34,15 +35,19 @@ def _expansion(degree: int, number: int) -> np.ndarray:
 
     # The zeros are those of the authors of DimeNet, who round them to float32.
     z = spherical_bessel_zeros(degree, number).astype(np.float32).astype(np.float64)
-    l = np.arange(degree + 1)[:, None]
-    scale = np.sqrt(2) / np.abs(spherical_jn(l + 1, z))
+    ell = np.arange(degree + 1)[:, None]
+    scale = np.sqrt(2) / np.abs(spherical_jn(ell + 1, z))
 
     def functions(t: np.ndarray) -> np.ndarray:
-        j = spherical_jn(l[..., None], z[..., None] * np.abs(t)) * np.where(t < 0, -1, 1) ** l[..., None]
+        j = (
+            spherical_jn(ell[..., None], z[..., None] * np.abs(t))
+            * np.where(t < 0, -1, 1) ** ell[..., None]
+        )
         return (scale[..., None] * j).reshape(-1, len(t)).T
 
+    interpolate: Any = chebyshev.chebinterpolate  # annotated for one function, but takes several
     # Beyond the order z the coefficients of a wave of z radians fall faster than exponentially.
-    return chebyshev.chebinterpolate(functions, int(z.max()) + 36)
+    return interpolate(functions, int(z.max()) + 36)
 
 
 def spherical_bessel_basis(t: jax.Array, degree: int, number: int) -> jax.Array:

@@ -81,7 +81,7 @@ def make_step(
         updates, opt_state = apply_optimizer(
             optimizer, value_and_gradient, value, gradient, state.opt_state, state.params
         )
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         if statistics:
             params = {**params, **statistics}
         average = state.average
