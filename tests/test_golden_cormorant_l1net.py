@@ -209,7 +209,7 @@ def small(model, **options):
 def test_reflections_need_natural_parity(x64, model):
     graph = testing.random_graph(velocity=False, attributes=0)
     for parity in ("natural", "ignored"):
-        net = small(model, parity=parity, update_coordinates=True)
+        net = small(model, layers=3, parity=parity, update_coordinates=True)
         params = random(net, graph)
         apply = partial(run, net, params)
         testing.assert_equivariant(apply, graph, reflection=False)
