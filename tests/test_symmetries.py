@@ -19,7 +19,7 @@ from egnn_jax import testing
 from egnn_jax.experiments._options import plain_hints
 
 SIZES = {
-    "features": 8, "layers": 2, "gaussians": 8, "basis": 8, "hidden": 8, "vectors": 3,
+    "features": 6, "layers": 2, "gaussians": 8, "basis": 8, "hidden": 8, "vectors": 3,
     "embedding": 5, "angular_basis": 3, "angular_features": 5, "basis_features": 4,
     "output_features": 3, "kernel_features": 5, "kernel_channels": 3,
     "edge_features": 5, "edge_layers": 2, "radial": 5,
@@ -41,7 +41,8 @@ SMOOTH = {"cutoff": 7.0, "coordinate_aggregation": "sum"}
 def sizes(model):
     """The small sizes of this test, as far as the model has such and gives them a default."""
     defaults = {field.name: field.default for field in dataclasses.fields(model)}
-    small = SIZES | {"features": 16} if model is egnn.LieConv else SIZES  # of which it takes 1/4
+    divided = {egnn.LieConv: 16, egnn.FuchsSE3Transformer: 8}  # features: by 4; by div and heads
+    small = SIZES | {"features": divided.get(model, SIZES["features"])}
     return {name: size for name, size in small.items() if defaults.get(name) is not None}
 
 
