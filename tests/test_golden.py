@@ -5,6 +5,9 @@ their trajectories to 1e-6.
 which network it is.
 """
 
+import importlib
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +175,12 @@ def test_a_changed_golden_value_is_seen(x64, tmp_path, field):
     np.savez(tmp_path / "nbody_egnn.npz", **z)
     with pytest.raises(AssertionError):
         test_golden(None, tmp_path / "nbody_egnn.npz")
+
+
+def test_each_golden_file_is_checked_by_one_test():
+    modules = [
+        f"tests.{path.stem}" for path in sorted(Path(__file__).parent.glob("test_golden*.py"))
+    ]
+    starts = [start for name in modules for start in importlib.import_module(name).NETWORKS]
+    for path in GOLDEN.glob("*.npz"):
+        assert len([start for start in starts if path.stem.startswith(start)]) == 1, path.name

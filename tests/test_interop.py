@@ -46,6 +46,12 @@ MODELS = [
         ),
         {"attributes": 0},
     ),
+    (
+        egnn.CormorantReadout(egnn.Cormorant(2, 2, 1, 0, 3), hidden=3, features=2),
+        {"velocity": False},
+    ),
+    (egnn.L1NetReadout(egnn.L1Net(3, 2, 4, 5, 2), outputs=2), {"velocity": False, "attributes": 0}),
+    (egnn.L1NetReadout(egnn.L1Net(3, 2, 4, 5, 2, further=(2, 1)), mlp=True), {"velocity": False}),
     (egnn.MeanReadout(egnn.LieConv(features=8, layers=2), outputs=2), {"attributes": 0, "n": 2}),
     (egnn.RadialField(features=5, layers=2), {}),
     (egnn.NMP(features=5, layers=1, edge_features=3, edge_layers=2), {"features": 1}),
@@ -60,9 +66,8 @@ MODELS = [
 
 
 def of(model, options):
-    params = testing.randomise_parameters(
-        model.init(jax.random.key(0), testing.random_graph(**options))
-    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), testing.random_graph(**options))
+    params = testing.randomise_parameters(shapes)
     return params, interop.to_torch_state_dict(params, model)
 
 
@@ -132,8 +137,10 @@ def test_a_basis_of_the_other_sign_changes_that_of_its_weights():
     turned = interop.with_basis_signs(state, signs)
     changed = {f"block0.2.kernel_unary.(1,1).rp.net.6.{leaf}" for leaf in ("weight", "bias")}
     for name, value in state.items():
-        rows = value.reshape(4, 4, 3, -1) * np.array([1, -1, 1])[:, None] if name in changed else value
-        np.testing.assert_array_equal(turned[name], rows.reshape(value.shape))
+        expected = value.copy()
+        if name in changed:
+            expected.reshape(4 * 4, 3, -1)[:, 1] *= -1  # J = 1 of 0, 1 and 2
+        np.testing.assert_array_equal(turned[name], expected)
     again = interop.with_basis_signs(turned, signs)
     jax.tree.map(np.testing.assert_array_equal, again, dict(state))
 
@@ -193,6 +200,22 @@ def test_models_without_a_counterpart_are_refused():
     for model in (egnn.Linear(), Autoencoder(egnn.Linear()), Readout(egnn.Linear())):
         with pytest.raises(ValueError, match="Linear has no counterpart"):
             interop.from_torch_state_dict({}, model)
+
+
+def test_a_head_that_is_not_the_authors_is_refused():
+    with pytest.raises(ValueError, match="of NMP read it out; expected Set2SetReadout"):
+        interop.from_torch_state_dict({}, Readout(egnn.NMP()))
+
+
+@pytest.mark.parametrize(
+    "model", [egnn.NMP(5, 1, 3, 1), egnn.Cormorant(2, 1, 1, 1), egnn.FuchsTFN(4, 1, 1, 3)]
+)
+def test_a_parameter_that_the_authors_lack_is_named(model):
+    """Kinds of nodes are embedded, which their networks do not do."""
+    graph = egnn.complete_graph(x=np.eye(3), h=np.array([6, 1, 8]))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), graph)
+    with pytest.raises(ValueError, match=r"table \(not in the authors' code\)"):
+        interop.to_torch_state_dict(testing.randomise_parameters(shapes), model)
 
 
 def test_parameters_of_several_seeds_are_refused():

@@ -126,8 +126,8 @@ class DimeNetPP(nn.Module):
         rbf = e * jnp.sin(f.astype(t.dtype) * t)  # e(t) sin(f_n t)
         s_ij = with_attributes(graph, rbf).astype(h.dtype)
         j = e[..., None] * spherical_bessel_basis(t[:, 0], degree, self.basis)
-        ell = np.arange(degree + 1)
-        norm = np.sqrt((2 * ell + 1) / (4 * np.pi))[:, None]
+        l = np.arange(degree + 1)
+        norm = np.sqrt((2 * l + 1) / (4 * np.pi))[:, None]
         sbf = (j * jnp.asarray(norm, t.dtype)).astype(h.dtype)  # sbf_ln / P_l(cos ∠)
         natural = irreps(1, degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
         harmonics = e3nn.spherical_harmonics(natural, u_ij, False, "norm").array.astype(h.dtype)
@@ -182,12 +182,12 @@ def sum_over_angles(
       Y: harmonics of their directions (E, L²), with Y_l(a) · Y_l(b) = P_l(a · b).
     """
     over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
-    for ell in range(len(w)):
-        Y_l = Y[:, ell**2 : (ell + 1) ** 2, None]
-        v = u * (sbf[:, ell] @ w[ell])  # v^l_kj
+    for l in range(len(w)):
+        Y_l = Y[:, l**2 : (l + 1) ** 2, None]
+        v = u * (sbf[:, l] @ w[l])  # v^l_kj
         S = sum_at_receivers(graph, v[:, None] * Y_l)  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
         over_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
-        back += (-1) ** ell * v  # k = i, where r̂_kj = -r̂_ji
+        back += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
     return over_k - sum_over_reversed(graph, back)
 
 

@@ -12,14 +12,7 @@ from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, graph_of_node, require_geometric
 from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
 from egnn_jax.nn.heads import L1NetReadout
-from egnn_jax.nn.mlp import (
-    Dense,
-    Parity,
-    Symmetry,
-    embed,
-    require_option,
-    require_positive,
-)
+from egnn_jax.nn.mlp import Dense, Parity, Symmetry, embed, require_option, require_positive
 from egnn_jax.nn.radial import bessel_basis, cosine_cutoff
 
 GATE = 1.84623  # 1 / √(mean of σ(z)²) over normal z

@@ -151,7 +151,8 @@ class L1NetReadout(nn.Module):
     def setup(self) -> None:
         """The backbone, with its last layer where there is no MLP."""
         require_positive(outputs=self.outputs)
-        self.network = self.encoder if self.mlp else _with_outputs(self.encoder, self.outputs)
+        outputs = None if self.mlp else self.outputs
+        self.network = _with_outputs(self.encoder, outputs)
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
@@ -168,8 +169,12 @@ class L1NetReadout(nn.Module):
         return h @ kernel / h.shape[-1] ** 0.5 + bias
 
 
-def _with_outputs(encoder: Any, outputs: int) -> nn.Module:
-    """The backbone, in :class:`egnn_jax.MixedPrecision` or not, with so many output features."""
+def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
+    """The backbone, in :class:`egnn_jax.MixedPrecision` or not, with so many output features, or
+    with its own number of them.
+    """
+    if outputs is None:
+        return encoder.clone()
     if isinstance(encoder, MixedPrecision):
         return encoder.clone(model=_with_outputs(encoder.model, outputs))
     return encoder.clone(output_features=outputs)

@@ -19,8 +19,8 @@ def spherical_bessel_zeros(degree: int, number: int) -> np.ndarray:
 
     # Between two zeros of j_{l-1} lies one of j_l, and j_0 = sin(z)/z has nπ.
     zeros = [np.pi * np.arange(1, number + degree + 1)]
-    for ell in range(1, degree + 1):
-        j_l = functools.partial(spherical_jn, ell)
+    for l in range(1, degree + 1):
+        j_l = functools.partial(spherical_jn, l)
         between = zip(zeros[-1], zeros[-1][1:], strict=False)
         zeros.append(np.array([brentq(j_l, a, b, xtol=1e-14) for a, b in between]))
     return np.stack([z[:number] for z in zeros])
@@ -35,13 +35,13 @@ def _expansion(degree: int, number: int) -> np.ndarray:
 
     # The zeros are those of the authors of DimeNet, who round them to float32.
     z = spherical_bessel_zeros(degree, number).astype(np.float32).astype(np.float64)
-    ell = np.arange(degree + 1)[:, None]
-    scale = np.sqrt(2) / np.abs(spherical_jn(ell + 1, z))
+    l = np.arange(degree + 1)[:, None]
+    scale = np.sqrt(2) / np.abs(spherical_jn(l + 1, z))
 
     def functions(t: np.ndarray) -> np.ndarray:
         j = (
-            spherical_jn(ell[..., None], z[..., None] * np.abs(t))
-            * np.where(t < 0, -1, 1) ** ell[..., None]
+            spherical_jn(l[..., None], z[..., None] * np.abs(t))
+            * np.where(t < 0, -1, 1) ** l[..., None]
         )
         return (scale[..., None] * j).reshape(-1, len(t)).T
 
