@@ -41,7 +41,7 @@ SMOOTH = {"cutoff": 7.0, "coordinate_aggregation": "sum"}
 def sizes(model):
     """The small sizes of this test, as far as the model has such and gives them a default."""
     defaults = {field.name: field.default for field in dataclasses.fields(model)}
-    divided = {egnn.LieConv: 16, egnn.FuchsSE3Transformer: 8}  # features: by 4; by div and heads
+    divided = {egnn.LieConv: 32, egnn.FuchsSE3Transformer: 8}  # features: by 4; by div and heads
     small = SIZES | {"features": divided.get(model, SIZES["features"])}
     return {name: size for name, size in small.items() if defaults.get(name) is not None}
 

@@ -145,7 +145,10 @@ def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
     try:
         return _names_of(model).entries(inner, _backbone(model))
     except KeyError:
-        return [Entry(f"{'.'.join(inner)} (not in the authors' code)")]
+        raise ValueError(
+            f"{'.'.join(inner)} of {model!r} has no counterpart in the authors' code; expected a "
+            "model and a graph with their parameters alone"
+        ) from None
 
 
 def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
