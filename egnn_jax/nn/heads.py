@@ -1,6 +1,6 @@
 """Heads: what is read out of the nodes that a backbone gives."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -91,7 +91,7 @@ class L1NetReadout(nn.Module):
     def setup(self) -> None:
         """The backbone, with its last layer where there is no MLP."""
         require_positive(outputs=self.outputs)
-        wanted = {} if self.mlp else {"output_features": self.outputs}
+        wanted: dict[str, Any] = {} if self.mlp else {"output_features": self.outputs}
         self.network = self.encoder.clone(**wanted)
 
     @nn.compact
