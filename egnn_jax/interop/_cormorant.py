@@ -34,7 +34,10 @@ def torch_name(path: tuple[str, ...], model: Cormorant) -> str:
         name, _, l = leaf.partition("_")
         return _OF_LEVELS[name].format(k=level[1], l=l)
     if not modules or modules[0] not in _MODULES:
-        return f"{leaf} (not in the authors' code)"
+        raise ValueError(
+            f"{'.'.join(path)} has no counterpart in the authors' code; expected a model without "
+            "update_coordinates, of graphs without velocities"
+        )
     names = [_MODULES[modules[0]]]
     names += [f"linear.{name.removeprefix('Dense_')}" for name in modules[1:]]
     return ".".join([*names, {"kernel": "weight"}.get(leaf, leaf)])

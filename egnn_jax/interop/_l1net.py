@@ -19,7 +19,10 @@ def torch_name(path: tuple[str, ...], model: L1Net) -> str:
     if module in ("kernel_0", "kernel_1", "bias_0", "bias_1"):
         return f"out.mlp.{2 * int(k)}.{'weight' if kind == 'kernel' else 'bias'}"
     if kind != "W":
-        return f"{'.'.join(path)} (not in the authors' code)"
+        raise ValueError(
+            f"{'.'.join(path)} has no counterpart in the authors' code; expected a model without "
+            "update_coordinates, of graphs without velocities"
+        )
     number = int(module.removeprefix("layer_")) if module != "out" else model.layers
     layer = f"net.layers.{number + 1}"  # the embedding is the first
     if number >= model.layers:
