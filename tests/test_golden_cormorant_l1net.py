@@ -276,3 +276,16 @@ def test_bad_arguments_are_refused(name):
     for wrong in ({"parity": "odd"}, {"layers": 0}, {"features": 0}):
         with pytest.raises(ValueError, match="expected"):
             small(model, **wrong).init(jax.random.key(0), graph)
+
+
+@pytest.mark.parametrize("model", [egnn.Cormorant, egnn.L1Net])
+def test_parameters_that_the_authors_do_not_have_are_refused(model):
+    graph = egnn.complete_graph(np.eye(3))
+    moving = small(model, update_coordinates=True)
+    params = random(moving, graph)
+    with pytest.raises(ValueError, match="has no counterpart"):
+        interop.to_torch_state_dict(params, moving)
+    state = interop.to_torch_state_dict(random(small(model), graph), small(model))
+    del state[next(iter(state))]
+    with pytest.raises(ValueError, match="is missing"):
+        interop.from_torch_state_dict(state, small(model))

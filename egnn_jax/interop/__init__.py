@@ -146,8 +146,8 @@ def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
         return _names_of(model).entries(inner, _backbone(model))
     except KeyError:
         raise ValueError(
-            f"{'.'.join(inner)} of {model!r} has no counterpart in the authors' code; expected a "
-            "model and a graph with their parameters alone"
+            f"{'.'.join(inner)} of {model!r} has no counterpart in the authors' code; expected "
+            "an option or a graph without it, such as one without velocities"
         ) from None
 
 
