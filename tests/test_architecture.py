@@ -19,7 +19,7 @@ ALLOWED = {
     "training": {"graph", "data", "training", "_files"},
     "losses": {"graph", "training"},
     "testing": {"graph", "testing"},
-    "interop": {"graph", "nn", "models"},
+    "interop": {"graph", "nn", "models", "interop"},
     "registry": set(),
     "_files": set(),
 }
