@@ -15,7 +15,7 @@ from egnn_jax import interop, testing
 from egnn_jax.data.qm9_graphs import atom_features
 from egnn_jax.nn.clebsch_gordan import clebsch_gordan, solid_harmonics
 from egnn_jax.nn.edge_rows import edge_rows
-from egnn_jax.nn.heads import CormorantReadout, L1NetReadout
+from egnn_jax.nn.heads import CormorantReadout, L1NetReadout, head_of
 from egnn_jax.nn.radial import DampedWaves
 from tests.conftest import GOLDEN
 
@@ -203,6 +203,17 @@ def test_l1net_has_as_many_parameters_as_published():
 def small(model, **options):
     sizes = {"features": 3, "layers": 2, "hidden": 4, **options}
     return model(**sizes, **({"vectors": 3} if model is egnn.L1Net else {"degree": 2}))
+
+
+def test_l1net_has_its_readout_in_bfloat16_too():
+    graph = egnn.complete_graph(np.eye(3), h=np.ones((3, 2)))
+    net = small(egnn.L1Net)
+    mixed = egnn.MixedPrecision(net)
+    assert head_of(mixed) is L1NetReadout
+    plain, rounded = (L1NetReadout(model, outputs=2) for model in (net, mixed))
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), graph)
+    assert jax.eval_shape(rounded.init, jax.random.key(0), graph) == shapes
+    assert jax.eval_shape(rounded.apply, shapes, graph).globals.y.shape == (1, 2)
 
 
 @pytest.mark.parametrize("model", [egnn.Cormorant, egnn.L1Net])
