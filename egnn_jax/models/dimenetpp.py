@@ -156,7 +156,8 @@ class Interaction(nn.Module):
     ) -> jax.Array:
         F, C = self.features, self.angular_features
         w_rbf = self._factors("rbf", rbf.shape[1], F, m.dtype)
-        w_sbf = self._factors("sbf", sbf[0].size, C, m.dtype).reshape(*sbf.shape[1:], C)
+        degrees, number = sbf.shape[1:]
+        w_sbf = self._factors("sbf", degrees * number, C, m.dtype).reshape(degrees, number, C)
         u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w_rbf)))
         s_ji = silu(Matrix(F, name="up")(sum_over_angles(graph, u_kj, sbf, w_sbf, Y)))
         y = _residual(silu(Linear(F, name="ji")(m)) + s_ji, F, "before")
