@@ -217,11 +217,20 @@ def test_elements_need_no_bonds(data, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        (egnn.NMP(16, 2, 8, 1), {"features": "chemistry", "bonds": "attributes"}),
-        (egnn.FuchsTFN(4, 2, 1, 8), {"features": "elements", "bonds": "only"}),
-        (egnn.EGNN(4, 1, update_coordinates=False), {"bonds": "attributes"}),
+        pytest.param(
+            egnn.NMP(16, 2, 8, 1), {"features": "chemistry", "bonds": "attributes"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            egnn.FuchsTFN(4, 2, 1, 8), {"features": "elements", "bonds": "only"},
+            marks=pytest.mark.slow,
+        ),
+        (
+            egnn.EGNN(4, 1, update_coordinates=False),
+            {"features": "chemistry", "bonds": "attributes"},
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_network_on_bonds_trains_and_predicts_without_the_data(
     data, monkeypatch, tmp_path, model, options
 ):

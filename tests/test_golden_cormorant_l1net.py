@@ -222,7 +222,7 @@ def test_reflections_need_natural_parity(x64, model):
     for parity in ("natural", "ignored"):
         net = small(model, layers=3, parity=parity, update_coordinates=True)
         params = random(net, graph)
-        apply = partial(run, net, params)
+        apply = jax.jit(partial(net.apply, params), compiler_options=QUICKLY)
         testing.assert_equivariant(apply, graph, reflection=False)
         if parity == "natural":
             testing.assert_equivariant(apply, graph)

@@ -31,7 +31,8 @@ def count(names, pattern):
 def predictions(model, variables, graph):
     """Predictions (G, T) of the graph with its nodes at x."""
     at = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
-    return lambda x: model.apply(variables, at(x)).globals.y
+    quickly = {"xla_backend_optimization_level": 0}
+    return jax.jit(lambda x: model.apply(variables, at(x)).globals.y, compiler_options=quickly)
 
 
 def dimenetpp(z, state):
@@ -57,10 +58,8 @@ def dimenetpp(z, state):
     within = whole._replace(receivers=ends[0], senders=ends[1], n_edge=None)
     for graph in (whole, within):  # edges beyond the cutoff are nothing
         predict = predictions(model, variables, graph)
-        yield {
-            "prediction": predict(graph.nodes.x),
-            "grad_x_of_sum": jax.grad(lambda x, f=predict: jnp.sum(f(x)))(graph.nodes.x),
-        }
+        y, pull = jax.vjp(predict, graph.nodes.x)
+        yield {"prediction": y, "grad_x_of_sum": pull(jnp.ones_like(y))[0]}
 
 
 def lieconv_t3(z, state):

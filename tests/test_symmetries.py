@@ -91,19 +91,20 @@ HIGH_DEGREE = (egnn.SE3Transformer, {"degree": 3})
 """Takes minutes to compile."""
 
 
-STEERABLE = (
+HEAVY = (
     egnn.TFN, egnn.SE3Transformer, egnn.FuchsTFN, egnn.FuchsSE3Transformer, egnn.Cormorant,
-    egnn.L1Net,
+    egnn.L1Net, egnn.DimeNetPP,
 )  # fmt: skip
-TELLING = {"parity", "self_pairs", "padded_nodes", "update_coordinates"}
-"""Options of Table 3's steerable models that change what is multiplied; the others change sizes and
+"""Half a minute to compile with all that a test needs."""
+TELLING = {"parity", "self_pairs", "padded_nodes", "update_coordinates", "forces"}
+"""Options of Table 3's heavy models that change what is multiplied; the others change sizes and
 scales.
 """
 
 
 def slow_to_compile(model, options):
-    """Steerable models in other options than the default: half a minute each."""
-    return bool(options) and model in STEERABLE
+    """Heavy models in other options than the default."""
+    return bool(options) and model in HEAVY
 
 
 def slow_and_alike(model, options):
@@ -186,8 +187,11 @@ EQUIVARIANT = [(model, options) for model, options in CASES if model.symmetry !=
     ids=describe,
 )
 def test_equivariant(x64, model, options):
-    """In all dimensions for the default, in three of them for each option."""
-    largest_error(model, options, dimensions(model, every=not options))
+    """In all dimensions for the default, in three of them for each option, and for LieConv, which
+    takes long.
+    """
+    every = not options and model is not egnn.LieConv
+    largest_error(model, options, dimensions(model, every))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_what_claims_no_rotations_has_none(x64, model, options):
 def test_order_and_padding_do_not_matter(x64, model, options):
     # Velocities and attributes come and go with the default alone: the options are about messages.
     every = list(graphs(model, 3, padding=False))
-    for graph in every[: 1 if options else None]:
+    for graph in every[: 1 if options or model in HEAVY else None]:
         _, _, apply = build(model, options, graph)
         testing.assert_permutation_equivariant(apply, graph)
         testing.assert_padding_invariant(apply, graph)
