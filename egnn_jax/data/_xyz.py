@@ -1,8 +1,11 @@
 """Frames of ``.xyz`` files, each read alone: plain, extended, and QM9's own."""
 
+import gzip
 import io
+import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +88,40 @@ def read(frame: Frame, name: str) -> Structure:
     except Exception as error:  # ASE's readers raise whatever they stumble over
         raise ValueError(f"ASE cannot read it ({type(error).__name__}: {error})") from error
     return _from_ase(atoms, name, heavy)
+
+
+def stream(path: Path) -> Iterator[Any]:
+    """The frames of an extended ``.xyz``, of any size, as ASE's ``Atoms``, one after the other.
+
+    ASE itself ends at the first blank line between frames.
+
+    Args:
+      path: the file; compressed by gzip where it ends in ``.gz``.
+
+    Raises:
+      ValueError: there is something else where the number of atoms of a frame is expected, or the
+        file ends within a frame; also what ASE raises.
+    """
+    import ase.io
+
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline()
+        while line:
+            if not line.strip():
+                line = file.readline()
+                continue
+            if not _COUNT.fullmatch(line):
+                raise ValueError(f"a line is {shown(line)}; expected a number of atoms")
+            count = int(line)
+            rows = list(itertools.islice(file, count + 1))
+            if len(rows) < count + 1:
+                raise ValueError(f"its header says {count:,} atoms; the file ends before")
+            line = file.readline()
+            while line.startswith("VEC"):  # a cell, after the atoms
+                rows.append(line)
+                line = file.readline()
+            yield ase.io.read(io.StringIO(f"{count}\n{''.join(rows)}"), index=0, format="extxyz")
 
 
 def _next_count(lines: list[str], place: int) -> int:
