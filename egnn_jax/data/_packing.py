@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph.batching import Budget
+from egnn_jax.graph.batching import Budget, require_whole
 from egnn_jax.graph.build import complete_edges
 from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple
 
@@ -190,6 +190,7 @@ def require_alike(graphs: Sequence[GraphsTuple]) -> None:
             )
         if isinstance(graph, PaddedGraphsTuple):
             raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
+        require_whole(f"graph {k}", graph)
         carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
         shapes = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]

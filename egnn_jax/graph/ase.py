@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from egnn_jax.graph.build import complete_graph, radius_graph
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.graph import GraphsTuple, require_geometric
 
 
 def from_ase(
@@ -49,7 +49,7 @@ def from_ase(
         if y is not None:
             raise ValueError("both y and energy are given; expected one of them")
         y = label_of(atoms, energy, ()) - _of_free_atoms(atoms, references)
-    graph = _without_labels(atoms, cutoff, y)
+    graph = complete_graph(atoms, y=y) if cutoff is None else radius_graph(atoms, cutoff, y=y)
     if forces is not None:
         label = label_of(atoms, forces, (len(atoms), 3))
         graph = graph._replace(nodes=graph.nodes.replace(y=jnp.asarray(label, graph.nodes.x.dtype)))
@@ -58,18 +58,6 @@ def from_ase(
         label = jnp.asarray(label, graph.nodes.x.dtype)
         graph = graph._replace(globals=graph.globals.replace(stress=label[None]))
     return graph
-
-
-def _without_labels(atoms: Any, cutoff: float | None, y: ArrayLike | None) -> GraphsTuple:
-    h, x = atoms.get_atomic_numbers(), atoms.get_positions()
-    periodic = np.asarray(atoms.get_pbc(), bool).tolist()
-    if cutoff is None:
-        if any(periodic):
-            raise ValueError("the atoms are periodic; expected a cutoff")
-        return complete_graph(x.astype(jnp.result_type(float)), h=h, y=y)
-    if not any(periodic):
-        return radius_graph(x, cutoff, h=h, y=y)
-    return radius_graph(x, cutoff, h=h, y=y, cell=np.asarray(atoms.get_cell()), periodic=periodic)
 
 
 def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
@@ -125,6 +113,7 @@ def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] = True) 
     """
     from ase import Atoms
 
+    require_geometric(graph)
     if len(graph.n_node) != 1:
         raise ValueError(f"the batch has {len(graph.n_node)} graphs; expected one: see unbatch")
     h = np.asarray(graph.nodes.h)

@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import jraph
+import numpy as np
 
 
 class Nodes(flax.struct.PyTreeNode):
@@ -94,8 +95,9 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
+    padding = _padding_graph(graph)
     n_node = graph.nodes.x.shape[0]
-    return jnp.arange(n_node) < n_node - jnp.asarray(graph.n_node)[_padding_graph(graph)]
+    return jnp.arange(n_node) < n_node - jnp.asarray(graph.n_node)[padding]
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
@@ -104,8 +106,9 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
+    padding = _padding_graph(graph)
     n_edge = graph.receivers.shape[0]
-    return jnp.arange(n_edge) < n_edge - jnp.asarray(graph.n_edge)[_padding_graph(graph)]
+    return jnp.arange(n_edge) < n_edge - jnp.asarray(graph.n_edge)[padding]
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
@@ -114,7 +117,8 @@ def graph_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    return jnp.arange(graph.n_node.shape[0]) < _padding_graph(graph)
+    padding = _padding_graph(graph)
+    return jnp.arange(graph.n_node.shape[0]) < padding
 
 
 def _padding_graph(graph: GraphsTuple) -> jax.Array:
@@ -124,18 +128,54 @@ def _padding_graph(graph: GraphsTuple) -> jax.Array:
             f"the graph is a {type(graph).__name__}; expected a PaddedGraphsTuple, as egnn.batch "
             "with a budget and loaders make it: a batch without padding has no mask"
         )
+    require_geometric(graph)
     has_nodes = jnp.asarray(graph.n_node) > 0
     return has_nodes.shape[0] - 1 - jnp.argmax(has_nodes[::-1])
 
 
 def require_geometric(graph: GraphsTuple) -> None:
-    """Raise ValueError where nodes or edges of a graph are not those of this library."""
-    if not (isinstance(graph.nodes, Nodes) and isinstance(graph.edges, Edges)):
+    """Raise ValueError where a graph is none of this library, or its arrays do not fit together.
+
+    Shapes and dtypes are looked at, and not values, which may be traced.
+    """
+    if not isinstance(graph, GraphsTuple):
         raise ValueError(
-            f"the graph's nodes are of type {type(graph.nodes).__name__} and its edges of type "
-            f"{type(graph.edges).__name__}; expected egnn.Nodes and egnn.Edges, as "
+            f"the graph is a {type(graph).__name__}; expected a GraphsTuple, as "
+            "egnn.graph_from_edges makes it"
+        )
+    nodes, edges = graph.nodes, graph.edges
+    if not (isinstance(nodes, Nodes) and isinstance(edges, Edges)):
+        raise ValueError(
+            f"the graph's nodes are of type {type(nodes).__name__} and its edges of type "
+            f"{type(edges).__name__}; expected egnn.Nodes and egnn.Edges, as "
             "egnn.graph_from_edges makes them"
         )
+    shape = np.shape(nodes.x)
+    _require("nodes.x", nodes.x, len(shape) == 2, "(N, n)", jnp.floating)
+    number, size = shape[0], np.shape(graph.receivers)[:1]
+    for name, array in (("receivers", graph.receivers), ("senders", graph.senders)):
+        fits = np.ndim(array) == 1 and np.shape(array) == size
+        _require(name, array, fits, "(E,), one number for each edge", jnp.integer)
+    for name, array in (("n_node", graph.n_node), ("n_edge", graph.n_edge)):
+        fits = np.ndim(array) == 1 and np.shape(array) == np.shape(graph.n_node)
+        _require(name, array, fits, "(G,), one number for each graph", jnp.integer)
+    if nodes.h is not None:
+        kind = jnp.floating if np.ndim(nodes.h) != 1 else jnp.integer
+        fits = np.ndim(nodes.h) >= 1 and np.shape(nodes.h)[0] == number
+        _require("nodes.h", nodes.h, fits, f"({number}, F), or kinds ({number},)", kind)
+    if nodes.v is not None:
+        _require("nodes.v", nodes.v, np.shape(nodes.v) == shape, f"{shape}, as x", jnp.floating)
+    for name, array in (("edges.a", edges.a), ("edges.shift", edges.shift)):
+        if array is not None:
+            fits = np.ndim(array) >= 2 and np.shape(array)[:1] == size
+            _require(name, array, fits, f"({size[0]}, width)", jnp.floating)
+
+
+def _require(name: str, array: Any, fits: bool, shape: str, kind: Any) -> None:
+    dtype = getattr(array, "dtype", None)
+    if not fits or dtype is None or not jnp.issubdtype(dtype, kind):
+        found = type(array).__name__ if dtype is None else f"{dtype} of shape {np.shape(array)}"
+        raise ValueError(f"{name} is {found}; expected an array {shape}, {kind.__name__}")
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
@@ -147,12 +187,22 @@ def graph_of_node(graph: GraphsTuple) -> jax.Array:
 
 def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
     """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender."""
+    require_geometric(graph)
+    _require_rows("x", x, graph.nodes.x.shape[0], "node")
     r_ij = x[graph.receivers] - x[graph.senders]
     return r_ij if graph.edges.shift is None else r_ij - graph.edges.shift
 
 
 def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Σ_j values_ij, (E, …) to (N, …): the sum over the edges that end in each node."""
+    """Σ_j values_ij, (E, …) to (N, …): the sum over the edges that end in each node.
+
+    Integers narrower than 32 bits are summed and returned in 32 bits.
+
+    Raises:
+      ValueError: the graph is none of this library, or the values are no numbers (E, …).
+    """
+    require_geometric(graph)
+    _require_rows("values", values, graph.receivers.shape[0], "edge")
     return _segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
 
 
@@ -189,26 +239,55 @@ def in_degree(graph: GraphsTuple) -> jax.Array:
 
 
 def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the sum over the nodes of each graph."""
+    """Readout (N, …) to (G, …): the sum over the nodes of each graph.
+
+    Integers narrower than 32 bits are summed and returned in 32 bits.
+
+    Raises:
+      ValueError: the graph is none of this library, or the values are no numbers (N, …).
+    """
+    require_geometric(graph)
+    _require_rows("values", values, graph.nodes.x.shape[0], "node")
     return _segment_sum(values, graph_of_node(graph), graph.n_node.shape[0])
 
 
 def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 without nodes."""
-    dtype = dtype_of_sums(values)
-    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(dtype)
+    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 without nodes.
+
+    Means of integers are of the default float type.
+
+    Raises:
+      ValueError: as :func:`sum_nodes`.
+    """
+    require_geometric(graph)
+    _require_rows("values", values, graph.nodes.x.shape[0], "node")
+    whole = jnp.issubdtype(values.dtype, jnp.integer)
+    given = jnp.result_type(float) if whole else values.dtype
+    wide = values.astype(given).astype(dtype_of_sums(values.astype(given)))
+    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(wide.dtype)
     # Divided before it is rounded, since the sum may exceed the range of half precision.
-    total = sum_nodes(graph, values.astype(dtype))
-    return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(values.dtype)
+    total = sum_nodes(graph, wide)
+    return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(given)
 
 
 def dtype_of_sums(values: jax.Array) -> jnp.dtype:
-    """The dtype that many values are summed in: float32 for half precision, else their own."""
-    half = values.dtype in (jnp.bfloat16, jnp.float16)
-    return jnp.dtype(jnp.float32) if half else values.dtype
+    """The dtype that many values are summed in: their own, or that of 32 bits where it is wider."""
+    kinds = {"f": jnp.float32, "V": jnp.float32, "i": jnp.int32, "u": jnp.uint32}
+    least = kinds.get(jnp.dtype(values.dtype).kind, values.dtype)
+    return jnp.promote_types(values.dtype, least)
+
+
+def _require_rows(name: str, values: Any, rows: int, of: str) -> None:
+    """Raise ValueError for what are no numbers (rows, …)."""
+    dtype, shape = getattr(values, "dtype", None), np.shape(values)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.number) or shape[:1] != (rows,):
+        found = type(values).__name__ if dtype is None else f"{dtype} of shape {shape}"
+        raise ValueError(
+            f"{name} is {found}; expected an array of numbers ({rows}, …), a row for each {of}"
+        )
 
 
 def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
     wide = values.astype(dtype_of_sums(values))
     total = jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True)
-    return total.astype(values.dtype)
+    return total if jnp.issubdtype(values.dtype, jnp.integer) else total.astype(values.dtype)

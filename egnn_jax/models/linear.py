@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.graph import GraphsTuple, require_geometric
 from egnn_jax.nn.mlp import Symmetry
 
 
@@ -21,6 +21,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
         nodes = graph.nodes
         if nodes.v is None:
             raise ValueError("the graph has v=None; Linear expects velocities (N, n)")
