@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from egnn_jax._extras import require
+from egnn_jax._files import make_folder
 from egnn_jax.experiments import plots
 from egnn_jax.graph._validation import require_count
 from egnn_jax.potentials.calculator import ASECalculator
@@ -86,7 +88,7 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; expected a new folder")
     engine = _engine(atoms, dynamics)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows: list[tuple[float, ...]] = []
     started = time.monotonic()
     try:
@@ -125,13 +127,15 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
 
 
 def _read(structure: str) -> Any:
+    require("ase")
     import ase.io
 
-    path = Path(structure.partition("@")[0]).expanduser()
+    file, at, index = structure.partition("@")
+    path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a structure that ASE reads")
     try:
-        return ase.io.read(structure, index=None if "@" in structure else 0)
+        return ase.io.read(f"{path}{at}{index}", index=None if "@" in structure else 0)
     except Exception as error:  # ASE's readers raise whatever they meet
         raise ValueError(f"{structure} cannot be read: {error}") from error
 

@@ -37,7 +37,9 @@ def _is_number(value: Any) -> bool:
     """Whether a value is one real number, of Python or in an array without axes."""
     if isinstance(value, Tracer | bool) or np.iterable(value):
         return False
-    dtype = getattr(value, "dtype", np.dtype(type(value) if isinstance(value, int | float) else "O"))
+    dtype = getattr(
+        value, "dtype", np.dtype(type(value) if isinstance(value, int | float) else "O")
+    )
     return _is_real(dtype)
 
 
@@ -223,7 +225,8 @@ def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice
     booleans = repeats.dtype.kind in "biuf" and np.isin(repeats, (False, True)).all()
     if repeats.shape not in ((), (n,)) or not booleans:
         raise ValueError(
-            f"periodic is {shown(periodic)}; expected one boolean, or {n}, one for each lattice vector"
+            f"periodic is {shown(periodic)}; expected one boolean, or {n}, one for each lattice "
+            "vector"
         )
     repeats = np.broadcast_to(repeats.astype(bool), n)
     if vectors.shape != (n, n):

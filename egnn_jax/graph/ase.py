@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from egnn_jax._extras import require
+from egnn_jax.graph import _validation
 from egnn_jax.graph.build import complete_graph, radius_graph
 from egnn_jax.graph.graph import GraphsTuple, require_geometric
 
@@ -68,19 +70,20 @@ def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
     """
     places = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
     for place in places:
-        if name in place:
-            label = np.asarray(place[name])
+        if isinstance(name, str) and name in place:
+            label = _validation.host(f"the label {name!r}", place[name])
             break
     else:
         found = sorted({key for place in places for key in place} - {"numbers", "positions"})
-        raise ValueError(f"there is no label {name!r}; found {', '.join(found) or 'none'}")
+        names = ", ".join(found) or "none"
+        raise ValueError(f"there is no label {name!r}; found {names}; expected one of these")
     if label.dtype.kind not in "fiu" or label.shape not in shapes:
         raise ValueError(
             f"the label {name!r} has shape {label.shape} and dtype {label.dtype}; expected numbers "
             f"of shape {' or '.join(map(str, shapes))}"
         )
     if not np.isfinite(label).all():
-        raise ValueError(f"the label {name!r} has a value that is not finite")
+        raise ValueError(f"the label {name!r} has a value that is not finite; expected numbers")
     return label.astype(np.float64)
 
 
@@ -111,6 +114,7 @@ def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] = True) 
     Raises:
       ValueError: the graph is a batch of several, or h are no atomic numbers.
     """
+    require("ase")
     from ase import Atoms
 
     require_geometric(graph)

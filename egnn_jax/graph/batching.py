@@ -29,7 +29,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
         padded or traced, or one does not fit the budget (named with its size).
     """
     require_usable_jax()
-    if not isinstance(graphs, Iterable):
+    if not np.iterable(graphs):
         raise ValueError(f"batch received a {type(graphs).__name__}; expected graphs")
     graphs = list(graphs)
     if not graphs:
@@ -65,7 +65,9 @@ def require_whole(name: str, graph: GraphsTuple) -> None:
     """Raise ValueError for a graph that is traced, or whose sizes are not those of its arrays."""
     require_geometric(graph)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(graph)):
-        raise ValueError(f"{name} is traced; expected its values: graphs are put together on the host")
+        raise ValueError(
+            f"{name} is traced; expected its values: graphs are put together on the host"
+        )
     sizes = {
         "nodes": (graph.nodes.x.shape[0], "n_node"),
         "edges": (graph.receivers.shape[0], "n_edge"),

@@ -213,7 +213,7 @@ def knn_graph(
     x = _validation.host("x", x)
     points, lattice = _points(x, cell, periodic)
     others = len(points) - 1 if lattice is None or not lattice.periodic.any() else np.inf
-    _validation.require_count("k", k, -np.inf)
+    _validation.require_count("k", k, -(10**30))
     if not 1 <= k <= others:
         raise ValueError(
             f"k is {k}; expected at least 1 and at most {others}, the number of other nodes"

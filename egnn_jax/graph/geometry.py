@@ -43,9 +43,12 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
     -1.
 
     Raises:
-      ValueError: ``n`` is below 1, or ``determinant`` is neither 1, -1 nor None (either).
+      ValueError: ``n`` is below 1 or above 10,000, or ``determinant`` is neither 1, -1 nor None
+        (either).
     """
     _validation.require_count("n", n)
+    if n > 10_000:
+        raise ValueError(f"n is {n}; expected at most 10,000")
     if determinant is not None and (type(determinant) is not int or determinant not in (1, -1)):
         raise ValueError(f"determinant is {determinant}; expected 1, -1 or None")
     q = jax.random.orthogonal(key, n)
@@ -54,9 +57,7 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
     return q.at[0].multiply(determinant * jnp.sign(jnp.linalg.det(q)))
 
 
-def transform(
-    graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.0
-) -> GraphsTuple:
+def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.0) -> GraphsTuple:
     """The graph with x moved to ``matrix @ x + translation``; v, shifts, cells and stress by
     ``matrix``.
 

@@ -13,7 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import jraph
-import numpy as np
+
+from egnn_jax.graph._arrays import require_arrays, require_lists, require_rows
 
 
 class Nodes(flax.struct.PyTreeNode):
@@ -95,6 +96,7 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
+    require_geometric(graph)
     padding = _padding_graph(graph)
     n_node = graph.nodes.x.shape[0]
     return jnp.arange(n_node) < n_node - jnp.asarray(graph.n_node)[padding]
@@ -128,7 +130,7 @@ def _padding_graph(graph: GraphsTuple) -> jax.Array:
             f"the graph is a {type(graph).__name__}; expected a PaddedGraphsTuple, as egnn.batch "
             "with a budget and loaders make it: a batch without padding has no mask"
         )
-    require_geometric(graph)
+    require_lists(graph)
     has_nodes = jnp.asarray(graph.n_node) > 0
     return has_nodes.shape[0] - 1 - jnp.argmax(has_nodes[::-1])
 
@@ -150,32 +152,7 @@ def require_geometric(graph: GraphsTuple) -> None:
             f"{type(edges).__name__}; expected egnn.Nodes and egnn.Edges, as "
             "egnn.graph_from_edges makes them"
         )
-    shape = np.shape(nodes.x)
-    _require("nodes.x", nodes.x, len(shape) == 2, "(N, n)", jnp.floating)
-    number, size = shape[0], np.shape(graph.receivers)[:1]
-    for name, array in (("receivers", graph.receivers), ("senders", graph.senders)):
-        fits = np.ndim(array) == 1 and np.shape(array) == size
-        _require(name, array, fits, "(E,), one number for each edge", jnp.integer)
-    for name, array in (("n_node", graph.n_node), ("n_edge", graph.n_edge)):
-        fits = np.ndim(array) == 1 and np.shape(array) == np.shape(graph.n_node)
-        _require(name, array, fits, "(G,), one number for each graph", jnp.integer)
-    if nodes.h is not None:
-        kind = jnp.floating if np.ndim(nodes.h) != 1 else jnp.integer
-        fits = np.ndim(nodes.h) >= 1 and np.shape(nodes.h)[0] == number
-        _require("nodes.h", nodes.h, fits, f"({number}, F), or kinds ({number},)", kind)
-    if nodes.v is not None:
-        _require("nodes.v", nodes.v, np.shape(nodes.v) == shape, f"{shape}, as x", jnp.floating)
-    for name, array in (("edges.a", edges.a), ("edges.shift", edges.shift)):
-        if array is not None:
-            fits = np.ndim(array) >= 2 and np.shape(array)[:1] == size
-            _require(name, array, fits, f"({size[0]}, width)", jnp.floating)
-
-
-def _require(name: str, array: Any, fits: bool, shape: str, kind: Any) -> None:
-    dtype = getattr(array, "dtype", None)
-    if not fits or dtype is None or not jnp.issubdtype(dtype, kind):
-        found = type(array).__name__ if dtype is None else f"{dtype} of shape {np.shape(array)}"
-        raise ValueError(f"{name} is {found}; expected an array {shape}, {kind.__name__}")
+    require_arrays(graph)
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
@@ -186,9 +163,13 @@ def graph_of_node(graph: GraphsTuple) -> jax.Array:
 
 
 def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
-    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender."""
+    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender.
+
+    Raises:
+      ValueError: the graph is none of this library, or x is no floating-point array (N, …).
+    """
     require_geometric(graph)
-    _require_rows("x", x, graph.nodes.x.shape[0], "node")
+    require_rows("x", x, graph.nodes.x.shape[0], "node", jnp.floating)
     r_ij = x[graph.receivers] - x[graph.senders]
     return r_ij if graph.edges.shift is None else r_ij - graph.edges.shift
 
@@ -202,7 +183,7 @@ def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
       ValueError: the graph is none of this library, or the values are no numbers (E, …).
     """
     require_geometric(graph)
-    _require_rows("values", values, graph.receivers.shape[0], "edge")
+    require_rows("values", values, graph.receivers.shape[0], "edge")
     return _segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
 
 
@@ -247,7 +228,7 @@ def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
       ValueError: the graph is none of this library, or the values are no numbers (N, …).
     """
     require_geometric(graph)
-    _require_rows("values", values, graph.nodes.x.shape[0], "node")
+    require_rows("values", values, graph.nodes.x.shape[0], "node")
     return _segment_sum(values, graph_of_node(graph), graph.n_node.shape[0])
 
 
@@ -260,7 +241,7 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
       ValueError: as :func:`sum_nodes`.
     """
     require_geometric(graph)
-    _require_rows("values", values, graph.nodes.x.shape[0], "node")
+    require_rows("values", values, graph.nodes.x.shape[0], "node")
     whole = jnp.issubdtype(values.dtype, jnp.integer)
     given = jnp.result_type(float) if whole else values.dtype
     wide = values.astype(given).astype(dtype_of_sums(values.astype(given)))
@@ -275,16 +256,6 @@ def dtype_of_sums(values: jax.Array) -> jnp.dtype:
     kinds = {"f": jnp.float32, "V": jnp.float32, "i": jnp.int32, "u": jnp.uint32}
     least = kinds.get(jnp.dtype(values.dtype).kind, values.dtype)
     return jnp.promote_types(values.dtype, least)
-
-
-def _require_rows(name: str, values: Any, rows: int, of: str) -> None:
-    """Raise ValueError for what are no numbers (rows, …)."""
-    dtype, shape = getattr(values, "dtype", None), np.shape(values)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.number) or shape[:1] != (rows,):
-        found = type(values).__name__ if dtype is None else f"{dtype} of shape {shape}"
-        raise ValueError(
-            f"{name} is {found}; expected an array of numbers ({rows}, …), a row for each {of}"
-        )
 
 
 def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:

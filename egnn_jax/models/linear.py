@@ -24,6 +24,6 @@ class Linear(nn.Module):
         require_geometric(graph)
         nodes = graph.nodes
         if nodes.v is None:
-            raise ValueError("the graph has v=None; Linear expects velocities (N, n)")
+            raise ValueError("the graph has v=None; expected velocities (N, n)")
         t = self.param("time", nn.initializers.ones, (), nodes.x.dtype)
         return graph._replace(nodes=nodes.replace(x=nodes.x + t.astype(nodes.x.dtype) * nodes.v))
