@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from egnn_jax._extras import require
+from egnn_jax._files import make_folder
 from egnn_jax.data.frames import is_xyz
 from egnn_jax.experiments import plots
 from egnn_jax.graph._validation import require_count
@@ -87,7 +89,7 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; expected a new folder")
     engine = _engine(atoms, dynamics)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows: list[tuple[float, ...]] = []
     started = time.monotonic()
     try:
@@ -129,6 +131,7 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
 
 
 def _read(structure: str) -> Any:
+    require("ase")
     import ase.io
 
     name, _, index = structure.rpartition("@")

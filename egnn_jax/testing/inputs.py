@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget, batch
 from egnn_jax.graph.build import graph_from_edges
 from egnn_jax.graph.graph import GraphsTuple
@@ -39,11 +40,16 @@ def random_graph(
     Raises:
       ValueError: no sizes, or a number that is too small.
     """
-    if not sizes or min((*sizes, n, features)) < 1 or attributes < 0:
-        raise ValueError(
-            f"sizes are {tuple(sizes)}, n is {n}, features {features} and attributes {attributes}; "
-            "expected at least one graph, attributes of at least 0, all else of at least 1"
-        )
+    for name, value in (("n", n), ("features", features)):
+        require_count(name, value)
+    for name, value in (("attributes", attributes), ("seed", seed)):
+        require_count(name, value, 0)
+    if not isinstance(sizes, Sequence | np.ndarray):
+        raise ValueError(f"sizes are {sizes!r}; expected a list of whole numbers")
+    for size in sizes:
+        require_count("a size", size)
+    if not len(sizes):
+        raise ValueError("sizes are (); expected at least one graph")
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.standard_normal(shape).astype(jnp.result_type(float))
     graphs = []
