@@ -47,11 +47,11 @@ def test_epochs_that_would_mean_something_else_are_refused(tmp_path):
 
 def test_an_explosion_is_said_and_what_was_good_is_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["--task.train-size", "40", "--batch-size", "20", "--eval-every", "1"]
-    options += ["--model.features", "4", "--model.layers", "2", "--epochs", "3", "--run", "run"]
+    options = ["--task.train-size", "20", "--batch-size", "10", "--eval-every", "1"]
+    options += ["--model.features", "4", "--model.layers", "1", "--epochs", "5", "--run", "run"]
     for _ in range(2):  # the second time the result is read
         with pytest.raises(SystemExit) as stop:
-            main(["train", "nbody/egnn", *options, "--optimizer.learning-rate", "30"])
+            main(["train", "nbody/egnn", *options, "--optimizer.learning-rate", "3"])
         assert "the training exploded" in str(stop.value)
         said = capsys.readouterr().err
         assert "worse than" in said

@@ -1,5 +1,6 @@
 """Inputs and surroundings that users have, and that once gave wrong numbers or stack traces."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -271,11 +272,17 @@ def test_functions_that_need_a_package_name_it(monkeypatch):
             call()
 
 
+class NoDataclass(egnn.Task):
+    """Its options are unknown."""
+
+
+@dataclasses.dataclass(frozen=True)
 class NoLoss(egnn.Task):
     def samples(self, split):
         return [1, 2, 3]
 
 
+@dataclasses.dataclass(frozen=True)
 class NoLoader(NBody):
     def samples(self, split):
         return [1, 2, 3]
@@ -288,6 +295,7 @@ class NoCall(nn.Module):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"task": NoDataclass()}, "NoDataclass is no dataclass; expected @dataclasses.dataclass"),
         ({"task": NoLoss()}, r"NoLoss has no method loss; expected loss\(apply\)"),
         ({"task": NoLoader()}, r"NoLoader\.samples\('train'\) is a list; expected what has loader"),
         ({"model": NoCall()}, r"model is a NoCall without __call__\(graph\); expected a flax mod"),
@@ -298,8 +306,9 @@ class NoCall(nn.Module):
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, changes, message):
-    for cls, registry in ((NoLoss, egnn.TASKS), (NoLoader, egnn.TASKS), (NoCall, egnn.MODELS)):
-        monkeypatch.setitem(registry._classes, cls.__name__, cls)
+    for cls in (NoDataclass, NoLoss, NoLoader):
+        monkeypatch.setitem(egnn.TASKS._classes, cls.__name__, cls)
+    monkeypatch.setitem(egnn.MODELS._classes, "no_call", NoCall)
     parts = {"task": NBody(), "model": egnn.EGNN()} | changes
     with pytest.raises(ValueError, match=message):
         experiments.train(Config(**parts), tmp_path / "run")
