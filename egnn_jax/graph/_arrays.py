@@ -31,7 +31,7 @@ def require_arrays(graph: Any) -> None:
     for name, array, rows in labels:
         if array is not None:
             fits = (_shape(array) or ())[:1] == (rows,)
-            kind = np.bool_ if getattr(array, "dtype", None) == bool else jnp.number
+            kind = np.bool_ if getattr(array, "dtype", None) == np.dtype(bool) else jnp.number
             _require(name, array, fits, f"({rows}, …)", kind)
 
 
