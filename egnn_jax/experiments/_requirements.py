@@ -11,7 +11,7 @@ from egnn_jax.experiments.task import SPLITS, Task
 def require_trainable(config: Config) -> None:
     """Raise ValueError where task or model lack a method, or their cutoffs do not fit."""
     _require_methods(config.task, config.model)
-    cutoffs = [getattr(part, "cutoff", None) for part in (config.task, config.model)]
+    cutoffs: list[Any] = [getattr(part, "cutoff", None) for part in (config.task, config.model)]
     if all(isinstance(cutoff, int | float) for cutoff in cutoffs):
         of_task, of_model = cutoffs
         if of_model > of_task:

@@ -89,7 +89,7 @@ class Pretrained:
         molecules, count = [], np.zeros(len(several), int)
         for k, structure in enumerate(several):
             conformers = getattr(structure, "conformers", None)
-            given = [structure.positions] if conformers is None else conformers
+            given: Any = [structure.positions] if conformers is None else conformers
             if not np.iterable(given) or not len(given):
                 raise ValueError(f"structure {k} has no conformers; expected at least one")
             molecules += [molecule(structure, positions, k) for positions in given]
