@@ -90,7 +90,8 @@ class Pretrained:
         for k, structure in enumerate(several):
             conformers = getattr(structure, "conformers", None)
             given: Any = [structure.positions] if conformers is None else conformers
-            if not np.iterable(given) or not len(given):
+            given = list(given) if np.iterable(given) else []
+            if not given:
                 raise ValueError(f"structure {k} has no conformers; expected at least one")
             molecules += [molecule(structure, positions, k) for positions in given]
             count[k] = len(given)
