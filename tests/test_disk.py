@@ -56,13 +56,13 @@ def test_a_cache_under_a_file_is_no_cache(tmp_path):
 
 
 @pytest.mark.parametrize("number", ERRORS, ids=os.strerror)
-def test_what_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, number):
+def test_what_cannot_be_written_is_one_sentence(home, monkeypatch, number):
     monkeypatch.setattr(_files.os, "fsync", refuse(number))
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(["train", "nbody/egnn", "--run", "run"])
-    sentence = f"egnn: error: {tmp_path}/run/config.yaml: {os.strerror(number)}"
+        main(["export", "~/run", "~/whole.safetensors"])
+    sentence = f"egnn: error: {home}/whole.safetensors: {os.strerror(number)}"
     assert str(stop.value) == sentence
+    assert not list(home.glob("*whole*"))
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path):

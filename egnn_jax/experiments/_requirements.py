@@ -11,13 +11,15 @@ from egnn_jax.experiments.task import SPLITS, Task
 def require_trainable(config: Config) -> None:
     """Raise ValueError where task or model lack a method, or their cutoffs do not fit."""
     _require_methods(config.task, config.model)
-    of_task, of_model = (getattr(part, "cutoff", None) for part in (config.task, config.model))
-    if of_task is not None and of_model is not None and of_model > of_task:
-        raise ValueError(
-            f"model.cutoff is {of_model} and task.cutoff {of_task}, where the edges of the graphs "
-            "end, so that messages would end there abruptly; expected a model.cutoff of at most "
-            "task.cutoff"
-        )
+    cutoffs: list[Any] = [getattr(part, "cutoff", None) for part in (config.task, config.model)]
+    if all(isinstance(cutoff, int | float) for cutoff in cutoffs):
+        of_task, of_model = cutoffs
+        if of_model > of_task:
+            raise ValueError(
+                f"model.cutoff is {of_model} and task.cutoff {of_task}, where the edges of the "
+                "graphs end, so that messages would end there abruptly; expected a model.cutoff of "
+                "at most task.cutoff"
+            )
 
 
 def samples(task: Task, split: str) -> Any:

@@ -25,6 +25,14 @@ def require_arrays(graph: Any) -> None:
             given = _shape(array) or ()
             fits = len(given) >= 2 and given[:1] == size
             _require(name, array, fits, f"({size[0]}, width)", jnp.floating)
+    labels = [("nodes.y", nodes.y, shape[0])]
+    for name in ("y", "cell", "stress"):
+        labels.append((f"globals.{name}", getattr(graph.globals, name, None), len(graph.n_node)))
+    for name, array, rows in labels:
+        if array is not None:
+            fits = (_shape(array) or ())[:1] == (rows,)
+            kind = np.bool_ if getattr(array, "dtype", None) == np.dtype(bool) else jnp.number
+            _require(name, array, fits, f"({rows}, …)", kind)
 
 
 def require_lists(graph: Any) -> None:

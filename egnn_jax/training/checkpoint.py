@@ -114,9 +114,8 @@ class RunFolder:
             number = int(code[1]) if code else getattr(error, "errno", None)
             if number is None:
                 raise
-            text = (
-                f"a checkpoint cannot be written ({os.strerror(number)}); the one before is whole"
-            )
+            text = f"a checkpoint cannot be written ({os.strerror(number)})"
+            text = f"{text}; the one before is whole"
             raise OSError(number, text, str(self.path / "checkpoints")) from error
 
     def save(self, kind: str, step: int, tree: Any) -> None:
