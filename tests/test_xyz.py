@@ -233,9 +233,13 @@ def test_large_molecules_are_refused_before_work(tmp_path):
 
 
 def test_molecules_of_a_thousand_atoms_are_read_and_are_outside(tmp_path):
-    rows = "".join(f"C 0 0 {1.4 * k}\n" for k in range(1_000))
+    rows = "".join(f"C 0 0 {1.4 * k}\n" for k in range(999)) + "C 0 0 1398.7\n"
     (molecule,) = found(tmp_path, f"1000\n\n{rows}")
     assert "it has 1000 atoms; QM9's have 3 to 29" in outside(molecule)
+    assert "from its nearest" not in "".join(outside(molecule))
+    positions = np.arange(100_000)[:, None] * np.array([0, 0, 2.0])
+    large = Structure("made by hand", ["C"] * 100_000, positions)
+    assert "an atom is 2.00 Å from its nearest; in QM9 it is 0.9 to 1.6 Å" in outside(large)
 
 
 def test_frames_of_trainings_are_all_read(tmp_path):
