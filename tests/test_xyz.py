@@ -162,6 +162,26 @@ def test_a_file_that_is_being_written_gives_no_wrong_number(tmp_path, cut):
         assert isinstance(second, Refused)
 
 
+@pytest.mark.parametrize("comment", ["x", "", "gdb 1 2 3"])
+def test_a_file_that_was_cut_and_then_written_to_gives_no_wrong_number(tmp_path, comment):
+    for cut in range(1, len(WATER)):
+        after = WATER.replace("water", comment)
+        molecules = found(tmp_path, WATER + WATER[:-cut] + after + after)
+        is_water(molecules[0])
+        is_water(molecules[-1])
+        for one in molecules:
+            if isinstance(one, Structure):
+                is_water(one)
+
+
+def test_a_file_of_qm9_that_is_cut(tmp_path):
+    (whole,) = found(tmp_path, METHANE_OF_QM9)
+    for cut in range(len(METHANE_OF_QM9) - METHANE_OF_QM9.index("C\t"), 0, -1):
+        for one in found(tmp_path, METHANE_OF_QM9[:-cut]):
+            if isinstance(one, Structure):
+                np.testing.assert_array_equal(one.positions, whole.positions)
+
+
 def test_labels_of_other_elements_are_those_elements(tmp_path):
     (molecule,) = found(tmp_path, "3\n\nCa 0 0 0\nCL1 0 0 2.4\ncl 0 2.4 0\n")
     assert molecule.symbols == ["Ca", "Cl", "Cl"]
@@ -213,9 +233,13 @@ def test_large_molecules_are_refused_before_work(tmp_path):
 
 
 def test_molecules_of_a_thousand_atoms_are_read_and_are_outside(tmp_path):
-    rows = "".join(f"C 0 0 {1.4 * k}\n" for k in range(1_000))
+    rows = "".join(f"C 0 0 {1.4 * k}\n" for k in range(999)) + "C 0 0 1398.7\n"
     (molecule,) = found(tmp_path, f"1000\n\n{rows}")
     assert "it has 1000 atoms; QM9's have 3 to 29" in outside(molecule)
+    assert "from its nearest" not in "".join(outside(molecule))
+    positions = np.arange(100_000)[:, None] * np.array([0, 0, 2.0])
+    large = Structure("made by hand", ["C"] * 100_000, positions)
+    assert "an atom is 2.00 Å from its nearest; in QM9 it is 0.9 to 1.6 Å" in outside(large)
 
 
 def test_frames_of_trainings_are_all_read(tmp_path):

@@ -52,7 +52,7 @@ def frames(text: str) -> Iterator[Frame | str]:
         most = min(first + count, len(lines))
         end = next((k for k in range(first, most) if _ends(lines[k])), most)
         rows = lines[first:end]
-        trouble = _trouble(count, rows, lines[end : end + 1])
+        trouble = _trouble(count, rows, lines[end : end + 2])
         if trouble and end - first == count:  # more atoms follow
             end = next((k for k in range(end, len(lines)) if _ends(lines[k])), len(lines))
         elif end - first == count and "".join(lines[end + 2 : end + 3]).startswith("InChI="):
@@ -138,15 +138,21 @@ def _trouble(count: int, rows: list[str], following: list[str]) -> str:
     """What is wrong with the number of atoms of a frame; empty if nothing."""
     if len(rows) < count:
         return f"its header says {count:,} atoms; {len(rows):,} follow"
-    cells = [row.split() for row in rows]
-    if following and _is_atom(following[0]):
+    # The second: a frame whose header is the end of the last line of the one before, which was cut.
+    if following and not _COUNT.fullmatch(following[0]) and any(map(_is_atom, following)):
         return f"its header says {count:,} atoms; more follow"
-    if not following and len(rows) > 2:
-        *others, last = ([len(c), *(len(x.partition(".")[2]) for x in c[3:4])] for c in cells)
-        alike = others[0] if all(other == others[0] for other in others) else last
-        if len(alike) == 2 and alike[1] > 3 and last < alike:
-            return f"the file ends within its last atom, {shown(rows[-1])}"
+    if not following and len(rows) > 2 and _is_cut([row.split() for row in rows]):
+        return f"the file ends within its last atom, {shown(rows[-1])}"
     return ""
+
+
+def _is_cut(rows: list[list[str]]) -> bool:
+    """Whether the last line, without a line end, has fewer columns or decimals than all others."""
+    *columns, last = map(len, rows)
+    if last < 4 or last < min(columns):
+        return True
+    *decimals, end = (len(row[3].partition(".")[2]) for row in rows)
+    return len(set(decimals)) == 1 and decimals[0] > 3 and end < decimals[0]
 
 
 def _is_atom(line: str) -> bool:
