@@ -40,7 +40,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.filename is None:  # a full disk, which does not say where
+        if error.errno and not error.filename:  # a full disk, which does not say where
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except BaseException:

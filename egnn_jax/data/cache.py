@@ -35,7 +35,7 @@ def cached_arrays(
             with np.load(io.BytesIO(content)) as arrays:
                 return dict(arrays)
         warnings.warn(
-            f"{path} is damaged, incomplete or cannot be read (its SHA-256 does not match "
+            f"{path} is damaged or incomplete, or cannot be read (its SHA-256 does not match "
             f"{checksum.name}); building it again",
             stacklevel=2,
         )

@@ -20,7 +20,9 @@ EARLIER = "earlier_epochs"
 """The setting that says how many epochs a run had before it was given more."""
 
 _REMEDY = {
-    "last": "delete that folder, and the same training command goes on from the one before it",
+    "last": (
+        "delete that folder, and the same training command goes on from the checkpoint before it"
+    ),
     "best": ("delete that folder and result.json, and the same training command writes both again"),
 }
 
