@@ -164,7 +164,7 @@ def test_models_form_differences_before_they_round(name, rng):
     [
         configs.load("nbody/egnn"), configs.load("forces/ethanol"), configs.load("qm9/painn"),
         egnn.GraphDataset(labelled_graphs(4)), egnn.Budget(1, 2, 3), egnn.complete_graph(np.eye(3)),
-        MixedPrecision(egnn.EGNN()), egnn.EarlyStopping(3), egnn.MODELS,
+        MixedPrecision(egnn.EGNN()), egnn.EarlyStopping(3),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip

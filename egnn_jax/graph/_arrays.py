@@ -40,6 +40,8 @@ def require_lists(graph: Any) -> None:
     for name, other, of in (("receivers", "senders", "edge"), ("n_node", "n_edge", "graph")):
         for each in (name, other):
             array, like = getattr(graph, each), getattr(graph, name)
+            if each == "n_edge" and array is None:  # no function needs it but those of batches
+                continue
             fits = _shape(array) is not None and len(_shape(array)) == 1
             words = f"of integers, one for each {of}"
             _require(each, array, fits and _shape(array) == _shape(like), words, jnp.integer)

@@ -31,7 +31,9 @@ def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array
     lengths = jnp.abs(jax.lax.stop_gradient(wide))
     largest = jnp.max(lengths, axis, keepdims=True, initial=0)
     scale = jnp.where(largest > limit, 2.0**-20 / limit, 1.0)
-    scale = jnp.where(largest < 1 / limit, 2.0**20 * limit, scale).astype(wide.dtype)
+    # Its square is finite: XLA multiplies squares of scales with those of constants, such as 0.
+    enlarging = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 1)
+    scale = jnp.where(largest < 1 / limit, enlarging, scale).astype(wide.dtype)
     squared = jnp.sum((wide * scale) ** 2, axis=axis, keepdims=True)
     is_zero = squared == 0
     norm = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squared))) / scale

@@ -253,9 +253,9 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 def dtype_of_sums(values: jax.Array) -> jnp.dtype:
     """The dtype that many values are summed in: their own, or that of 32 bits where it is wider."""
+    given = jnp.dtype(values.dtype)
     kinds = {"f": jnp.float32, "V": jnp.float32, "i": jnp.int32, "u": jnp.uint32}
-    least = kinds.get(jnp.dtype(values.dtype).kind, values.dtype)
-    return jnp.promote_types(values.dtype, least)
+    return jnp.dtype(kinds.get(given.kind, given) if given.itemsize < 4 else given)
 
 
 def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:

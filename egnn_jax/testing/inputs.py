@@ -12,6 +12,8 @@ from egnn_jax.graph.batching import Budget, batch
 from egnn_jax.graph.build import graph_from_edges
 from egnn_jax.graph.graph import GraphsTuple
 
+_MOST = 10_000  # coordinates, features or attributes
+
 
 def random_graph(
     seed: int = 0,
@@ -40,14 +42,18 @@ def random_graph(
     Raises:
       ValueError: no sizes, or a number that is too small.
     """
-    for name, value in (("n", n), ("features", features)):
-        require_count(name, value)
-    for name, value in (("attributes", attributes), ("seed", seed)):
-        require_count(name, value, 0)
+    widths = (("n", n, 1), ("features", features, 1), ("attributes", attributes, 0))
+    for name, value, least in widths:
+        require_count(name, value, least)
+        if value > _MOST:
+            raise ValueError(f"{name} is {value}; expected at most {_MOST:,}")
+    require_count("seed", seed, 0)
     if not isinstance(sizes, Sequence | np.ndarray):
         raise ValueError(f"sizes are {sizes!r}; expected a list of whole numbers")
     for size in sizes:
         require_count("a size", size)
+        if size > _MOST:
+            raise ValueError(f"a size is {size}; expected at most {_MOST:,}")
     if not len(sizes):
         raise ValueError("sizes are (); expected at least one graph")
     rng = np.random.default_rng(seed)
