@@ -25,10 +25,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     is no regular file, such as a device, is written to directly.
     """
     path = path.resolve()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected a file")
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
@@ -36,6 +38,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno and not error.filename:  # a full disk, which does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -46,6 +53,20 @@ def printable(text: str, most: int = MAX_MESSAGE) -> str:
     start = text[: most + 1]
     clean = "".join(c if c.isprintable() else " " for c in start).strip()
     return clean if len(start) <= most else f"{clean[: most - 1]}…"
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it is in, where they do not exist.
+
+    Raises:
+      ValueError: it cannot be made, such as under a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be made ({error.strerror or error}); expected a folder"
+        ) from error
 
 
 def read_yaml(text: str) -> Any:

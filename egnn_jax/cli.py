@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import re
 import sys
@@ -23,11 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.run_command not in (_train, _benchmark):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    from egnn_jax._extras import advice, import_plugin
     from egnn_jax.training.signals import Interrupted
 
     try:
         for plugin in parsed.plugin:
-            _import(plugin)
+            import_plugin(plugin)
         parsed.run_command(parsed, rest)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"egnn: error: {error}")
     except OSError as error:
-        sys.exit(f"egnn: error: {error.strerror or error}: {error.filename or ''}")
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"egnn: error: {where}{error.strerror or error}")
     except ImportError as error:
-        extras = "pip install 'egnn-jax[qm9,chem,tensorboard]'"
-        sys.exit(f"egnn: error: {error}; expected what {extras} brings")
+        sys.exit(f"egnn: error: {advice(error)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", help="a YAML file, or a recipe such as nbody/egnn_best")
     command.add_argument(
         "--run",
-        type=Path,
+        type=_path,
         help="the folder to train in (default: runs/, the config's folder and name, and overrides)",
     )
     command.add_argument(
@@ -93,22 +93,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--options", action="store_true", help="show every option of the config")
 
     command = add("evaluate", _evaluate, "Errors of a run on the validation and test samples.")
-    command.add_argument("run", type=Path, help="the folder of a run, or an exported file")
+    command.add_argument("run", type=_path, help="the folder of a run, or an exported file")
 
     command = add("export", _export, "Weights and all that a prediction needs, in one file.")
-    command.add_argument("run", type=Path, help="the folder of a complete run")
-    command.add_argument("path", type=Path, help="the file to write, NAME.safetensors")
+    command.add_argument("run", type=_path, help="the folder of a complete run")
+    command.add_argument("path", type=_path, help="the file to write, NAME.safetensors")
     command.add_argument("--seed", type=int, help="of a run with several (default: its first)")
 
     command = add("predict", _predict, "Properties of your molecules by networks of QM9.")
     command.add_argument("sources", nargs="+", metavar="FILE", help="a file, SMILES or InChI")
     command.add_argument(
         "--model",
-        type=Path,
+        type=_path,
         help="the folder of a run on QM9, or an exported file (default: the networks that come "
         "with egnn_jax, of all twelve properties)",
     )
-    command.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .json or .sdf too")
+    command.add_argument("--out", type=_path, metavar="FILE", help="write .csv, .json or .sdf too")
 
     command = add("md", _md, "Molecular dynamics of a structure under a trained potential.")
     command.add_argument("structure", help="a file that ASE reads; FILE@-1 for its last structure")
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--friction", type=float, default=0.01, help="of nvt, in 1/fs (0.01)")
     command.add_argument("--every", type=int, default=10, help="steps between frames (10)")
     command.add_argument("--seed", type=int, default=0, help="of velocities and noise (0)")
-    command.add_argument("--out", type=Path, help="a new folder (default: runs/md/ and the file)")
+    command.add_argument("--out", type=_path, help="a new folder (default: runs/md/ and the file)")
 
     text = (
         "Our speed beside PyTorch and plain JAX, in a clone; takes what scripts/benchmark.py does."
@@ -128,8 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     add("benchmark", _benchmark, text)
 
     command = add("report", _report, "Tables and pictures of runs.")
-    command.add_argument("runs", nargs="+", type=Path, help="folders of complete runs of one task")
-    command.add_argument("--out", type=Path, help="where they go (default: report/ of the run)")
+    command.add_argument("runs", nargs="+", type=_path, help="folders of complete runs of one task")
+    command.add_argument("--out", type=_path, help="where they go (default: report/ of the run)")
 
     reproduce = add("reproduce", _reproduce, "A table or figure of the paper.")
     choices = reproduce.add_subparsers(required=True, metavar="WHAT", dest="what")
@@ -141,8 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         ("table3", "QM9: the error of each property, beside every row of the paper"),
     ):
         choice = choices.add_parser(name, help=text, description=text)
-        choice.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are")
-        choice.add_argument("--out", type=Path, default=Path("runs/report"), help="for tables")
+        choice.add_argument("--runs", type=_path, default=Path("runs"), help="where runs are")
+        choice.add_argument("--out", type=_path, default=Path("runs/report"), help="for tables")
         choice.add_argument("--seeds", type=int, help="how many are trained at once")
         if name != "figure2":
             choice.add_argument("--epochs", type=int, help="instead of the recipe's")
@@ -161,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
             choice.add_argument("--together", action="store_true", help="vmapped, for a GPU")
             choice.add_argument("--half-periods", type=int, help="of the cosine; 3: authors' code")
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path as typed, with ~ as the home folder."""
+    return Path(text).expanduser()
 
 
 def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -188,6 +193,10 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
             unit = config.task.units.get(name, "")
             print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
     print(f"best epoch {result['best_epoch']}, {result['seconds']:.0f} s; {folder}/result.json")
+    for note in result.get("notes", ()):
+        print(f"egnn: note: {note}", file=sys.stderr)
+    if result.get("exploded"):
+        sys.exit(f"egnn: error: the training exploded; {folder} holds what was good before")
 
 
 def default_folder(path: Path, changes: dict[str, Any]) -> Path:
@@ -275,26 +284,3 @@ def _use_all_cores() -> None:
     from egnn_jax.training.distributed import use_all_cores
 
     use_all_cores()
-
-
-def _import(plugin: str) -> None:
-    """Import a module by its name, or a file."""
-    if not plugin.endswith(".py"):
-        try:
-            importlib.import_module(plugin)
-        except ModuleNotFoundError as error:
-            if error.name != plugin:
-                raise
-            raise ValueError(
-                f"--plugin {plugin} is no module; expected a module or a .py file"
-            ) from error
-        return
-    path = Path(plugin).expanduser()
-    if not path.is_file():
-        raise ValueError(f"--plugin {plugin} is no file; expected a .py file or a module")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)

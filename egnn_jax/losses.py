@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import GraphsTuple, graph_mask, node_mask
+from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, node_mask, require_geometric
 from egnn_jax.training.step import Loss
 
 
@@ -52,6 +52,7 @@ def energy_forces(
     apply = getattr(potential, "apply", potential)
 
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        _require_labels(batch)
         out: Any = apply(params, batch)
         graphs, nodes = graph_mask(batch), node_mask(batch)
         n_node = jnp.maximum(jnp.asarray(batch.n_node), 1)[:, None]
@@ -79,8 +80,18 @@ def energy_forces(
     return loss
 
 
+def _require_labels(batch: GraphsTuple) -> None:
+    """Raise ValueError for what is no batch of graphs with a place for labels."""
+    require_geometric(batch)
+    if not isinstance(batch.globals, Globals):
+        raise ValueError(
+            f"the batch's globals are of type {type(batch.globals).__name__}; expected egnn.Globals"
+        )
+
+
 def _regression(network: nn.Module, penalty: Callable[[jax.Array], jax.Array], name: str) -> Loss:
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        _require_labels(batch)
         y: Any = batch.globals.y
         out: Any = network.apply(params, batch)
         predicted = out.globals.y

@@ -11,16 +11,17 @@ import egnn_jax as egnn
 
 PACKAGE = Path(egnn.__file__).parent
 ALLOWED = {
-    "graph": {"graph"},
+    "graph": {"graph", "_extras"},
     "nn": {"graph", "nn"},
     "models": {"graph", "nn", "models"},
-    "potentials": {"graph", "nn", "potentials"},
-    "data": {"graph", "data", "_files"},
-    "training": {"graph", "data", "training", "_files"},
+    "potentials": {"graph", "nn", "potentials", "_extras"},
+    "data": {"graph", "data", "_files", "_extras"},
+    "training": {"graph", "data", "training", "_files", "_extras"},
     "losses": {"graph", "training"},
     "testing": {"graph", "testing"},
     "interop": {"graph", "nn", "models", "interop"},
     "registry": set(),
+    "_extras": set(),
     "_files": set(),
 }
 """The parts of the library that each part may import."""

@@ -260,3 +260,20 @@ def test_an_explosion_is_told_and_its_frames_are_kept(tmp_path, water, monkeypat
 def test_dynamics_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         Dynamics(**options)
+
+
+def test_ten_thousand_atoms_and_atoms_at_one_place():
+    atoms = ase.build.bulk("Cu", cubic=True)
+    network, params = potential(atoms, egnn.EGNN(features=4, layers=1, cutoff=3.0, basis=3,
+                                                 update_coordinates=False))  # fmt: skip
+    calc = egnn.ASECalculator(network, params)
+    one, many = atoms.copy(), atoms.repeat(14)
+    one.calc = many.calc = calc
+    assert len(many) == 10_976
+    np.testing.assert_allclose(
+        many.get_potential_energy() / len(many), one.get_potential_energy() / len(one), rtol=1e-4
+    )
+    np.testing.assert_allclose(many.get_forces(), 0, atol=1e-4)
+    both = ase.Atoms("Cu2", [[0, 0, 0], [0, 0, 0]], calculator=calc)
+    assert np.isfinite(both.get_potential_energy())
+    np.testing.assert_allclose(both.get_forces(), 0, atol=1e-6)

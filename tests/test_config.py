@@ -11,6 +11,7 @@ from egnn_jax.experiments._options import plain_hints
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
 from egnn_jax.experiments.forces import Forces
 from egnn_jax.experiments.optimizer import Optimizer
+from egnn_jax.experiments.property_table import Table
 from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.registry import MODELS
 from tests.helpers import ROOT
@@ -28,6 +29,8 @@ def test_every_config_loads_builds_and_round_trips(path):
     except ValueError as error:
         if isinstance(config.task, Forces) and "is no file" in str(error):
             pytest.skip("the recipe's structures are not on this machine")
+        if isinstance(config.task, Table) and "task.train is empty" in str(error):
+            pytest.skip("the recipe is for a table of the user's")
         raise
     model = getattr(model, "encoder", model)  # inside a task's readout
     assert isinstance(model, MODELS[configs.to_dict(config)["model"]["name"]])

@@ -140,7 +140,7 @@ def test_a_call_applies_the_network_to_a_graph(place, no_data):
         (ase.Atoms("Si"), "expected of"),
         (ase.Atoms(), "at least one"),
         (ase.Atoms("H", cell=[3, 3, 3], pbc=True), "structure 0 is periodic"),
-        ([WATER, ase.Atoms("H", [[0, 0, np.nan]])], "structure 1 has a position that is not"),
+        ([WATER, ase.Atoms("H", [[0, 0, np.nan]])], "positions of structure 1 is nan"),
     ],
 )
 def test_structures_that_cannot_be_predicted(place, no_data, structures, message):

@@ -192,7 +192,7 @@ def test_a_file_cut_short_names_the_frame(tmp_path, file):
         ({"valid": "0.6", "test": "0.5"}, "expected shares between 0 and 1 with a sum below 1"),
         ({"valid": "0"}, "expected shares between 0 and 1"),
         ({"valid": "0.001"}, "valid is 0.001 of 40 samples"),
-        ({"cutoff": 3.0}, "the model's cutoff is 4.0 and the task's 3.0"),
+        ({"cutoff": 3.0}, "model.cutoff is 4.0 and task.cutoff 3.0"),
         ({"free_atoms": ["Cu"]}, "task.free_atoms has 'Cu'; expected such as H=-13.57"),
         ({"virial": "W"}, "stress is 'stress' and virial 'W'"),
         ({"forces_weight": -1.0}, "task.forces_weight is -1.0"),

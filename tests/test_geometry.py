@@ -26,3 +26,10 @@ def test_random_orthogonal(x64, n, determinant):
 def test_unknown_determinant():
     with pytest.raises(ValueError, match="determinant is 2"):
         egnn.random_orthogonal(jax.random.key(0), 3, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_norm_of_constant_zeros_is_zero_when_compiled(x64, dtype):
+    """XLA works out constants by itself, and may multiply squares."""
+    zeros = jax.jit(lambda: egnn.safe_norm(jnp.zeros((1, 3, 6), dtype) * 1, axis=1))()
+    np.testing.assert_array_equal(zeros, 0)

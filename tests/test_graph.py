@@ -138,8 +138,8 @@ def test_atoms_become_graphs_and_come_back():
     assert egnn.to_ase(alone).pbc.sum() == 0
     with pytest.raises(ValueError, match="periodic; expected a cutoff"):
         egnn.from_ase(atoms)
-    with pytest.raises(ValueError, match=r"ASE's Atoms; expected an array: see from_ase"):
-        egnn.radius_graph(atoms, 1.0)
+    with pytest.raises(ValueError, match=r"x is ASE's Atoms; expected an array: see from_ase"):
+        egnn.graph_from_edges([0], [1], x=atoms)
 
 
 def test_rounding_of_large_coordinates_is_said():
@@ -188,7 +188,7 @@ NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0]])
         ),
         (
             lambda: jax.jit(lambda x: egnn.batch([egnn.complete_graph(x=x)]))(jnp.zeros((2, 2))),
-            "batch received a traced graph",
+            "graph 0 is traced; expected its values",
         ),
         (lambda: egnn.complete_graph(x=NAN), "x is nan at row 1, column 1"),
         (lambda: egnn.complete_graph(x=X, v=X + np.inf), "v is inf at row 0, column 0"),

@@ -69,7 +69,7 @@ def test_a_loader_is_random_access_and_reaches_every_graph(rng):
     assert all((rows != loader.rows(2)).any() for rows in other)
     every = loader.batches(None, 0, 5)
     mask = jax.vmap(jax.vmap(egnn.node_mask))
-    every = every._replace(nodes=every.nodes.replace(x=every.nodes.h[..., None]))
+    every = every._replace(nodes=every.nodes.replace(x=np.float32(every.nodes.h[..., None])))
     assert sorted(every.nodes.h[np.asarray(mask(every))]) == list(range(sizes.sum()))
     for batch_size in (0, -1):
         with pytest.raises(ValueError, match=f"batch_size is {batch_size}; expected at least 1"):

@@ -207,6 +207,9 @@ def test_pdb(tmp_path):
     assert isinstance(odd, Refused)
     assert charged.charge == -1
     assert "alternate locations" in doubled.reason
+    whole, part = found(tmp_path, "f.pdb", PDB + PDB.replace("ENDMDL\n", ""))
+    assert whole.formula == "H2O"
+    assert "the file ends within it" in part.reason
     cell = "CRYST1   10.000   10.000   10.000  90.00  90.00  90.00 P 1           1\n"
     with pytest.raises(ValueError, match="is of a crystal"):
         found(tmp_path, "c.pdb", cell + PDB)

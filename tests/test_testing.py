@@ -225,10 +225,14 @@ def test_random_graphs_have_what_they_promise():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sizes": ()}, {"sizes": (0,)}, {"n": 0}, {"features": 0}, {"attributes": -1}]
-)
-def test_nonsense_is_refused(wrong):
-    with pytest.raises(ValueError, match="expected at least one graph"):
+    ("wrong", "message"),
+    [({"sizes": ()}, "expected at least one graph"), ({"sizes": (0,)}, "a size is 0"),
+     ({"n": 0}, "n is 0; expected at least 1"), ({"features": 0}, "features is 0"),
+     ({"attributes": -1}, "attributes is -1; expected at least 0"),
+     ({"n": 10**15}, "n is 10{15}; expected at most 10,000")],
+)  # fmt: skip
+def test_nonsense_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         testing.random_graph(**wrong)
 
 

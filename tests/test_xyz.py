@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from egnn_jax.data import frames
 from egnn_jax.data.structures import Refused, Structure, outside, read
 
 pytest.importorskip("ase")
@@ -161,6 +162,26 @@ def test_a_file_that_is_being_written_gives_no_wrong_number(tmp_path, cut):
         assert isinstance(second, Refused)
 
 
+@pytest.mark.parametrize("comment", ["x", "", "gdb 1 2 3"])
+def test_a_file_that_was_cut_and_then_written_to_gives_no_wrong_number(tmp_path, comment):
+    for cut in range(1, len(WATER)):
+        after = WATER.replace("water", comment)
+        molecules = found(tmp_path, WATER + WATER[:-cut] + after + after)
+        is_water(molecules[0])
+        is_water(molecules[-1])
+        for one in molecules:
+            if isinstance(one, Structure):
+                is_water(one)
+
+
+def test_a_file_of_qm9_that_is_cut(tmp_path):
+    (whole,) = found(tmp_path, METHANE_OF_QM9)
+    for cut in range(len(METHANE_OF_QM9) - METHANE_OF_QM9.index("C\t"), 0, -1):
+        for one in found(tmp_path, METHANE_OF_QM9[:-cut]):
+            if isinstance(one, Structure):
+                np.testing.assert_array_equal(one.positions, whole.positions)
+
+
 def test_labels_of_other_elements_are_those_elements(tmp_path):
     (molecule,) = found(tmp_path, "3\n\nCa 0 0 0\nCL1 0 0 2.4\ncl 0 2.4 0\n")
     assert molecule.symbols == ["Ca", "Cl", "Cl"]
@@ -212,6 +233,55 @@ def test_large_molecules_are_refused_before_work(tmp_path):
 
 
 def test_molecules_of_a_thousand_atoms_are_read_and_are_outside(tmp_path):
-    rows = "".join(f"C 0 0 {1.4 * k}\n" for k in range(1_000))
+    rows = "".join(f"C 0 0 {1.4 * k}\n" for k in range(999)) + "C 0 0 1398.7\n"
     (molecule,) = found(tmp_path, f"1000\n\n{rows}")
     assert "it has 1000 atoms; QM9's have 3 to 29" in outside(molecule)
+    assert "from its nearest" not in "".join(outside(molecule))
+    positions = np.arange(100_000)[:, None] * np.array([0, 0, 2.0])
+    large = Structure("made by hand", ["C"] * 100_000, positions)
+    assert "an atom is 2.00 Å from its nearest; in QM9 it is 0.9 to 1.6 Å" in outside(large)
+
+
+def test_frames_of_trainings_are_all_read(tmp_path):
+    parts = [WATER.replace("0.1174", f"0.{1200 + k}") for k in range(10)]
+    parts[3] = parts[3].replace("water", "GAMESS CRYSTAL Program PWSCF energy=-1.5")
+    text = "\n" + "".join(part + "\n" * (k % 3) for k, part in enumerate(parts))
+    (tmp_path / "POSCAR@1.xyz").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "POSCAR@1.xyz.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("POSCAR@1.xyz", "POSCAR@1.xyz.gz"):
+        every = list(frames.read(tmp_path / name))
+        assert [atoms.positions[0, 2] for atoms in every] == [
+            float(f"0.{1200 + k}") for k in range(10)
+        ]
+        assert every[3].get_potential_energy() == -1.5
+    vec = WATER + "VEC1 5 0 0\nVEC2 0 5 0\nVEC3 0 0 5\n\n" + WATER
+    (tmp_path / "vec.xyz").write_text(vec, encoding="utf-8")
+    cell, bare = frames.read(tmp_path / "vec.xyz")
+    assert (cell.pbc.all(), bare.pbc.any()) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("x\n", "frame 2 cannot be read .*a line is 'x'; expected a number of atoms"),
+        ("1000000000\nx\nO 0 0 0\n", "frame 2 .*says 1,000,000,000 atoms; the file ends before"),
+        ("3\nx\nO 0 0 0\nH 0 0\nH 0 1 0\n", "frame 2 cannot be read"),
+    ],
+)
+def test_trainings_refuse_a_file_with_a_frame_that_cannot_be_read(tmp_path, end, reason):
+    (tmp_path / "a.xyz").write_text(WATER * 2 + end, encoding="utf-8")
+    with pytest.raises(ValueError, match=reason):
+        list(frames.read(tmp_path / "a.xyz"))
+
+
+def test_simulations_start_from_the_file_that_is_named(tmp_path):
+    from egnn_jax.experiments import dynamics
+
+    (tmp_path / "H2O").write_text("1\n\nN 0 0 0\n", encoding="utf-8")
+    path = tmp_path / "H2O@C60.xyz"
+    last = WATER.replace("0.1174", "0.2").replace("water", "GAMESS")
+    path.write_text(WATER + last, encoding="utf-8")
+    for structure, height in ((path, 0.1174), (f"{path}@-1", 0.2), (f"{path}@0", 0.1174)):
+        assert dynamics._read(str(structure)).positions[0, 2] == height
+    with pytest.raises(ValueError, match=r"no\.xyz is no file"):
+        dynamics._read(str(tmp_path / "no.xyz@-1"))

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph.batching import Budget
+from egnn_jax.graph._validation import host
+from egnn_jax.graph.batching import Budget, require_whole
 from egnn_jax.graph.build import complete_edges
 from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple
 
@@ -190,6 +191,7 @@ def require_alike(graphs: Sequence[GraphsTuple]) -> None:
             )
         if isinstance(graph, PaddedGraphsTuple):
             raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
+        require_whole(f"graph {k}", graph)
         carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
         shapes = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
@@ -208,9 +210,11 @@ def require_flat(
     edge_lists: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
 ) -> None:
     """Raise ValueError where flat arrays do not fit the sizes of graphs and their edges."""
-    counts = {"n_node": np.asarray(n_node)}
+    counts = {"n_node": host("n_node", n_node)}
     if edge_lists is not None:
-        counts["n_edge"] = np.asarray(edge_lists[0])
+        counts["n_edge"] = host("n_edge", edge_lists[0])
+    if nodes.x is not None and len(getattr(nodes.x, "shape", ())) != 2:
+        raise ValueError(f"nodes x is a {type(nodes.x).__name__}; expected an array (ΣM, n)")
     for name, count in counts.items():
         if count.ndim != 1 or count.dtype.kind not in "iu" or (len(count) and count.min() < 0):
             raise ValueError(f"{name} is {count!r}; expected whole numbers (S,), none below 0")
@@ -225,9 +229,11 @@ def require_flat(
         expected.append(("edge_lists", counts["n_edge"], len(counts["n_node"])))
     for name, tree, length in expected:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            part = f"{name} {jax.tree_util.keystr(path, simple=True, separator='.')}"
+            if not hasattr(leaf, "dtype") or leaf.dtype.kind in "OSUMm" or not leaf.ndim:
+                raise ValueError(f"{part} is a {type(leaf).__name__}; expected an array of numbers")
             if len(leaf) != length:
-                part = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise ValueError(f"{name} {part} has {len(leaf)} rows; expected {length}")
+                raise ValueError(f"{part} has {len(leaf)} rows; expected {length}")
     if edge_lists is not None:
         _require_ends(counts["n_node"], counts["n_edge"], *edge_lists[1:])
 

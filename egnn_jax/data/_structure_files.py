@@ -197,13 +197,17 @@ def _from_pdb(text: str, stem: str, path: str) -> Iterator[Entry]:
     if any(side.strip() not in ("0.000", "1.000") for cell in cells for side in cell):
         raise ValueError(f"{path} is of a crystal (CRYST1); expected molecules")
     models = []
-    for block in re.split(r"^(?:ENDMDL|END)\b.*\n?", text, flags=re.MULTILINE):
+    for block in re.split(r"^(?=MODEL)|^(?:ENDMDL|END)\b.*\n?", text, flags=re.MULTILINE):
         rows = [line for line in block.split("\n") if line.startswith(("ATOM", "HETATM"))]
         if rows:
             models.append(rows)
+    cut = len(re.findall(r"^MODEL", text, re.MULTILINE)) - len(re.findall(r"^ENDMDL", text, re.M))
     for k, rows in enumerate(models, 1):
         name = stem if len(models) == 1 else f"{stem} {k}"
-        yield _attempt(_from_model, rows, name, f"{path}: ")
+        if cut > 0 and k == len(models):
+            yield Refused(name, f"{path}: the file ends within it; expected ENDMDL after MODEL")
+        else:
+            yield _attempt(_from_model, rows, name, f"{path}: ")
 
 
 def _from_model(rows: list[str], name: str) -> Structure:
@@ -213,7 +217,7 @@ def _from_model(rows: list[str], name: str) -> Structure:
     for row in rows:
         # Columns 31 to 54 of the format; RDKit reads what is left of a line that is cut.
         cells = [row[k : k + 8] for k in (30, 38, 46)]
-        if not all(len(x) == 8 and re.fullmatch(r" *-?\d+\.\d+ *", x) for x in cells):
+        if not all(len(x) == 8 and re.fullmatch(r" *-?\d+\.\d+", x) for x in cells):
             raise ValueError(f"the coordinates of {shown(row)} are not in their columns")
     with rdBase.BlockLogs():
         molecule = Chem.MolFromPDBBlock(

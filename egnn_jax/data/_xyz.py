@@ -1,8 +1,11 @@
 """Frames of ``.xyz`` files, each read alone: plain, extended, and QM9's own."""
 
+import gzip
 import io
+import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +52,7 @@ def frames(text: str) -> Iterator[Frame | str]:
         most = min(first + count, len(lines))
         end = next((k for k in range(first, most) if _ends(lines[k])), most)
         rows = lines[first:end]
-        trouble = _trouble(count, rows, lines[end : end + 1])
+        trouble = _trouble(count, rows, lines[end : end + 2])
         if trouble and end - first == count:  # more atoms follow
             end = next((k for k in range(end, len(lines)) if _ends(lines[k])), len(lines))
         elif end - first == count and "".join(lines[end + 2 : end + 3]).startswith("InChI="):
@@ -87,6 +90,40 @@ def read(frame: Frame, name: str) -> Structure:
     return _from_ase(atoms, name, heavy)
 
 
+def stream(path: Path) -> Iterator[Any]:
+    """The frames of an extended ``.xyz``, of any size, as ASE's ``Atoms``, one after the other.
+
+    ASE itself ends at the first blank line between frames.
+
+    Args:
+      path: the file; compressed by gzip where it ends in ``.gz``.
+
+    Raises:
+      ValueError: there is something else where the number of atoms of a frame is expected, or the
+        file ends within a frame; also what ASE raises.
+    """
+    import ase.io
+
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline()
+        while line:
+            if not line.strip():
+                line = file.readline()
+                continue
+            if not _COUNT.fullmatch(line):
+                raise ValueError(f"a line is {shown(line)}; expected a number of atoms")
+            count = int(line)
+            rows = list(itertools.islice(file, count + 1))
+            if len(rows) < count + 1:
+                raise ValueError(f"its header says {count:,} atoms; the file ends before")
+            line = file.readline()
+            while line.startswith("VEC"):  # a cell, after the atoms
+                rows.append(line)
+                line = file.readline()
+            yield ase.io.read(io.StringIO(f"{count}\n{''.join(rows)}"), index=0, format="extxyz")
+
+
 def _next_count(lines: list[str], place: int) -> int:
     found = (k for k in range(place, len(lines)) if _COUNT.fullmatch(lines[k]))
     return next(found, len(lines))
@@ -101,15 +138,21 @@ def _trouble(count: int, rows: list[str], following: list[str]) -> str:
     """What is wrong with the number of atoms of a frame; empty if nothing."""
     if len(rows) < count:
         return f"its header says {count:,} atoms; {len(rows):,} follow"
-    cells = [row.split() for row in rows]
-    if following and _is_atom(following[0]):
+    # The second: a frame whose header is the end of the last line of the one before, which was cut.
+    if following and not _COUNT.fullmatch(following[0]) and any(map(_is_atom, following)):
         return f"its header says {count:,} atoms; more follow"
-    if not following and len(rows) > 2:
-        *others, last = ([len(c), *(len(x.partition(".")[2]) for x in c[3:4])] for c in cells)
-        alike = others[0] if all(other == others[0] for other in others) else last
-        if len(alike) == 2 and alike[1] > 3 and last < alike:
-            return f"the file ends within its last atom, {shown(rows[-1])}"
+    if not following and len(rows) > 2 and _is_cut([row.split() for row in rows]):
+        return f"the file ends within its last atom, {shown(rows[-1])}"
     return ""
+
+
+def _is_cut(rows: list[list[str]]) -> bool:
+    """Whether the last line, without a line end, has fewer columns or decimals than all others."""
+    *columns, last = map(len, rows)
+    if last < 4 or last < min(columns):
+        return True
+    *decimals, end = (len(row[3].partition(".")[2]) for row in rows)
+    return len(set(decimals)) == 1 and decimals[0] > 3 and end < decimals[0]
 
 
 def _is_atom(line: str) -> bool:

@@ -16,7 +16,7 @@ from egnn_jax._files import write_atomically
 
 def default_folder() -> Path:
     """Where data sets are kept: ``$EGNN_JAX_DATA``, or ``data`` in the working directory."""
-    return Path(os.environ.get("EGNN_JAX_DATA", "data"))
+    return Path(os.environ.get("EGNN_JAX_DATA", "data")).expanduser()
 
 
 def cached_arrays(
@@ -29,23 +29,35 @@ def cached_arrays(
     that does not match is named in a warning and built again.
     """
     checksum = path.with_name(path.name + ".sha256")
-    if path.exists():
-        content = path.read_bytes()
-        if (
-            checksum.exists()
-            and checksum.read_text(encoding="utf-8").strip() == hashlib.sha256(content).hexdigest()
-        ):
+    if os.path.exists(path):  # False also where a folder may not be entered
+        content = _content(path, checksum)
+        if content is not None:
             with np.load(io.BytesIO(content)) as arrays:
                 return dict(arrays)
         warnings.warn(
-            f"{path} is damaged or incomplete (its SHA-256 does not match {checksum.name}); "
-            f"building it again",
+            f"{path} is damaged or incomplete, or cannot be read (its SHA-256 does not match "
+            f"{checksum.name}); building it again",
             stacklevel=2,
         )
     arrays = {name: np.asarray(array) for name, array in build().items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    checksum.unlink(missing_ok=True)
-    write_atomically(path, buffer.getvalue())
-    write_atomically(checksum, hashlib.sha256(buffer.getvalue()).hexdigest().encode() + b"\n")
+    try:
+        checksum.unlink(missing_ok=True)
+        write_atomically(path, buffer.getvalue())
+        write_atomically(checksum, hashlib.sha256(buffer.getvalue()).hexdigest().encode() + b"\n")
+    except (OSError, ValueError) as error:  # the arrays are there, and only their cache is not
+        warnings.warn(
+            f"{path} cannot be written ({error}); it is made again next time", stacklevel=2
+        )
     return arrays
+
+
+def _content(path: Path, checksum: Path) -> bytes | None:
+    """The bytes of a file whose SHA-256 is as written beside it, or None."""
+    try:
+        content = path.read_bytes()
+        whole = checksum.read_text(encoding="utf-8").strip() == hashlib.sha256(content).hexdigest()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return content if whole else None

@@ -179,7 +179,7 @@ class GraphDataset:
         )
         arrays |= {"n_node": self._n_node, "n_edge": self._n_edge}
         arrays |= {"senders": self._ends[0][ends], "receivers": self._ends[1][ends]}
-        storage.write_arrays(arrays, Path(folder))
+        storage.write_arrays(arrays, Path(folder).expanduser())
 
     @classmethod
     def open(cls, folder: Path | str, verify: bool = False) -> "GraphDataset":
@@ -192,7 +192,7 @@ class GraphDataset:
         Raises:
           ValueError: this is no such folder, or a file is missing, of another size or damaged.
         """
-        arrays = storage.read_arrays(Path(folder), verify)
+        arrays = storage.read_arrays(Path(folder).expanduser(), verify)
         carried = storage.unflatten(arrays)
         nodes, edges, globals_ = (carried[name] for name in ("nodes", "edges", "globals"))
         lists = arrays["n_edge"], arrays["senders"], arrays["receivers"]

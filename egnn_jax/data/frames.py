@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from egnn_jax.data import _xyz
 from egnn_jax.data._splits import drawn
 from egnn_jax.data.cache import default_folder
 from egnn_jax.graph.ase import as_tensor, from_ase, label_of
@@ -108,11 +109,12 @@ def read(path: Path) -> Iterator[Any]:
 
     number = 0
     try:
-        frames = (
-            _of_rmd17(path)
-            if path.suffix == ".npz"
-            else ase.io.iread(str(path), index=":", do_not_split_by_at_sign=True)
-        )
+        if path.suffix == ".npz":
+            frames = _of_rmd17(path)
+        elif is_xyz(path):
+            frames = _xyz.stream(path)
+        else:
+            frames = ase.io.iread(str(path), index=":", do_not_split_by_at_sign=True)
         for atoms in frames:
             yield atoms
             number += 1
@@ -120,6 +122,13 @@ def read(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: frame {number} cannot be read ({error})") from error
     if not number:
         raise ValueError(f"{path} holds no structures")
+
+
+def is_xyz(path: Path) -> bool:
+    """Whether the name of a file says that it is an extended ``.xyz``; ASE may guess another kind
+    from its first lines.
+    """
+    return path.name.lower().removesuffix(".gz").endswith((".xyz", ".extxyz"))
 
 
 def splits(

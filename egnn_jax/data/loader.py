@@ -4,9 +4,10 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph._validation import require_count
+from egnn_jax.graph._validation import host, require_count
 
 
 class Dataset(Protocol):
@@ -102,6 +103,10 @@ class DatasetLoader:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rows = lru_cache(maxsize=2)(self._arrange)
 
+    def __reduce__(self) -> Any:
+        """Pickled as it was made, without what is remembered of an epoch."""
+        return type(self), (self.dataset, self.batch_size, self.seed)
+
     def num_batches(self, epoch: int | None) -> int:
         """See :meth:`Loader.num_batches`."""
         full, rest = divmod(len(self.dataset), self.batch_size)
@@ -155,12 +160,13 @@ class ArrayDataset:
       arrays: a NamedTuple, dict or other pytree.
 
     Raises:
-      ValueError: the arrays differ in S, or one is not finite (its sample is named).
+      ValueError: the arrays differ in S, or one is not finite (its sample is named) or no numbers.
     """
 
     pads = False
 
     def __init__(self, arrays: Any) -> None:
+        arrays = jax.tree_util.tree_map_with_path(_samples, arrays)
         leaves = jax.tree_util.tree_leaves_with_path(arrays)
         sizes = {len(leaf) for _, leaf in leaves}
         if len(sizes) != 1:
@@ -168,7 +174,8 @@ class ArrayDataset:
                 f"the arrays have {sorted(sizes)} samples; expected one number for all"
             )
         for path, leaf in leaves:
-            if len(bad := np.flatnonzero(~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1))):
+            finite = np.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+            if len(bad := np.flatnonzero(~finite)):
                 name = jax.tree_util.keystr(path, simple=True)
                 raise ValueError(
                     f"{name} of sample {bad[0]} is not finite; expected finite numbers"
@@ -195,6 +202,18 @@ class ArrayDataset:
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
         """See :class:`DatasetLoader`."""
         return DatasetLoader(self, batch_size, seed)
+
+
+def _samples(path: Any, leaf: Any) -> np.ndarray:
+    """An array (S, …) of numbers or booleans, on the host."""
+    name = jax.tree_util.keystr(path, simple=True) or "the array"
+    array = host(name, leaf)
+    if array.ndim < 1 or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise ValueError(
+            f"{name} has shape {array.shape} and dtype {array.dtype}; expected numbers (S, …), a "
+            "row for each sample"
+        )
+    return array
 
 
 def _expand(mask: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -196,7 +196,7 @@ def load(name: str, split: str, folder: Path | None = None) -> Trajectories:
         raise ValueError(f"split {split!r} is unknown; expected one of {SPLITS}")
     if split != "train":
         name = "small"
-    folder = default_folder() if folder is None else Path(folder)
+    folder = default_folder() if folder is None else Path(folder).expanduser()
     arrays = cached_arrays(
         folder / "nbody" / f"{name}-{split}.npz", partial(_generate, name, split)
     )

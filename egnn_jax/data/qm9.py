@@ -73,7 +73,7 @@ def load(
       ValueError: the source is missing, damaged or not all of QM9; what is wrong, and in which
         molecule, is named.
     """
-    folder = default_folder() if folder is None else Path(folder)
+    folder = default_folder() if folder is None else Path(folder).expanduser()
     if archive is None and uncharacterized is not None:
         raise ValueError(
             f"uncharacterized is {uncharacterized} without an archive; expected both, or neither"

@@ -34,7 +34,7 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
     Raises:
       ValueError: a package is missing.
     """
-    folder = (default_folder() if folder is None else Path(folder)) / "qm9"
+    folder = (default_folder() if folder is None else Path(folder).expanduser()) / "qm9"
     path = folder / f"qm9-mmff94-{conformers}.npz"
     made = cached_arrays(path, lambda: _geometries(molecules, conformers, path.with_suffix("")))
     count = made["count"]

@@ -55,7 +55,7 @@ def load(
         )
     if name == "overfit":
         file, draw = (
-            f"overfit-{edge_probability:g}",
+            f"overfit-{edge_probability!r}",
             partial(erdos_renyi, OVERFIT_SEED, OVERFIT_GRAPHS, edge_probability),
         )
     else:
@@ -63,7 +63,7 @@ def load(
             f"{name}-{split}",
             partial(communities if name == "community" else erdos_renyi, *SPLITS[split]),
         )
-    folder = default_folder() if folder is None else Path(folder)
+    folder = default_folder() if folder is None else Path(folder).expanduser()
     arrays = cached_arrays(folder / "random_graphs" / f"{file}.npz", lambda: _flat(draw()))
     ends = np.cumsum(arrays["n_edge"])
     return [

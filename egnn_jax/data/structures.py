@@ -5,12 +5,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from egnn_jax._files import printable
 from egnn_jax.data import _embedding, _structure_files, qm9
 from egnn_jax.data._embedding import CONFORMERS as CONFORMERS
 from egnn_jax.data._embedding import Smiles as Smiles
 from egnn_jax.data._embedding import from_smiles as from_smiles
 from egnn_jax.data._embedding import made as made
+from egnn_jax.data._structure import MOST_ATOMS
 from egnn_jax.data._structure import Refused as Refused
 from egnn_jax.data._structure import Structure as Structure
 from egnn_jax.data._structure import checked as checked
@@ -96,8 +99,6 @@ def outside(molecule: Structure) -> list[str]:
 
 
 def _outside(molecule: Structure) -> Iterator[str]:
-    from scipy.spatial import KDTree
-
     if unknown := sorted(set(molecule.symbols) - set(qm9.ELEMENTS)):
         yield f"it has {', '.join(unknown)}; QM9 has {', '.join(qm9.ELEMENTS)}"
     size, heavy = len(molecule.symbols), sum(symbol != "H" for symbol in molecule.symbols)
@@ -110,7 +111,7 @@ def _outside(molecule: Structure) -> Iterator[str]:
     elif not unknown and sum(qm9.ELEMENTS[symbol] for symbol in molecule.symbols) % 2:
         yield "its number of electrons is odd; QM9's are even"
     if size > 1 and not unknown:
-        nearest = KDTree(molecule.positions).query(molecule.positions, k=2)[0][:, 1]
+        nearest = _nearest(molecule.positions)
         for value in sorted({nearest.min(), nearest.max()}):
             if not NEAREST[0] <= value <= NEAREST[1]:
                 yield (
@@ -119,3 +120,13 @@ def _outside(molecule: Structure) -> Iterator[str]:
                 )
     if SMALLEST <= size < FEW:
         yield f"it has {size} atoms; only 108 of QM9's molecules have fewer than {FEW}"
+
+
+def _nearest(positions: np.ndarray) -> np.ndarray:
+    """How far the atom nearest to each of M > 1 atoms is (M,)."""
+    if len(positions) > MOST_ATOMS:
+        from scipy.spatial import KDTree
+
+        return KDTree(positions).query(positions, k=2)[0][:, 1]
+    distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
+    return np.min(distances, axis=1, where=~np.eye(len(positions), dtype=bool), initial=np.inf)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from egnn_jax._extras import require
 from egnn_jax._files import write_atomically
 from egnn_jax.data import structures
 from egnn_jax.data.cache import default_folder
@@ -33,18 +34,15 @@ def simulated_frames(
         :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
-      ValueError: tblite is not installed, or the SMILES gets no geometry.
+      ImportError: tblite is not installed.
+      ValueError: the SMILES gets no geometry.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before tblite is loaded: threads slow it down
-    try:
-        from tblite.ase import TBLite
-    except ImportError as error:
-        raise ValueError(
-            f"{error}; expected tblite, which labels frames: pip install 'egnn-jax[xtb]'"
-        ) from error
+    require("tblite")
     from ase import Atoms, units
     from ase.io.extxyz import write_xyz
     from ase.md.langevin import Langevin
+    from tblite.ase import TBLite
     from tqdm_loggable.auto import tqdm
 
     name = "".join(c if c.isalnum() else "_" for c in smiles)

@@ -134,6 +134,18 @@ class GraphAutoencoder(Task):
 
         return metrics
 
+    def trivial(self, apply: Apply) -> tuple[str, Apply]:
+        """The share of pairs that are edges in training, as the probability of each pair."""
+        graphs = self.graphs("train")
+        pairs = sum(len(graph) * (len(graph) - 1) // 2 for graph in graphs)
+        share = sum(graph.number_of_edges() for graph in graphs) / pairs
+
+        def equal(params: Any, graph: GraphsTuple) -> GraphsTuple:
+            logits = jnp.full((graph.receivers.shape[0], 1), np.log(share / (1 - share)))
+            return graph._replace(edges=graph.edges.replace(a=logits))
+
+        return f"an edge between any two nodes with probability {share:.3g}", equal
+
     def plot(self, apply: Apply, params: Any, path: Path) -> Path:
         """Four test graphs, their reconstructions and adjacency matrices."""
         graphs = self.graphs("test")

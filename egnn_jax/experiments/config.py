@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import flax.linen as nn
 import yaml
 
+from egnn_jax._extras import require
 from egnn_jax._files import MAX_MESSAGE, read_yaml
 from egnn_jax.experiments import _options
 from egnn_jax.experiments.optimizer import Optimizer
@@ -221,6 +222,7 @@ def override(config: Config, arguments: Sequence[str], program: str, description
     Raises:
       ValueError: there is no such model.
     """
+    require("tyro")
     import tyro
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

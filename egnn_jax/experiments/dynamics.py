@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from egnn_jax._extras import require
+from egnn_jax._files import make_folder
+from egnn_jax.data.frames import is_xyz
 from egnn_jax.experiments import plots
 from egnn_jax.graph._validation import require_count
 from egnn_jax.potentials.calculator import ASECalculator
@@ -86,7 +89,7 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; expected a new folder")
     engine = _engine(atoms, dynamics)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows: list[tuple[float, ...]] = []
     started = time.monotonic()
     try:
@@ -128,13 +131,18 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
 
 
 def _read(structure: str) -> Any:
+    require("ase")
     import ase.io
 
-    path = Path(structure.partition("@")[0]).expanduser()
+    name, _, index = structure.rpartition("@")
+    if not name or Path(structure).expanduser().is_file():  # its name may have an @
+        name, index = structure, "0"
+    path = Path(name).expanduser()
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a structure that ASE reads")
+    kind = "extxyz" if is_xyz(path) else None
     try:
-        return ase.io.read(structure, index=None if "@" in structure else 0)
+        return ase.io.read(path, index=index, format=kind, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE's readers raise whatever they meet
         raise ValueError(f"{structure} cannot be read: {error}") from error
 

@@ -18,7 +18,7 @@ from egnn_jax.data._splits import shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Energy, Labels, Length
 from egnn_jax.experiments import force_errors
-from egnn_jax.experiments.task import SPLITS, Apply, Task
+from egnn_jax.experiments.task import SPLITS, Apply, Task, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, node_mask
 from egnn_jax.potentials.potential import Potential
 from egnn_jax.training.evaluation import Metrics
@@ -169,6 +169,17 @@ class Forces(Task):
             errors = force_errors.errors(self._predictor(apply, params), self.samples(split))
             found[split] = force_errors.details(errors, [a for _, a in self._frames[split]])
         return found
+
+    def trivial(self, apply: Apply) -> tuple[str, Apply]:
+        """The mean energy of an atom, no forces and no stress."""
+        zeros = zeros_of(apply)
+
+        def mean(params: Any, graph: GraphsTuple) -> GraphsTuple:
+            out = zeros(params, graph)
+            y = self._statistics["shift"] * jnp.asarray(graph.n_node, graph.nodes.x.dtype)
+            return out._replace(globals=out.globals.replace(y=y[:, None]))
+
+        return "the mean energy of an atom, no forces", mean
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path:
         """Energies an atom and forces of the test split, predicted over true, and their errors."""

@@ -17,7 +17,7 @@ from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
 from egnn_jax.experiments.tables import table3_rows, write_table
-from egnn_jax.experiments.task import Apply, Task, predictions
+from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.training.evaluation import Metrics
 
@@ -209,6 +209,10 @@ class MolecularTask(Task):
             "by_atoms": by_atoms,
             "intervals": intervals,
         }
+
+    def trivial(self, apply: Apply) -> tuple[str, Apply]:
+        """The baseline, which is what a network that predicts 0 leaves."""
+        return "the baseline without a network", zeros_of(apply)
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Table 3's rows and ours, one a model and number of epochs, as ``table3.{md,png}``."""

@@ -165,6 +165,10 @@ class NBody(Task):
 
         return metrics
 
+    def trivial(self, apply: Apply) -> tuple[str, Apply]:
+        """No motion."""
+        return "no motion", lambda params, graph: graph
+
     def plot(self, apply: Apply, params: Any, path: Path, systems: int = 6) -> Path:
         """The first test systems in 3-D: the path of each particle and its predicted end."""
         batch = self.samples("test").pack(np.arange(systems))

@@ -13,6 +13,7 @@ import numpy as np
 from egnn_jax import _weights
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import shown
+from egnn_jax.experiments._structures import listed, molecule
 from egnn_jax.experiments.config import Config
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
 from egnn_jax.training.parameters import from_names, named
@@ -84,22 +85,15 @@ class Pretrained:
                 f"{type(task).__name__} predicts no properties of atoms; expected a network of a "
                 "task that does, such as QM9, or a graph: pretrained(graph)"
             )
-        one = hasattr(structures, "positions") or isinstance(structures, str)
-        several: list[Any] = [structures] if one else list(structures)
-        if not several:
-            raise ValueError("structures is empty; expected at least one")
+        several = listed(structures)
         molecules, count = [], np.zeros(len(several), int)
         for k, structure in enumerate(several):
-            if not hasattr(structure, "positions"):
-                raise ValueError(
-                    f"structure {k} is {shown(structure)}; expected ASE's Atoms, or an object with "
-                    "positions, and with numbers or symbols"
-                )
             conformers = getattr(structure, "conformers", None)
-            given = [structure.positions] if conformers is None else conformers
-            if not len(given):
+            given: Any = [structure.positions] if conformers is None else conformers
+            given = list(given) if np.iterable(given) else []
+            if not given:
                 raise ValueError(f"structure {k} has no conformers; expected at least one")
-            molecules += [_molecule(structure, positions, k) for positions in given]
+            molecules += [molecule(structure, positions, k) for positions in given]
             count[k] = len(given)
         values = task.properties(
             self._apply,
@@ -110,6 +104,9 @@ class Pretrained:
         )
         means = np.add.reduceat(np.asarray(values), np.cumsum(count) - count) / count[:, None]
         return dict(zip(task.columns, means.T, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled
 
     @cached_property
     def _apply(self) -> Any:
@@ -169,9 +166,7 @@ def read(path: Path) -> Pretrained:
         if (kind := metadata.pop("format", None)) != FORMAT:
             raise ValueError(f"its format is {shown(kind)}; expected {FORMAT!r}")
         if (version := metadata.pop("format_version", None)) != VERSION:
-            raise ValueError(
-                f"its format version is {shown(version)}; this egnn_jax reads {VERSION}"
-            )
+            raise ValueError(f"its format version is {shown(version)}; expected {VERSION}")
         for name in ("config", "constants", "input", "units", "metrics", "versions"):
             if not isinstance(metadata.get(name), dict):
                 got = shown(metadata.get(name))
@@ -271,27 +266,6 @@ def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsT
     except Exception as error:  # a network raises whatever its options and parameters lead to
         raise ValueError(f"the network does not fit its parameters: {shown(str(error))}") from error
     return from_names(arrays, like)
-
-
-def _molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Atomic numbers (M,) and positions (M, 3)."""
-    positions = np.asarray(positions, float)
-    numbers = getattr(structure, "numbers", None)
-    if numbers is None:
-        from ase.data import atomic_numbers
-
-        numbers = [atomic_numbers[symbol] for symbol in structure.symbols]
-    numbers = np.asarray(numbers, np.int32)
-    if not len(numbers) or positions.shape != (len(numbers), 3):
-        raise ValueError(
-            f"structure {k} has positions {positions.shape} of {len(numbers)} atoms; expected "
-            "(M, 3) of at least one"
-        )
-    if not np.isfinite(positions).all():
-        raise ValueError(f"structure {k} has a position that is not finite")
-    if np.any(getattr(structure, "pbc", False)):
-        raise ValueError(f"structure {k} is periodic; expected a molecule")
-    return numbers, positions
 
 
 def _of_shape(widths: tuple[int, ...] | None) -> str:

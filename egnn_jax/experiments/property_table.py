@@ -21,7 +21,7 @@ from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
 from egnn_jax.experiments._columns import KINDS, Trained
 from egnn_jax.experiments.molecules import COVERAGE
-from egnn_jax.experiments.task import SPLITS, Apply, Task, predictions
+from egnn_jax.experiments.task import SPLITS, Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.nn.heads import Readout
 from egnn_jax.training.evaluation import Metrics
@@ -150,6 +150,10 @@ class Table(Task):
             both = (labels[known, None], out[known])
             pairs[f"{column.name}, its unit"] = [column.predicted(v)[:, 0] for v in both]
         return plots.parity_and_errors({k: (t, p) for k, (t, p) in pairs.items()}, path)
+
+    def trivial(self, apply: Apply) -> tuple[str, Apply]:
+        """The mean of the training molecules, or classes with equal probabilities."""
+        return "the same answer for every molecule", zeros_of(apply)
 
     def properties(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from egnn_jax._files import make_folder
 from egnn_jax.experiments import plots, tables
 from egnn_jax.experiments.run import first_seed, load
 from egnn_jax.training.checkpoint import RunFolder
@@ -27,7 +28,7 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     if len(tasks) > 1:
         kinds = sorted(task.__name__ for task in tasks)
         raise ValueError(f"the runs are of the tasks {kinds}; expected runs of one task")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     histories = {name: run.history() for name, run in folders.items()}
     metrics = {name: config.task.metric for name, (config, _, _) in loaded.items()}
     written = [plots.loss_curves(histories, metrics, folder / "loss.png")]

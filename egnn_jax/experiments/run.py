@@ -19,10 +19,13 @@ from egnn_jax._files import write_atomically
 from egnn_jax.data.loader import any_batch
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import pretrained
+from egnn_jax.experiments._requirements import require_trainable, samples
 from egnn_jax.experiments.config import Config
-from egnn_jax.experiments.start import Start, without_start
+from egnn_jax.experiments.extend import extend
+from egnn_jax.experiments.outcome import judge
+from egnn_jax.experiments.start import Start, first_seed, without_start
 from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
-from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.checkpoint import EARLIER, RunFolder
 from egnn_jax.training.distributed import batch_layout
 from egnn_jax.training.evaluation import Evaluation, metrics_of
 from egnn_jax.training.fit import fit
@@ -37,7 +40,8 @@ def train(
 ) -> dict[str, Any]:
     """Train as a config says, evaluate the best parameters, and leave all of it in ``folder``.
 
-    A folder that holds a complete run of this config is read; one that was stopped is resumed.
+    A folder that holds a complete run of this config is read; one that was stopped is resumed. Of
+    a config with more epochs it is trained on, where the learning rate is constant.
 
     Args:
       config: what to train.
@@ -49,14 +53,20 @@ def train(
 
     Returns:
       What ``result.json`` holds: ``metrics`` by split (the mean over seeds), ``best_epoch``,
-      ``seconds``, ``config``, ``versions``; with several seeds also ``std`` and ``seeds``.
+      ``seconds``, ``config``, ``versions``, what :func:`.outcome.judge` says; with several seeds
+      also ``std`` and ``seeds``.
 
     Raises:
       ValueError: also where parameters of ``config.init`` are missing, left over or misshapen, or
         a pattern of ``config.freeze`` or ``config.init_skip`` matches none.
       ValueError, FloatingPointError, Interrupted: as :func:`egnn_jax.fit`.
     """
-    run = RunFolder(folder)
+    require_trainable(config)
+    run, before = RunFolder(folder), None
+    with contextlib.suppress(ValueError):  # no run yet, or one of something else
+        before = read_config(run)
+    if before is not None:
+        extend(run, before, config)
     start = Start(config, run, params)
     settings = _settings(run, start)
     if run.result_file.exists():
@@ -70,8 +80,8 @@ def train(
         return result
     task, network = config.task, config.network()
     parts = batch_layout(config.batch_size, config.micro_batches)[1]
-    train_loader = task.samples("train").loader(config.batch_size, config.seed)
-    valid_loader = task.samples("valid").loader(config.batch_size // parts)
+    train_loader = samples(task, "train").loader(config.batch_size, config.seed)
+    valid_loader = samples(task, "valid").loader(config.batch_size // parts)
     graph = network_input(config)
     params = start.parameters(lambda arrays: initial_parameters(config, network, graph, arrays))
     steps_per_epoch = train_loader.num_batches(0)
@@ -109,8 +119,7 @@ def train(
     }
     if details := config.task.details(network.apply, first_seed(config, result.params)):
         found["details"] = details
-    if result.notes:
-        found["notes"] = list(result.notes)
+    found |= judge(config, network, result)
     run.finish(found)
     return found
 
@@ -149,6 +158,7 @@ def read_config(run: RunFolder) -> Config:
       ValueError: this is no run, or its ``config.yaml`` is damaged; the path is named.
     """
     settings = without_start(run.settings())
+    settings.pop(EARLIER, None)
     try:
         return configs.from_dict(settings)
     except ValueError as error:
@@ -178,11 +188,6 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
         return config, config.network(), run.restore("best")["params"]
     finally:
         run.close()
-
-
-def first_seed(config: Config, params: Any) -> Any:
-    """The parameters of the first seed, of a run of one or several."""
-    return params if config.seeds == 1 else jax.tree.map(lambda a: a[0], params)
 
 
 def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:

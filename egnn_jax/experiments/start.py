@@ -95,7 +95,7 @@ def arrays_of(source: Path | str) -> dict[str, Any]:
     Raises:
       ValueError: there is no such file or run, or it is damaged.
     """
-    from egnn_jax.experiments.run import first_seed, load
+    from egnn_jax.experiments.run import load
 
     source = find(source)
     if source.is_dir():
@@ -107,3 +107,8 @@ def arrays_of(source: Path | str) -> dict[str, Any]:
 def without_start(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run without what says where it started: those of its config."""
     return {name: value for name, value in settings.items() if name != _KEY}
+
+
+def first_seed(config: Config, params: Any) -> Any:
+    """The parameters of the first seed, of a run of one or several."""
+    return params if config.seeds == 1 else jax.tree.map(lambda a: a[0], params)

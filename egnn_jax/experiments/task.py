@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data.dataset import GraphDataset
@@ -91,6 +92,13 @@ class Task:
         """What there is to say of predictions beyond the metrics, as plain values."""
         return {}
 
+    def trivial(self, apply: Apply) -> tuple[str, Apply] | None:
+        """An answer without learning, in words and in the place of ``apply``, if there is one.
+
+        A run is compared with it, see :func:`egnn_jax.experiments.outcome.judge`.
+        """
+        return None
+
     def plot(self, apply: Apply, params: Any, path: Path) -> Path | None:
         """Draw predictions beside the truth on test samples into a file, if there is a way."""
         return None
@@ -128,3 +136,13 @@ def predictions(
             rows, found = running.popleft()
             values[rows] = np.asarray(found)[: len(rows)]
     return values
+
+
+def zeros_of(apply: Apply) -> Apply:
+    """A network's ``apply`` whose output is 0 everywhere, in the shapes of the network's own."""
+
+    def zeros(params: Any, graph: Any) -> Any:
+        out = jax.eval_shape(apply, params, graph)
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), out)
+
+    return zeros

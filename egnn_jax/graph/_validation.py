@@ -23,138 +23,192 @@ def require_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
-def require_cutoff(value: float) -> None:
+def require_cutoff(value: Any) -> None:
     """Raise ValueError for what is no finite distance above 0."""
-    if not 0 < value < np.inf:
-        raise ValueError(f"cutoff is {value}; expected a finite distance above 0")
+    try:
+        valid = _is_number(value) and 0 < float(value) < np.inf
+    except OverflowError:  # a whole number beyond all floating-point ones
+        valid = False
+    if not valid:
+        raise ValueError(f"cutoff is {shown(value)}; expected a finite distance above 0")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one real number, of Python or in an array without axes."""
+    if isinstance(value, Tracer | bool) or np.iterable(value):
+        return False
+    dtype = getattr(
+        value, "dtype", np.dtype(type(value) if isinstance(value, int | float) else "O")
+    )
+    return _is_real(dtype)
+
+
+def _is_real(dtype: Any) -> bool:
+    return getattr(dtype, "kind", "") in "fiu" or jnp.issubdtype(dtype, jnp.floating)
+
+
+def shown(value: Any) -> str:
+    """A value as text of bounded length."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
+
+
+def host(name: str, value: Any) -> np.ndarray:
+    """The array of a value that is not traced.
+
+    Raises:
+      ValueError: it is traced, ragged, an array with masked entries, or no array at all.
+    """
+    if hasattr(value, "get_positions"):
+        raise ValueError(f"{name} is ASE's {type(value).__name__}; expected an array: see from_ase")
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{name} is traced; expected its values, which decide on the shape of the graph: build "
+            "it outside of jit"
+        )
+    if np.ma.is_masked(value):
+        masked = np.ma.count_masked(value)
+        raise ValueError(f"{name} has {masked} masked entries; expected a value for each")
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever a value's own __array__ raises
+        raise ValueError(
+            f"{name} is a {type(value).__name__} that is no array ({error}); expected an array"
+        ) from error
+
+
+def require_real(name: str, dtype: Any) -> None:
+    """Raise ValueError for a dtype of other things than real numbers."""
+    if not _is_real(dtype):
+        raise ValueError(f"{name} has dtype {dtype}; expected real numbers")
 
 
 def matrix(
     name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None
 ) -> jax.Array:
     """A floating-point matrix (rows, columns) of finite numbers; traced values are not checked."""
-    if hasattr(value, "get_positions"):
-        raise ValueError(f"{name} is ASE's {type(value).__name__}; expected an array: see from_ase")
-    shape = np.shape(value)
+    given: Any = value if isinstance(value, Tracer) else host(name, value)
     expected = f"({'M' if rows is None else rows}, {'any width' if columns is None else columns})"
-    wrong_rows = rows is not None and shape[:1] != (rows,)
-    wrong_columns = columns is not None and shape[1:] != (columns,)
-    if len(shape) != 2 or wrong_rows or wrong_columns:
-        raise ValueError(f"{name} has shape {shape}; expected {expected}")
-    if not isinstance(value, Tracer):
-        value = np.asarray(value)
-        if not jnp.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
-            raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
-    dtype = float_dtype(value)
-    if not isinstance(value, Tracer):
+    wrong_rows = rows is not None and given.shape[:1] != (rows,)
+    wrong_columns = columns is not None and given.shape[1:] != (columns,)
+    if given.ndim != 2 or wrong_rows or wrong_columns:
+        raise ValueError(f"{name} has shape {given.shape}; expected {expected}")
+    require_real(name, given.dtype)
+    dtype = float_dtype(given)
+    if not isinstance(given, Tracer):
         with np.errstate(over="ignore"):
-            rounded = np.asarray(value, dtype)
+            rounded = given.astype(dtype)
         if len(bad := np.argwhere(~np.isfinite(rounded))):
             row, column = bad[0]
             raise ValueError(
-                f"{name} is {value[row, column]} at row {row}, column {column}; expected finite "
+                f"{name} is {given[row, column]} at row {row}, column {column}; expected finite "
                 f"numbers of type {jnp.dtype(dtype)}"
             )
-    return jnp.asarray(value, dtype)
+        given = rounded
+    return jnp.asarray(given, dtype)
 
 
-def float_dtype(value: ArrayLike) -> jnp.dtype:
-    """The type that numbers are stored in: their own float type, or the default one."""
-    given = jnp.result_type(value) if hasattr(value, "dtype") else jnp.result_type(float)
-    return given if jnp.issubdtype(given, jnp.floating) else jnp.result_type(float)
+def float_dtype(value: Any) -> jnp.dtype:
+    """The type that numbers are stored in: their own where JAX computes in it, or the default."""
+    if value.dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+        return jnp.dtype(value.dtype)
+    return jnp.result_type(float)
 
 
 def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
     """Features (rows, F), or kinds of nodes (rows,) as integers from 0 to 118."""
-    if np.ndim(value) == 2:
-        return matrix(name, value, rows=rows)
-    dtype = value.dtype if isinstance(value, Tracer) else np.asarray(value).dtype
-    if np.shape(value) != (rows,) or not jnp.issubdtype(dtype, jnp.integer):
+    given: Any = value if isinstance(value, Tracer) else host(name, value)
+    if given.ndim == 2:
+        return matrix(name, given, rows=rows)
+    if given.shape != (rows,) or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(
-            f"{name} has shape {np.shape(value)} and dtype {dtype}; expected "
+            f"{name} has shape {given.shape} and dtype {given.dtype}; expected "
             f"({rows}, any width), or ({rows},) integers, one kind per node"
         )
-    if not isinstance(value, Tracer):
-        kinds = np.asarray(value)
-        if len(bad := kinds[(kinds < 0) | (kinds >= NUM_KINDS)]):
-            raise ValueError(f"{name} holds {bad[0]}; expected kinds from 0 to {NUM_KINDS - 1}")
-    return jnp.asarray(value, jnp.int32)
+    if not isinstance(given, Tracer) and len(bad := given[(given < 0) | (given >= NUM_KINDS)]):
+        raise ValueError(f"{name} holds {bad[0]}; expected kinds from 0 to {NUM_KINDS - 1}")
+    return jnp.asarray(given, jnp.int32)
+
+
+def targets(name: str, value: ArrayLike) -> jax.Array:
+    """Finite numbers (T,), or one number, as a row (1, T)."""
+    given: Any = value if isinstance(value, Tracer) else host(name, value)
+    if given.ndim > 1:
+        raise ValueError(f"{name} has shape {given.shape}; expected (T,), targets of the graph")
+    return matrix(name, given.reshape(1, -1))
 
 
 def adjacency(value: ArrayLike, n_node: int) -> np.ndarray:
     """A matrix (n_node, n_node) of real numbers that are not NaN."""
-    value = np.asarray(value)
-    if value.shape != (n_node, n_node):
+    given = host("adjacency", value)
+    if given.shape != (n_node, n_node):
         raise ValueError(
-            f"adjacency has shape {value.shape}; expected ({n_node}, {n_node}), one row per node "
+            f"adjacency has shape {given.shape}; expected ({n_node}, {n_node}), one row per node "
             "of x"
         )
-    if value.dtype != bool and not np.issubdtype(value.dtype, np.number):
-        raise ValueError(f"adjacency has dtype {value.dtype}; expected booleans or numbers")
-    if np.isnan(value).any():
+    if given.dtype != bool and not _is_real(given.dtype):
+        raise ValueError(f"adjacency has dtype {given.dtype}; expected booleans or numbers")
+    if np.isnan(given).any():
         raise ValueError("adjacency holds NaN; expected numbers")
-    return value
+    return given
 
 
 def lattice_steps(value: ArrayLike, rows: int, columns: int) -> np.ndarray:
     """Whole numbers (rows, columns)."""
-    value = np.asarray(value)
-    if value.shape != (rows, columns) or not np.issubdtype(value.dtype, np.integer):
+    given = host("steps", value)
+    if given.shape != (rows, columns) or given.dtype.kind not in "iu":
         raise ValueError(
-            f"steps has shape {value.shape} and dtype {value.dtype}; expected integers "
+            f"steps has shape {given.shape} and dtype {given.dtype}; expected integers "
             f"({rows}, {columns})"
         )
-    return value.astype(np.int32)
+    if len(far := given[(given >= 2**31) | (given <= -(2**31))]):
+        raise ValueError(f"steps holds {far[0]}; expected fewer than 2^31 steps")
+    return given.astype(np.int32)
 
 
 def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
     """A list of node indices from 0 to n_node - 1."""
-    value = np.asarray(value)
-    if value.ndim != 1 or (value.size and not np.issubdtype(value.dtype, np.integer)):
+    given = host(name, value)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise ValueError(
-            f"{name} has shape {value.shape} and dtype {value.dtype}; expected a list of integers"
+            f"{name} has shape {given.shape} and dtype {given.dtype}; expected a list of integers"
         )
-    outside = value[(value < 0) | (value >= n_node)]
+    outside = given[(given < 0) | (given >= n_node)] if given.size else given
     if len(outside):
         raise ValueError(f"{name} holds {outside[0]}; expected node indices from 0 to {n_node - 1}")
-    return value.astype(np.int32)
+    return given.astype(np.int32)
 
 
-def fits_budget(counts: Sequence[tuple[int, int, int]], budget: tuple[int, int, int]) -> None:
+def fits_budget(counts: Sequence[tuple[int, int, int]], budget: Any) -> None:
     """Raise ValueError where (nodes, edges, graphs) do not fit beside a padding node and graph."""
+    if not isinstance(budget, tuple) or len(budget) != 3:
+        raise ValueError(f"budget is {shown(budget)}; expected a Budget(n_node, n_edge, n_graph)")
+    for name, size in zip(("n_node", "n_edge", "n_graph"), budget, strict=True):
+        require_count(f"budget.{name}", size, 0)
     nodes = edges = graphs = 0
     for k, (n_node, n_edge, n_graph) in enumerate(counts):
         nodes, edges, graphs = nodes + n_node, edges + n_edge, graphs + n_graph
         if nodes > budget[0] - 1 or edges > budget[1] or graphs > budget[2] - 1:
             raise ValueError(
                 f"graph {k} with {n_node} nodes and {n_edge} edges does not fit: the batch would "
-                f"hold {nodes} nodes, {edges} edges and {graphs} graphs; the budget is "
-                f"{tuple(budget)}, of which one node and one graph are padding"
+                f"hold {nodes} nodes, {edges} edges and {graphs} graphs; expected at most the "
+                f"budget {tuple(budget)}, of which one node and one graph are padding"
             )
 
 
 def points(name: str, value: ArrayLike) -> np.ndarray:
     """A matrix of finite numbers (M, n), n at least 1, that is not traced, in float64."""
-    if hasattr(value, "get_positions"):
-        raise ValueError(f"{name} is ASE's {type(value).__name__}; expected an array: see from_ase")
-    if isinstance(value, Tracer):
-        raise ValueError(
-            f"{name} is traced; expected its values, since neighbors are found on the host: "
-            f"build the graph outside of jit"
-        )
-    value = np.asarray(value)
-    if not jnp.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
-        raise ValueError(f"{name} has dtype {value.dtype}; expected real numbers")
-    if value.ndim != 2 or value.shape[1] == 0:
-        raise ValueError(f"{name} has shape {value.shape}; expected (M, n), n at least 1")
-    value = value.astype(np.float64)
-    bad = np.argwhere(~np.isfinite(value))
-    if len(bad):
+    given = host(name, value)
+    require_real(name, given.dtype)
+    if given.ndim != 2 or given.shape[1] == 0:
+        raise ValueError(f"{name} has shape {given.shape}; expected (M, n), n at least 1")
+    given = given.astype(np.float64)
+    if len(bad := np.argwhere(~np.isfinite(given))):
         row, column = bad[0]
         raise ValueError(
-            f"{name} is {value[row, column]} at row {row}, column {column}; expected finite numbers"
+            f"{name} is {given[row, column]} at row {row}, column {column}; expected finite numbers"
         )
-    return value
+    return given
 
 
 def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice:
@@ -167,15 +221,17 @@ def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice
       ValueError: a shape does not fit, or the vectors along which space repeats are zero or
         linearly dependent (up to 1e-10 of their lengths).
     """
-    vectors, repeats = points("cell", cell), np.asarray(periodic)
-    if repeats.shape not in ((), (n,)) or not np.isin(repeats, (False, True)).all():
+    vectors, repeats = points("cell", cell), host("periodic", periodic)
+    booleans = repeats.dtype.kind in "biuf" and np.isin(repeats, (False, True)).all()
+    if repeats.shape not in ((), (n,)) or not booleans:
         raise ValueError(
-            f"periodic is {periodic}; expected one boolean, or {n}, one for each lattice vector"
+            f"periodic is {shown(periodic)}; expected one boolean, or {n}, one for each lattice "
+            "vector"
         )
     repeats = np.broadcast_to(repeats.astype(bool), n)
     if vectors.shape != (n, n):
         raise ValueError(
-            f"cell is {vectors.tolist()}; expected {n} independent lattice vectors of {n} "
+            f"cell is {shown(vectors.tolist())}; expected {n} independent lattice vectors of {n} "
             f"coordinates"
         )
     largest = np.abs(vectors).max(axis=1, keepdims=True)

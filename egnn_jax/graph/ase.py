@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from egnn_jax._extras import require
+from egnn_jax.graph import _validation
 from egnn_jax.graph.build import complete_graph, radius_graph
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.graph import GraphsTuple, require_geometric
 
 
 def from_ase(
@@ -49,7 +51,7 @@ def from_ase(
         if y is not None:
             raise ValueError("both y and energy are given; expected one of them")
         y = label_of(atoms, energy, ()) - _of_free_atoms(atoms, references)
-    graph = _without_labels(atoms, cutoff, y)
+    graph = complete_graph(atoms, y=y) if cutoff is None else radius_graph(atoms, cutoff, y=y)
     if forces is not None:
         label = label_of(atoms, forces, (len(atoms), 3))
         graph = graph._replace(nodes=graph.nodes.replace(y=jnp.asarray(label, graph.nodes.x.dtype)))
@@ -60,18 +62,6 @@ def from_ase(
     return graph
 
 
-def _without_labels(atoms: Any, cutoff: float | None, y: ArrayLike | None) -> GraphsTuple:
-    h, x = atoms.get_atomic_numbers(), atoms.get_positions()
-    periodic = np.asarray(atoms.get_pbc(), bool).tolist()
-    if cutoff is None:
-        if any(periodic):
-            raise ValueError("the atoms are periodic; expected a cutoff")
-        return complete_graph(x.astype(jnp.result_type(float)), h=h, y=y)
-    if not any(periodic):
-        return radius_graph(x, cutoff, h=h, y=y)
-    return radius_graph(x, cutoff, h=h, y=y, cell=np.asarray(atoms.get_cell()), periodic=periodic)
-
-
 def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
     """A label in float64, from the results of the calculator, ``atoms.info`` or ``atoms.arrays``.
 
@@ -80,19 +70,20 @@ def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
     """
     places = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
     for place in places:
-        if name in place:
-            label = np.asarray(place[name])
+        if isinstance(name, str) and name in place:
+            label = _validation.host(f"the label {name!r}", place[name])
             break
     else:
         found = sorted({key for place in places for key in place} - {"numbers", "positions"})
-        raise ValueError(f"there is no label {name!r}; found {', '.join(found) or 'none'}")
+        names = ", ".join(found) or "none"
+        raise ValueError(f"there is no label {name!r}; found {names}; expected one of these")
     if label.dtype.kind not in "fiu" or label.shape not in shapes:
         raise ValueError(
             f"the label {name!r} has shape {label.shape} and dtype {label.dtype}; expected numbers "
             f"of shape {' or '.join(map(str, shapes))}"
         )
     if not np.isfinite(label).all():
-        raise ValueError(f"the label {name!r} has a value that is not finite")
+        raise ValueError(f"the label {name!r} has a value that is not finite; expected numbers")
     return label.astype(np.float64)
 
 
@@ -123,8 +114,10 @@ def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] = True) 
     Raises:
       ValueError: the graph is a batch of several, or h are no atomic numbers.
     """
+    require("ase")
     from ase import Atoms
 
+    require_geometric(graph)
     if len(graph.n_node) != 1:
         raise ValueError(f"the batch has {len(graph.n_node)} graphs; expected one: see unbatch")
     h = np.asarray(graph.nodes.h)

@@ -1,6 +1,5 @@
 """Several graphs as one: node indices shifted, fields concatenated, padded to a static shape."""
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,8 @@ import numpy as np
 from jax.core import Tracer
 
 from egnn_jax.graph import _validation
-from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple
+from egnn_jax.graph._forks import require_usable_jax
+from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple, require_geometric
 
 
 class Budget(NamedTuple):
@@ -25,17 +25,20 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     """Several graphs, or batches without padding, as one; padded to ``budget`` if given.
 
     Raises:
-      ValueError: there are no graphs, their fields differ, one of them is padded or traced, or
-        one does not fit the budget (named with its size).
+      ValueError: there are no graphs, their fields differ, one of them is none of this library,
+        padded or traced, or one does not fit the budget (named with its size).
     """
+    require_usable_jax()
+    if not np.iterable(graphs):
+        raise ValueError(f"batch received a {type(graphs).__name__}; expected graphs")
     graphs = list(graphs)
     if not graphs:
         raise ValueError("batch received no graphs; expected at least one")
     if any(isinstance(graph, PaddedGraphsTuple) for graph in graphs):
         raise ValueError("batch received a padded batch; expected egnn.unbatch of it")
+    for k, graph in enumerate(graphs):
+        require_whole(f"graph {k}", graph)
     leaves, structures = zip(*map(jax.tree.flatten, graphs), strict=True)
-    if any(isinstance(leaf, Tracer) for leaf in itertools.chain(*leaves)):
-        raise ValueError("batch received a traced graph; expected its values: batch outside of jit")
     # Each graph is taken to the host once, since that is most of the time.
     leaves = [[np.asarray(leaf) for leaf in arrays] for arrays in leaves]
     kinds = [[(leaf.shape[1:], leaf.dtype) for leaf in arrays] for arrays in leaves]
@@ -56,6 +59,41 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
         _validation.fits_budget(counts, budget)
         joined = _padded(joined, Budget(*np.subtract(budget, np.sum(counts, axis=0)).tolist()))
     return jax.tree.map(jnp.asarray, joined)
+
+
+def require_whole(name: str, graph: GraphsTuple) -> None:
+    """Raise ValueError for a graph that is traced, or whose sizes are not those of its arrays."""
+    require_geometric(graph)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(graph)):
+        raise ValueError(
+            f"{name} is traced; expected its values: graphs are put together on the host"
+        )
+    sizes = {
+        "nodes": (graph.nodes.x.shape[0], "n_node"),
+        "edges": (graph.receivers.shape[0], "n_edge"),
+        "globals": (graph.n_node.shape[0], None),
+    }
+    for part, (size, counted) in sizes.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(graph, part)):
+            if np.shape(leaf)[:1] != (size,):
+                field = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise ValueError(
+                    f"{part}.{field} of {name} has shape {np.shape(leaf)}; expected {size} rows"
+                )
+        counts = np.asarray(size if counted is None else getattr(graph, counted))
+        if counts.min(initial=0) < 0 or counts.sum() != size:
+            raise ValueError(
+                f"{counted} of {name} is {_validation.shown(counts.tolist())}; expected counts of "
+                f"{size} {part} in all"
+            )
+    ends = np.stack([np.asarray(graph.senders), np.asarray(graph.receivers)])
+    if ends.size and not (ends.min() >= 0 and ends.max() < graph.nodes.x.shape[0]):
+        raise ValueError(
+            f"edges of {name} end at nodes {ends.min()} to {ends.max()}; expected 0 to "
+            f"{graph.nodes.x.shape[0] - 1}"
+        )
+    if isinstance(graph, PaddedGraphsTuple) and not graph.nodes.x.shape[0]:
+        raise ValueError(f"{name} is padded and has no nodes; expected at least one of padding")
 
 
 def _padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
@@ -80,7 +118,13 @@ def _padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
 
 
 def unbatch(graph: GraphsTuple) -> Sequence[GraphsTuple]:
-    """The single graphs of a batch, padding left out."""
+    """The single graphs of a batch, padding left out.
+
+    Raises:
+      ValueError: the batch is none of this library, or traced.
+    """
+    require_usable_jax()
+    require_whole("the batch", graph)
     host = jax.tree.map(np.asarray, graph)
     number = len(host.n_node)
     if isinstance(graph, PaddedGraphsTuple):

@@ -2,19 +2,33 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from egnn_jax.graph import _validation, neighbors
+from egnn_jax.graph._forks import require_usable_jax
+from egnn_jax.graph._memory import require_memory
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes
 
 
 def complete_edges(n_node: int) -> tuple[np.ndarray, np.ndarray]:
-    """Senders and receivers (M(M-1),) of the complete graph without self-loops, by receiver."""
-    receivers, senders = np.nonzero(~np.eye(n_node, dtype=bool))
-    return senders.astype(np.int32), receivers.astype(np.int32)
+    """Senders and receivers (M(M-1),) of the complete graph without self-loops, by receiver.
+
+    Warns of more than a GB of memory.
+
+    Raises:
+      ValueError: ``n_node`` is no whole number of at least 0, or the machine has too little memory.
+    """
+    _validation.require_count("n_node", n_node, 0)
+    n_edge = int(n_node) * max(int(n_node) - 1, 0)
+    what = f"the complete graph of {n_node:,} nodes with {n_edge:,} edges"
+    require_memory(f"{what} (see radius_graph and knn_graph for fewer)", 33 * n_edge)
+    nodes = np.arange(n_node, dtype=np.int32)
+    senders = nodes[None, :-1] + (nodes[None, :-1] >= nodes[:, None])
+    return senders.ravel().astype(np.int32), np.repeat(nodes, max(n_node - 1, 0))
 
 
 def complete_graph(
@@ -27,7 +41,8 @@ def complete_graph(
     """One graph in which every node sends to every other.
 
     Args:
-      x: coordinates (M, n), in any unit.
+      x: coordinates (M, n), in any unit; or ASE's ``Atoms``, not periodic, whose atomic numbers
+        are h if that is not given.
       h: features (M, F), or kinds of nodes (M,) as integers from 0 to 118, such as atomic numbers;
         a single constant 1 per node if not given.
       v: velocities (M, n).
@@ -37,8 +52,11 @@ def complete_graph(
     Raises:
       ValueError: a shape does not fit, or a value is not finite.
     """
-    n_node = np.shape(x)[0] if np.ndim(x) else 0
-    return graph_from_edges(*complete_edges(n_node), x=x, h=h, v=v, a=a, y=y)
+    x, h, cell, _ = _of_atoms(x, h, None, False)
+    if cell is not None:
+        raise ValueError("the atoms are periodic; expected a cutoff: radius_graph or from_ase")
+    x = _validation.matrix("x", x)
+    return graph_from_edges(*complete_edges(x.shape[0]), x=x, h=h, v=v, a=a, y=y)
 
 
 def graph_from_adjacency(
@@ -52,8 +70,8 @@ def graph_from_adjacency(
 
     Arguments and errors are otherwise those of :func:`complete_graph`.
     """
-    n_node = np.shape(x)[0] if np.ndim(x) else 0
-    receivers, senders = np.nonzero(_validation.adjacency(adjacency, n_node))
+    x = _validation.matrix("x", x)
+    receivers, senders = np.nonzero(_validation.adjacency(adjacency, x.shape[0]))
     return graph_from_edges(senders, receivers, x=x, h=h, v=v, y=y)
 
 
@@ -74,8 +92,8 @@ def graph_from_edges(
 
     Args:
       senders, receivers: node indices (E,).
-      x, h, v, y: as in :func:`complete_graph`. x, h and v may be traced, which skips the check of
-        their values.
+      x, h, v, y: as in :func:`complete_graph`. x, h, v, a and y may be traced, which skips the
+        check of their values.
       a: edge attributes (E, A), in the order of ``senders``.
       steps: whole lattice vectors from each sender to its periodic image (E, n), integers.
       cell: lattice vectors as rows (n, n), in the unit of x; needed where there are ``steps``.
@@ -83,6 +101,7 @@ def graph_from_edges(
     Raises:
       ValueError: a shape does not fit, an index is out of range, or a value is not finite.
     """
+    require_usable_jax()
     x = _validation.matrix("x", x)
     n_node, n_dim = x.shape
     h = jnp.ones((n_node, 1), x.dtype) if h is None else _validation.features("h", h, n_node)
@@ -103,10 +122,13 @@ def graph_from_edges(
     if steps is not None:
         if cell is None:
             raise ValueError("steps are given without a cell; expected both, or neither")
+        cell = _validation.host("cell", cell)
         lattice = _validation.matrix("cell", cell, n_dim, n_dim)
         steps = _validation.lattice_steps(steps, n_edge, n_dim)[order]
-        shift = steps @ np.asarray(cell, np.float64)
-        edges = edges.replace(shift=jnp.asarray(shift, x.dtype), steps=jnp.asarray(steps))
+        shift = _validation.matrix("steps @ cell", steps @ cell.astype(np.float64))
+        edges = edges.replace(shift=shift.astype(x.dtype), steps=jnp.asarray(steps))
+    elif cell is not None:
+        raise ValueError("a cell is given without steps; expected both, or neither")
     return GraphsTuple(
         nodes=Nodes(h=h, x=x, v=v),
         edges=edges,
@@ -115,7 +137,7 @@ def graph_from_edges(
         n_node=jnp.asarray([n_node], jnp.int32),
         n_edge=jnp.asarray([n_edge], jnp.int32),
         globals=Globals(
-            y=None if y is None else _validation.matrix("y", np.atleast_1d(y)[None]),
+            y=None if y is None else _validation.targets("y", y),
             cell=None if lattice is None else lattice[None],
         ),
     )
@@ -142,7 +164,8 @@ def radius_graph(
     An EGNN's output jumps where a node crosses the cutoff, unless its messages go to zero there.
 
     Args:
-      x: coordinates (M, n). What is stored has the default float type: beside
+      x: coordinates (M, n), or ASE's ``Atoms``, whose atomic numbers are h if that is not given
+        and whose cell is taken. What is stored has the default float type: beside
         coordinates of 10⁶, float32 does not hold distances of order one, so centre them.
       cutoff: a distance in the unit of x; pairs at exactly the cutoff are edges.
       h, v, y: as in :func:`complete_graph`.
@@ -155,8 +178,10 @@ def radius_graph(
         volume, or there would be more than 10⁸ edges.
     """
     _validation.require_cutoff(cutoff)
+    x, h, cell, periodic = _of_atoms(x, h, cell, periodic)
+    x = _validation.host("x", x)
     points, lattice = _points(x, cell, periodic)
-    _warn_of_rounding(points, cutoff)
+    _warn_of_rounding(points, cutoff, _validation.float_dtype(x))
     return _from_neighbors(neighbors.within(points, cutoff, lattice), points, lattice, x, h, v, y)
 
 
@@ -175,7 +200,8 @@ def knn_graph(
     stay as x moves.
 
     Args:
-      x: coordinates (M, n), in any unit and any dimension.
+      x: coordinates (M, n), in any unit and any dimension, or ASE's ``Atoms``, as in
+        :func:`radius_graph`.
       k: the in-degree of every node.
       h, v, y, cell, periodic: as in :func:`radius_graph`.
 
@@ -183,13 +209,29 @@ def knn_graph(
       ValueError: as in :func:`complete_graph`; k is below 1 or there are too few nodes, or the
         cell has no volume.
     """
+    x, h, cell, periodic = _of_atoms(x, h, cell, periodic)
+    x = _validation.host("x", x)
     points, lattice = _points(x, cell, periodic)
     others = len(points) - 1 if lattice is None or not lattice.periodic.any() else np.inf
+    _validation.require_count("k", k, -(10**30))
     if not 1 <= k <= others:
         raise ValueError(
             f"k is {k}; expected at least 1 and at most {others}, the number of other nodes"
         )
     return _from_neighbors(neighbors.nearest(points, k, lattice), points, lattice, x, h, v, y)
+
+
+def _of_atoms(
+    x: Any, h: ArrayLike | None, cell: ArrayLike | None, periodic: bool | Sequence[bool]
+) -> tuple[Any, Any, Any, Any]:
+    """x, h, cell and periodic as given; of ASE's ``Atoms`` as x their own."""
+    if not hasattr(x, "get_positions"):
+        return x, h, cell, periodic
+    if cell is not None:
+        raise ValueError("a cell is given with ASE's Atoms; expected that of the atoms alone")
+    repeats = np.asarray(x.get_pbc(), bool).tolist()
+    cell = np.asarray(x.get_cell()) if any(repeats) else None
+    return x.get_positions(), x.get_atomic_numbers() if h is None else h, cell, repeats
 
 
 def _points(
@@ -204,9 +246,9 @@ def _points(
     return points - cells @ lattice.cell, lattice
 
 
-def _warn_of_rounding(points: np.ndarray, cutoff: float) -> None:
+def _warn_of_rounding(points: np.ndarray, cutoff: float, dtype: jnp.dtype) -> None:
     largest = np.abs(points).max(initial=0.0)
-    spacing = float(jnp.finfo(jnp.result_type(float)).eps) * largest
+    spacing = float(jnp.finfo(dtype).eps) * largest
     if spacing > 1e-3 * cutoff:
         warnings.warn(
             f"x reaches {largest:.3g}, where numbers of this type are {spacing:.2g} apart, while "

@@ -1,16 +1,43 @@
 """Norms that are safe to differentiate, and the symmetries of Euclidean space."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph import _validation
+from egnn_jax.graph.graph import Globals, GraphsTuple, dtype_of_sums, require_geometric
 
 
-def safe_norm(x: jax.Array, axis: int = -1, keepdims: bool = False) -> jax.Array:
-    """‖x‖ along ``axis`` whose value and derivatives at x = 0 are 0 instead of NaN."""
-    squared = jnp.sum(x**2, axis=axis, keepdims=keepdims)
+def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array:
+    """‖x‖ along ``axis`` whose value and derivatives at x = 0 are 0 instead of NaN.
+
+    Right for all lengths that the float type holds, though their squares may be none. Of integers
+    in the default float type.
+
+    Raises:
+      ValueError: x are no real numbers, or have no such axis.
+    """
+    given: Any = x if isinstance(x, jax.Array) else _validation.host("x", x)
+    _validation.require_real("x", given.dtype)
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -given.ndim <= axis < given.ndim:
+        raise ValueError(f"axis is {axis!r}; expected one of the {given.ndim} axes of x")
+    dtype = _validation.float_dtype(given)
+    wide = jnp.asarray(given, dtype).astype(dtype_of_sums(given.astype(dtype)))
+    # Powers of two, which round nothing: scaled by them, numbers have squares within the range.
+    limit = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 10)
+    lengths = jnp.abs(jax.lax.stop_gradient(wide))
+    largest = jnp.max(lengths, axis, keepdims=True, initial=0)
+    scale = jnp.where(largest > limit, 2.0**-20 / limit, 1.0)
+    # Its square is finite: XLA multiplies squares of scales with those of constants, such as 0.
+    enlarging = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 1)
+    scale = jnp.where(largest < 1 / limit, enlarging, scale).astype(wide.dtype)
+    squared = jnp.sum((wide * scale) ** 2, axis=axis, keepdims=True)
     is_zero = squared == 0
-    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squared)))
+    norm = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squared))) / scale
+    return (norm if keepdims else jnp.squeeze(norm, axis)).astype(dtype)
 
 
 def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) -> jax.Array:
@@ -18,9 +45,13 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
     -1.
 
     Raises:
-      ValueError: ``determinant`` is neither 1, -1 nor None (either).
+      ValueError: ``n`` is below 1 or above 10,000, or ``determinant`` is neither 1, -1 nor None
+        (either).
     """
-    if determinant not in (1, -1, None):
+    _validation.require_count("n", n)
+    if n > 10_000:
+        raise ValueError(f"n is {n}; expected at most 10,000")
+    if determinant is not None and (type(determinant) is not int or determinant not in (1, -1)):
         raise ValueError(f"determinant is {determinant}; expected 1, -1 or None")
     q = jax.random.orthogonal(key, n)
     if determinant is None:
@@ -28,23 +59,50 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
     return q.at[0].multiply(determinant * jnp.sign(jnp.linalg.det(q)))
 
 
-def transform(
-    graph: GraphsTuple, matrix: jax.Array, translation: jax.Array | float = 0.0
-) -> GraphsTuple:
+def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.0) -> GraphsTuple:
     """The graph with x moved to ``matrix @ x + translation``; v, shifts, cells and stress by
     ``matrix``.
+
+    Args:
+      graph: one graph, or a batch.
+      matrix: (n, n), such as a rotation.
+      translation: (n,), or one number for all coordinates, in the unit of x.
+
+    Raises:
+      ValueError: the graph is none of this library, or a shape does not fit or holds no real
+        numbers.
     """
+    require_geometric(graph)
+    nodes, edges, globals_ = graph.nodes, graph.edges, graph.globals
+    if not isinstance(globals_, Globals):
+        raise ValueError(
+            f"the graph's globals are of type {type(globals_).__name__}; expected egnn.Globals"
+        )
+    n = nodes.x.shape[1]
+    turn = _real("matrix", matrix, ((n, n),))
+    move = _real("translation", translation, ((), (1,), (n,)))
 
     def turned(vectors: jax.Array | None) -> jax.Array | None:
-        return None if vectors is None else vectors @ matrix.T
+        return None if vectors is None else vectors @ turn.T
 
-    nodes, edges, globals_ = graph.nodes, graph.edges, graph.globals
     stress = globals_.stress
     return graph._replace(
-        nodes=nodes.replace(x=nodes.x @ matrix.T + translation, v=turned(nodes.v)),
+        nodes=nodes.replace(x=nodes.x @ turn.T + move, v=turned(nodes.v)),
         edges=edges.replace(shift=turned(edges.shift)),
         globals=globals_.replace(
             cell=turned(globals_.cell),
-            stress=None if stress is None else matrix @ stress @ matrix.T,
+            stress=None if stress is None else turn @ stress @ turn.T,
         ),
     )
+
+
+def _real(name: str, value: ArrayLike, shapes: tuple[tuple[int, ...], ...]) -> jax.Array:
+    """An array of finite real numbers of one of these shapes; traced values are not checked."""
+    given: Any = value if isinstance(value, Tracer) else _validation.host(name, value)
+    _validation.require_real(name, given.dtype)
+    if given.shape not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(f"{name} has shape {given.shape}; expected {expected}")
+    if isinstance(given, Tracer):
+        return given
+    return _validation.matrix(name, given.reshape(1, -1)).reshape(given.shape)

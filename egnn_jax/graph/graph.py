@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import jraph
 
+from egnn_jax.graph._arrays import require_arrays, require_lists, require_rows
+
 
 class Nodes(flax.struct.PyTreeNode):
     """What the nodes of a graph carry.
@@ -94,9 +96,11 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
+    require_geometric(graph)
+    padding = _padding_graph(graph)
     n_node = graph.nodes.x.shape[0]
-    padding = jnp.asarray(graph.n_node)[_padding_graph(graph)]
-    return jnp.arange(n_node, dtype=padding.dtype) < n_node - padding
+    number = jnp.asarray(graph.n_node)[padding]
+    return jnp.arange(n_node, dtype=number.dtype) < n_node - number
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
@@ -105,9 +109,10 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
+    padding = _padding_graph(graph)
     n_edge = graph.receivers.shape[0]
-    padding = jnp.asarray(graph.n_edge)[_padding_graph(graph)]
-    return jnp.arange(n_edge, dtype=padding.dtype) < n_edge - padding
+    number = jnp.asarray(graph.n_edge)[padding]
+    return jnp.arange(n_edge, dtype=number.dtype) < n_edge - number
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
@@ -116,7 +121,8 @@ def graph_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    return jnp.arange(graph.n_node.shape[0]) < _padding_graph(graph)
+    padding = _padding_graph(graph)
+    return jnp.arange(graph.n_node.shape[0]) < padding
 
 
 def _padding_graph(graph: GraphsTuple) -> jax.Array:
@@ -126,18 +132,29 @@ def _padding_graph(graph: GraphsTuple) -> jax.Array:
             f"the graph is a {type(graph).__name__}; expected a PaddedGraphsTuple, as egnn.batch "
             "with a budget and loaders make it: a batch without padding has no mask"
         )
+    require_lists(graph)
     has_nodes = jnp.asarray(graph.n_node) > 0
     return has_nodes.shape[0] - 1 - jnp.argmax(has_nodes[::-1])
 
 
 def require_geometric(graph: GraphsTuple) -> None:
-    """Raise ValueError where nodes or edges of a graph are not those of this library."""
-    if not (isinstance(graph.nodes, Nodes) and isinstance(graph.edges, Edges)):
+    """Raise ValueError where a graph is none of this library, or its arrays do not fit together.
+
+    Shapes and dtypes are looked at, and not values, which may be traced.
+    """
+    if not isinstance(graph, GraphsTuple):
         raise ValueError(
-            f"the graph's nodes are of type {type(graph.nodes).__name__} and its edges of type "
-            f"{type(graph.edges).__name__}; expected egnn.Nodes and egnn.Edges, as "
+            f"the graph is a {type(graph).__name__}; expected a GraphsTuple, as "
+            "egnn.graph_from_edges makes it"
+        )
+    nodes, edges = graph.nodes, graph.edges
+    if not (isinstance(nodes, Nodes) and isinstance(edges, Edges)):
+        raise ValueError(
+            f"the graph's nodes are of type {type(nodes).__name__} and its edges of type "
+            f"{type(edges).__name__}; expected egnn.Nodes and egnn.Edges, as "
             "egnn.graph_from_edges makes them"
         )
+    require_arrays(graph)
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
@@ -148,13 +165,27 @@ def graph_of_node(graph: GraphsTuple) -> jax.Array:
 
 
 def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
-    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender."""
+    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender.
+
+    Raises:
+      ValueError: the graph is none of this library, or x is no floating-point array (N, …).
+    """
+    require_geometric(graph)
+    require_rows("x", x, graph.nodes.x.shape[0], "node", jnp.floating)
     r_ij = x[graph.receivers] - x[graph.senders]
     return r_ij if graph.edges.shift is None else r_ij - graph.edges.shift
 
 
 def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Σ_j values_ij, (E, …) to (N, …): the sum over the edges that end in each node."""
+    """Σ_j values_ij, (E, …) to (N, …): the sum over the edges that end in each node.
+
+    Integers narrower than 32 bits are summed and returned in 32 bits.
+
+    Raises:
+      ValueError: the graph is none of this library, or the values are no numbers (E, …).
+    """
+    require_geometric(graph)
+    require_rows("values", values, graph.receivers.shape[0], "edge")
     return _segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
 
 
@@ -191,17 +222,35 @@ def in_degree(graph: GraphsTuple) -> jax.Array:
 
 
 def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the sum over the nodes of each graph."""
+    """Readout (N, …) to (G, …): the sum over the nodes of each graph.
+
+    Integers narrower than 32 bits are summed and returned in 32 bits.
+
+    Raises:
+      ValueError: the graph is none of this library, or the values are no numbers (N, …).
+    """
+    require_geometric(graph)
+    require_rows("values", values, graph.nodes.x.shape[0], "node")
     return _segment_sum(values, graph_of_node(graph), graph.n_node.shape[0])
 
 
 def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 without nodes."""
-    dtype = dtype_of_sums(values)
-    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(dtype)
+    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 without nodes.
+
+    Means of integers are of the default float type.
+
+    Raises:
+      ValueError: as :func:`sum_nodes`.
+    """
+    require_geometric(graph)
+    require_rows("values", values, graph.nodes.x.shape[0], "node")
+    whole = jnp.issubdtype(values.dtype, jnp.integer)
+    given = jnp.result_type(float) if whole else values.dtype
+    wide = values.astype(given).astype(dtype_of_sums(values.astype(given)))
+    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(wide.dtype)
     # Divided before it is rounded, since the sum may exceed the range of half precision.
-    total = sum_nodes(graph, values.astype(dtype))
-    return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(values.dtype)
+    total = sum_nodes(graph, wide)
+    return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(given)
 
 
 def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
@@ -219,12 +268,13 @@ def softmax_nodes(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
 
 
 def dtype_of_sums(values: jax.Array) -> jnp.dtype:
-    """The dtype that many values are summed in: float32 for half precision, else their own."""
-    half = values.dtype in (jnp.bfloat16, jnp.float16)
-    return jnp.dtype(jnp.float32) if half else values.dtype
+    """The dtype that many values are summed in: their own, or that of 32 bits where it is wider."""
+    given = jnp.dtype(values.dtype)
+    kinds = {"f": jnp.float32, "V": jnp.float32, "i": jnp.int32, "u": jnp.uint32}
+    return jnp.dtype(kinds.get(given.kind, given) if given.itemsize < 4 else given)
 
 
 def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
     wide = values.astype(dtype_of_sums(values))
     total = jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True)
-    return total.astype(values.dtype)
+    return total if jnp.issubdtype(values.dtype, jnp.integer) else total.astype(values.dtype)

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.graph import GraphsTuple, require_geometric
 from egnn_jax.nn.mlp import Symmetry
 
 
@@ -21,8 +21,9 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_geometric(graph)
         nodes = graph.nodes
         if nodes.v is None:
-            raise ValueError("the graph has v=None; Linear expects velocities (N, n)")
+            raise ValueError("the graph has v=None; expected velocities (N, n)")
         t = self.param("time", nn.initializers.ones, (), nodes.x.dtype)
         return graph._replace(nodes=nodes.replace(x=nodes.x + t.astype(nodes.x.dtype) * nodes.v))

@@ -27,7 +27,8 @@ def sum_in_blocks(
       sums: zeros of the shapes of the sums (N, …).
     """
     n_node, n_edge = graph.nodes.x.shape[0], graph.senders.shape[0]
-    blocks = -(-n_edge // size)
+    size = min(size, n_edge)  # more would be padding
+    blocks = -(-n_edge // size) if size else 1
 
     def stack(a: jax.Array, padding: int = 0) -> jax.Array:
         filled = jnp.pad(

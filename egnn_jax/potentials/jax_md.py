@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax._extras import require
 from egnn_jax.potentials._padding import padded_graph
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
@@ -55,13 +56,13 @@ def energy(
       ``energy_fn(R, neighbor, **kwargs)``, a scalar.
 
     Raises:
-      ValueError: jax-md is not installed, the backbone has no cutoff, the box is smaller than twice
-        the cutoff and ``dr_threshold``, or ``numbers`` or ``systems`` are not (M,).
+      ImportError: jax-md is not installed.
+      ValueError: the backbone has no cutoff, the box is smaller than twice the cutoff and
+        ``dr_threshold``, or ``numbers`` or ``systems`` are not (M,).
     """
-    try:
-        from jax_md import partition
-    except ImportError as error:
-        raise ValueError(f"{error}; expected jax-md: pip install 'egnn-jax[md]'") from error
+    require("jax_md")
+    from jax_md import partition
+
     reach = cutoff_of(potential) + dr_threshold
     numbers = np.asarray(numbers)
     if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget, batch
 from egnn_jax.graph.build import graph_from_edges
 from egnn_jax.graph.graph import GraphsTuple
+
+_MOST = 10_000  # coordinates, features or attributes
 
 
 def random_graph(
@@ -39,11 +42,20 @@ def random_graph(
     Raises:
       ValueError: no sizes, or a number that is too small.
     """
-    if not sizes or min((*sizes, n, features)) < 1 or attributes < 0:
-        raise ValueError(
-            f"sizes are {tuple(sizes)}, n is {n}, features {features} and attributes {attributes}; "
-            "expected at least one graph, attributes of at least 0, all else of at least 1"
-        )
+    widths = (("n", n, 1), ("features", features, 1), ("attributes", attributes, 0))
+    for name, value, least in widths:
+        require_count(name, value, least)
+        if value > _MOST:
+            raise ValueError(f"{name} is {value}; expected at most {_MOST:,}")
+    require_count("seed", seed, 0)
+    if not isinstance(sizes, Sequence | np.ndarray):
+        raise ValueError(f"sizes are {sizes!r}; expected a list of whole numbers")
+    for size in sizes:
+        require_count("a size", size)
+        if size > _MOST:
+            raise ValueError(f"a size is {size}; expected at most {_MOST:,}")
+    if not len(sizes):
+        raise ValueError("sizes are (); expected at least one graph")
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.standard_normal(shape).astype(jnp.result_type(float))
     graphs = []

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from egnn_jax._extras import require
+
 
 @dataclasses.dataclass
 class Progress:
@@ -85,6 +87,7 @@ class ProgressBar(Callback):
 
     def started(self, progress: Progress) -> None:
         """See :class:`Callback`."""
+        require("tqdm_loggable")
         from tqdm_loggable.auto import tqdm
 
         show_progress_lines()
@@ -159,14 +162,11 @@ class TensorBoard(Callback):
 
     def started(self, progress: Progress) -> None:
         """See :class:`Callback`."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "TensorBoard needs tensorboardX: pip install 'egnn-jax[tensorboard]'"
-            ) from error
+        require("tensorboardX")
+        from tensorboardX import SummaryWriter
+
         folder = self._folder or (progress.folder or Path()) / "tensorboard"
-        self._writer = SummaryWriter(str(folder), purge_step=progress.step + 1)
+        self._writer = SummaryWriter(str(Path(folder).expanduser()), purge_step=progress.step + 1)
 
     def evaluated(self, progress: Progress) -> None:
         """See :class:`Callback`."""

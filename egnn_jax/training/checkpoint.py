@@ -1,8 +1,10 @@
 """The folder of a run: settings, metrics, checkpoints and result, each whole or absent."""
 
-import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import yaml
 
-from egnn_jax._files import read_yaml, write_atomically
+from egnn_jax._files import make_folder, read_yaml, write_atomically
+from egnn_jax.training._records import digest, digest_of_arrays, flat, parse
+
+EARLIER = "earlier_epochs"
+"""The setting that says how many epochs a run had before it was given more."""
 
 _REMEDY = {
     "last": (
@@ -56,13 +62,10 @@ class RunFolder:
           ValueError: another process trains here, or the folder holds a run of other settings
             (the differences are named), or it cannot be written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{self.path} cannot be made ({error}); expected a folder") from error
+        make_folder(self.path)
         self._acquire()
         if self._settings_file.exists():
-            before, now = _flat(self.settings()), _flat(settings)
+            before, now = flat(self.settings()), flat(settings)
             changes = [
                 f"{key} {before.get(key)!r} -> {now.get(key)!r}"
                 for key in sorted(before | now)
@@ -85,6 +88,38 @@ class RunFolder:
             write_atomically(self._settings_file, text.encode())
         self._writes = True
 
+    def extend(self, epochs: int) -> None:
+        """Set the ``epochs`` of a run under way; what was saved before remains valid.
+
+        Raises:
+          ValueError: another process trains here, or this is no run.
+        """
+        self._acquire()
+        try:
+            settings = self.settings()
+            earlier = [*settings.get(EARLIER, []), settings["epochs"]]
+            text = yaml.safe_dump(
+                settings | {"epochs": epochs, EARLIER: earlier}, sort_keys=False, allow_unicode=True
+            )
+            write_atomically(self._settings_file, text.encode())
+            self.result_file.unlink(missing_ok=True)
+        finally:
+            self.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise OSError, in one sentence, where a checkpoint cannot be written."""
+        try:
+            yield
+        except Exception as error:  # orbax raises whatever its file systems do
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            number = int(code[1]) if code else getattr(error, "errno", None)
+            if number is None:
+                raise
+            text = f"a checkpoint cannot be written ({os.strerror(number)})"
+            text = f"{text}; the one before is whole"
+            raise OSError(number, text, str(self.path / "checkpoints")) from error
+
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Write a checkpoint and its checksum in the background; the one before stays until then.
 
@@ -94,13 +129,15 @@ class RunFolder:
           tree: arrays.
         """
         tree = jax.device_get(tree)
-        saved = {"tree": tree, "sha256": self._checksum(tree)}
-        self._manager(kind).save(step, args=ocp.args.StandardSave(saved))
+        saved = {"tree": tree, "sha256": self._checksum(tree, self.settings())}
+        with self._writing():
+            self._manager(kind).save(step, args=ocp.args.StandardSave(saved))
 
     def wait(self) -> None:
         """Until the checkpoints being written are on disk."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        with self._writing():
+            for manager in self._managers.values():
+                manager.wait_until_finished()
 
     def latest(self, kind: str) -> int | None:
         """The step of the newest whole checkpoint, or None."""
@@ -145,7 +182,7 @@ class RunFolder:
             return []
         lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")
         return [
-            _parse(line, f"{self.metrics_file}, line {k}", {"step"})
+            parse(line, f"{self.metrics_file}, line {k}", {"step"})
             for k, line in enumerate(lines[:-1], 1)
             if line
         ]
@@ -159,7 +196,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``result.json``, which says that the run is complete."""
-        text = json.dumps(result | {"sha256": _digest(result)}, indent=2, ensure_ascii=False)
+        text = json.dumps(result | {"sha256": digest(result)}, indent=2, ensure_ascii=False)
         write_atomically(self.result_file, (text + "\n").encode())
 
     def result(self) -> dict[str, Any]:
@@ -172,8 +209,8 @@ class RunFolder:
             self.settings()  # raises where this is no run at all
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
         text = self.result_file.read_text(encoding="utf-8", errors="replace")
-        result = _parse(text, str(self.result_file), {"metrics", "config"})
-        if (checksum := result.pop("sha256", None)) not in (None, _digest(result)):
+        result = parse(text, str(self.result_file), {"metrics", "config"})
+        if (checksum := result.pop("sha256", None)) not in (None, digest(result)):
             raise ValueError(
                 f"{self.result_file} is damaged: its SHA-256 is not {checksum}; delete it, and the "
                 "same training command goes on"
@@ -182,13 +219,17 @@ class RunFolder:
 
     def close(self) -> None:
         """Wait for what is being written, and let another process write."""
-        for manager in self._managers.values():
-            manager.close()
+        managers = list(self._managers.values())
         self._managers.clear()
-        self._writes = False
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        try:
+            with self._writing():
+                for manager in managers:
+                    manager.close()
+        finally:
+            self._writes = False
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def _acquire(self) -> None:
         """Lock the folder; the lock ends with the process, however that ends."""
@@ -222,19 +263,29 @@ class RunFolder:
             tree, expected = saved["tree"], saved["sha256"]
         except Exception as error:
             raise ValueError(f"{path} cannot be read ({error}); {_REMEDY[kind]}") from error
-        if not np.array_equal(self._checksum(tree), expected):
+        each = (self._checksum(tree, settings) for settings in self._settings_so_far())
+        if not any(np.array_equal(checksum, expected) for checksum in each):
             raise ValueError(
                 f"{path} is damaged, or a setting in {self._settings_file} was changed (their "
                 f"SHA-256 does not match); undo the change, or else {_REMEDY[kind]}"
             )
         return tree
 
-    def _checksum(self, tree: Any) -> np.ndarray:
-        """SHA-256 (32,) of the settings and of every array with its name.
+    def _settings_so_far(self) -> Iterator[dict[str, Any]]:
+        """The settings, and those before each extension of the run."""
+        settings = self.settings()
+        yield settings
+        earlier = list(settings.pop(EARLIER, []))
+        while earlier:
+            epochs = earlier.pop()
+            yield settings | {"epochs": epochs} | ({EARLIER: earlier} if earlier else {})
+
+    def _checksum(self, tree: Any, settings: dict[str, Any]) -> np.ndarray:
+        """SHA-256 (32,) of settings and of every array with its name.
 
         The same for a tree restored as dicts. Comments in config.yaml do not count.
         """
-        return np.frombuffer(digest_of_arrays(tree, _digest(self.settings())), np.uint8)
+        return np.frombuffer(digest_of_arrays(tree, digest(settings)), np.uint8)
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
@@ -247,39 +298,3 @@ class RunFolder:
             folder = self.path / "checkpoints" / kind
             self._managers[kind] = ocp.CheckpointManager(folder, options=options)
         return self._managers[kind]
-
-
-def digest_of_arrays(tree: Any, start: str = "") -> bytes:
-    """SHA-256 of a text and of every array of a tree with its name."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    digest = hashlib.sha256(start.encode())
-    for name in sorted(leaves):
-        digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape} ".encode())
-        digest.update(leaves[name].tobytes())
-    return digest.digest()
-
-
-def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _parse(text: str, where: str, expected: set[str]) -> dict[str, Any]:
-    try:
-        values = dict(json.loads(text))
-        if missing := expected - set(values):
-            raise ValueError(f"{sorted(missing)[0]} is missing")
-        return values
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{where} is damaged ({error}); delete it, and the same training command goes on"
-        ) from error
-
-
-def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return flat

@@ -3,10 +3,15 @@
 import ctypes
 import os
 import sys
+import threading
 
 import jax
 from jax.sharding import AxisType, Mesh
 
+DEVICES = threading.RLock()
+"""Held while a program runs whose devices exchange values, since two of them started by two threads
+would wait for each other for ever.
+"""
 AXIS = "data"
 """The mesh axis that the samples of a batch are spread over."""
 

@@ -11,9 +11,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from egnn_jax.data.loader import Loader, require_loader
+from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.graph.graph import PaddedGraphsTuple, graph_mask
 from egnn_jax.training._validation import require_loss
-from egnn_jax.training.distributed import AXIS, make_mesh
+from egnn_jax.training.distributed import AXIS, DEVICES, make_mesh
 from egnn_jax.training.step import STATISTICS, Loss, local_shards
 
 Metrics = Callable[[Any, Any, jax.Array], dict[str, Any]]
@@ -60,7 +61,9 @@ class Evaluation:
                 packed = self._loader.batches(None, 0, count, shards=self._mesh.size)
                 self._batches = jax.device_put(packed, NamedSharding(self._mesh, P(None, AXIS)))
             everywhere = jax.device_put(params, NamedSharding(self._mesh, P()))
-            sums.append(self._evaluate(everywhere, self._batches, key))
+            with DEVICES:
+                found = self._evaluate(everywhere, self._batches, key)
+                sums.append(jax.block_until_ready(found))
         remainder = getattr(self._loader, "remainder", None)
         if remainder is not None and (rest := remainder()) is not None:
             sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
@@ -110,6 +113,7 @@ def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str
       ValueError: ``loader`` is no loader, or the loss returns something else than (scalar,
         metrics).
     """
+    require_usable_jax()
     require_loader("loader", loader)
     values = Evaluation(metrics_of(loss), loader, seed=seed)(params)
     return {name: np.asarray(value).tolist() for name, value in values.items()}

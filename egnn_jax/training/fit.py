@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import optax
 
 from egnn_jax.data.loader import Loader
+from egnn_jax.graph._forks import require_usable_jax
+from egnn_jax.training._records import digest_of_arrays
 from egnn_jax.training._validation import (
     require_callbacks,
     require_optimizer,
     require_parameters,
 )
 from egnn_jax.training.callbacks import Callback, MetricsLog, ProgressBar
-from egnn_jax.training.checkpoint import RunFolder, digest_of_arrays
+from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Metrics, metrics_of
 from egnn_jax.training.loop import Training
 from egnn_jax.training.plan import FitResult, Plan
@@ -50,7 +52,7 @@ def fit(
     K steps are one compiled call, and batches are packed while the devices compute. The order of
     samples and every random key follow from the seeds, the step and the number of devices, so a
     training with a folder that was stopped, in whatever way, ends in the same numbers when it is
-    called again.
+    called again. Several threads may train at once; their devices work for one at a time.
 
     Args:
       loss: (params, batch, key) -> (scalar, metrics), see :data:`egnn_jax.training.step.Loss`.
@@ -86,6 +88,7 @@ def fit(
         and the last good checkpoint are named.
       Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state was saved where there is a folder.
     """
+    require_usable_jax()
     require_optimizer(optimizer)
     plan = Plan(
         train=train,

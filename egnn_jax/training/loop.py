@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from egnn_jax.training._validation import require_loss, require_metrics
 from egnn_jax.training.callbacks import Callback, Progress
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.distributed import AXIS, batch_layout, free_heaps
+from egnn_jax.training.distributed import AXIS, DEVICES, batch_layout, free_heaps
 from egnn_jax.training.evaluation import Evaluation, Metrics
 from egnn_jax.training.plan import FitResult, Plan
 from egnn_jax.training.signals import Interrupted, stop_requested
@@ -101,10 +101,11 @@ class Training:
         step = self.progress.step
         batches = None if self.stopped else self._pack(step)
         while step < total and not self.stopped:
-            self.state, losses = self.train(self.state, batches)
-            first, step = step, self._end(step)
-            batches = self._pack(step)  # while the devices compute
-            losses = np.atleast_2d(np.asarray(losses, np.float64))
+            with DEVICES:
+                self.state, losses = self.train(self.state, batches)
+                first, step = step, self._end(step)
+                batches = self._pack(step)  # while the devices compute
+                losses = np.atleast_2d(np.asarray(losses, np.float64))
             self._require_finite(losses, first)
             self.losses = self.losses + losses.sum(axis=1)
             self.progress.step, self.progress.epoch = step, step / self.per_epoch

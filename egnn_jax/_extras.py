@@ -1,0 +1,67 @@
+"""Packages and modules that not every installation has."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+_EXTRAS = {
+    "ase": "chem",
+    "rdkit": "chem",
+    "jax_md": "md",
+    "qm9pack": "qm9",
+    "tblite": "xtb",
+    "tensorboardX": "tensorboard",
+    "torch": "bench",
+    "egnn_pytorch": "bench",
+    "pytest": "test",
+    "hypothesis": "test",
+}
+"""The extra of pyproject.toml that brings a package; all others come with egnn-jax itself."""
+
+
+def require(*packages: str) -> None:
+    """Raise ImportError where a package is not installed, with the command that installs it."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(_sentence(package), name=package)
+
+
+def advice(error: ImportError) -> str:
+    """What an import that failed needs, as a sentence."""
+    package = (error.name or "").partition(".")[0]
+    if not package or importlib.util.find_spec(package) is not None:
+        return str(error)
+    return _sentence(package)
+
+
+def _sentence(package: str) -> str:
+    extra = _EXTRAS.get(package)
+    command = "pip install egnn-jax" if extra is None else f"pip install 'egnn-jax[{extra}]'"
+    return f"{package} is not installed; expected what {command} brings"
+
+
+def import_plugin(plugin: str) -> None:
+    """Import a module by its name, or a file.
+
+    Raises:
+      ValueError: there is no such module or file.
+    """
+    if not plugin.endswith(".py"):
+        try:
+            importlib.import_module(plugin)
+        except ModuleNotFoundError as error:
+            if error.name != plugin:
+                raise
+            raise ValueError(
+                f"--plugin {plugin} is no module; expected a module or a .py file"
+            ) from error
+        return
+    path = Path(plugin).expanduser()
+    if not path.is_file():
+        raise ValueError(f"--plugin {plugin} is no file; expected a .py file or a module")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)

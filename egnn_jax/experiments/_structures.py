@@ -1,0 +1,67 @@
+"""Checks of structures that a network is to predict properties of."""
+
+from typing import Any
+
+import numpy as np
+
+from egnn_jax._extras import require
+from egnn_jax.experiments._options import shown
+from egnn_jax.graph import _validation
+
+
+def listed(structures: Any) -> list[Any]:
+    """One or several structures as a list.
+
+    Raises:
+      ValueError: there are none, or one is no structure.
+    """
+    one = hasattr(structures, "positions") or not np.iterable(structures)
+    several = [structures] if one or isinstance(structures, str) else list(structures)
+    if not several:
+        raise ValueError("structures is empty; expected at least one")
+    for k, structure in enumerate(several):
+        if not hasattr(structure, "positions"):
+            raise ValueError(
+                f"structure {k} is {shown(structure)}; expected ASE's Atoms, or an object with "
+                "positions, and with numbers or symbols"
+            )
+    return several
+
+
+def molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Atomic numbers (M,) and positions (M, 3).
+
+    Raises:
+      ValueError: there are no atoms, they are periodic, or numbers or positions are none.
+    """
+    positions = _validation.points(f"positions of structure {k}", positions)
+    numbers = getattr(structure, "numbers", None)
+    if numbers is None:
+        numbers = _numbers_of(getattr(structure, "symbols", None), k)
+    numbers = _validation.host(f"numbers of structure {k}", numbers)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise ValueError(
+            f"numbers of structure {k} have shape {numbers.shape} and dtype {numbers.dtype}; "
+            "expected atomic numbers (M,)"
+        )
+    if not len(numbers) or positions.shape != (len(numbers), 3):
+        raise ValueError(
+            f"structure {k} has positions {positions.shape} of {len(numbers)} atoms; expected "
+            "(M, 3) of at least one"
+        )
+    if not ((numbers >= 0) & (numbers < _validation.NUM_KINDS)).all():
+        raise ValueError(f"structure {k} has numbers {shown(numbers.tolist())}; expected 0 to 118")
+    if np.any(getattr(structure, "pbc", False)):
+        raise ValueError(f"structure {k} is periodic; expected a molecule")
+    return numbers.astype(np.int32), positions
+
+
+def _numbers_of(symbols: Any, k: int) -> list[int]:
+    require("ase")
+    from ase.data import atomic_numbers
+
+    if not np.iterable(symbols):
+        raise ValueError(f"structure {k} has neither numbers nor symbols; expected one of them")
+    if unknown := [s for s in symbols if not isinstance(s, str) or s not in atomic_numbers]:
+        raise ValueError(f"structure {k} has the symbol {shown(unknown[0])}; expected an element")
+    return [atomic_numbers[symbol] for symbol in symbols]

@@ -1,0 +1,34 @@
+"""More epochs for a run that was finished or stopped, where they mean the same as in one go."""
+
+import dataclasses
+
+from egnn_jax.experiments.config import Config
+from egnn_jax.training.checkpoint import RunFolder
+
+
+def extend(run: RunFolder, before: Config, config: Config) -> None:
+    """Give the run of a folder more epochs, where that is all that its new config asks for.
+
+    With a constant learning rate (after its warm-up) the run goes on as if it had been started with
+    the epochs of ``config``.
+
+    Raises:
+      ValueError: the config has fewer epochs, the learning rate depends on their number, or another
+        process trains here.
+    """
+    same_otherwise = dataclasses.replace(before, epochs=config.epochs) == config
+    if not same_otherwise or config.epochs == before.epochs:
+        return
+    if config.epochs < before.epochs:
+        raise ValueError(
+            f"{run.path} holds a run of {before.epochs} epochs and the config has "
+            f"{config.epochs}; expected as many or more, or another folder"
+        )
+    if config.optimizer.schedule != "constant":
+        raise ValueError(
+            f"{run.path} holds a run of {before.epochs} epochs with the schedule "
+            f"{config.optimizer.schedule!r}, whose learning rates are others in a run of "
+            f"{config.epochs} epochs: going on would give neither run. Expected another folder for "
+            f"the longer run, which may start from these weights: --init {run.path}"
+        )
+    run.extend(config.epochs)

@@ -1,0 +1,72 @@
+"""Checks of the arrays of a graph: shapes and dtypes, and not values, which may be traced."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def require_arrays(graph: Any) -> None:
+    """Raise ValueError where the arrays of a graph with nodes and edges do not fit together."""
+    nodes, edges = graph.nodes, graph.edges
+    shape: Any = _shape(nodes.x) or ()
+    _require("nodes.x", nodes.x, len(shape) == 2, "(N, n)", jnp.floating)
+    require_lists(graph)
+    size = graph.receivers.shape
+    if nodes.h is not None:
+        given = _shape(nodes.h) or ()
+        kind = jnp.integer if len(given) == 1 else jnp.floating
+        words = f"({shape[0]}, F), or kinds ({shape[0]},)"
+        _require("nodes.h", nodes.h, given[:1] == shape[:1], words, kind)
+    if nodes.v is not None:
+        _require("nodes.v", nodes.v, _shape(nodes.v) == shape, f"{shape}, as x", jnp.floating)
+    for name, array in (("edges.a", edges.a), ("edges.shift", edges.shift)):
+        if array is not None:
+            given = _shape(array) or ()
+            fits = len(given) >= 2 and given[:1] == size
+            _require(name, array, fits, f"({size[0]}, width)", jnp.floating)
+    labels = [("nodes.y", nodes.y, shape[0])]
+    for name in ("y", "cell", "stress"):
+        labels.append((f"globals.{name}", getattr(graph.globals, name, None), len(graph.n_node)))
+    for name, array, rows in labels:
+        if array is not None:
+            fits = (_shape(array) or ())[:1] == (rows,)
+            kind = np.bool_ if getattr(array, "dtype", None) == np.dtype(bool) else jnp.number
+            _require(name, array, fits, f"({rows}, …)", kind)
+
+
+def require_lists(graph: Any) -> None:
+    """Raise ValueError where the lists of edges and counts are none."""
+    for name, other, of in (("receivers", "senders", "edge"), ("n_node", "n_edge", "graph")):
+        for each in (name, other):
+            array, like = getattr(graph, each), getattr(graph, name)
+            if each == "n_edge" and array is None:  # no function needs it but those of batches
+                continue
+            fits = _shape(array) is not None and len(_shape(array)) == 1
+            words = f"of integers, one for each {of}"
+            _require(each, array, fits and _shape(array) == _shape(like), words, jnp.integer)
+
+
+def _shape(array: Any) -> Any:
+    """The shape of what has one, else None."""
+    return array.shape if hasattr(array, "dtype") else None
+
+
+def _require(name: str, array: Any, fits: bool, shape: str, kind: Any) -> None:
+    dtype = getattr(array, "dtype", None)
+    unfit = dtype is None or not jnp.issubdtype(dtype, kind)
+    if not fits or unfit or isinstance(array, np.ma.MaskedArray):
+        found = type(array).__name__ if dtype is None else f"{dtype} of shape {_shape(array)}"
+        raise ValueError(f"{name} is {found}; expected an array {shape}, {kind.__name__}")
+
+
+def require_rows(name: str, values: Any, rows: int, of: str, kind: Any = jnp.number) -> None:
+    """Raise ValueError for what are no numbers (rows, …)."""
+    dtype, shape = getattr(values, "dtype", None), _shape(values) or ()
+    unfit = dtype is None or not jnp.issubdtype(dtype, kind)
+    if unfit or shape[:1] != (rows,) or isinstance(values, np.ma.MaskedArray):
+        found = type(values).__name__ if dtype is None else f"{dtype} of shape {shape}"
+        raise ValueError(
+            f"{name} is {found}; expected an array of {kind.__name__} type, ({rows}, …), a row for "
+            f"each {of}"
+        )

@@ -1,0 +1,27 @@
+"""JAX after a fork: its threads are not in the child, where any computation waits for ever."""
+
+import os
+from typing import Any
+
+from jax._src import xla_bridge  # no public function says whether JAX has run
+
+_cut_off = False
+
+
+def require_usable_jax() -> None:
+    """Raise RuntimeError in a process that was forked from one in which JAX had run."""
+    if _cut_off:
+        raise RuntimeError(
+            "this process was forked from one in which JAX had run, and JAX would wait for ever; "
+            "expected a new process: multiprocessing.get_context('spawn') or 'forkserver'"
+        )
+
+
+def _after_fork() -> None:
+    global _cut_off
+    backends: Any = getattr(xla_bridge, "_backends", None)
+    _cut_off = _cut_off or bool(backends)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

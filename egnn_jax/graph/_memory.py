@@ -1,0 +1,39 @@
+"""How much memory a large graph takes, before it is taken."""
+
+import os
+import warnings
+from pathlib import Path
+
+_SAID = 2**30
+"""What takes more bytes than this is said."""
+
+
+def require_memory(what: str, size: int) -> None:
+    """Warn of what takes more than 1 GB.
+
+    Raises:
+      ValueError: it takes more than the machine has.
+    """
+    if size <= _SAID:
+        return
+    total = total_memory()
+    if size > total:
+        raise ValueError(f"{what} takes {_gb(size)}; expected at most {_gb(total)}, all there is")
+    warnings.warn(f"{what} takes {_gb(size)} of the {_gb(total)} there are", stacklevel=4)
+
+
+def total_memory() -> int:
+    """The bytes of memory that this process may use: the machine's, or its container's."""
+    sizes = []
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            sizes.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # there is no such limit
+            continue
+    return min(sizes, default=2**63)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB of memory"

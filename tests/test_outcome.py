@@ -1,0 +1,73 @@
+"""What a run says of its numbers, and what more epochs mean for it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from egnn_jax.cli import main
+from egnn_jax.experiments.run import load, train
+from egnn_jax.training.checkpoint import RunFolder
+from tests.helpers import equal_runs, tiny
+
+
+def test_more_epochs_equal_those_in_one_go(tmp_path):
+    short = train(tiny(epochs=2), tmp_path / "run")
+    train(tiny(epochs=3), tmp_path / "run")
+    long = train(tiny(epochs=4), tmp_path / "run")
+    assert long == train(tiny(epochs=4), tmp_path / "run")
+    assert len(RunFolder(tmp_path / "run").history()) == 4
+    assert long["metrics"] != short["metrics"]
+    assert load(tmp_path / "run")[0] == tiny(epochs=4)
+    train(tiny(epochs=4), tmp_path / "straight")
+    equal_runs(tmp_path / "run", tmp_path / "straight")
+
+
+def test_an_extension_that_was_stopped_still_has_its_checkpoints(tmp_path):
+    train(tiny(epochs=2), tmp_path / "run")
+    RunFolder(tmp_path / "run").extend(4)
+    config, _, _ = load(tmp_path / "run")  # checks the SHA-256 of the checkpoint
+    assert config.epochs == 4
+    train(config, tmp_path / "run")
+    train(tiny(epochs=4), tmp_path / "straight")
+    equal_runs(tmp_path / "run", tmp_path / "straight")
+
+
+def test_epochs_that_would_mean_something_else_are_refused(tmp_path):
+    cosine = {"schedule": "cosine", "learning_rate": 1e-2}
+    train(tiny(epochs=2, optimizer=cosine), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"going on would give neither run.* --init .*run"):
+        train(tiny(epochs=4, optimizer=cosine), tmp_path / "run")
+    with pytest.raises(ValueError, match="a run of 2 epochs and the config has 1; expected as"):
+        train(tiny(epochs=1, optimizer=cosine), tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings"):
+        train(tiny(epochs=4), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").result()["metrics"]
+
+
+def test_an_explosion_is_said_and_what_was_good_is_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--task.train-size", "20", "--batch-size", "10", "--eval-every", "1"]
+    options += ["--model.features", "4", "--model.layers", "1", "--epochs", "5", "--run", "run"]
+    for _ in range(2):  # the second time the result is read
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "nbody/egnn", *options, "--optimizer.learning-rate", "3"])
+        assert "the training exploded" in str(stop.value)
+        said = capsys.readouterr().err
+        assert "worse than" in said
+        assert "of a trivial answer (no motion)" in said
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["exploded"] is True
+    assert len(result["notes"]) == 2
+    assert np.isfinite(result["metrics"]["valid"]["mse"])
+
+
+def test_a_good_run_has_nothing_to_say(tmp_path):
+    result = train(tiny(epochs=4), tmp_path / "run")
+    data = tiny().task.samples("valid").arrays
+    still = np.mean((data.x - data.target) ** 2)
+    np.testing.assert_allclose(result["trivial"]["mse"], still, rtol=1e-5)
+    assert result["trivial"]["answer"] == "no motion"
+    assert result["metrics"]["valid"]["mse"] < still
+    assert "notes" not in result
+    assert "exploded" not in result
