@@ -185,7 +185,7 @@ def test_edges_carry_their_kind_of_bond(data, options):
     for k in range(4):
         number = list(SMILES)[k % 3]
         z, _, kinds = MOLECULES[number]
-        graph = task.graph(egnn.GraphDataset([samples[k]]).pack(np.array([0])))
+        graph = task.graph(samples.pack(np.array([k])))
         real = slice(int(graph.n_edge[0]))
         i, j = np.asarray(graph.receivers[real]), np.asarray(graph.senders[real])
         a, x = np.asarray(graph.edges.a[real]), np.asarray(graph.nodes.x)

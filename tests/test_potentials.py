@@ -31,7 +31,12 @@ BACKBONES = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=BACKBONES.values(), ids=BACKBONES.keys())
+@pytest.fixture(
+    params=[
+        pytest.param(model, id=name, marks=pytest.mark.slow if name == "dimenetpp" else ())
+        for name, model in BACKBONES.items()
+    ]
+)
 def backbone(request, x64):
     return request.param
 

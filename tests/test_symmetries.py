@@ -113,13 +113,27 @@ def slow_and_alike(model, options):
     return slow_to_compile(model, options) and not small
 
 
+def marked(*case, slow):
+    return pytest.param(*case, marks=pytest.mark.slow if slow else ())
+
+
+OF_TABLE3 = (*HEAVY[2:], egnn.NMP, egnn.LieConv)
+"""Their golden values and symmetries run in each ``make test``, the rest in ``make test-all``."""
 every_model = pytest.mark.parametrize(
     ("model", "options"),
+    [marked(*case, slow=slow_to_compile(*case)) for case in [*CASES, HIGH_DEGREE]],
+    ids=describe,
+)
+most_models = pytest.mark.parametrize(
+    ("model", "options"),
     [
-        pytest.param(*case, marks=pytest.mark.slow if slow_to_compile(*case) else ())
-        for case in [*CASES, HIGH_DEGREE]
+        marked(model, options, slow=slow_to_compile(model, options) or model in OF_TABLE3)
+        for model, options in [*CASES, HIGH_DEGREE]
     ],
     ids=describe,
+)
+most_defaults = pytest.mark.parametrize(
+    "model", [marked(model, slow=model in OF_TABLE3) for model in MODELS], ids=describe
 )
 
 
@@ -236,14 +250,14 @@ def test_order_and_padding_do_not_matter(x64, model, options):
         testing.assert_padding_invariant(apply, graph)
 
 
-@every_model
+@most_models
 def test_derivatives_are_finite_where_nodes_coincide(x64, model, options):
     graph = testing.random_graph()
     model, params, _ = build(model, options, graph)
     testing.assert_finite_gradients(model.apply, graph, params)
 
 
-@every_model
+@most_models
 def test_jit_and_vmap_give_the_same(x64, model, options):
     first = testing.random_graph(sizes=(4,))
     stack = [
@@ -258,7 +272,7 @@ def test_jit_and_vmap_give_the_same(x64, model, options):
     chex.assert_trees_all_close(jax.jit(apply)(first), apply(first), rtol=1e-10)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=describe)
+@most_defaults
 def test_senders_in_other_cells(x64, model):
     graph = testing.random_graph(padding=False)
     shift = jax.random.normal(jax.random.key(0), (graph.senders.shape[0], 3))
@@ -270,7 +284,7 @@ def test_senders_in_other_cells(x64, model):
         testing.assert_equivariant(apply, graph, **moves(model, {}))
 
 
-@pytest.mark.parametrize("model", MODELS, ids=describe)
+@most_defaults
 def test_mixed_precision_computes_in_bfloat16_and_moves_in_float32(model):
     graph = testing.random_graph()
     model, params, apply = build(model, {}, graph)
