@@ -118,13 +118,10 @@ def marked(*case, slow):
 
 
 OF_TABLE3 = (*HEAVY[2:], egnn.NMP, egnn.LieConv)
-"""Their golden values and symmetries run in each ``make test``, the rest in ``make test-all``."""
+"""Their golden values and the symmetry of their defaults run in each ``make test``, the rest in
+``make test-all``.
+"""
 every_model = pytest.mark.parametrize(
-    ("model", "options"),
-    [marked(*case, slow=slow_to_compile(*case)) for case in [*CASES, HIGH_DEGREE]],
-    ids=describe,
-)
-most_models = pytest.mark.parametrize(
     ("model", "options"),
     [
         marked(model, options, slow=slow_to_compile(model, options) or model in OF_TABLE3)
@@ -132,7 +129,7 @@ most_models = pytest.mark.parametrize(
     ],
     ids=describe,
 )
-most_defaults = pytest.mark.parametrize(
+every_default = pytest.mark.parametrize(
     "model", [marked(model, slow=model in OF_TABLE3) for model in MODELS], ids=describe
 )
 
@@ -197,7 +194,7 @@ EQUIVARIANT = [(model, options) for model, options in CASES if model.symmetry !=
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [pytest.param(*c, marks=pytest.mark.slow if slow_and_alike(*c) else ()) for c in EQUIVARIANT],
+    [marked(*c, slow=slow_and_alike(*c) or (c[0] in OF_TABLE3 and c[1])) for c in EQUIVARIANT],
     ids=describe,
 )
 def test_equivariant(x64, model, options):
@@ -210,7 +207,7 @@ def test_equivariant(x64, model, options):
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [pytest.param(*c, marks=pytest.mark.slow if c[1] else ()) for c in EQUIVARIANT],
+    [marked(*c, slow=c[1] or c[0] in OF_TABLE3) for c in EQUIVARIANT],
     ids=describe,
 )
 def test_equivariant_in_float32(model, options):
@@ -226,7 +223,11 @@ def test_equivariant_in_every_dimension(x64, model, options):
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [case for case in CASES if case[0].symmetry in ("T(n)", "none")],
+    [
+        marked(*case, slow=case[0] in OF_TABLE3 and case[1])
+        for case in CASES
+        if case[0].symmetry in ("T(n)", "none")
+    ],
     ids=describe,
 )
 def test_what_claims_no_rotations_has_none(x64, model, options):
@@ -250,14 +251,14 @@ def test_order_and_padding_do_not_matter(x64, model, options):
         testing.assert_padding_invariant(apply, graph)
 
 
-@most_models
+@every_model
 def test_derivatives_are_finite_where_nodes_coincide(x64, model, options):
     graph = testing.random_graph()
     model, params, _ = build(model, options, graph)
     testing.assert_finite_gradients(model.apply, graph, params)
 
 
-@most_models
+@every_model
 def test_jit_and_vmap_give_the_same(x64, model, options):
     first = testing.random_graph(sizes=(4,))
     stack = [
@@ -272,7 +273,7 @@ def test_jit_and_vmap_give_the_same(x64, model, options):
     chex.assert_trees_all_close(jax.jit(apply)(first), apply(first), rtol=1e-10)
 
 
-@most_defaults
+@every_default
 def test_senders_in_other_cells(x64, model):
     graph = testing.random_graph(padding=False)
     shift = jax.random.normal(jax.random.key(0), (graph.senders.shape[0], 3))
@@ -284,7 +285,7 @@ def test_senders_in_other_cells(x64, model):
         testing.assert_equivariant(apply, graph, **moves(model, {}))
 
 
-@most_defaults
+@every_default
 def test_mixed_precision_computes_in_bfloat16_and_moves_in_float32(model):
     graph = testing.random_graph()
     model, params, apply = build(model, {}, graph)
