@@ -146,10 +146,10 @@ def test_models_form_differences_before_they_round(name, rng):
     x = rng.integers(-256, 256, (6, 3)).astype(np.float32) / 256
     v = rng.standard_normal((6, 3)).astype(np.float32)
     model = egnn.MODELS[name]()
-    graph = egnn.complete_graph(x, v=v)
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
     if getattr(model, "layers", 1) > 1:
         model = model.clone(layers=1)  # later layers see x after it was rounded
+    graph = egnn.complete_graph(x, v=v)
+    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
     here = model.apply(params, graph)
     moved = graph._replace(nodes=graph.nodes.replace(x=graph.nodes.x + 4096))
     there = model.apply(params, moved)
