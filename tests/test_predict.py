@@ -8,7 +8,6 @@ import pytest
 from rdkit import Chem
 
 from egnn_jax.data import _embedding, qm9, structures
-from egnn_jax.experiments import predict as predicting
 from egnn_jax.experiments.predict import predict
 
 WATER = "3\n{}\nO 0 0 0.1174\nH 0 0.7572 -0.4696\nH 0 -0.7572 -0.4696\n"
@@ -104,11 +103,11 @@ def test_an_unknown_kind_of_file_is_refused_before_any_work(folder, monkeypatch,
 
 def test_few_molecules_start_no_processes(folder, monkeypatch):
     monkeypatch.setattr(_embedding, "ProcessPoolExecutor", None)
-    lines = "\n".join("O" for _ in range(predicting.MANY - 1))
+    lines = "\n".join("O" for _ in range(structures.MANY - 1))
     (folder / "few.smi").write_text(lines, encoding="utf-8")
     predict(["few.smi"])
     (folder / "more.smi").write_text(f"{lines}\nO", encoding="utf-8")
-    monkeypatch.setattr(predicting.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(_embedding.os, "sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(TypeError, match="NoneType"):
         predict(["more.smi"])
 
@@ -116,7 +115,7 @@ def test_few_molecules_start_no_processes(folder, monkeypatch):
 def test_many_molecules_in_several_processes(folder, monkeypatch):
     bars = []
     monkeypatch.setattr("tqdm_loggable.auto.tqdm", lambda each, **bar: bars.append(bar) or each)
-    monkeypatch.setattr(predicting.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(_embedding.os, "sched_getaffinity", lambda _: {0, 1})
     texts = ["CCO", "O", "c1cccc1", "CC#N", "watr", "C1CC1"] * 12
     lines = "\n".join(f"{text} m{k}" for k, text in enumerate(texts))
     (folder / "many.smi").write_text(lines, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +23,8 @@ MOST_SMILES = 2_000
 """The largest number of characters of a SMILES or InChI."""
 SECONDS = 30
 """How long a geometry is sought."""
+MANY = 50
+"""From so many molecules without a geometry on, several processes make these."""
 _CHUNK = 10
 _FORMULAS = {
     "CO": ("methanol", "carbon monoxide is [C-]#[O+]"),
@@ -120,6 +123,14 @@ def remark(text: str, formula: str) -> str:
         name, other = _FORMULAS[text]
         return f"{text} is read as a SMILES, {name} ({formula}), not as a formula: {other}"
     return f"{text} is read as a SMILES, {formula}, not as a formula"
+
+
+def useful_processes(waiting: int) -> int:
+    """How many processes make the geometries of so many molecules the fastest; 1 for no new one."""
+    if waiting < MANY:  # in less time than new processes take to start
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 2 * waiting // MANY)
 
 
 def made(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +12,18 @@ import numpy as np
 from egnn_jax.data import structures
 from egnn_jax.data.cache import cached_arrays, default_folder
 
-_FEW = 20
-"""The geometries of so many molecules are made without another process."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PropertyTable:
     """S molecules of ΣM atoms, and what their file says of them.
 
     Args:
-      name: of each molecule (S,).
       n_atoms: (S,).
       atomic_numbers: (ΣM,).
       positions: (ΣM, 3) in Å.
       values: text (S,) by the name of a column, "" where it is missing.
     """
 
-    name: np.ndarray
     n_atoms: np.ndarray
     atomic_numbers: np.ndarray
     positions: np.ndarray
@@ -68,7 +62,6 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
     made = cached_arrays(kept, lambda: _geometries(entries, path))
     usable = [entries[k] for k in made["row"]]
     return PropertyTable(
-        name=np.array([entry.name for entry in usable]),
         n_atoms=made["n_atoms"],
         atomic_numbers=made["atomic_numbers"],
         positions=made["positions"],
@@ -84,8 +77,8 @@ def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
     from ase.data import atomic_numbers
     from tqdm_loggable.auto import tqdm
 
-    processes = 1 if len(entries) <= _FEW else len(os.sched_getaffinity(0))
-    made = structures.made(entries, processes, conformers=1)
+    waiting = sum(isinstance(entry, structures.Smiles) for entry in entries)
+    made = structures.made(entries, structures.useful_processes(waiting), conformers=1)
     rows, found, refused = [], [], []
     for k, one in enumerate(tqdm(made, total=len(entries), unit="molecule", desc=path.name)):
         if isinstance(one, structures.Refused):

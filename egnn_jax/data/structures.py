@@ -10,9 +10,11 @@ import numpy as np
 from egnn_jax._files import printable
 from egnn_jax.data import _embedding, _structure_files, qm9
 from egnn_jax.data._embedding import CONFORMERS as CONFORMERS
+from egnn_jax.data._embedding import MANY as MANY
 from egnn_jax.data._embedding import Smiles as Smiles
 from egnn_jax.data._embedding import from_smiles as from_smiles
 from egnn_jax.data._embedding import made as made
+from egnn_jax.data._embedding import useful_processes as useful_processes
 from egnn_jax.data._structure import MOST_ATOMS
 from egnn_jax.data._structure import Refused as Refused
 from egnn_jax.data._structure import Structure as Structure

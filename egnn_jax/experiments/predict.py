@@ -1,6 +1,5 @@
 """Properties of molecules of anyone's by a trained network, as a table."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +22,6 @@ BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
 
 SHOWN = 20
 """How many molecules are printed."""
-MANY = 50
-"""From so many molecules without a geometry on, several processes make these."""
 
 
 class _Numbers(NamedTuple):
@@ -116,14 +113,12 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
         except ValueError as error:
             failures.append(str(error))
     waiting = sum(isinstance(entry, Smiles) for entry in entries)
-    if waiting < MANY:  # in less time than new processes take to start
+    if waiting < structures.MANY:
         return list(structures.made(entries)), failures
     from tqdm_loggable.auto import tqdm
 
     show_progress_lines()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processes = min(cores or 1, 2 * waiting // MANY)
-    made = structures.made(entries, processes)
+    made = structures.made(entries, structures.useful_processes(waiting))
     return list(tqdm(made, total=len(entries), unit="molecule", desc="geometries")), failures
 
 

@@ -178,6 +178,7 @@ def torch_calculator() -> Any:
     forces = torch_forces()
 
     class SchNetCalculator(Calculator):
+        # ASE declares it without ClassVar, which no subclass may add.
         implemented_properties = ["energy", "forces"]  # noqa: RUF012
 
         def calculate(
