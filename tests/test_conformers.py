@@ -44,6 +44,7 @@ def few(numbers):
     )
 
 
+@pytest.mark.slow
 def test_qm9_in_mmff94_geometries(tmp_path, monkeypatch):
     data = few([3, 8, 3_548, 5_000])
     smiles = qm9_mmff94.smiles_of_package() | {3_548: "C"}  # of another formula
@@ -68,6 +69,7 @@ def test_qm9_in_mmff94_geometries(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.positions, made.positions)
 
 
+@pytest.mark.slow
 def test_trained_on_all_conformers_and_averaged_over_them(tmp_path):
     data = few([3, 8, 21, 5_000, 5_001, 5_002])
     data = dataclasses.replace(data, splits={s: np.arange(6) for s in qm9.SPLITS})

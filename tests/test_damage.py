@@ -52,7 +52,7 @@ def start():
     return start
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_equals_an_undisturbed_one(tmp_path, start, monkeypatch, kills):
     config = tiny(epochs=1_500, eval_every=10, chunk_steps=4)
     train(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
@@ -78,6 +78,7 @@ def test_a_killed_run_equals_an_undisturbed_one(tmp_path, start, monkeypatch, ki
     equal_runs(tmp_path / "straight", folder)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path, start):
     config = tiny(model={"name": "egnn", "features": 64, "layers": 4}, epochs=12, eval_every=3)
     train(config, tmp_path / "straight")
@@ -170,7 +171,7 @@ def test_what_a_damaged_checkpoint_says_to_do_helps(finished, tmp_path):
     (folder / "result.json").unlink()
     with pytest.raises(
         ValueError,
-        match=r"checkpoints/last/8 .* the same training command goes on from the checkpoint "
+        match=r"checkpoints/last/8 .* the same training command goes on from the one "
         r"before it",
     ):
         train(tiny(), folder)

@@ -300,3 +300,27 @@ def test_the_history_of_a_resumed_run_is_whole(tmp_path):
     with pytest.raises(RuntimeError):
         fit([Stop()])
     assert [entry["epoch"] for entry in fit([egnn.Callback()]).history] == [1, 2, 3, 4]
+
+
+def test_more_epochs_equal_those_in_one_go_where_nothing_else_differs(tmp_path):
+    loader = egnn.ArrayDataset({"a": np.arange(6, dtype=np.float32)[:, None]}).loader(2)
+
+    def loss(params, batch, key):
+        return jnp.mean((params["w"] - batch["a"]) ** 2), {}
+
+    def fit(optimizer, epochs, folder):
+        return egnn.fit(
+            loss, {"w": jnp.ones(1)}, loader, loader, optimizer, epochs=epochs, folder=folder
+        )
+
+    adam = optax.adam(0.1)
+    for epochs in (2, 3, 5):
+        extended = fit(adam, epochs, tmp_path / "extended")
+    straight = fit(adam, 5, tmp_path / "straight")
+    assert extended.params["w"] == straight.params["w"]
+    assert [entry["epoch"] for entry in extended.history] == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="a run of 5 epochs; expected as many or more, not 4"):
+        fit(adam, 4, tmp_path / "extended")
+    fit(optax.adam(optax.cosine_decay_schedule(0.1, 6)), 2, tmp_path / "cosine")
+    with pytest.raises(ValueError, match="other settings"):  # its learning rates would be others
+        fit(optax.adam(optax.cosine_decay_schedule(0.1, 9)), 3, tmp_path / "cosine")

@@ -17,7 +17,7 @@ MODELS = [egnn.FuchsTFN(**SMALL), egnn.FuchsSE3Transformer(**SMALL, heads=2, div
 
 def build(model, graph):
     params = jax.eval_shape(model.init, jax.random.key(0), graph)
-    return partial(model.apply, testing.randomise_parameters(params))
+    return jax.jit(partial(model.apply, testing.randomise_parameters(params)))
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -64,8 +64,10 @@ def test_it_gives_what_the_calculator_gives(x64, fractional):
 
 @pytest.mark.parametrize(
     "model",
-    [egnn.PaiNN(features=6, layers=2, basis=4, cutoff=CUTOFF),
-     egnn.TensorNet(features=6, layers=1, basis=4, cutoff=CUTOFF),
+    [pytest.param(egnn.PaiNN(features=6, layers=2, basis=4, cutoff=CUTOFF), marks=pytest.mark.slow),
+     pytest.param(
+         egnn.TensorNet(features=6, layers=1, basis=4, cutoff=CUTOFF), marks=pytest.mark.slow
+     ),
      egnn.SchNet(features=6, layers=2, gaussians=5, cutoff=CUTOFF)],
     ids=lambda model: type(model).__name__,
 )  # fmt: skip

@@ -91,6 +91,7 @@ def test_a_step_moves_the_statistics_as_its_micro_batches_do(independent):
     )
 
 
+@pytest.mark.slow
 def test_turning_molecules_changes_the_loss_of_what_is_not_equivariant():
     turned = dataclasses.replace(TASK, augment=True)
     for model, changes in (

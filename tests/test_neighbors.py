@@ -244,6 +244,9 @@ def test_neighbors_are_sought_in_float64():
         graph = egnn.radius_graph(x, 1.0)
     pairs = sorted(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True))
     assert pairs == [(0, 1), (1, 0), (1, 2), (2, 1)]
+    with pytest.warns(UserWarning, match="neighbors are up to 0.9 apart: distances are rounded"):
+        nearest = egnn.knn_graph(x, 1)
+    assert nearest.senders.tolist() == [1, 2, 1]
 
 
 @pytest.mark.parametrize("skew", [0.0, 3.0, 30.0])

@@ -2,13 +2,18 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase.data import atomic_masses
 from rdkit import Chem
 
+import egnn_jax as egnn
 from egnn_jax.data import _embedding, qm9, structures
 from egnn_jax.experiments.predict import predict
+from egnn_jax.experiments.pretrained import Pretrained
+from egnn_jax.experiments.task import Task
 
 WATER = "3\n{}\nO 0 0 0.1174\nH 0 0.7572 -0.4696\nH 0 -0.7572 -0.4696\n"
 SOURCES = ["w.xyz", "c1ccccc1", "a.smi", "[CH3]"]
@@ -147,3 +152,23 @@ def test_sources_that_cannot_be_read_cost_no_other_and_messages_are_short(folder
         predict(bad)
     assert len(str(error.value)) <= 500
     assert str(error.value).isprintable()
+
+
+class Weight(Task):
+    """A task of a user's own: what a molecule weighs, which no network is needed for."""
+
+    columns, units, elements = ("weight",), {"weight": "u"}, ("H", "C", "O")  # pyright: ignore
+
+    def properties(self, apply, params, n_atoms, atomic_numbers, positions):
+        starts = np.cumsum(n_atoms) - n_atoms
+        return np.add.reduceat(atomic_masses[atomic_numbers], starts)[:, None]
+
+
+def test_a_task_of_ones_own_predicts(capsys, monkeypatch):
+    model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Weight()), {})  # pyright: ignore
+    monkeypatch.setattr("egnn_jax.experiments.predict.load_pretrained", lambda name: model)
+    predict(["CCO", "N"], "own")
+    printed = capsys.readouterr().out
+    assert "| weight (u) | outside training |" in printed
+    assert "| CCO | C2H6O | MMFF94 (mean of 4) | 46.069 | no |" in printed
+    assert "| N | H3N | MMFF94 | – | it has N; training has H, C, O |" in printed

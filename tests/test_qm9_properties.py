@@ -106,6 +106,7 @@ def test_the_readout_is_invariant(x64, encoder):
     testing.assert_permutation_equivariant(energies, graph)
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_and_its_file_predicts_without_the_data(tmp_path):
     config = dataclasses.replace(
         configs.load("qm9/painn"),

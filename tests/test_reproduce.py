@@ -31,6 +31,7 @@ def test_reproduce_table2(place):
     assert (place / "runs/report/table2.png").exists()
 
 
+@pytest.mark.slow
 def test_reproduce_figure5(place):
     out = script(
         "reproduce.py",

@@ -39,6 +39,7 @@ PLAIN = jraph.GraphsTuple(
         lambda g: egnn.sum_nodes(g, np.ones((3, 1))), lambda g: egnn.transform(g, np.eye(2)),
         lambda g: egnn.sum_at_receivers(g, np.ones((1, 1))),
         lambda g: egnn.edge_vectors(g, g.nodes),
+        lambda g: egnn.Potential(egnn.EGNN()).init(jax.random.key(0), g),
         *[lambda g, m=m: egnn.MODELS[m]().init(jax.random.key(0), g) for m in sorted(egnn.MODELS)],
     ],
 )  # fmt: skip
@@ -140,7 +141,13 @@ def test_memory_of_a_complete_graph_is_said_before_it_is_taken(monkeypatch):
 MODELS = [name for name in sorted(egnn.MODELS) if name != "gnn"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("egnn", "schnet") else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def test_models_form_differences_before_they_round(name, rng):
     """On a grid of 1/256 differences are exact, wherever the graph is."""
     x = rng.integers(-256, 256, (6, 3)).astype(np.float32) / 256

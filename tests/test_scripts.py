@@ -225,7 +225,7 @@ def test_overrides_choose_the_default_folder():
         (["evaluate.py", "runs"], "runs is no run"),
         (
             ["predict.py", "O", "--model", "runs/nbody/linear"],
-            "a run of NBody; expected one on QM9",
+            "a run of NBody, which predicts no properties",
         ),
         (["predict.py", "no.xyz"], "no.xyz is no file"),
         (["report.py", "runs/none"], "runs/none is no run"),

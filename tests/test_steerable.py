@@ -29,7 +29,11 @@ def features_of(graph, kind, seed=0):
 
 @pytest.mark.parametrize(
     "layer",
-    [TFNLayer(4, 2, 3), TFNLayer(4, 2, 3, "ignored"), AttentionLayer(4, 2, 3, 2)],
+    [
+        TFNLayer(4, 2, 3),
+        pytest.param(TFNLayer(4, 2, 3, "ignored"), marks=pytest.mark.slow),
+        AttentionLayer(4, 2, 3, 2),
+    ],
     ids=lambda m: type(m).__name__,
 )
 def test_a_layer_turns_random_irreps_as_e3nn_does(x64, layer):
@@ -109,7 +113,9 @@ def test_one_tfn_layer_is_its_formula_in_loops(x64):
 
 
 @pytest.mark.parametrize(
-    "model", [egnn.TFN(6, 2), egnn.SE3Transformer(6, 2)], ids=lambda m: type(m).__name__
+    "model",
+    [egnn.TFN(6, 2), pytest.param(egnn.SE3Transformer(6, 2), marks=pytest.mark.slow)],
+    ids=lambda m: type(m).__name__,
 )
 def test_parity_decides_about_reflections(x64, model):
     graph = testing.random_graph()

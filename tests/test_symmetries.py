@@ -90,47 +90,26 @@ CASES = [(model, options) for model in MODELS for options in variants(model)]
 HIGH_DEGREE = (egnn.SE3Transformer, {"degree": 3})
 """Takes minutes to compile."""
 
-
 HEAVY = (
-    egnn.TFN, egnn.SE3Transformer, egnn.FuchsTFN, egnn.FuchsSE3Transformer, egnn.Cormorant,
-    egnn.L1Net, egnn.DimeNetPP,
+    egnn.TFN, egnn.SE3Transformer, egnn.TensorNet, egnn.DimeNetPP, egnn.NMP, egnn.Cormorant,
+    egnn.L1Net, egnn.LieConv, egnn.FuchsTFN, egnn.FuchsSE3Transformer,
 )  # fmt: skip
-"""Half a minute to compile with all that a test needs."""
-TELLING = {"parity", "self_pairs", "padded_nodes", "update_coordinates", "forces"}
-"""Options of Table 3's heavy models that change what is multiplied; the others change sizes and
-scales.
+"""Up to half a minute to compile with all that a test needs. Their golden values and the symmetry
+of their defaults are tested in each ``make test``, the rest in ``make test-all``.
 """
-
-
-def slow_to_compile(model, options):
-    """Heavy models in other options than the default."""
-    return bool(options) and model in HEAVY
-
-
-def slow_and_alike(model, options):
-    """As :func:`slow_to_compile`, without options that may well break a symmetry."""
-    small = model in (egnn.TFN, egnn.SE3Transformer) or options.keys() <= TELLING
-    return slow_to_compile(model, options) and not small
 
 
 def marked(*case, slow):
     return pytest.param(*case, marks=pytest.mark.slow if slow else ())
 
 
-OF_TABLE3 = (*HEAVY[2:], egnn.NMP, egnn.LieConv)
-"""Their golden values and the symmetry of their defaults run in each ``make test``, the rest in
-``make test-all``.
-"""
 every_model = pytest.mark.parametrize(
     ("model", "options"),
-    [
-        marked(model, options, slow=slow_to_compile(model, options) or model in OF_TABLE3)
-        for model, options in [*CASES, HIGH_DEGREE]
-    ],
+    [marked(*case, slow=case[1] or case[0] in HEAVY) for case in [*CASES, HIGH_DEGREE]],
     ids=describe,
 )
 every_default = pytest.mark.parametrize(
-    "model", [marked(model, slow=model in OF_TABLE3) for model in MODELS], ids=describe
+    "model", [marked(model, slow=model in HEAVY) for model in MODELS], ids=describe
 )
 
 
@@ -194,20 +173,17 @@ EQUIVARIANT = [(model, options) for model, options in CASES if model.symmetry !=
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [marked(*c, slow=slow_and_alike(*c) or (c[0] in OF_TABLE3 and c[1])) for c in EQUIVARIANT],
+    [marked(*c, slow=c[1] and c[0] in HEAVY) for c in EQUIVARIANT],
     ids=describe,
 )
 def test_equivariant(x64, model, options):
-    """In all dimensions for the default, in three of them for each option, and for LieConv, which
-    takes long.
-    """
-    every = not options and model is not egnn.LieConv
-    largest_error(model, options, dimensions(model, every))
+    """In three dimensions for the default, and in one for each option."""
+    largest_error(model, options, [3] if options else dimensions(model, every=False))
 
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [marked(*c, slow=c[1] or c[0] in OF_TABLE3) for c in EQUIVARIANT],
+    [marked(*c, slow=c[1] or c[0] in HEAVY) for c in EQUIVARIANT],
     ids=describe,
 )
 def test_equivariant_in_float32(model, options):
@@ -224,7 +200,7 @@ def test_equivariant_in_every_dimension(x64, model, options):
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        marked(*case, slow=case[0] in OF_TABLE3 and case[1])
+        marked(*case, slow=case[1] and case[0] in HEAVY)
         for case in CASES
         if case[0].symmetry in ("T(n)", "none")
     ],

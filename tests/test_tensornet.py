@@ -105,6 +105,7 @@ def test_it_sees_what_distances_to_one_node_do_not(x64):
     np.testing.assert_allclose(h(1.0), h(-1.0), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_value_and_two_derivatives_do_not_jump_at_the_cutoff(x64):
     def out(distance):
         zero = jnp.zeros(())

@@ -198,12 +198,3 @@ def shown(value: Any) -> str:
     """A value as text of bounded length."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(text)} characters)"
-
-
-def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with names such as ``task.dataset``."""
-    result = {}
-    for key, value in tree.items():
-        name = f"{where}{key}"
-        result |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return result

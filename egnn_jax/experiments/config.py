@@ -17,6 +17,7 @@ from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.experiments.task import Task
 from egnn_jax.nn.precision import ComputeDtype, MatmulPrecision, MixedPrecision
 from egnn_jax.registry import MODELS, TASKS
+from egnn_jax.training._records import flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +210,7 @@ def differences(config: Config, other: Config) -> dict[str, Any]:
     """The options of ``other`` that ``config`` has another value for, by names such as
     ``task.dataset``.
     """
-    before, after = (_options.flat(to_dict(c)) for c in (config, other))
+    before, after = (flat(to_dict(c)) for c in (config, other))
     return {name: after[name] for name in after if before.get(name) != after[name]}
 
 

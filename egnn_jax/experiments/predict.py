@@ -11,9 +11,8 @@ from egnn_jax.data import structures
 from egnn_jax.data.structures import Refused, Smiles, Structure
 from egnn_jax.experiments import _prediction_files
 from egnn_jax.experiments.export import load_pretrained
-from egnn_jax.experiments.molecules import COVERAGE, MolecularTask
+from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.pretrained import Pretrained
-from egnn_jax.experiments.property_table import Table
 from egnn_jax.experiments.tables import markdown
 from egnn_jax.training.callbacks import show_progress_lines
 
@@ -59,9 +58,12 @@ def predict(
             by_model.setdefault(str(model or default), []).append(molecule)
     networks = {name: load_pretrained(name) for name in by_model or [str(model or "qm9")]}
     for name, network in networks.items():
-        if not isinstance(network.config.task, MolecularTask | Table):
+        if not hasattr(network.config.task, "properties"):
             kind = type(network.config.task).__name__
-            raise ValueError(f"{name} is a run of {kind}; expected one on QM9, or on a table")
+            raise ValueError(
+                f"{name} is a run of {kind}, which predicts no properties of molecules; expected "
+                "one on QM9 or on a table, or of another task that has properties"
+            )
     task: Any = next(iter(networks.values())).config.task
     predicted: dict[int, _Numbers] = {}
     for name, own in by_model.items():

@@ -25,7 +25,7 @@ from egnn_jax.experiments.extend import extend
 from egnn_jax.experiments.outcome import judge
 from egnn_jax.experiments.start import Start, first_seed, without_start
 from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
-from egnn_jax.training.checkpoint import EARLIER, RunFolder
+from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import batch_layout
 from egnn_jax.training.evaluation import Evaluation, metrics_of
 from egnn_jax.training.fit import fit
@@ -157,10 +157,9 @@ def read_config(run: RunFolder) -> Config:
     Raises:
       ValueError: this is no run, or its ``config.yaml`` is damaged; the path is named.
     """
-    settings = without_start(run.settings())
-    settings.pop(EARLIER, None)
+    settings = run.settings()
     try:
-        return configs.from_dict(settings)
+        return configs.from_dict(without_start(settings))
     except ValueError as error:
         raise ValueError(f"{run.path / 'config.yaml'}: {error}") from error
 

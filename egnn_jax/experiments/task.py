@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.structures import Structure
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.training.evaluation import Metrics
 from egnn_jax.training.step import Loss
@@ -25,12 +26,17 @@ class Task:
     """Base class of tasks: frozen dataclasses whose fields are the options in YAML.
 
     A task has to define :meth:`samples` and :meth:`loss`; all else has defaults. One that predicts
-    properties of atoms also has ``columns`` and ``properties``, as
-    :class:`egnn_jax.experiments.qm9.QM9`, and so works with :class:`egnn_jax.Pretrained`.
+    properties of molecules also has ``columns`` and ``properties``, as
+    :class:`egnn_jax.experiments.qm9.QM9`, and so works with :class:`egnn_jax.Pretrained` and
+    ``egnn predict``.
     """
 
     metric: str = "loss"
     """The metric whose smallest validation value chooses the parameters."""
+
+    trained_on: str = "training"
+    test_set: str = "the test set"
+    """What predictions call the samples of "train" and "test"."""
 
     def samples(self, split: str) -> Any:
         """The samples of "train", "valid" or "test", such as a :class:`egnn_jax.GraphDataset`.
@@ -69,6 +75,16 @@ class Task:
     def elements(self) -> tuple[str, ...]:
         """The symbols of the elements that predictions are for, where inputs have elements."""
         return ()
+
+    def takes(self, molecule: Structure) -> bool:
+        """Whether a molecule gets predictions: its elements are among :attr:`elements`."""
+        return set(molecule.symbols) <= set(self.elements)
+
+    def outside(self, molecule: Structure) -> list[str]:
+        """In what a molecule differs from those that were trained on: by default, its elements."""
+        unknown = sorted(set(molecule.symbols) - set(self.elements))
+        own = ", ".join(self.elements)
+        return [f"it has {', '.join(unknown)}; {self.trained_on} has {own}"] if unknown else []
 
     @property
     def paper(self) -> Mapping[str, float]:

@@ -181,8 +181,9 @@ def radius_graph(
     x, h, cell, periodic = _of_atoms(x, h, cell, periodic)
     x = _validation.host("x", x)
     points, lattice = _points(x, cell, periodic)
+    found = neighbors.within(points, cutoff, lattice)
     _warn_of_rounding(points, cutoff, _validation.float_dtype(x))
-    return _from_neighbors(neighbors.within(points, cutoff, lattice), points, lattice, x, h, v, y)
+    return _from_neighbors(found, points, lattice, x, h, v, y)
 
 
 def knn_graph(
@@ -218,7 +219,9 @@ def knn_graph(
         raise ValueError(
             f"k is {k}; expected at least 1 and at most {others}, the number of other nodes"
         )
-    return _from_neighbors(neighbors.nearest(points, k, lattice), points, lattice, x, h, v, y)
+    found = neighbors.nearest(points, k, lattice)
+    _warn_of_rounding(points, _longest(found, points, lattice), _validation.float_dtype(x))
+    return _from_neighbors(found, points, lattice, x, h, v, y)
 
 
 def _of_atoms(
@@ -246,15 +249,28 @@ def _points(
     return points - cells @ lattice.cell, lattice
 
 
-def _warn_of_rounding(points: np.ndarray, cutoff: float, dtype: jnp.dtype) -> None:
+def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> None:
+    """Warn where coordinates of a type are too coarse for neighbors up to a distance."""
     largest = np.abs(points).max(initial=0.0)
     spacing = float(jnp.finfo(dtype).eps) * largest
-    if spacing > 1e-3 * cutoff:
+    if spacing > 1e-3 * distance:
         warnings.warn(
             f"x reaches {largest:.3g}, where numbers of this type are {spacing:.2g} apart, while "
-            f"the cutoff is {cutoff:g}: distances are rounded; subtract the mean of x first",
+            f"neighbors are up to {distance:.3g} apart: distances are rounded; subtract the mean "
+            "of x first",
             stacklevel=3,
         )
+
+
+def _longest(
+    found: neighbors.EdgeList, points: np.ndarray, lattice: neighbors.Lattice | None
+) -> float:
+    """The largest distance of neighbors; infinite where all lie at the same place."""
+    senders, receivers, steps = found
+    offsets = points[receivers] - points[senders]
+    if lattice is not None:
+        offsets -= steps @ lattice.cell
+    return float(np.linalg.norm(offsets, axis=1).max(initial=0.0)) or np.inf
 
 
 def _from_neighbors(

@@ -6,7 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import Globals, GraphsTuple, graph_of_node, sum_nodes
+from egnn_jax.graph.graph import (
+    Globals,
+    GraphsTuple,
+    graph_of_node,
+    require_geometric,
+    sum_nodes,
+)
 from egnn_jax.nn.mlp import MLP
 
 
@@ -31,7 +37,7 @@ class Potential(nn.Module):
     on these. Stress has ASE's sign, negative where compressed.
 
     Raises:
-      ValueError: ``stress`` of a graph without a cell.
+      ValueError: the graph is none of this library; ``stress`` of a graph without a cell.
     """
 
     encoder: nn.Module
@@ -48,6 +54,7 @@ class Potential(nn.Module):
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """Energies, forces and stress."""
+        require_geometric(graph)
         x, cell = graph.nodes.x, graph.globals.cell
         if self.stress and cell is None:
             raise ValueError("the graph has no cell; expected one, or stress=False")

@@ -16,14 +16,12 @@ import yaml
 from egnn_jax._files import make_folder, read_yaml, write_atomically
 from egnn_jax.training._records import digest, digest_of_arrays, flat, parse
 
-EARLIER = "earlier_epochs"
-"""The setting that says how many epochs a run had before it was given more."""
+_EARLIER = "earlier_epochs"
+"""What config.yaml calls the numbers of epochs that a run had before it was given more."""
 
 _REMEDY = {
-    "last": (
-        "delete that folder, and the same training command goes on from the checkpoint before it"
-    ),
-    "best": ("delete that folder and result.json, and the same training command writes both again"),
+    "last": "delete that folder, and the same training command goes on from the one before it",
+    "best": "delete that folder and result.json, and the same training command writes both again",
 }
 
 
@@ -48,6 +46,9 @@ class RunFolder:
         Raises:
           ValueError: this is no folder of a run, or the file is damaged.
         """
+        return {name: value for name, value in self._stored().items() if name != _EARLIER}
+
+    def _stored(self) -> dict[str, Any]:
         if not self._settings_file.is_file():
             raise ValueError(f"{self.path} is no run: it has no config.yaml")
         try:
@@ -96,11 +97,10 @@ class RunFolder:
         """
         self._acquire()
         try:
-            settings = self.settings()
-            earlier = [*settings.get(EARLIER, []), settings["epochs"]]
-            text = yaml.safe_dump(
-                settings | {"epochs": epochs, EARLIER: earlier}, sort_keys=False, allow_unicode=True
-            )
+            settings = self._stored()
+            settings[_EARLIER] = [*settings.get(_EARLIER, []), settings["epochs"]]
+            settings["epochs"] = epochs
+            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
             write_atomically(self._settings_file, text.encode())
             self.result_file.unlink(missing_ok=True)
         finally:
@@ -273,12 +273,11 @@ class RunFolder:
 
     def _settings_so_far(self) -> Iterator[dict[str, Any]]:
         """The settings, and those before each extension of the run."""
-        settings = self.settings()
+        settings = self._stored()
+        earlier = settings.pop(_EARLIER, [])
         yield settings
-        earlier = list(settings.pop(EARLIER, []))
-        while earlier:
-            epochs = earlier.pop()
-            yield settings | {"epochs": epochs} | ({EARLIER: earlier} if earlier else {})
+        for epochs in reversed(earlier):
+            yield settings | {"epochs": epochs}
 
     def _checksum(self, tree: Any, settings: dict[str, Any]) -> np.ndarray:
         """SHA-256 (32,) of settings and of every array with its name.

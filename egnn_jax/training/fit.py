@@ -52,7 +52,9 @@ def fit(
     K steps are one compiled call, and batches are packed while the devices compute. The order of
     samples and every random key follow from the seeds, the step and the number of devices, so a
     training with a folder that was stopped, in whatever way, ends in the same numbers when it is
-    called again. Several threads may train at once; their devices work for one at a time.
+    called again. Called with more epochs, and nothing else changed, it goes on and ends as if it
+    had been called with these at once; an optimizer whose learning rates depend on the number of
+    epochs is a change. Several threads may train at once; their devices work for one at a time.
 
     Args:
       loss: (params, batch, key) -> (scalar, metrics), see :data:`egnn_jax.training.step.Loss`.
@@ -116,6 +118,7 @@ def fit(
         return training.run()
     if settings is None:
         settings = _description(plan, loss, params, optimizer, run)
+        _extend(run, settings)
     run.start(dict(settings))
     try:
         return training.run()
@@ -133,7 +136,7 @@ def _description(
     batch = jax.tree.map(lambda a: a[0, 0], plan.train.batches(0, 0, 1))
     state = jax.eval_shape(optimizer.init, params)
     compiled = {
-        "jax": f"{jax.__version__}, {8 * jnp.zeros(()).dtype.itemsize} bits",
+        "jax": _arithmetic(),
         "loss": _program(loss, params, batch, jax.random.PRNGKey(0)),
         "optimizer": _program(
             lambda value, gradient, state: apply_optimizer(
@@ -158,6 +161,27 @@ def _description(
         "seed": plan.seed,
         "seeds": plan.seeds,
     }
+
+
+def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
+    """Give the run of a folder more epochs, where all else is known to be the same."""
+    try:
+        before = run.settings()
+    except ValueError:  # no run yet
+        return
+    compiled, epochs = before.get("compiled"), before.get("epochs")
+    comparable = isinstance(compiled, dict) and compiled.get("jax") == _arithmetic()
+    if comparable and before | {"epochs": settings["epochs"]} == settings != before:
+        if settings["epochs"] < epochs:
+            raise ValueError(
+                f"{run.path} holds a run of {epochs} epochs; expected as many or more, not "
+                f"{settings['epochs']}, or another folder"
+            )
+        run.extend(settings["epochs"])
+
+
+def _arithmetic() -> str:
+    return f"{jax.__version__}, {8 * jnp.zeros(()).dtype.itemsize} bits"
 
 
 def _program(function: Callable[..., Any], *args: Any) -> str:
