@@ -151,6 +151,24 @@ def test_schedules_count_steps_once(half_periods):
     np.testing.assert_allclose(sizes, [*np.arange(10) / 10, *falling], atol=1e-4)
 
 
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("exponential", 0.1**0.5)])
+def test_schedules_end_at_a_share_of_the_first_rate(schedule, middle):
+    optimizer = Optimizer(name="sgd", learning_rate=2.0, schedule=schedule, final=0.1).build(10, 40)
+    params = {"w": jnp.ones(())}
+    state = optimizer.init(params)
+    sizes = []
+    for _ in range(41):
+        updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
+        sizes.append(-float(updates["w"]) / 2)
+    np.testing.assert_allclose([sizes[0], sizes[20], sizes[40]], [1, middle, 0.1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("schedule", "final"), [("cosine", -0.1), ("exponential", 0.0)])
+def test_a_last_rate_that_makes_no_sense_is_refused(schedule, final):
+    with pytest.raises(ValueError, match=f"optimizer.final is {final}; expected .* to 1"):
+        Optimizer(schedule=schedule, final=final)
+
+
 def test_evaluation_counts_padding_rows_as_nothing():
     config = tiny(batch_size=130)  # 2,000 is no multiple of 130
     network, _, _, state = parts(tiny())

@@ -18,7 +18,9 @@ class Optimizer:
         another optimizer of optax that takes a learning rate, such as "lion".
       learning_rate: the largest step size.
       weight_decay: its factor.
-      schedule: "constant", or "cosine" from learning_rate to 0 over the run.
+      schedule: "constant"; or from learning_rate to final · learning_rate over the run, as a
+        "cosine" or "exponential".
+      final: the last learning rate of a schedule, as a share of the first.
       half_periods: how often the cosine falls or rises; 3 is what the authors' QM9 code does, which
         steps its schedule three times an epoch: down to 0 at a third of the run, up and down again.
       warmup_epochs: rise linearly from 0 first.
@@ -28,7 +30,8 @@ class Optimizer:
     name: str = "adam"
     learning_rate: float = 5e-4
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    final: float = 0.0
     half_periods: int = 1
     warmup_epochs: float = 0.0
     clip_norm: float | None = None
@@ -40,6 +43,10 @@ class Optimizer:
                 f"optimizer.name is {self.name!r}; expected 'adam', 'adamw' or another optimizer "
                 "of optax that takes a learning_rate"
             )
+        positive = self.schedule == "exponential"
+        if not 0 <= self.final <= 1 or (positive and self.final == 0):
+            least = "above 0" if positive else "0"
+            raise ValueError(f"optimizer.final is {self.final}; expected {least} to 1")
 
     def build(self, steps_per_epoch: int, steps: int) -> optax.GradientTransformation:
         """The optax chain; the schedule counts optimizer steps, once each.
@@ -49,14 +56,17 @@ class Optimizer:
           steps: of the whole training.
         """
         warmup = round(self.warmup_epochs * steps_per_epoch)
+        falling = max(steps - warmup, 1)
         if self.schedule == "cosine":
-            frequency = math.pi * self.half_periods / max(steps - warmup, 1)
+            frequency = math.pi * self.half_periods / falling
 
             def cosine(step: Any) -> Any:
-                falling = jnp.cos(frequency * jnp.minimum(step, steps - warmup))
-                return self.learning_rate * (1 + falling) / 2
+                share = (1 + jnp.cos(frequency * jnp.minimum(step, steps - warmup))) / 2
+                return self.learning_rate * (self.final + (1 - self.final) * share)
 
             rate: optax.Schedule = cosine
+        elif self.schedule == "exponential":
+            rate = optax.exponential_decay(self.learning_rate, falling, self.final)
         else:
             rate = optax.constant_schedule(self.learning_rate)
         if warmup:

@@ -60,4 +60,7 @@ TABLE3_NETWORKS = {"tfn": "tfn_fuchs", "se3_transformer": "se3_transformer_fuchs
 QM9_LEARNING_RATES = {
     target: 1e-3 if target in ("gap", "homo", "lumo") else 5e-4 for target in TABLE3_TARGETS
 }
-"""QM9: the learning rate of each target."""
+"""QM9: the learning rate of each target, of EGNN."""
+
+QM9_RATES_OF = ("egnn", "schnet")
+"""The recipes that are trained with these."""

@@ -54,8 +54,9 @@ class QM9(MolecularTask):
       cutoff: only atoms within this distance (Å) send to each other; all of a molecule if none, as
         in the paper.
       features: what is known of an atom: "powers", the 15 of :func:`atom_features`, as in the
-        paper; "elements", one-hot of the element and Z; "chemistry", these and whether it accepts
-        or donates a hydrogen bond, is aromatic, sp, sp2 or sp3, and how many hydrogens it has.
+        paper; "numbers", Z as an integer, which models embed; "elements", one-hot of the element
+        and Z; "chemistry", these and whether it accepts or donates a hydrogen bond, is aromatic,
+        sp, sp2 or sp3, and how many hydrogens it has.
       bonds: "attributes" for edges that carry the kind of bond, one-hot of single, double, triple
         and aromatic, zeros where there is none; "only" for these and no edges without a bond. Bonds
         and chemistry are from QM9's SMILES, see :mod:`egnn_jax.data.qm9_bonds`, and of other
@@ -65,7 +66,7 @@ class QM9(MolecularTask):
     targets: tuple[Target, ...] = ("homo",)  # pyright: ignore[reportIncompatibleMethodOverride]
     independent: bool = False
     augment: bool = False
-    features: Literal["powers", "elements", "chemistry"] = "powers"
+    features: Literal["powers", "numbers", "elements", "chemistry"] = "powers"
     bonds: Literal["none", "attributes", "only"] = "none"
 
     def __post_init__(self) -> None:
@@ -172,7 +173,10 @@ class QM9(MolecularTask):
         graph = super().graph(batch, key)
         kinds, known = graph.edges.a, graph.nodes.h
         numbers = known if known.ndim == 1 else known[:, 0]
-        h = atom_features(numbers) if self.features == "powers" else element_features(numbers)
+        if self.features == "numbers":
+            h = numbers
+        else:
+            h = atom_features(numbers) if self.features == "powers" else element_features(numbers)
         if self.features == "chemistry":
             h = jnp.concatenate([h, known[:, 1:].astype(h.dtype)], axis=1)
         a = None if self.bonds == "none" else bond_features(kinds)

@@ -206,7 +206,7 @@ def table3(
     Args:
       options: folders, seeds and epochs.
       targets: the properties.
-      model: the recipe: "egnn", "schnet", "nmp" or "se3_transformer".
+      model: the recipe, a row of the table: see :data:`egnn_jax.experiments.paper.TABLE3`.
       together: train the targets of one learning rate at once (vmapped), for a GPU.
       half_periods: of the cosine schedule; 3 is the authors' code (default: the recipe's, 1).
     """
@@ -221,7 +221,9 @@ def table3(
     results, written = {}, []
     for group in groups.values():
         config = options.recipe(f"qm9/{model}", targets=tuple(group), independent=len(group) > 1)
-        changes: dict[str, Any] = {"learning_rate": paper.QM9_LEARNING_RATES[group[0]]}
+        changes: dict[str, Any] = {}
+        if model in paper.QM9_RATES_OF:
+            changes["learning_rate"] = paper.QM9_LEARNING_RATES[group[0]]
         if half_periods is not None:
             changes["half_periods"] = half_periods
         optimizer = dataclasses.replace(config.optimizer, **changes)

@@ -2,9 +2,8 @@
 
     python scripts/benchmarks/table3.py dimenetpp lieconv --repeats 7
 
-Each model is trained as ``egnn train qm9/egnn --model.name …`` does it, on a batch of 96
-molecules. On a machine that others use too, the median of the ratios of processor time is what
-counts.
+Each is trained by its recipe, but on batches of 96 molecules. On a machine that others use too, the
+median of the ratios of processor time is what counts.
 """
 
 import argparse
@@ -12,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +24,23 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.config import Config
 from egnn_jax.training.distributed import AXIS, batch_layout, use_all_cores
 from egnn_jax.training.state import init_state
 from egnn_jax.training.step import make_step, make_train
 
 MOLECULES = 9_600
-OPTIONS = {
-    "dimenetpp": ["--model.layers", "4", "--task.cutoff", "5.0"],
-    "lieconv": ["--model.features", "1536", "--model.layers", "6", "--task.augment"],
-}
-"""What a model changes in qm9/egnn, beside its name."""
 
 
-def step_of(name: str, steps: int, changes: list[str]) -> tuple[Callable[[], Any], dict[str, Any]]:
+def recipe(name: str, changes: Sequence[str] = ()) -> Config:
+    """The recipe of a row of Table 3, with other arguments of ``egnn train``."""
+    return configs.override(configs.load(f"qm9/{name}"), changes, "table3", "")
+
+
+def step_of(config: Config, steps: int) -> tuple[Callable[[], Any], dict[str, Any]]:
     """A function that makes ``steps`` training steps on one batch, compiled and run once, and its
     parameters, operations a step and temporary memory (GiB).
     """
-    config = configs.load("qm9/egnn")
-    arguments = ["--task.train-size", str(MOLECULES), *OPTIONS.get(name, []), *changes]
-    if name != "egnn":
-        arguments = ["--model.name", name, *arguments]
-    config = configs.override(config, arguments, "table3", "")
     samples, network = config.task.samples("train"), config.network()
     mesh, parts = batch_layout(config.batch_size, config.micro_batches)
     rows = samples.loader(config.batch_size).rows(0, mesh.size * parts)[:1]
@@ -87,9 +82,10 @@ def main() -> None:
     given = parser.parse_args()
     use_all_cores()
     runs, facts = {}, {}
+    size = ["--task.train-size", str(MOLECULES), "--batch-size", "96", "--micro-batches", "3"]
     for name in ("egnn", *given.models):
-        changes = given.change if name != "egnn" else []
-        runs[name], facts[name] = step_of(name, given.steps, changes)
+        changes = size + (given.change if name != "egnn" else [])
+        runs[name], facts[name] = step_of(recipe(name, changes), given.steps)
     seconds: dict[str, list[list[float]]] = {name: [] for name in runs}
     for _ in range(given.repeats):
         for name, run in runs.items():

@@ -1,0 +1,123 @@
+"""A race of Table 3's systems: the error of each after the same time of training.
+
+    PYTHONPATH=scripts taskset -c 1 python -m benchmarks.race --minutes 30
+
+Each is trained by its recipe, with a cosine that ends after as many steps as fit into the time,
+which are counted beforehand from the time of a step on the cores that are given. Where these are
+less than an epoch, the network sees that many molecules once. A run that was stopped goes on, and
+one that is complete is read. Writes ``race.{md,png}`` to ``runs/race/MINUTES-minutes``.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import table3
+
+from egnn_jax._files import write_atomically
+from egnn_jax.experiments import paper, plots
+from egnn_jax.experiments.config import Config
+from egnn_jax.experiments.run import train
+from egnn_jax.experiments.tables import markdown, write_table
+from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.distributed import use_all_cores
+
+SMALL_BATCH = ("--batch-size", "96", "--micro-batches", "3", "--optimizer.schedule", "cosine")
+ENTRANTS: dict[str, tuple[str, ...]] = {
+    "egnn": (),
+    "schnet": (),
+    "dimenetpp": SMALL_BATCH,
+    "nmp": ("--optimizer.schedule", "cosine"),
+    "cormorant": SMALL_BATCH,
+    "se3_transformer": (
+        "--model.features", "16", "--model.layers", "4", "--model.degree", "2",
+        "--model.heads", "1", "--model.div", "4",
+    ),
+    "tfn": ("--model.features", "16", "--model.layers", "4", "--model.degree", "2"),
+    "lieconv": ("--model.features", "512"),
+    "l1net": ("--model.features", "32", "--model.vectors", "10", "--model.hidden", "64"),
+}  # fmt: skip
+"""Rows of Table 3, and what they change in their recipes, which are made for days of a GPU."""
+
+EVALUATION = 1.06
+"""The time of an epoch with its evaluation, over that of its steps alone."""
+
+
+def plan(name: str, minutes: float, target: str, folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The config of a run, and what was measured for it."""
+    config = table3.recipe(name, ["--task.targets", target, *ENTRANTS[name]])
+    file = folder / f"{name}.json"
+    if file.is_file():
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        few = dataclasses.replace(config.task, train_size=table3.MOLECULES)
+        run, facts = table3.step_of(dataclasses.replace(config, task=few), 5)
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - started) / 5)
+        facts["seconds_a_step"] = sorted(times)[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(facts, indent=2).encode())
+    whole = config.task.train_size
+    molecules = 60 * minutes / facts["seconds_a_step"] / EVALUATION * config.batch_size
+    epochs = max(1, math.ceil(molecules / whole))
+    size = min(whole, int(molecules / epochs))
+    facts |= {"epochs": epochs, "train_size": size}
+    optimizer = dataclasses.replace(config.optimizer, warmup_epochs=0.02 * epochs)
+    task = dataclasses.replace(config.task, train_size=size)
+    return dataclasses.replace(config, task=task, optimizer=optimizer, epochs=epochs), facts
+
+
+def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: str) -> dict:
+    """A row of the table."""
+    place = paper.TABLE3_TARGETS.index(target)
+    config = result["config"]
+    return {
+        "network": name,
+        "parameters": f"{result['parameters']:,}",
+        "batch": str(config["batch_size"]),
+        "step (ms)": f"{1e3 * facts['seconds_a_step']:.0f}",
+        "molecules seen": f"{facts['epochs'] * facts['train_size']:,}",
+        "minutes": f"{result['seconds'] / 60:.0f}",
+        f"{target}, valid (meV)": f"{result['metrics']['valid'][target]:.1f}",
+        f"{target}, test (meV)": f"{result['metrics']['test'][target]:.1f}",
+        "the paper (meV)": f"{paper.TABLE3[name][place]:g}",
+    }
+
+
+def main() -> None:
+    """Train all, one after the other, and write the table after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("entrants", nargs="*", default=list(ENTRANTS), choices=list(ENTRANTS))
+    parser.add_argument("--minutes", type=float, default=30.0, help="of training for each")
+    parser.add_argument("--target", default="homo", help="property, of Table 3")
+    given = parser.parse_args()
+    use_all_cores()
+    folder = Path("runs/race") / f"{given.minutes:g}-minutes-{given.target}"
+    rows, curves = [], {}
+    for name in given.entrants:
+        config, facts = plan(name, given.minutes, given.target, folder)
+        result = train(config, folder / name)
+        rows.append(row(name, result, facts, given.target))
+        curves[name] = [
+            (entry["seconds"] / 60, entry["valid"][given.target])
+            for entry in RunFolder(folder / name).history()
+        ]
+        ordered = sorted(rows, key=lambda row: float(row[f"{given.target}, test (meV)"]))
+        written = write_table(ordered, folder / "race")
+        labels = "minutes", f"{given.target}, validation error (meV)", f"{given.minutes:g} minutes"
+        plots.curves(curves, *labels, folder / "race-curves.png", log=True)
+        print(f"{markdown(ordered)}\n{', '.join(map(str, written))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
