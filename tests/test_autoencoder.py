@@ -123,7 +123,9 @@ def test_the_autoencoder_is_symmetric(x64, embedding):
     testing.assert_permutation_equivariant(lambda g: model.apply(params, g), graph)
 
 
-@pytest.mark.parametrize("size", [4, 5, 12, 16])
+@pytest.mark.parametrize(
+    "size", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (5, 12, 16))]
+)
 def test_figure_3(x64, size):
     """The nodes of a cycle look alike to a GNN without noise, whatever its parameters; not to an
     EGNN.
@@ -155,7 +157,7 @@ def trained(tmp_path_factory):
     config = dataclasses.replace(
         config,
         task=dataclasses.replace(config.task, dataset="erdos_renyi"),
-        epochs=2,
+        epochs=1,
         eval_every=1,
         ema_decay=0.99,
     )
@@ -163,7 +165,7 @@ def trained(tmp_path_factory):
     return train(config, folder), load(folder)
 
 
-def test_two_epochs_already_find_most_edges(trained):
+def test_one_epoch_already_finds_most_edges(trained):
     result, _ = trained
     assert result["metrics"]["test"]["error"] < 8
     assert result["metrics"]["test"] != result["first_draw"]["test"]

@@ -122,7 +122,9 @@ def refusal(function, *arguments):
         return str(error), None
 
 
-damages = pytest.mark.parametrize("damage", [truncated, flipped])
+damages = pytest.mark.parametrize(
+    "damage", [truncated, pytest.param(flipped, marks=pytest.mark.slow)]
+)
 
 
 @damages

@@ -55,6 +55,7 @@ def test_a_basis_turns_with_its_edge(x64):
     np.testing.assert_allclose(cross, -cross.transpose(0, 2, 1), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_kinds_of_nodes_are_embedded(model):
     graph = egnn.complete_graph(x=np.eye(3), h=np.array([6, 1, 8]))

@@ -387,7 +387,7 @@ def run(name: str, calls: range) -> tuple[list[str], Counter[str]]:
 
 @pytest.mark.parametrize("name", FUZZED)
 def test_every_call_is_answered_rightly_or_refused(name):
-    calls = settings().max_examples // 4 if name in SLOW else 5 * settings().max_examples
+    calls = settings().max_examples // 4 if name in SLOW else 3 * settings().max_examples
     wrong, ends = run(name, range(calls))
     assert not wrong, "\n".join(wrong[:3])
     assert ends["answered"] >= max(calls // 20, 1)

@@ -144,6 +144,7 @@ def test_a_changed_golden_value_is_seen(x64, tmp_path, name, field):
         check(tmp_path / f"{name}.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("readout", "features", "number"),
     [

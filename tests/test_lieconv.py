@@ -63,7 +63,8 @@ def built(independent=False, **options):
     return task, network, batch, variables
 
 
-@pytest.mark.parametrize("independent", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("independent", [False, True])
 def test_a_step_moves_the_statistics_as_its_micro_batches_do(independent):
     task, network, batch, variables = built(independent)
     optimizer = optax.adam(1e-2)

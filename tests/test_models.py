@@ -136,7 +136,10 @@ BLOCKED = [
 
 
 @pytest.mark.parametrize("options", BLOCKED)
-@pytest.mark.parametrize("edge_block", [1, 7, 1_000])
+@pytest.mark.parametrize(
+    "edge_block",
+    [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(1_000, marks=pytest.mark.slow)],
+)
 def test_edges_in_blocks_give_the_same(x64, options, edge_block):
     """Values, gradients and derivatives of gradients, with the same parameters."""
     graph = testing.random_graph()

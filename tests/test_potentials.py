@@ -33,7 +33,9 @@ BACKBONES = {
 
 @pytest.fixture(
     params=[
-        pytest.param(model, id=name, marks=pytest.mark.slow if name == "dimenetpp" else ())
+        pytest.param(
+            model, id=name, marks=pytest.mark.slow if name in ("dimenetpp", "tensornet") else ()
+        )
         for name, model in BACKBONES.items()
     ]
 )

@@ -170,5 +170,5 @@ def test_a_task_of_ones_own_predicts(capsys, monkeypatch):
     predict(["CCO", "N"], "own")
     printed = capsys.readouterr().out
     assert "| weight (u) | outside training |" in printed
-    assert "| CCO | C2H6O | MMFF94 (mean of 4) | 46.069 | no |" in printed
-    assert "| N | H3N | MMFF94 | – | it has N; training has H, C, O |" in printed
+    assert "| CCO | C2H6O | MMFF94 (mean of 5) | 46.069 | no |" in printed
+    assert "| N | H3N | MMFF94 (mean of 5) | – | it has N; training has H, C, O |" in printed

@@ -148,6 +148,7 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
         model=config.model.clone(features=16, layers=2),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=5e-3),
         epochs=6,
+        eval_every=3,
         batch_size=96,
         chunk_steps=5,
     )

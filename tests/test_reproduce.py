@@ -113,6 +113,7 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
     )
 
 
+@pytest.mark.slow
 def test_report_draws_graphs_beside_their_reconstructions(place):
     script("reproduce.py", "figure5", "--only", "baseline", "--epochs", "1", cwd=place)
     out = script("report.py", "runs/autoencoder/community_baseline", cwd=place)

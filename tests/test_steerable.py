@@ -30,7 +30,7 @@ def features_of(graph, kind, seed=0):
 @pytest.mark.parametrize(
     "layer",
     [
-        TFNLayer(4, 2, 3),
+        pytest.param(TFNLayer(4, 2, 3), marks=pytest.mark.slow),
         pytest.param(TFNLayer(4, 2, 3, "ignored"), marks=pytest.mark.slow),
         AttentionLayer(4, 2, 3, 2),
     ],
