@@ -166,8 +166,15 @@ def trained(tmp_path_factory):
 
 
 def test_one_epoch_already_finds_most_edges(trained):
-    result, _ = trained
+    result, (config, _, _) = trained
     assert result["metrics"]["test"]["error"] < 8
+    train, valid = (
+        np.array([[g.number_of_edges(), len(g) * (len(g) - 1) // 2] for g in graphs])
+        for graphs in map(config.task.graphs, ("train", "valid"))
+    )
+    p = train[:, 0].sum() / train[:, 1].sum()
+    alone = -2 * np.mean(valid @ [np.log(p / (1 - p)), np.log(1 - p)])  # each pair both ways
+    assert result["trivial"]["bce"] == pytest.approx(alone, rel=1e-4)
     assert result["metrics"]["test"] != result["first_draw"]["test"]
 
 

@@ -212,6 +212,19 @@ def test_it_learns_and_says_how_well(file, run):
     assert result["metrics"]["test"]["forces"] < 0.6e3 * np.abs(forces).mean()
     details = result["details"]
     assert details["determined"]
+    task = small(file).task
+    valid = [task.samples("valid")[k] for k in range(8)]
+    energies, forces, stresses = (
+        np.mean([np.square(value).mean() for value in values])
+        for values in (
+            [graph.globals.y / 4 - details["shift"] for graph in valid],
+            [graph.nodes.y for graph in valid],
+            [graph.globals.stress for graph in valid],
+        )
+    )
+    alone = task.energy_weight * energies + task.forces_weight * forces
+    alone += task.stress_weight * stresses
+    assert result["trivial"]["loss"] == pytest.approx(alone, rel=1e-4)
     assert details["test"]["structures"] == 8
     assert details["test"]["rmse"]["forces"] > result["metrics"]["test"]["forces"]
     by_element = details["test"]["by_element"]

@@ -154,6 +154,10 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
     )
     result = train(config, tmp_path)
     assert result["metrics"]["test"]["Cv"] < 0.6 * float(config.task.statistics.deviation[1])
+    mean, deviation = config.task.statistics
+    valid = config.task.labels[config.task.molecules.splits["valid"]]
+    alone = np.mean(np.abs(valid - mean) / deviation)
+    assert result["trivial"]["relative"] == pytest.approx(alone, rel=1e-4)
     _, model, params = load(tmp_path)
     predicted = config.task.predictions(model.apply, params, "test")
     for k, name in enumerate(config.task.targets):
