@@ -320,3 +320,22 @@ def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, changes, messa
     with pytest.raises(ValueError, match=message):
         experiments.train(Config(**parts), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_jax_does_not_have():
+    graph = egnn.complete_graph(np.zeros((3, 3)))
+    for readout in (egnn.sum_nodes, egnn.mean_nodes):
+        assert readout(graph, np.ones((3, 2))).dtype == np.float32  # without a warning
+        with pytest.raises(ValueError, match=r"values is \w+ of shape \(3, 2\); expected an array"):
+            readout(graph, np.ones((3, 2), np.longdouble))
+    atoms = ase.build.molecule("H2O")
+    atoms.info["label"] = np.full((3, 3), 1e39)
+    with pytest.raises(ValueError, match="the label 'label' has a value that is not finite as flo"):
+        egnn.from_ase(atoms, forces="label")
+
+
+@pytest.mark.parametrize("budget", [(10, 2**70, 3), (2**40, 20, 3), (10, 20, 2**33)])
+def test_a_batch_larger_than_the_memory_is_refused(budget):
+    graph = egnn.complete_graph(np.zeros((3, 3)))
+    with pytest.raises(ValueError, match=r"a batch of \(.* GB of memory; expected at most"):
+        egnn.batch([graph], egnn.Budget(*budget))

@@ -54,17 +54,22 @@ def _shape(array: Any) -> Any:
 
 def _require(name: str, array: Any, fits: bool, shape: str, kind: Any) -> None:
     dtype = getattr(array, "dtype", None)
-    unfit = dtype is None or not jnp.issubdtype(dtype, kind)
-    if not fits or unfit or isinstance(array, np.ma.MaskedArray):
+    if not fits or not _of_kind(dtype, kind) or isinstance(array, np.ma.MaskedArray):
         found = type(array).__name__ if dtype is None else f"{dtype} of shape {_shape(array)}"
         raise ValueError(f"{name} is {found}; expected an array {shape}, {kind.__name__}")
+
+
+def _of_kind(dtype: Any, kind: Any) -> bool:
+    """Whether numbers are of a kind, and no longer than JAX has them."""
+    if dtype is None or not jnp.issubdtype(dtype, kind):
+        return False
+    return np.dtype(dtype).itemsize <= (16 if np.dtype(dtype).kind == "c" else 8)
 
 
 def require_rows(name: str, values: Any, rows: int, of: str, kind: Any = jnp.number) -> None:
     """Raise ValueError for what are no numbers (rows, …)."""
     dtype, shape = getattr(values, "dtype", None), _shape(values) or ()
-    unfit = dtype is None or not jnp.issubdtype(dtype, kind)
-    if unfit or shape[:1] != (rows,) or isinstance(values, np.ma.MaskedArray):
+    if not _of_kind(dtype, kind) or shape[:1] != (rows,) or isinstance(values, np.ma.MaskedArray):
         found = type(values).__name__ if dtype is None else f"{dtype} of shape {shape}"
         raise ValueError(
             f"{name} is {found}; expected an array of {kind.__name__} type, ({rows}, …), a row for "

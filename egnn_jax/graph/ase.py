@@ -82,8 +82,13 @@ def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
             f"the label {name!r} has shape {label.shape} and dtype {label.dtype}; expected numbers "
             f"of shape {' or '.join(map(str, shapes))}"
         )
-    if not np.isfinite(label).all():
-        raise ValueError(f"the label {name!r} has a value that is not finite; expected numbers")
+    dtype = jnp.result_type(float)
+    with np.errstate(over="ignore"):
+        rounded = label.astype(dtype)
+    if not np.isfinite(rounded).all():
+        raise ValueError(
+            f"the label {name!r} has a value that is not finite as {dtype}; expected numbers"
+        )
     return label.astype(np.float64)
 
 

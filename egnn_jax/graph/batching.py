@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from egnn_jax.graph import _validation
 from egnn_jax.graph._forks import require_usable_jax
+from egnn_jax.graph._memory import require_memory
 from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple, require_geometric
 
 
@@ -57,6 +58,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     )
     if budget is not None:
         _validation.fits_budget(counts, budget)
+        require_memory(f"a batch of {tuple(budget)}", _size(joined, budget))
         joined = _padded(joined, Budget(*np.subtract(budget, np.sum(counts, axis=0)).tolist()))
     return jax.tree.map(jnp.asarray, joined)
 
@@ -94,6 +96,15 @@ def require_whole(name: str, graph: GraphsTuple) -> None:
         )
     if isinstance(graph, PaddedGraphsTuple) and not graph.nodes.x.shape[0]:
         raise ValueError(f"{name} is padded and has no nodes; expected at least one of padding")
+
+
+def _size(graph: GraphsTuple, budget: Budget) -> int:
+    """The bytes of a batch with what a graph carries."""
+    size = 8 * (budget.n_edge + budget.n_graph)  # where edges end, and the numbers of each graph
+    for number, part in zip(budget, (graph.nodes, graph.edges, graph.globals), strict=True):
+        for leaf in jax.tree.leaves(part):
+            size += number * leaf.itemsize * int(np.prod(leaf.shape[1:]))
+    return size
 
 
 def _padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:

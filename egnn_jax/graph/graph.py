@@ -244,6 +244,7 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """
     require_geometric(graph)
     require_rows("values", values, graph.nodes.x.shape[0], "node")
+    values = jnp.asarray(values)
     whole = jnp.issubdtype(values.dtype, jnp.integer)
     given = jnp.result_type(float) if whole else values.dtype
     wide = values.astype(given).astype(dtype_of_sums(values.astype(given)))
@@ -275,6 +276,7 @@ def dtype_of_sums(values: jax.Array) -> jnp.dtype:
 
 
 def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
+    values = jnp.asarray(values)
     wide = values.astype(dtype_of_sums(values))
     total = jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True)
     return total if jnp.issubdtype(values.dtype, jnp.integer) else total.astype(values.dtype)
