@@ -233,7 +233,8 @@ def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     name = Path(parsed.structure.partition("@")[0]).name.partition(".")[0]
     folder = parsed.out or Path("runs/md") / name
     found = simulate(parsed.structure, parsed.model, folder, Dynamics(**options))
-    print("mean {temperature:.1f} K, drift {drift:.4f} meV an atom and ps".format(**found))
+    drift = ", drift {drift:.4f} meV an atom and ps" if parsed.ensemble == "nve" else ""
+    print(("mean {temperature:.1f} K" + drift).format(**found))
     print(f"{found['steps_per_second']:.0f} steps a second; {folder}/trajectory.xyz, dynamics.png")
 
 

@@ -66,7 +66,7 @@ def returning(value):
         ({"callbacks": egnn.ProgressBar()}, "callbacks are .*; expected a list"),
         ({"callbacks": [egnn.ProgressBar]}, "a callback is <class .*; expected an object with"),
         ({"callbacks": [Nothing()]}, "a callback is .*Nothing.*; expected an object with some of"),
-        ({"settings": {"a": object()}}, "settings are .*; expected plain values"),
+        ({"settings": {"a": object()}}, "settings: .*; expected numbers, text, lists"),
     ],
 )
 def test_fit(tmp_path, changes, message):

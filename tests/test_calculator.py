@@ -177,8 +177,25 @@ def test_what_makes_no_sense_is_refused(water):
         egnn.ASECalculator(egnn.Potential(egnn.EGNN(features=4)), params)
     with pytest.raises(ValueError, match="skin is -1"):
         egnn.ASECalculator(network, params, skin=-1)
+    with pytest.raises(ValueError, match="skin is 'a'"):
+        egnn.ASECalculator(network, params, skin="a")
+    with pytest.raises(ValueError, match="references has nan for 'H'; expected an energy in eV"):
+        egnn.ASECalculator(network, params, references={"H": np.nan})
     with pytest.raises(ValueError, match="the model is a MolecularReadout; expected a Potential"):
         egnn.ASECalculator("qm9")
+
+
+def test_a_cell_that_has_collapsed_leaves_the_calculator_as_it_was(water):
+    calc = egnn.ASECalculator(*potential(water))
+    before = calc.get_potential_energy(water)
+    bad = water.copy()
+    bad.set_cell([1e-3, 1, 1])
+    bad.pbc = True
+    with pytest.raises(ValueError, match=r"a volume of 0.001 Å³ for 3 atoms, of which each has"):
+        calc.get_potential_energy(bad)
+    calc.reset()
+    assert calc.get_potential_energy(water) == before
+    assert len(calc._capacities) == 1
 
 
 def test_one_atom_alone(x64):
@@ -192,6 +209,8 @@ def test_one_atom_alone(x64):
 def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, monkeypatch):
     network, params = potential(water)
     water.write(tmp_path / "water.xyz")
+    with pytest.raises(ValueError, match=r"water.xyz@: is 1 structures; expected one"):
+        simulate(f"{tmp_path / 'water.xyz'}@:", "", tmp_path / "none", Dynamics())
 
     def given(model):
         return egnn.ASECalculator(network.clone(scale=1e-3), params)

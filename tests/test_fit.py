@@ -321,6 +321,41 @@ def test_more_epochs_equal_those_in_one_go_where_nothing_else_differs(tmp_path):
     assert [entry["epoch"] for entry in extended.history] == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="a run of 5 epochs; expected as many or more, not 4"):
         fit(adam, 4, tmp_path / "extended")
+    fit(adam, np.int64(7), tmp_path / "extended")
     fit(optax.adam(optax.cosine_decay_schedule(0.1, 6)), 2, tmp_path / "cosine")
     with pytest.raises(ValueError, match="other settings"):  # its learning rates would be others
         fit(optax.adam(optax.cosine_decay_schedule(0.1, 9)), 3, tmp_path / "cosine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"train": 5}, "train"), ({"valid": 5}, "valid"), ({"valid": None}, "valid"),
+        ({"monitor": "half"}, "monitor"), ({"ema_decay": 0.5}, "ema_decay"),
+        ({"eval_every": 2}, "eval_every"), ({"micro_batches": 2}, "micro_batches"),
+        ({"metrics": lambda params, batch, key: {"loss": params["w"][0]}}, "compiled.metrics"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)  # fmt: skip
+def test_a_run_goes_on_only_with_what_it_was_started_with(tmp_path, changes, name):
+    def loss(params, batch, key):
+        error = jnp.mean((params["w"] - batch["a"]) ** 2)
+        return error, {"half": error / 2}
+
+    def fit(epochs, train=0, valid=0, **options):
+        sets = []
+        for changed in (train, valid):
+            samples = np.arange(8, dtype=np.float32)[:, None]
+            samples[6] += changed or 0  # not in the first batch of either
+            sets.append(egnn.ArrayDataset({"a": samples}).loader(2, seed=3))
+        sets[1] = None if valid is None else sets[1]
+        return egnn.fit(
+            loss, {"w": jnp.ones(1)}, *sets, optax.sgd(0.1), epochs=epochs, folder=tmp_path,
+            callbacks=(), **options,
+        )  # fmt: skip
+
+    before = fit(2)
+    for epochs in (2, 4):
+        with pytest.raises(ValueError, match=rf"holds a run of other settings .*{name} "):
+            fit(epochs, **changes)
+    assert fit(2).params["w"] == before.params["w"]

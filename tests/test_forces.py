@@ -12,6 +12,7 @@ import pytest
 from ase import units
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from tblite.ase import TBLite
 
 import egnn_jax as egnn
@@ -19,6 +20,7 @@ from egnn_jax.cli import main
 from egnn_jax.data import frames, xtb
 from egnn_jax.data.frames import Labels
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import force_errors
 from egnn_jax.experiments.forces import Forces
 from egnn_jax.experiments.run import load, train
 
@@ -101,6 +103,9 @@ def test_rmd17s_arrays_are_read(tmp_path):
     np.savez(tmp_path / "other.npz", coords=x)
     with pytest.raises(ValueError, match=r"other\.npz: frame 0 .*no array 'nuclear_charges'"):
         list(frames.read(tmp_path / "other.npz"))
+    labels = Labels(energy_unit="kcal/mol")  # would be converted a second time
+    with pytest.raises(ValueError, match=r"given as kcal/mol and Å; expected none for an \.npz"):
+        frames.splits(str(tmp_path / "rmd17_water.npz"), "0.5", "0.0", 0, labels)
 
 
 def test_units_and_the_virial():
@@ -114,6 +119,7 @@ def test_units_and_the_virial():
         "W": -atoms.get_stress(voigt=False) * volume / units.Hartree,
     }
     other.arrays["F"] = atoms.get_forces() / units.Hartree * units.Bohr
+    other.set_constraint(FixAtoms([0, 1]))
     labels = Labels("E", "F", virial="W", energy_unit="Hartree", length_unit="Bohr")
     found = labels.in_ev(other)
     np.testing.assert_allclose(found.get_positions(), atoms.get_positions())
@@ -121,6 +127,26 @@ def test_units_and_the_virial():
     assert found.calc.results["energy"] == pytest.approx(atoms.get_potential_energy())
     np.testing.assert_allclose(found.calc.results["forces"], atoms.get_forces())
     np.testing.assert_allclose(found.calc.results["stress"], atoms.get_stress(voigt=False))
+
+
+def test_energies_an_atom_of_structures_of_different_sizes():
+    """By predictions that are off by 1 eV each, whatever the size."""
+    molecules = [ase.build.molecule(name) for name in ("H2O", "CH4", "H2", "CO2")]
+    for atoms in molecules:
+        atoms.calc = SinglePointCalculator(atoms, energy=2.0, forces=np.zeros((len(atoms), 3)))
+    samples = egnn.GraphDataset(
+        egnn.from_ase(a, 5.0, energy="energy", forces="forces") for a in molecules
+    )
+
+    def predict(batch):
+        return batch._replace(globals=batch.globals.replace(y=batch.globals.y + 1))
+
+    errors = force_errors.errors(predict, samples)
+    assert errors["energy"].shape == (4, 1)
+    found = force_errors.details(errors, molecules)["rmse"]
+    assert found["energy"] == pytest.approx(1e3)
+    each = np.sqrt(np.mean(np.square([1e3 / len(atoms) for atoms in molecules])))
+    assert found["energy_per_atom"] == pytest.approx(each)
 
 
 def test_energies_of_free_atoms_by_least_squares():
@@ -298,7 +324,7 @@ def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("EGNN_JAX_DATA", str(tmp_path))
     make = functools.partial(xtb.simulated_frames, number=40)
     monkeypatch.setattr(xtb, "simulated_frames", make)
-    task = Forces(train="nothing.xyz", test="neither.xyz", simulate="O", cutoff=3.0)
+    task = Forces(train="nothing.xyz", test="neither.xyz", simulate="nothing.xyz=O", cutoff=3.0)
     with pytest.warns(UserWarning, match=r"nothing.xyz is no file.* O is simulated .* GFN2-xTB"):
         found = {split: task.samples(split) for split in ("train", "valid", "test")}
     assert [len(samples) for samples in found.values()] == [19, 1, 20]

@@ -179,7 +179,17 @@ def test_what_is_refused():
         energy(numbers=atoms.numbers + 0.0)
     with pytest.raises(ValueError, match="systems are given with a box"):
         energy(systems=atoms.numbers)
-    with pytest.raises(ValueError, match=r"systems are \(3,\); expected \(16,\)"):
+    with pytest.raises(ValueError, match=r"systems are int64 \(3,\); expected integers \(16,\)"):
         energy(box=None, systems=[0, 1, 2])
+    for options, message in (
+        ({"dr_threshold": -1.0}, "dr_threshold is -1.0; expected 0 or more"),
+        ({"box": np.full((2, 3), 9.0)}, r"the box has shape \(2, 3\)"),
+        ({"box": 9 * np.eye(3) + np.eye(3, k=-1)}, "expected lattice vectors as columns of an upp"),
+        ({"numbers": np.zeros(0, int)}, r"numbers are int64 \(0,\)"),
+        ({"box": None, "systems": np.full(16, np.nan)}, r"systems are float64 \(16,\)"),
+        ({"format": 0}, "format is given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            energy(**options)
     with pytest.raises(ValueError, match="TFN has no cutoff"):
         energy(network=egnn.Potential(egnn.TFN()))

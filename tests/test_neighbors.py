@@ -244,9 +244,12 @@ def test_neighbors_are_sought_in_float64():
         graph = egnn.radius_graph(x, 1.0)
     pairs = sorted(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True))
     assert pairs == [(0, 1), (1, 0), (1, 2), (2, 1)]
-    with pytest.warns(UserWarning, match="neighbors are up to 0.9 apart: distances are rounded"):
+    with pytest.warns(UserWarning, match="neighbors are up to 0.2 apart: distances are rounded"):
         nearest = egnn.knn_graph(x, 1)
     assert nearest.senders.tolist() == [1, 2, 1]
+    pairs = np.array([[0.0], [2.0], [1e4], [1e4 + 3e-4]])  # of which the second is lost
+    with pytest.warns(UserWarning, match="neighbors are up to 0.0003 apart"):
+        egnn.knn_graph(pairs, 1)
 
 
 @pytest.mark.parametrize("skew", [0.0, 3.0, 30.0])

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"targets": ("logS",)}, "has no 'logS'; expected one of SMILES, logP, same, words"),
+    [({"targets": ("logS",)}, "has no 'logS', or several; expected one of SMILES, logP"),
      ({"targets": ()}, "task.targets is empty; expected names of columns"),
      ({"train": ""}, "task.train is empty; expected a file"),
      ({"train": "none.csv"}, "none.csv is no file"),
@@ -210,6 +211,20 @@ def test_what_makes_no_sense_is_refused(options, message):
     write(words=[f"w{k}" for k in range(len(SMILES))], same=["1"] * len(SMILES))
     with pytest.raises(ValueError, match=message):
         Table(**{"train": "mine.csv", "targets": ("logP",)} | options).samples("train")
+
+
+def test_a_column_that_stands_twice_is_none():
+    lines = ["SMILES,y,z,y", *(f"{smiles},{k},{k},{-k}" for k, smiles in enumerate(SMILES))]
+    Path("mine.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match="has no 'y', or several; expected one of SMILES, z"):
+        property_table.read("mine.csv", ["y"])
+
+
+@pytest.mark.parametrize(("known", "width"), [(8, None), (9, 8.0)])
+def test_an_interval_needs_nine_molecules(known, width):
+    labels = np.full(20, np.nan)
+    labels[:known] = np.arange(known)
+    assert Numbers("y", 0.0, 1.0).width(labels, np.zeros((20, 1))) == width
 
 
 def test_the_command_predicts_by_a_network_of_a_table(tmp_path, capsys):

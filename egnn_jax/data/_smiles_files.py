@@ -83,7 +83,11 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
         named = (row[k].strip() for k in names if k < len(row))
         name = next((name for name in named if name), smiles or f"line {line}")
         if smiles:
-            values = {own[k]: row[k].strip() for k in range(min(len(own), len(row)))}
+            values = {
+                own[k]: row[k].strip()
+                for k in range(min(len(own), len(row)))
+                if own.count(own[k]) == 1
+            }
             yield Smiles(smiles, name, place, values=values)
         else:
             yield Refused(name, f"{place}the column {heads[column]!r} is empty")

@@ -65,6 +65,7 @@ class Labels:
         energy = energy_units[self.energy_unit]
         length = {"Å": 1.0, "nm": units.nm, "Bohr": units.Bohr}[self.length_unit]
         copy = atoms.copy()
+        copy.set_constraint()  # fixed atoms would stay where they were in the file's unit
         copy.set_cell(atoms.cell * length)
         copy.set_positions(atoms.get_positions() * length)
         labels = {"energy": energy * label_of(atoms, self.energy, ())}
@@ -157,6 +158,11 @@ def splits(
 
 def _named(name: str, labels: Labels) -> Iterator[tuple[str, Any]]:
     path = find(name)
+    if path.suffix == ".npz" and (labels.energy_unit, labels.length_unit) != ("eV", "Å"):
+        raise ValueError(
+            f"the units of {path} are given as {labels.energy_unit} and {labels.length_unit}; "
+            "expected none for an .npz, which has the units of rMD17, kcal/mol and Å"
+        )
     for k, atoms in enumerate(read(path)):
         try:
             yield f"frame {k} of {path}", labels.in_ev(atoms)

@@ -57,7 +57,8 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
     names = {name for e in entries for name in getattr(e, "values", {})}
     if lacking := [column for column in columns if column not in names]:
         raise ValueError(
-            f"{path} has no {lacking[0]!r}; expected one of {', '.join(sorted(names)) or 'none'}"
+            f"{path} has no {lacking[0]!r}, or several; expected one of "
+            f"{', '.join(sorted(names)) or 'none'}"
         )
     made = cached_arrays(kept, lambda: _geometries(entries, path))
     usable = [entries[k] for k in made["row"]]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data.structures import Structure
-from egnn_jax.experiments.molecules import conformal
+from egnn_jax.experiments.molecules import COVERAGE, conformal
 
 MISSING = ("", "na", "nan", "n/a", "none", "null", "-", "?")
 """What stands for a value that is not known, in small letters."""
@@ -80,11 +80,13 @@ class Numbers:
 
     def width(self, labels: np.ndarray, out: np.ndarray) -> float | None:
         """Half the width of an interval that holds
-        :data:`egnn_jax.experiments.molecules.COVERAGE` of molecules (split conformal prediction).
+        :data:`egnn_jax.experiments.molecules.COVERAGE` of molecules (split conformal prediction);
+        none where there are too few molecules to know it.
         """
         error = np.abs(out[:, 0] - labels)
         error = error[np.isfinite(error)]
-        return self.scale * float(conformal(error)) if len(error) else None
+        enough = COVERAGE * (len(error) + 1) <= len(error)
+        return self.scale * float(conformal(error)) if enough else None
 
     def scores(self, labels: np.ndarray, out: np.ndarray) -> dict[str, Any]:
         """Errors where labels (S,) are known; ``mae_of_mean`` is that of the training mean."""

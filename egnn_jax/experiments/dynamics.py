@@ -142,9 +142,13 @@ def _read(structure: str) -> Any:
         raise ValueError(f"{path} is no file; expected a structure that ASE reads")
     kind = "extxyz" if is_xyz(path) else None
     try:
-        return ase.io.read(path, index=index, format=kind, do_not_split_by_at_sign=True)
+        atoms = ase.io.read(path, index=index, format=kind, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE's readers raise whatever they meet
-        raise ValueError(f"{structure} cannot be read: {error}") from error
+        reason = str(error) or "there is no such structure"
+        raise ValueError(f"{structure} cannot be read: {reason}") from error
+    if isinstance(atoms, list):
+        raise ValueError(f"{structure} is {len(atoms)} structures; expected one, such as {name}@-1")
+    return atoms
 
 
 def _engine(atoms: Any, dynamics: Dynamics) -> Any:

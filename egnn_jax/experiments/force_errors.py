@@ -47,7 +47,7 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
                 parts = [array[of_graphs] for array in both]
             for row, true, found in zip(rows, *parts, strict=True):
                 each[row][name] = true, found
-    join = {"energy": np.concatenate, "forces": np.concatenate, "stress": np.stack}
+    join = {"energy": np.stack, "forces": np.concatenate, "stress": np.stack}
     return {
         name: (join[name]([p[name][0] for p in each]), join[name]([p[name][1] for p in each]))
         for name in each[0]

@@ -36,8 +36,8 @@ class Forces(Task):
       train: a file of structures that ASE reads, or rMD17's .npz.
       valid: another file, or the share of the structures of ``train`` that is kept for validation.
       test: the same for the test.
-      simulate: a SMILES; where there is no file ``train``, frames of this molecule that are made
-        and labelled here, see :func:`egnn_jax.data.xtb.simulated_frames`.
+      simulate: NAME=SMILES; where ``train`` is this name and there is no such file, frames of the
+        molecule that are made and labelled here, see :func:`egnn_jax.data.xtb.simulated_frames`.
       split_seed: of the random choice of these structures.
       energy: the name of the energies in the files.
       forces: the name of the forces; without them ("") only energies are trained.
@@ -241,17 +241,18 @@ class Forces(Task):
         """Named structures in eV and Å, by split."""
         if not self.train:
             raise ValueError("task.train is empty; expected a file of structures")
+        name, _, smiles = self.simulate.partition("=")
         try:
             frames.find(self.train)
         except ValueError as error:
-            if not self.simulate:
+            if self.train != name:
                 raise
             warnings.warn(
-                f"{error}; {self.simulate} is simulated and labelled by GFN2-xTB instead, half of "
+                f"{error}; {smiles} is simulated and labelled by GFN2-xTB instead, half of "
                 "the frames for the test",
                 stacklevel=2,
             )
-            path = str(xtb.simulated_frames(self.simulate).absolute())
+            path = str(xtb.simulated_frames(smiles).absolute())
             return frames.splits(path, "0.025", "0.5", self.split_seed, Labels())
         return frames.splits(self.train, self.valid, self.test, self.split_seed, self._labels)
 

@@ -220,7 +220,7 @@ def knn_graph(
             f"k is {k}; expected at least 1 and at most {others}, the number of other nodes"
         )
     found = neighbors.nearest(points, k, lattice)
-    _warn_of_rounding(points, _longest(found, points, lattice), _validation.float_dtype(x))
+    _warn_of_rounding(points, _shortest(found, points, lattice), _validation.float_dtype(x))
     return _from_neighbors(found, points, lattice, x, h, v, y)
 
 
@@ -262,15 +262,16 @@ def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> 
         )
 
 
-def _longest(
+def _shortest(
     found: neighbors.EdgeList, points: np.ndarray, lattice: neighbors.Lattice | None
 ) -> float:
-    """The largest distance of neighbors; infinite where all lie at the same place."""
+    """The smallest distance of a node to its farthest neighbor; infinite where all are 0."""
     senders, receivers, steps = found
     offsets = points[receivers] - points[senders]
     if lattice is not None:
         offsets -= steps @ lattice.cell
-    return float(np.linalg.norm(offsets, axis=1).max(initial=0.0)) or np.inf
+    farthest = np.linalg.norm(offsets, axis=1).reshape(len(points), -1).max(axis=1, initial=0.0)
+    return float(farthest[farthest > 0].min(initial=np.inf))
 
 
 def _from_neighbors(

@@ -17,6 +17,9 @@ from egnn_jax.graph import neighbors
 from egnn_jax.potentials._padding import padded_graph
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
+_MOST_NEIGHBORS = 10_000
+"""Of an atom in a crystal; more are a cell that has collapsed."""
+
 
 class ASECalculator(Calculator):
     """Energy, forces, stress and the energy of each atom, for ASE's ``Atoms``.
@@ -67,10 +70,10 @@ class ASECalculator(Calculator):
         elif params is None:
             raise ValueError("params is None; expected the parameters of the potential")
         cutoff = cutoff_of(model)
-        if not 0 <= skin < float("inf"):
-            raise ValueError(f"skin is {skin}; expected a distance of 0 or more in Å")
+        if not (isinstance(skin, int | float) and 0 <= skin < float("inf")):
+            raise ValueError(f"skin is {skin!r}; expected a distance of 0 or more in Å")
         self._potential, self._params = model, jax.device_get(params)
-        self._references = None if references is None else dict(references)
+        self._references = None if references is None else _energies(references)
         self._cutoff, self._skin = cutoff, float(skin)
         self._list: _Neighbors | None = None
         self._capacities: dict[int, int] = {}  # of edges, by the number of atoms
@@ -107,12 +110,22 @@ class ASECalculator(Calculator):
         periodic = listed.shift is not None
         cell = atoms.cell.array if periodic else None
         potential = self._potential.clone(stress=periodic and atoms.cell.rank == 3)
-        out = jax.device_get(
-            _evaluate(
-                potential, self._params, atoms.numbers.astype(np.int32),
-                np.asarray(x, jnp.result_type(float)), cell, *self._edges(listed, x),
-            )
-        )  # fmt: skip
+        edges = self._edges(listed, x)
+        try:
+            out = jax.device_get(
+                _evaluate(
+                    potential, self._params, atoms.numbers.astype(np.int32),
+                    np.asarray(x, jnp.result_type(float)), cell, *edges,
+                )
+            )  # fmt: skip
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(
+                f"{len(x)} atoms with {len(edges[0])} pairs within {self._cutoff:g} Å take more "
+                "memory than there is; expected a smaller or less dense structure"
+            ) from error
+        self._capacities[len(x)] = len(edges[0])  # not those of a structure that failed
         energies = np.asarray(out["energies"], np.float64) + free
         results: dict[str, Any] = {
             "energy": float(energies.sum()),
@@ -155,6 +168,7 @@ class ASECalculator(Calculator):
         lattice, offsets = None, np.zeros_like(now.x)
         if now.pbc.any():
             lattice = neighbors.Lattice(now.cell, now.pbc)
+            self._require_room(atoms)
             # Far from the cell, float32 would leave few digits of distances.
             offsets = np.floor(atoms.get_scaled_positions(wrap=False)) * now.pbc
         origin = offsets @ now.cell + (0 if now.pbc.any() else now.x.mean(axis=0))
@@ -163,6 +177,18 @@ class ASECalculator(Calculator):
         shift = None if steps is None else steps @ now.cell
         self._list = _Neighbors(now, senders, receivers, shift, origin)
         return self._list
+
+    def _require_room(self, atoms: Any) -> None:
+        """Raise ValueError for a crystal so dense that its neighbors would fill the memory."""
+        if not (atoms.pbc.all() and atoms.cell.rank == 3):
+            return
+        density = len(atoms) / atoms.get_volume()
+        near = density * 4 / 3 * np.pi * (self._cutoff + self._skin) ** 3
+        if near > _MOST_NEIGHBORS:
+            raise ValueError(
+                f"the cell has a volume of {atoms.get_volume():.3g} Å³ for {len(atoms)} atoms, of "
+                f"which each has {near:.2g} neighbors; expected at most {_MOST_NEIGHBORS:,}"
+            )
 
     def _edges(
         self, listed: "_Neighbors", x: np.ndarray
@@ -176,12 +202,19 @@ class ASECalculator(Calculator):
         senders, receivers = senders[near], receivers[near]
         capacity = self._capacities.get(len(x), 0)
         if len(senders) > capacity:
-            capacity = self._capacities[len(x)] = int(1.15 * len(senders)) + 8
+            capacity = int(1.15 * len(senders)) + 8
         padding = capacity - len(senders)
         ends = [np.pad(end, (0, padding), constant_values=len(x)) for end in (senders, receivers)]
         if shift is not None:
             shift = np.pad(shift[near], ((0, padding), (0, 0)))
         return ends[0], ends[1], shift
+
+
+def _energies(references: Mapping[str, float]) -> dict[str, float]:
+    for symbol, value in references.items():
+        if not (isinstance(value, int | float | np.number) and np.isfinite(value)):
+            raise ValueError(f"references has {value!r} for {symbol!r}; expected an energy in eV")
+    return {symbol: float(value) for symbol, value in references.items()}
 
 
 class _State(NamedTuple):

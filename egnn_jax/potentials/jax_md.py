@@ -58,23 +58,30 @@ def energy(
     Raises:
       ImportError: jax-md is not installed.
       ValueError: the backbone has no cutoff, the box is smaller than twice the cutoff and
-        ``dr_threshold``, or ``numbers`` or ``systems`` are not (M,).
+        ``dr_threshold`` or not upper triangular, ``numbers`` or ``systems`` are not integers (M,),
+        or an option is out of range.
     """
     require("jax_md")
     from jax_md import partition
 
+    if not (isinstance(dr_threshold, int | float) and 0 <= dr_threshold < np.inf):
+        raise ValueError(f"dr_threshold is {dr_threshold!r}; expected 0 or more Å")
     reach = cutoff_of(potential) + dr_threshold
     numbers = np.asarray(numbers)
-    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+    if numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(
             f"numbers are {numbers.dtype} {numbers.shape}; expected atomic numbers (M,), integers"
         )
+    _require_box(box)
     if box is not None and not (height := float(_height(box))) >= 2 * reach:
         raise ValueError(
             f"the box is {height:.4g} Å from face to face; expected at least {2 * reach:.4g} Å, "
             "twice the cutoff and dr_threshold, since jax-md has one image of each neighbor: "
             "repeat the cell"
         )
+    own = {"format"} | ({"custom_mask_function"} if systems is not None else set())
+    if given := own & neighbor_options.keys():
+        raise ValueError(f"{', '.join(sorted(given))} is given; expected it to be left to energy")
     if systems is not None:
         neighbor_options["custom_mask_function"] = _within(np.asarray(systems), numbers, box)
     any_box: Any = 1.0 if box is None else box
@@ -107,6 +114,19 @@ def energy(
     return neighbor_fn, energy_fn
 
 
+def _require_box(box: Any) -> None:
+    if box is None:
+        return
+    shape = np.shape(box)
+    if len(shape) > 2 or (shape and shape != shape[:1] * len(shape)):
+        raise ValueError(f"the box has shape {shape}; expected (), (3,) or (3, 3)")
+    if len(shape) == 2 and np.abs(np.tril(np.asarray(box), -1)).max() > 1e-6 * np.abs(box).max():
+        raise ValueError(
+            f"the box is {np.asarray(box).tolist()}; expected lattice vectors as columns of an "
+            "upper triangular matrix: of ASE's atoms, atoms.cell.standard_form()[0].array.T"
+        )
+
+
 def _height(box: Any) -> jax.Array:
     """The smallest distance between two opposite faces of a box."""
     box = jnp.asarray(box, float)
@@ -119,8 +139,11 @@ def _within(systems: np.ndarray, numbers: np.ndarray, box: Any) -> Callable[...,
     """Of candidates (M, K), those of the same system; M elsewhere."""
     if box is not None:
         raise ValueError("systems are given with a box; expected them in free space only")
-    if systems.shape != numbers.shape:
-        raise ValueError(f"systems are {systems.shape}; expected {numbers.shape}, one an atom")
+    if systems.shape != numbers.shape or systems.dtype.kind not in "biu":
+        raise ValueError(
+            f"systems are {systems.dtype} {systems.shape}; expected integers {numbers.shape}, one "
+            "an atom"
+        )
     own = jnp.asarray(systems)
     return lambda candidates: jnp.where(
         own.at[candidates].get(mode="clip") == own[:, None], candidates, len(systems)

@@ -52,7 +52,10 @@ class RunFolder:
         if not self._settings_file.is_file():
             raise ValueError(f"{self.path} is no run: it has no config.yaml")
         try:
-            return dict(read_yaml(self._settings_file.read_text(encoding="utf-8")))
+            stored = dict(read_yaml(self._settings_file.read_text(encoding="utf-8")))
+            if not all(isinstance(number, int) for number in stored.get(_EARLIER, [])):
+                raise ValueError(f"{_EARLIER} is {stored[_EARLIER]}; expected whole numbers")
+            return stored
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self._settings_file}: {error}") from error
 
@@ -83,9 +86,7 @@ class RunFolder:
                 text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
             except yaml.YAMLError as error:
                 self.close()
-                raise ValueError(
-                    f"settings are {settings}: {error}; expected plain values: numbers, text, lists"
-                ) from error
+                raise ValueError(f"settings: {error}; expected numbers, text, lists") from error
             write_atomically(self._settings_file, text.encode())
         self._writes = True
 

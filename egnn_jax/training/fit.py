@@ -12,7 +12,7 @@ import optax
 
 from egnn_jax.data.loader import Loader
 from egnn_jax.graph._forks import require_usable_jax
-from egnn_jax.training._records import digest_of_arrays
+from egnn_jax.training._records import digest, digest_of_arrays
 from egnn_jax.training._validation import (
     require_callbacks,
     require_optimizer,
@@ -117,7 +117,7 @@ def fit(
     if run is None:
         return training.run()
     if settings is None:
-        settings = _description(plan, loss, params, optimizer, run)
+        settings = _description(plan, loss, params, optimizer, evaluated, run)
         _extend(run, settings)
     run.start(dict(settings))
     try:
@@ -127,7 +127,12 @@ def fit(
 
 
 def _description(
-    plan: Plan, loss: Loss, params: Any, optimizer: optax.GradientTransformation, run: RunFolder
+    plan: Plan,
+    loss: Loss,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    metrics: Metrics,
+    run: RunFolder,
 ) -> dict[str, Any]:
     """What tells one run from another where the caller does not say it."""
     initial = digest_of_arrays(params).hex()
@@ -144,6 +149,7 @@ def _description(
             ),
             jnp.zeros(()), params, state,
         ),
+        "metrics": _program(metrics, params, batch, jax.random.PRNGKey(0)),
     }  # fmt: skip
     with contextlib.suppress(ValueError):  # no run yet
         before = run.settings().get("compiled")
@@ -154,13 +160,26 @@ def _description(
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
         "initial_parameters": initial,
         "first_batch": digest_of_arrays(batch).hex(),
+        "train": _digest(plan.train),
+        "valid": None if plan.valid is None else _digest(plan.valid),
         "optimizer": _parts(jax.eval_shape(optimizer.init, params)),
         "batch_size": plan.train.batch_size,
         "batches": plan.train.num_batches(0),
-        "epochs": plan.epochs,
-        "seed": plan.seed,
-        "seeds": plan.seeds,
+        "monitor": plan.monitor,
+        "ema_decay": float(plan.ema_decay),
+    } | {
+        name: int(getattr(plan, name))
+        for name in ("epochs", "seed", "seeds", "micro_batches", "eval_every")
     }
+
+
+def _digest(loader: Loader) -> str:
+    """SHA-256 of all samples."""
+    digests = [
+        digest_of_arrays(loader.batches(None, k, 1)).hex() for k in range(loader.num_batches(None))
+    ]
+    rest = loader.remainder() if hasattr(loader, "remainder") else None
+    return digest([*digests, digest_of_arrays(rest).hex()])
 
 
 def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
@@ -171,6 +190,7 @@ def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
         return
     compiled, epochs = before.get("compiled"), before.get("epochs")
     comparable = isinstance(compiled, dict) and compiled.get("jax") == _arithmetic()
+    comparable = comparable and isinstance(epochs, int)
     if comparable and before | {"epochs": settings["epochs"]} == settings != before:
         if settings["epochs"] < epochs:
             raise ValueError(
