@@ -276,8 +276,8 @@ def fuzz_safe_norm(rng: np.random.Generator) -> None:
     right = {"x": rng.standard_normal((3, 4)) * 10.0 ** rng.integers(-40, 39)}
     given = mostly_right(rng, right | {"axis": int(rng.integers(-2, 2))})
     out = call(rng, egnn.safe_norm, given)
-    x = jnp.asarray(given["x"])
-    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+    x = np.asarray(given["x"])
+    x = jnp.asarray(x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float))
     tiny = np.abs(np.asarray(x, np.float64)) < 1.2e-38  # numbers that XLA takes as 0 on CPUs
     wide = np.where(tiny, 0, np.asarray(x, np.float64))
     with np.errstate(all="ignore"):

@@ -85,6 +85,11 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
       ValueError: entries are missing, left over or misshapen (all of them are listed), or the model
         has no counterpart.
     """
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"the state dict is a {type(state_dict).__name__}; expected arrays by name, as "
+            "state_dict() of a PyTorch module gives them"
+        )
     given = {name: _numpy(value) for name, value in state_dict.items()}
     leaves = _expected(given, model)
     if problems := _misfits(given, leaves, model):

@@ -165,6 +165,8 @@ def embed(h: jax.Array, features: int) -> jax.Array:
 
     To be called in a compact method, whose module gets the parameters as "embedding".
     """
+    if h.shape[-1:] == (0,) and h.ndim == 2:
+        raise ValueError(f"h has shape {h.shape}; expected one feature or more")
     module = Table if jnp.issubdtype(h.dtype, jnp.integer) else Dense
     return module(features, name="embedding")(h)
 
