@@ -2,6 +2,7 @@
 (pyproject.toml).
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,6 +26,8 @@ for name, value in CACHE.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA warns of each program that it takes from there
+
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, of which few are garbage
 
 settings.register_profile("some", max_examples=40, deadline=None)
 settings.register_profile("many", max_examples=150, deadline=None)
@@ -59,6 +62,14 @@ def data_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     os.environ["EGNN_JAX_DATA"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light():
+    """Forgets what a module has traced: Python looks through all of it again and again."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
