@@ -267,10 +267,13 @@ def _shortest(
 ) -> float:
     """The smallest distance of a node to its farthest neighbor; infinite where all are 0."""
     senders, receivers, steps = found
+    if not len(points):
+        return np.inf
     offsets = points[receivers] - points[senders]
     if lattice is not None:
         offsets -= steps @ lattice.cell
-    farthest = np.linalg.norm(offsets, axis=1).reshape(len(points), -1).max(axis=1, initial=0.0)
+    lengths = np.linalg.norm(offsets, axis=1).reshape(len(points), len(senders) // len(points))
+    farthest = lengths.max(axis=1)
     return float(farthest[farthest > 0].min(initial=np.inf))
 
 

@@ -48,7 +48,7 @@ def random_graph(
         if value > _MOST:
             raise ValueError(f"{name} is {value}; expected at most {_MOST:,}")
     require_count("seed", seed, 0)
-    if not isinstance(sizes, Sequence | np.ndarray) or np.ndim(sizes) != 1:
+    if not isinstance(sizes, Sequence | np.ndarray) or getattr(sizes, "ndim", 1) != 1:
         raise ValueError(f"sizes are {sizes!r}; expected a list of whole numbers")
     for size in sizes:
         require_count("a size", size)
