@@ -67,6 +67,7 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
     delimiter = "\t" if delimiter == " " else delimiter
     rows = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
     own = [cell.strip() for cell in next(rows)]
+    told = [k for k, name in enumerate(own) if own.count(name) == 1]
     while True:
         line = skipped + rows.line_num + 1
         place = f"{where}, line {line}: "
@@ -83,11 +84,7 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
         named = (row[k].strip() for k in names if k < len(row))
         name = next((name for name in named if name), smiles or f"line {line}")
         if smiles:
-            values = {
-                own[k]: row[k].strip()
-                for k in range(min(len(own), len(row)))
-                if own.count(own[k]) == 1
-            }
+            values = {own[k]: row[k].strip() for k in told if k < len(row)}
             yield Smiles(smiles, name, place, values=values)
         else:
             yield Refused(name, f"{place}the column {heads[column]!r} is empty")
