@@ -60,7 +60,8 @@ class MolecularReadout(nn.Module):
     heads: int = 8
 
     @nn.compact
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:  # noqa: D102
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        """The graph with its predictions, see the class."""
         out = self.encoder(graph)
         h, x, of = out.nodes.h, graph.nodes.x, graph_of_node(graph)
         width = h.shape[-1]
