@@ -62,6 +62,9 @@ from .nn.set2set import Set2SetReadout as Set2SetReadout
 from .potentials import jax_md as jax_md
 from .potentials.calculator import ASECalculator as ASECalculator
 from .potentials.potential import Potential as Potential
+from .potentials.reweighting import reweight as reweight
+from .potentials.rollout import rollout as rollout
+from .potentials.rollout import velocity_verlet as velocity_verlet
 from .registry import MODELS as MODELS
 from .registry import TASKS as TASKS
 from .training.callbacks import Callback as Callback

@@ -192,6 +192,10 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
                 spread = f" ± {result['std'][split][name]:.5f} over {config.seeds} seeds"
             unit = config.task.units.get(name, "")
             print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
+    if trivial := result.get("trivial"):
+        metric = config.task.metric
+        value, answer = trivial[metric], trivial["answer"]
+        print(f"valid {metric} of a trivial answer ({answer}): {value:.5f}")
     print(f"best epoch {result['best_epoch']}, {result['seconds']:.0f} s; {folder}/result.json")
     for note in result.get("notes", ()):
         print(f"egnn: note: {note}", file=sys.stderr)

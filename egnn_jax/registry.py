@@ -120,6 +120,7 @@ MODELS = Registry(
         "se3_transformer": "egnn_jax.models.se3_transformer:SE3Transformer",
         "se3_transformer_fuchs": "egnn_jax.models.fuchs:FuchsSE3Transformer",
         "linear": "egnn_jax.models.linear:Linear",
+        "learned_dynamics": "egnn_jax.potentials.learned_dynamics:LearnedDynamics",
     },
 )
 """The models that a config's ``model.name`` may be: flax modules, graph to graph."""

@@ -59,7 +59,10 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
+    # Of all workers of a session: whoever comes first makes a data set.
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
+    folder.mkdir(exist_ok=True)
     os.environ["EGNN_JAX_DATA"] = str(folder)
     return folder
 

@@ -14,7 +14,7 @@ ALLOWED = {
     "graph": {"graph", "_extras"},
     "nn": {"graph", "nn"},
     "models": {"graph", "nn", "models"},
-    "potentials": {"graph", "nn", "potentials", "_extras"},
+    "potentials": {"graph", "nn", "models", "potentials", "_extras"},
     "data": {"graph", "data", "_files", "_extras"},
     "training": {"graph", "data", "training", "_files", "_extras"},
     "losses": {"graph", "training"},

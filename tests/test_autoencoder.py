@@ -104,7 +104,7 @@ def test_noise_is_drawn_from_the_key_and_anew(batch):
 def test_the_decoder_is_equation_9(x64, rng, linear):
     z = rng.standard_normal((5, 3))
     decoder = Decoder(linear=linear)
-    params = testing.randomise_parameters(decoder.init(jax.random.key(0), z, z))
+    params = testing.randomise_parameters(jax.eval_shape(decoder.init, jax.random.key(0), z, z))
     got = jax.nn.sigmoid(decoder.apply(params, z[:, None], z[None]))[..., 0]
     np.testing.assert_allclose(got, reference.decoder(params["params"], z), rtol=1e-12)
 
@@ -118,7 +118,7 @@ def test_the_decoder_starts_as_the_authors():
 def test_the_autoencoder_is_symmetric(x64, embedding):
     model = Autoencoder(egnn.EGNN(features=5, layers=2), embedding)
     graph = testing.random_graph(velocity=False, attributes=1)
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     testing.assert_equivariant(lambda g: model.apply(params, g), graph)
     testing.assert_permutation_equivariant(lambda g: model.apply(params, g), graph)
 
@@ -136,7 +136,7 @@ def test_figure_3(x64, size):
         egnn.GNN(8, 3, coordinates=False, embed=False, output_features=4)
     )
     graph = GraphAutoencoder(embedding="h", noise="none").graph(cycle, jax.random.key(0))
-    params = testing.randomise_parameters(gnn.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(gnn.init, jax.random.key(0), graph))
     out = gnn.apply(params, graph)
     np.testing.assert_allclose(out.nodes.h[:size], np.tile(out.nodes.h[:1], (size, 1)), rtol=1e-12)
     decoded = np.asarray(out.edges.a[: size * (size - 1), 0])
@@ -147,7 +147,9 @@ def test_figure_3(x64, size):
     task = GraphAutoencoder(noise="x")
     model = task.network(egnn.EGNN(8, 3, embed=False))
     graph = task.graph(cycle, jax.random.key(0))
-    out = model.apply(testing.randomise_parameters(model.init(jax.random.key(0), graph)), graph)
+    out = model.apply(
+        testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph)), graph
+    )
     assert len(np.unique(np.round(out.nodes.x[:size], 6), axis=0)) == size
 
 

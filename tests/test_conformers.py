@@ -69,6 +69,15 @@ def test_qm9_in_mmff94_geometries(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.positions, made.positions)
 
 
+def test_text_is_read_as_by_the_command():
+    model = egnn.load_pretrained("qm9-smiles")
+    found = model.predict(["CCO", "C"])["homo"]
+    expected = model.predict([structures.read(text)[0] for text in ("CCO", "C")])["homo"]
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"structure 0, CCO\.CCO: .* 2 molecules"):
+        model.predict("CCO.CCO")
+
+
 @pytest.mark.slow
 def test_trained_on_all_conformers_and_averaged_over_them(tmp_path):
     data = few([3, 8, 21, 5_000, 5_001, 5_002])

@@ -22,7 +22,7 @@ class Doubling(nn.Module):
 
 
 def apply(model, graph):
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     return lambda g: model.apply(params, g)
 
 
@@ -54,7 +54,7 @@ def test_aggregations_equal_loops(x64, aggregation):
         seen["called"] = True
         return jnp.asarray(loop)
 
-    params = testing.randomise_parameters(layer.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(layer.init, jax.random.key(0), graph))
     own = egnn.EGCL(features=2, aggregation=spy, update_coordinates=False)
     np.testing.assert_allclose(
         layer.apply(params, graph).nodes.h, own.apply(params, graph).nodes.h, rtol=1e-12
@@ -77,7 +77,7 @@ def test_an_activation_is_used():
     silu, same, other = (
         egnn.EGNN(features=4, layers=1, activation=a) for a in ("silu", jax.nn.silu, "relu")
     )
-    params = testing.randomise_parameters(silu.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(silu.init, jax.random.key(0), graph))
     out = [model.apply(params, graph).nodes.h for model in (silu, same, other)]
     np.testing.assert_allclose(out[0], out[1], rtol=1e-5)
     assert np.abs(out[0] - out[2]).max() > 1e-2

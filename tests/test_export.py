@@ -135,8 +135,8 @@ def test_a_call_applies_the_network_to_a_graph(place, no_data):
     ("structures", "message"),
     [
         ([], "structures is empty"),
-        ("CCO", "structure 0 is 'CCO'; expected ASE's Atoms"),
-        ([1], "structure 0 is 1; expected ASE's Atoms"),
+        ("watr", "'watr' is no SMILES, nor a file"),
+        ([1], "structure 0 is 1; expected a SMILES, ASE's Atoms"),
         (ase.Atoms("Si"), "expected of"),
         (ase.Atoms(), "at least one"),
         (ase.Atoms("H", cell=[3, 3, 3], pbc=True), "structure 0 is periodic"),

@@ -68,7 +68,7 @@ def test_the_maximum_over_nodes_is_taken_graph_by_graph(x64):
     graphs = [egnn.complete_graph(x=-k - np.eye(3)[:, :2] - 2, h=-np.eye(3) - k) for k in (1, 2)]
     linear = egnn.MaxReadout(egnn.GNN(features=3, layers=1), outputs=2)
     both = egnn.batch(graphs, egnn.Budget(9, 20, 4))
-    params = testing.randomise_parameters(linear.init(jax.random.key(0), both))
+    params = testing.randomise_parameters(jax.eval_shape(linear.init, jax.random.key(0), both))
     y = linear.apply(params, both).globals.y
     for k, graph in enumerate(graphs):
         np.testing.assert_allclose(y[k], linear.apply(params, graph).globals.y[0], rtol=1e-10)

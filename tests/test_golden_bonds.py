@@ -183,7 +183,7 @@ def test_nmp_equals_plain_loops_on_directed_graphs(x64, attributes):
         n_edge=graph.n_edge + 2,
     )
     model = egnn.NMP(features=4, layers=2, edge_features=3, edge_layers=2)
-    params = egnn.testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = egnn.testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     p = jax.tree.map(np.asarray, params["params"])
     x, h = np.asarray(graph.nodes.x), np.pad(graph.nodes.h, [(0, 0), (0, 2)])
     sigmoid = lambda t: 1 / (1 + np.exp(-t))

@@ -93,7 +93,7 @@ def test_kinds_of_nodes_are_embedded():
     for name in ("egnn", "gnn", "schnet", "tfn"):
         options = {"coordinates": False} if name == "gnn" else {}
         model = egnn.MODELS[name](features=4, layers=1, **options)
-        params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+        params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
         of = lambda h, model=model, params=params: (
             model.apply(params, graph._replace(nodes=graph.nodes.replace(h=jnp.array(h)))).nodes.h
         )

@@ -30,8 +30,11 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_json_holds_every_molecule(folder, capsys):
-    with pytest.raises(ValueError, match=r"2 of 9 molecules cannot be used: w 2: .* 1 follow"):
+    with pytest.raises(
+        ValueError, match=r"3 of 9 molecules cannot be used: .* 1 follow"
+    ) as refusal:
         predict([*SOURCES, "CO"], out=folder / "all.json")
+    assert "thiol: it has S; QM9 has H" in str(refusal.value)
     found = json.loads((folder / "all.json").read_text(encoding="utf-8"))
     assert found["units"] == {name: qm9.UNITS[name] for name in qm9.TARGETS}
     names = ["w 1", "w 2", "c1ccccc1", "=1+1| [31m", "-bad", "glycine", "thiol", "[CH3]", "CO"]
@@ -167,7 +170,8 @@ class Weight(Task):
 def test_a_task_of_ones_own_predicts(capsys, monkeypatch):
     model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Weight()), {})  # pyright: ignore
     monkeypatch.setattr("egnn_jax.experiments.predict.load_pretrained", lambda name: model)
-    predict(["CCO", "N"], "own")
+    with pytest.raises(ValueError, match="1 of 2 molecules cannot be used: N: it has N; training"):
+        predict(["CCO", "N"], "own")
     printed = capsys.readouterr().out
     assert "| weight (u) | outside training |" in printed
     assert "| CCO | C2H6O | MMFF94 (mean of 5) | 46.069 | no |" in printed

@@ -232,7 +232,8 @@ def test_the_command_predicts_by_a_network_of_a_table(tmp_path, capsys):
     train(small(task, epochs=2), tmp_path / "run")
     out = tmp_path / "out.csv"
     sources = ["CCCO", "CCCCCCCCCCCO", "CCBr", "CC"]
-    main(["predict", *sources, "--model", str(tmp_path / "run"), "--out", str(out)])
+    with pytest.raises(SystemExit, match="1 of 4 molecules cannot be used: CCBr: it has Br"):
+        main(["predict", *sources, "--model", str(tmp_path / "run"), "--out", str(out)])
     printed = capsys.readouterr().out
     assert "mean absolute error on the test molecules: logP" in printed
     with out.open(encoding="utf-8", newline="") as file:
@@ -241,5 +242,5 @@ def test_the_command_predicts_by_a_network_of_a_table(tmp_path, capsys):
     assert [bool(row["logP ±"]) for row in rows] == [True, False, False, True]
     found = [row["outside training"] for row in rows]
     assert (found[0], found[3]) == ("no", "no")
-    assert found[1] == "it has 36 atoms; they have 4 to 12"
-    assert found[2].startswith("it has Br; they have H, C")
+    assert found[1] == "it has 36 atoms; training had 4 to 12"
+    assert found[2].startswith("it has Br; training had H, C")

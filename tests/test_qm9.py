@@ -121,7 +121,7 @@ def test_independent_networks_are_the_networks_of_single_targets():
 def test_the_readout_is_invariant(x64):
     graph = testing.random_graph(velocity=False)
     model = Readout(egnn.EGNN(5, 2), outputs=3)
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     testing.assert_equivariant(lambda g: model.apply(params, g), graph)
     testing.assert_permutation_equivariant(lambda g: model.apply(params, g), graph)
     assert model.apply(params, graph).globals.y.shape == (len(graph.n_node), 3)

@@ -106,7 +106,7 @@ def test_masked_and_ragged_values_are_refused():
 def test_blocks_of_edges_are_no_larger_than_the_edges(size):
     graph = egnn.complete_graph(np.random.default_rng(0).standard_normal((size, 3)))
     whole, blocks = egnn.EGNN(4, 2), egnn.EGNN(4, 2, edge_block=10**7)
-    params = testing.randomise_parameters(blocks.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(blocks.init, jax.random.key(0), graph))
     chex.assert_trees_all_close(
         blocks.apply(params, graph), whole.apply(params, graph), rtol=1e-5, atol=1e-5
     )
@@ -156,7 +156,7 @@ def test_models_form_differences_before_they_round(name, rng):
     if getattr(model, "layers", 1) > 1:
         model = model.clone(layers=1)  # later layers see x after it was rounded
     graph = egnn.complete_graph(x, v=v)
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     here = model.apply(params, graph)
     moved = graph._replace(nodes=graph.nodes.replace(x=graph.nodes.x + 4096))
     there = model.apply(params, moved)

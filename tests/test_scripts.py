@@ -77,11 +77,14 @@ def test_evaluate_prints_units_and_errors_by_the_size_of_molecules(qm9_run, tmp_
     assert printed["by_atoms"]["test"]["18 to 20"]["homo"] > 0
 
 
-def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path):
+def test_predict_tells_the_properties_of_your_own_molecules(qm9_run, tmp_path, capsys):
     (tmp_path / "two.smi").write_text("CCCS with sulfur\nCCC propane\n")
-    out = script(
-        "predict.py", "two.smi", "O", "--model", qm9_run, "--out", "table.csv", cwd=tmp_path
-    )
+    table = str(tmp_path / "table.csv")
+    with pytest.raises(SystemExit, match="1 of 3 molecules cannot be used: with sulfur: it has S"):
+        cli.main(
+            ["predict", str(tmp_path / "two.smi"), "O", "--model", str(qm9_run), "--out", table]
+        )
+    out = capsys.readouterr().out
     head, _, sulfur, propane, water, _, *errors = [
         line.strip("| ").split(" | ") for line in out.splitlines()
     ]

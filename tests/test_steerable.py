@@ -46,13 +46,9 @@ def test_a_layer_turns_random_irreps_as_e3nn_does(x64, layer):
         described = edge_features(graph, 4, layer.parity, graph.nodes.x.dtype)
         return layer.apply(params, graph, features, described)
 
-    params = layer.init(
-        jax.random.key(0),
-        graph,
-        features,
-        edge_features(graph, 4, layer.parity, graph.nodes.x.dtype),
-    )
-    params = testing.randomise_parameters(params)
+    described = edge_features(graph, 4, layer.parity, graph.nodes.x.dtype)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), graph, features, described)
+    params = testing.randomise_parameters(shapes)
     out = apply(params, graph, features)
     assert {ir.l for _, ir in out.irreps} == {0, 1, 2}
     for determinant in (1, -1) if layer.parity == "natural" else (1,):
@@ -90,7 +86,9 @@ def test_one_tfn_layer_is_its_formula_in_loops(x64):
         edge_features(graph, 2, "natural", graph.nodes.x.dtype),
     )
     layer = TFNLayer(4, 1, 3)
-    params = testing.randomise_parameters(layer.init(jax.random.key(0), graph, features, edges))
+    params = testing.randomise_parameters(
+        jax.eval_shape(layer.init, jax.random.key(0), graph, features, edges)
+    )
     products = product(graph, features, edges, 1)
     radial = params["params"]["radial"]
     hidden = edges.invariants @ radial["Dense_0"]["kernel"] + radial["Dense_0"]["bias"]
@@ -119,10 +117,10 @@ def test_one_tfn_layer_is_its_formula_in_loops(x64):
 )
 def test_parity_decides_about_reflections(x64, model):
     graph = testing.random_graph()
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     testing.assert_equivariant(jax.jit(partial(model.apply, params)), graph)
     every = dataclasses.replace(model, parity="ignored")
-    params = testing.randomise_parameters(every.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(every.init, jax.random.key(0), graph))
     with pytest.raises(AssertionError, match="after a reflection"):
         testing.assert_equivariant(jax.jit(partial(every.apply, params)), graph)
 
@@ -141,7 +139,7 @@ def test_attention_sums_to_one_over_the_neighbours(x64):
 def test_schnets_displacement_is_the_force_of_its_energy(x64):
     graph = testing.random_graph(velocity=False, coincident=False)
     model = egnn.SchNet(features=6, layers=2, gaussians=8, forces=True)
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     readout = params["params"]
 
     def energy(x):
@@ -180,7 +178,7 @@ def test_derivatives_of_the_shifted_softplus(x64):
 def test_beyond_the_cutoff_nothing_is_felt(x64):
     graph = egnn.complete_graph(x=np.array([[0.0, 0, 0], [1, 0, 0], [9, 0, 0]]))
     model = egnn.SchNet(features=5, layers=2, cutoff=4.0)
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     told = model.apply(params, graph).nodes.h
     farther = graph._replace(nodes=graph.nodes.replace(x=graph.nodes.x.at[2, 0].set(20.0)))
     np.testing.assert_array_equal(told, model.apply(params, farther).nodes.h)

@@ -207,9 +207,9 @@ class Trained(NamedTuple):
         """In what a molecule differs from all of these."""
         reasons, (least, most) = [], self.atoms
         if unknown := sorted(set(molecule.symbols) - set(self.elements)):
-            reasons.append(f"it has {', '.join(unknown)}; they have {', '.join(self.elements)}")
+            reasons.append(f"it has {', '.join(unknown)}; training had {', '.join(self.elements)}")
         if not least <= (size := len(molecule.symbols)) <= most:
-            reasons.append(f"it has {size} atoms; they have {least} to {most}")
+            reasons.append(f"it has {size} atoms; training had {least} to {most}")
         return reasons
 
     def plain(self) -> dict[str, Any]:

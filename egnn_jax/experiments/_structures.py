@@ -5,25 +5,30 @@ from typing import Any
 import numpy as np
 
 from egnn_jax._extras import require
+from egnn_jax.data.structures import Refused, read
 from egnn_jax.experiments._options import shown
 from egnn_jax.graph import _validation
 
 
 def listed(structures: Any) -> list[Any]:
-    """One or several structures as a list.
+    """One or several structures as a list; text is read as ``egnn predict`` reads it.
 
     Raises:
-      ValueError: there are none, or one is no structure.
+      ValueError: there are none, one is no structure, or text cannot be read.
     """
     one = hasattr(structures, "positions") or not np.iterable(structures)
-    several = [structures] if one or isinstance(structures, str) else list(structures)
+    several = []
+    for given in [structures] if one or isinstance(structures, str) else structures:
+        several += read(given) if isinstance(given, str) else [given]
     if not several:
         raise ValueError("structures is empty; expected at least one")
     for k, structure in enumerate(several):
+        if isinstance(structure, Refused):
+            raise ValueError(f"structure {k}, {structure.name}: {structure.reason}")
         if not hasattr(structure, "positions"):
             raise ValueError(
-                f"structure {k} is {shown(structure)}; expected ASE's Atoms, or an object with "
-                "positions, and with numbers or symbols"
+                f"structure {k} is {shown(structure)}; expected a SMILES, ASE's Atoms, or an "
+                "object with positions, and with numbers or symbols"
             )
     return several
 

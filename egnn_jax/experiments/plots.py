@@ -26,6 +26,7 @@ def table(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
     axes.axis("off")
     cells = [list(row.values()) for row in rows]
     drawn = axes.table(cells, colLabels=list(rows[0]), loc="center", cellLoc="center")
+    drawn.auto_set_column_width(list(range(len(rows[0]))))
     drawn.scale(1, 1.4)
     return save(figure, path)
 

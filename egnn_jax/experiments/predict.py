@@ -43,8 +43,8 @@ def predict(
 
     Raises:
       ValueError: the model predicts no properties of molecules, a source cannot be read as a
-        whole, ``out`` cannot be written to, or (after the table was made) some molecules could not
-        be used.
+        whole, ``out`` cannot be written to, or (after the table was made) some molecules cannot be
+        read or have elements that the model does not know.
     """
     if out is not None:
         _prediction_files.kind(out)
@@ -94,8 +94,10 @@ def predict(
         units = {name: task.units.get(name, "") for name in task.columns}
         _prediction_files.write(out, molecules, rows, records, units)
     refused = [m for m in molecules if isinstance(m, Refused)]
-    if failures or refused:
+    unknown = [m for m in molecules if isinstance(m, Structure) and not task.takes(m)]
+    if failures or refused or unknown:
         problems = [*failures, *(f"{m.name}: {m.reason}" for m in refused)]
+        problems += [f"{m.name}: {'; '.join(task.outside(m))}" for m in unknown]
         kind = "molecules or files" if failures else "molecules"
         raise ValueError(
             printable(

@@ -68,16 +68,17 @@ class Pretrained:
         """Properties of molecules, where the task predicts such.
 
         Args:
-          structures: one or several ASE ``Atoms``, or other objects with ``positions`` (M, 3) in Å
-            and ``numbers`` or ``symbols``. One with ``conformers`` (C, M, 3) gets the mean over
-            these.
+          structures: one or several. Each is an ASE ``Atoms``, another object with ``positions``
+            (M, 3) in Å and ``numbers`` or ``symbols``, or text: a SMILES, an InChI or the path of a
+            file of molecules. One with ``conformers`` (C, M, 3), such as five of a SMILES, gets
+            the mean over these.
 
         Returns:
           Each property (S,) by name, in ``card["units"]``.
 
         Raises:
           ValueError: the task predicts nothing of atoms, there are no structures, or one is empty,
-            periodic, not finite, or has elements that were not trained on.
+            periodic, not finite, cannot be read, or has elements that were not trained on.
         """
         task: Any = self.config.task
         if not hasattr(task, "properties"):

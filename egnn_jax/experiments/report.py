@@ -32,7 +32,7 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     histories = {name: run.history() for name, run in folders.items()}
     metrics = {name: config.task.metric for name, (config, _, _) in loaded.items()}
     written = [plots.loss_curves(histories, metrics, folder / "loss.png")]
-    written += tables.write_table(tables.result_rows(results), folder / "table")
+    written += tables.write_table(tables.upright(tables.result_rows(results)), folder / "table")
     for name, (config, network, params) in loaded.items():
         path = folder / f"{name}-predictions.png"
         drawn = config.task.plot(network.apply, first_seed(config, params), path)

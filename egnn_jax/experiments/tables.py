@@ -26,6 +26,14 @@ def write_table(rows: Sequence[Mapping[str, str]], stem: Path) -> list[Path]:
     return [text, plots.table(rows, stem.with_suffix(".png"))]
 
 
+def upright(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The table with rows and columns exchanged where it is wide; the first key names rows."""
+    first, *others = rows[0]
+    if len(others) <= max(len(rows), 10):
+        return [dict(row) for row in rows]
+    return [{first: name} | {row[first]: row[name] for row in rows} for name in others]
+
+
 def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """One row of text a run: its errors, the paper's for the same model, epochs and time.
 

@@ -93,6 +93,7 @@ class ProgressBar(Callback):
         show_progress_lines()
         name = self._description or (progress.folder.name if progress.folder else "fit")
         self._bar = tqdm(total=progress.total_steps, initial=progress.step, unit="step", desc=name)
+        self._bar.set_postfix_str("compiling")
 
     def stepped(self, progress: Progress) -> None:
         """See :class:`Callback`."""

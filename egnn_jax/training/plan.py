@@ -64,7 +64,7 @@ class FitResult:
       notes: what a reader of the numbers should know, such as a change of devices on resume.
     """
 
-    params: Any
+    params: Any = dataclasses.field(repr=False)
     best_value: Any
     best_epoch: Any
     history: list[dict[str, Any]]

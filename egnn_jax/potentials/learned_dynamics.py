@@ -1,0 +1,179 @@
+"""Newton's equations with a learned force, as a model from where particles are to where they go."""
+
+import math
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.graph import (
+    GraphsTuple,
+    edge_vectors,
+    graph_of_node,
+    require_geometric,
+    sum_at_receivers,
+)
+from egnn_jax.models.egcl import EGCL
+from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, silu, with_attributes
+from egnn_jax.potentials.rollout import Phase, rollout, velocity_verlet
+
+_LEAST = 1e-6  # added to distances, whose logarithm is taken
+
+
+class PairForce(nn.Module):
+    """f_i = Σ_j f_ij with f_ij = r_ij/‖r_ij‖ sinh φ_f(h_i + h_j, log ‖r_ij‖, a_ij), ‖f_ij‖ ≤ bound.
+
+    The logarithm and sinh make a power of the distance, such as Coulomb's r⁻², a linear function,
+    which φ_f continues to where particles come closer than any did in training. f_ij = -f_ji, so
+    that momentum is conserved; with ``layers=0`` and h and a that do not change, f is also minus
+    the gradient of an energy.
+
+    Args:
+      features: width of the hidden layers.
+      layers: EGCLs that make h before, from which a force of more than two particles follows.
+      bound: of ‖f_ij‖.
+
+    Call: a graph with h (N, F) or None, x (N, n) and a (E, A) or None, to forces (N, n).
+    """
+
+    features: int = 32
+    layers: int = 0
+    bound: float = 100.0
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> jax.Array:
+        """Forces (N, n)."""
+        h, dtype = graph.nodes.h, graph.nodes.x.dtype
+        r_ij = edge_vectors(graph, graph.nodes.x)
+        distance = safe_norm(r_ij, keepdims=True) + _LEAST
+        z_ij = Dense(self.features, name="edges")(with_attributes(graph, jnp.log(distance)))
+        if h is not None:
+            h = embed(h, self.features)
+            for layer in range(self.layers):
+                egcl = EGCL(self.features, update_coordinates=False, name=f"layer_{layer}")
+                h = egcl(graph._replace(nodes=graph.nodes.replace(h=h))).nodes.h
+            z_i = Dense(self.features, use_bias=False, name="nodes")(h)
+            z_ij += z_i[graph.receivers] + z_i[graph.senders]
+        u_ij = MLP(self.features, 1, name="phi_f")(silu(z_ij)).astype(dtype)
+        most = math.asinh(self.bound)
+        f_ij = r_ij / distance * jnp.sinh(jnp.clip(u_ij, -most, most))
+        return sum_at_receivers(graph, f_ij)
+
+
+class LearnedDynamics(nn.Module):
+    """Particles of mass 1 after a time, by velocity Verlet with a :class:`PairForce`.
+
+    What is learned is the force, through the whole simulation: the number of steps and the time are
+    no part of the parameters, and may be others where the force is used.
+
+    After a close encounter the end says nothing of the force: its gradient grows exponentially on
+    the way back in time, and would drown the others. ``growth`` bounds it.
+
+    Args:
+      features, layers, bound: of the force.
+      steps: of the simulation.
+      time: how long it is.
+      growth: at each step, the gradient with respect to a particle's position, or to its velocity
+        times ``time``, is at most so many times as long as the longest of its system at the end;
+        the exact gradient if none.
+
+    Call: a graph with x, v (N, n), h (N, F) or None and a (E, A) or None, which do not change, to
+    the same with x and v after ``time``.
+
+    Raises:
+      ValueError: the graph has no velocities.
+    """
+
+    symmetry: ClassVar[Symmetry] = "E(n)"
+
+    features: int = 32
+    layers: int = 0
+    bound: float = 100.0
+    steps: int = 200
+    time: float = 1.0
+    growth: float | None = 1.0
+
+    @nn.compact
+    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        """The graph after ``time``."""
+        require_geometric(graph)
+        require_positive(features=self.features, steps=self.steps)
+        if graph.nodes.v is None:
+            raise ValueError("nodes.v is None; expected velocities")
+        force = PairForce(self.features, self.layers, self.bound, name="force")
+        force(graph)  # makes the parameters, which the steps share
+        module, variables = force.unbind()
+
+        def at(params: Any, x: jax.Array) -> Any:
+            return module.apply(params, graph._replace(nodes=graph.nodes.replace(x=x)))
+
+        init, step = velocity_verlet(at, self.time / self.steps)
+        start = init(variables, graph.nodes.x, graph.nodes.v)
+        limit = jnp.zeros_like(start.x[:, :1])
+
+        def advance(params: Any, state: tuple[Phase, jax.Array]) -> tuple[Phase, jax.Array]:
+            phase, limit = step(params, state[0]), state[1]
+            if self.growth is not None:
+                most = (self.growth, self.growth * self.time)
+                bounded: Any = _bounded(most, phase.x, phase.v, limit)
+                x, v, limit = bounded
+                phase = phase._replace(x=x, v=v)
+            return phase, limit
+
+        end, limit = rollout(advance, variables, (start, limit), self.steps).state
+        x = _limited(end.x, limit, graph_of_node(graph), graph.n_node)
+        return graph._replace(nodes=graph.nodes.replace(x=x, v=end.v))
+
+
+# Both are the identity. In the backward pass the gradient of ``limit`` (N, 1), which nothing else
+# uses, carries the longest gradient of each system at the end to the steps before.
+@jax.custom_vjp
+def _limited(x: jax.Array, limit: jax.Array, of_node: jax.Array, n_node: jax.Array) -> jax.Array:
+    return x
+
+
+def _limited_forward(
+    x: jax.Array, limit: jax.Array, of_node: jax.Array, n_node: jax.Array
+) -> tuple[jax.Array, Any]:
+    return x, (of_node, n_node)
+
+
+def _limited_backward(graphs: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[Any, ...]:
+    of_node, n_node = graphs
+    longest = jax.ops.segment_max(_length(gradient), of_node, num_segments=n_node.shape[0])
+    return gradient, longest[of_node], None, None
+
+
+_limited.defvjp(_limited_forward, _limited_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _bounded(
+    growth: tuple[float, float], x: jax.Array, v: jax.Array, limit: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return x, v, limit
+
+
+def _bounded_forward(
+    growth: tuple[float, float], x: jax.Array, v: jax.Array, limit: jax.Array
+) -> Any:
+    return (x, v, limit), None
+
+
+def _bounded_backward(growth: tuple[float, float], _: None, gradients: Any) -> tuple[Any, ...]:
+    *of_phase, limit = gradients
+    x, v = (
+        g * jnp.minimum(1, most * limit / jnp.maximum(_length(g), jnp.finfo(g.dtype).tiny))
+        for g, most in zip(of_phase, growth, strict=True)
+    )
+    return x, v, limit
+
+
+_bounded.defvjp(_bounded_forward, _bounded_backward)
+
+
+def _length(vectors: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -1,0 +1,192 @@
+"""Simulations as pure functions: many steps, compiled, vmapped and differentiated as one."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from egnn_jax.graph._validation import require_count
+
+Step = Callable[[Any, Any], Any]
+"""(params, state) -> state, both any pytree."""
+
+
+class Rollout(NamedTuple):
+    """What :func:`rollout` returns.
+
+    Attributes:
+      state: after the last step.
+      frames: what was saved, with a leading axis of steps / save_every; None where nothing was.
+      finite: after how many steps, at most, all numbers of the state were finite: () int32. It is
+        less than ``steps`` where the simulation has broken down.
+    """
+
+    state: Any
+    frames: Any
+    finite: jax.Array
+
+
+def rollout(
+    step: Step,
+    params: Any,
+    state: Any,
+    steps: int,
+    save_every: int | None = None,
+    *,
+    save: Callable[[Any], Any] = lambda state: state,
+    checkpoint: Literal["sqrt", "none"] = "sqrt",
+) -> Rollout:
+    """Apply a step T times; a pure function to jit, vmap and differentiate.
+
+    The gradient of T steps needs what each step computed. With ``checkpoint="sqrt"`` about 2 √T
+    states are kept instead and steps are computed again, at most three times where no frames are
+    saved and five times otherwise (Griewank 1992).
+
+    Args:
+      step: (params, state) -> state, such as that of :func:`velocity_verlet`, or of jax-md with
+        its list of neighbors as a part of the state.
+      params: of the network, or whatever the gradient is taken of.
+      state: where to start; a pytree.
+      steps: T, a plain number, 0 or more.
+      save_every: save after each so many steps; nothing is saved if not given.
+      save: what is saved of a state, such as ``lambda state: state.x``.
+      checkpoint: "none" keeps everything for the gradient.
+
+    Returns:
+      A :class:`Rollout`.
+
+    Raises:
+      ValueError: a number makes no sense, ``step`` returns other shapes or dtypes than it gets, or
+        (where nothing is traced) a list of neighbors in the state has overflowed.
+      FloatingPointError: a number of the state is not finite, where nothing is traced; the step is
+        named. In a traced function see ``finite``.
+    """
+    require_count("steps", steps, 0)
+    every = max(steps, 1) if save_every is None else save_every
+    require_count("save_every", every)
+    if save_every is not None and steps % every:
+        raise ValueError(f"steps is {steps}; expected a multiple of save_every, {every}")
+    if checkpoint not in ("sqrt", "none"):
+        raise ValueError(f"checkpoint is {checkpoint!r}; expected 'sqrt' or 'none'")
+    state = jax.tree.map(jnp.asarray, state)
+    _require_same("step", jax.eval_shape(step, params, state), state)
+
+    def one(carry: Any) -> tuple[Any, None]:
+        state, count, finite = carry
+        state = step(params, state)
+        finite = finite & _is_finite(state)
+        return (state, count + finite, finite), None
+
+    def frame(carry: Any) -> tuple[Any, Any]:
+        carry, _ = _scan(one, carry, every, checkpoint)
+        return carry, save(carry[0])
+
+    start = (state, jnp.zeros((), jnp.int32), _is_finite(state))
+    if save_every is None:
+        (state, finite, _), frames = _scan(one, start, steps, checkpoint)
+    else:
+        (state, finite, _), frames = _scan(frame, start, steps // every, checkpoint)
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, finite))):
+        _require_whole(state, int(finite), steps, bool(start[2]))
+    return Rollout(state, frames, finite)
+
+
+class Phase(NamedTuple):
+    """Particles on their way: positions x, velocities v and forces f at x, each (M, n)."""
+
+    x: jax.Array
+    v: jax.Array
+    f: jax.Array
+
+
+def velocity_verlet(
+    force: Callable[[Any, jax.Array], jax.Array], timestep: float, masses: Any = 1.0
+) -> tuple[Callable[..., Phase], Step]:
+    """Newton's equations by v += Δt f / 2m, x += Δt v, v += Δt f(x) / 2m.
+
+    The map is symplectic and time-reversible: with -v it goes back to where it came from. ::
+
+        init, step = egnn.velocity_verlet(force, 0.5 * ase.units.fs, masses)
+        final = egnn.rollout(step, params, init(params, x, v), 1_000).state
+
+    Args:
+      force: (params, x (M, n)) -> forces (M, n), such as minus the gradient of an energy.
+      timestep: Δt, in the units that follow from those of x, masses and forces: with Å, u and eV/Å
+        it is ``ase.units.fs`` times femtoseconds.
+      masses: of the particles (M,), or of all.
+
+    Returns:
+      ``init(params, x, v)``, a :class:`Phase`, and ``step(params, phase)`` for :func:`rollout`; its
+      force is computed once a step.
+    """
+    masses = jnp.asarray(masses)[..., None] if jnp.ndim(masses) else masses
+
+    def init(params: Any, x: jax.Array, v: jax.Array) -> Phase:
+        return Phase(jnp.asarray(x), jnp.asarray(v), force(params, x))
+
+    def step(params: Any, state: Phase) -> Phase:
+        v = state.v + timestep / 2 * state.f / masses
+        x = state.x + timestep * v
+        f = force(params, x)
+        return Phase(x, v + timestep / 2 * f / masses, f)
+
+    return init, step
+
+
+def _scan(
+    f: Callable[[Any], tuple[Any, Any]], carry: Any, length: int, checkpoint: str
+) -> tuple[Any, Any]:
+    """``f`` applied ``length`` times, in about √length blocks that keep only where they begin."""
+
+    def scan(f: Callable[[Any], tuple[Any, Any]], carry: Any, length: int) -> tuple[Any, Any]:
+        return jax.lax.scan(lambda carry, _: f(carry), carry, None, length)
+
+    if checkpoint == "none" or length < 4:
+        return scan(f, carry, length)
+    # In a scan nothing can be merged with the first computation, so that CSE need not be prevented.
+    single = jax.checkpoint(f, prevent_cse=False)
+    size = _block(length)
+    block = jax.checkpoint(lambda carry: scan(single, carry, size), prevent_cse=False)
+    carry, blocks = scan(block, carry, length // size)
+    carry, rest = scan(single, carry, length % size)
+    outputs = jax.tree.map(
+        lambda a, b: jnp.concatenate([a.reshape(-1, *a.shape[2:]), b]), blocks, rest
+    )
+    return carry, outputs
+
+
+def _block(length: int) -> int:
+    """The divisor next to √length, so that a step is compiled once; √length where there is none."""
+    root = math.isqrt(length)
+    return next((size for size in range(root, root // 2, -1) if length % size == 0), root)
+
+
+def _is_finite(state: Any) -> jax.Array:
+    numbers = [a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(a).all() for a in numbers] or True).all()
+
+
+def _require_same(what: str, found: Any, expected: Any) -> None:
+    """Raise ValueError where a step changes the kind of the state."""
+    described = [
+        jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree) for tree in (found, expected)
+    ]
+    if described[0] != described[1] or jax.tree.structure(found) != jax.tree.structure(expected):
+        raise ValueError(f"{what} returns {described[0]}; expected {described[1]}, as it was given")
+
+
+def _require_whole(state: Any, finite: int, steps: int, started_finite: bool) -> None:
+    """Raise where a simulation has broken down, or lost neighbors."""
+    if not started_finite:
+        raise FloatingPointError("the state to start from is not finite")
+    if finite < steps:
+        raise FloatingPointError(f"the state is not finite after step {finite + 1} of {steps:,}")
+    parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "did_buffer_overflow"))
+    if any(bool(getattr(part, "did_buffer_overflow", False)) for part in parts):
+        raise ValueError(
+            "there were more neighbors than their list holds; expected one with more room, such as "
+            "with capacity_multiplier"
+        )

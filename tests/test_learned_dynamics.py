@@ -1,0 +1,136 @@
+"""Learned forces inside a simulation: symmetries, conservation, gradients and what they find."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import egnn_jax as egnn
+from egnn_jax import testing
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.run import load, train
+from egnn_jax.potentials.learned_dynamics import LearnedDynamics, PairForce
+
+
+def charged(rng, sizes=(5, 3), dtype=np.float64):
+    graphs = []
+    for size in sizes:
+        charges = rng.choice([-1.0, 1.0], size=(size, 1))
+        x, v = rng.normal(size=(2, size, 3))
+        graph = egnn.complete_graph(x=x.astype(dtype), v=v.astype(dtype), h=charges.astype(dtype))
+        products = charges[graph.receivers] * charges[graph.senders]
+        graphs.append(graph._replace(edges=graph.edges.replace(a=jnp.asarray(products, dtype))))
+    return egnn.batch(graphs)
+
+
+def random(module, graph):
+    return testing.randomise_parameters(jax.eval_shape(module.init, jax.random.key(0), graph))
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_it_turns_and_moves_with_its_input(x64, rng, layers):
+    graph, model = charged(rng), LearnedDynamics(8, layers, steps=5)
+    params = random(model, graph)
+    testing.assert_equivariant(partial(model.apply, params), graph)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_momentum_is_kept(x64, rng, layers):
+    graph, model = charged(rng), PairForce(8, layers)
+    forces = model.apply(random(model, graph), graph)
+    assert np.abs(forces).max() > 0.1
+    np.testing.assert_allclose(forces[:5].sum(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(forces[5:].sum(axis=0), 0, atol=1e-12)
+
+
+def test_a_pair_force_is_the_gradient_of_an_energy(x64, rng):
+    """Its Jacobian is symmetric, and with more than two particles in it is not."""
+    graph = charged(rng, (4,))
+    asymmetry = []
+    for layers in (0, 1):
+        model = PairForce(8, layers)
+        params = random(model, graph)
+        force = lambda x, model=model, params=params: model.apply(
+            params, graph._replace(nodes=graph.nodes.replace(x=x))
+        )
+        jacobian = jax.jacobian(force)(graph.nodes.x).reshape(12, 12)
+        asymmetry.append(np.abs(jacobian - jacobian.T).max() / np.abs(jacobian).max())
+    assert asymmetry[0] < 1e-12
+    assert asymmetry[1] > 1e-3
+
+
+def test_forces_are_bounded_and_finite_at_the_same_place(rng):
+    graph = charged(rng, (4,), np.float32)
+    graph = graph._replace(nodes=graph.nodes.replace(x=graph.nodes.x.at[1].set(graph.nodes.x[0])))
+    model = PairForce(8, bound=3.0)
+    params = jax.tree.map(lambda a: 30 * a, random(model, graph))
+    forces = model.apply(params, graph)
+    assert np.isfinite(forces).all()
+    assert np.linalg.norm(forces, axis=1).max() <= 9.001
+    gradient = jax.grad(lambda p: jnp.sum(model.apply(p, graph) ** 2))(params)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(gradient))
+
+
+def test_growth_bounds_the_gradient_and_nothing_else(x64, rng):
+    graph = charged(rng)
+    exact, loose, tight = (
+        LearnedDynamics(8, steps=20, growth=growth) for growth in (None, 1e6, 0.1)
+    )
+    params = random(exact, graph)
+
+    def of_start(model):
+        def end(x):
+            moved = graph._replace(nodes=graph.nodes.replace(x=x))
+            return jnp.sum(jnp.sin(model.apply(params, moved).nodes.x))
+
+        return jax.value_and_grad(end)(graph.nodes.x)
+
+    (value, gradient), same, bounded = map(of_start, (exact, loose, tight))
+    assert value == pytest.approx(same[0]) == pytest.approx(bounded[0])
+    np.testing.assert_allclose(same[1], gradient, rtol=1e-10)
+    longest = np.linalg.norm(np.cos(exact.apply(params, graph).nodes.x), axis=1)
+    for particles in (slice(0, 5), slice(5, 8)):  # of each system its own
+        lengths = np.linalg.norm(bounded[1][particles], axis=1)
+        # Beside the bounded gradient there is that of the first force.
+        assert lengths.max() < 0.2 * longest[particles].max()
+        assert np.linalg.norm(gradient[particles], axis=1).max() > lengths.max()
+
+
+def test_steps_and_time_are_no_part_of_the_parameters(x64, rng):
+    graph = charged(rng)
+    model = LearnedDynamics(8, steps=400, time=0.5)
+    params = random(model, graph)
+    whole = model.apply(params, graph)
+    half = model.clone(time=0.25, steps=100)
+    twice = half.apply(params, half.apply(params, graph))
+    np.testing.assert_allclose(twice.nodes.x, whole.nodes.x, rtol=2e-3, atol=2e-3)
+    with pytest.raises(ValueError, match=r"nodes\.v is None; expected velocities"):
+        model.apply(params, graph._replace(nodes=graph.nodes.replace(v=None)))
+
+
+@pytest.mark.slow
+def test_the_law_is_found_from_where_particles_end(tmp_path):
+    """Coulomb's law, after ten epochs of the recipe at 100 steps."""
+    config = configs.load("nbody/dynamics")
+    model = config.model.clone(steps=100)
+    train(dataclasses.replace(config, model=model, epochs=10), tmp_path / "run")
+    _, network, params = load(tmp_path / "run")
+    # Opposite charges come near to each other; equal ones do not, and are learned from afar.
+    distances = np.array([0.2, 0.4, 0.7, 1.0, 1.5])
+    found = pair_forces(network, params, distances)
+    np.testing.assert_allclose(found, -(distances**-2), rtol=0.15)
+
+
+def pair_forces(network, params, distances):
+    """The force on a particle at these distances from one of opposite charge."""
+    force = PairForce(network.features, network.layers, network.bound)
+    found = []
+    for distance in distances:
+        x = np.array([[0, 0, 0], [distance, 0, 0]], np.float32)
+        graph = egnn.complete_graph(x=x, h=np.array([[1], [-1]], np.float32))
+        graph = graph._replace(edges=graph.edges.replace(a=-jnp.ones((2, 1))))
+        found.append(float(force.apply({"params": params["params"]["force"]}, graph)[1, 0]))
+    return np.array(found)
