@@ -61,6 +61,8 @@ from .nn.precision import MixedPrecision as MixedPrecision
 from .nn.set2set import Set2SetReadout as Set2SetReadout
 from .potentials import jax_md as jax_md
 from .potentials.calculator import ASECalculator as ASECalculator
+from .potentials.ensemble import Ensemble as Ensemble
+from .potentials.ensemble import Uncertain as Uncertain
 from .potentials.potential import Potential as Potential
 from .potentials.reweighting import reweight as reweight
 from .potentials.rollout import rollout as rollout

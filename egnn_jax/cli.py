@@ -120,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--friction", type=float, default=0.01, help="of nvt, in 1/fs (0.01)")
     command.add_argument("--every", type=int, default=10, help="steps between frames (10)")
     command.add_argument("--seed", type=int, default=0, help="of velocities and noise (0)")
+    command.add_argument(
+        "--max-spread", type=float, metavar="EV_PER_A",
+        help="simulate with all seeds of the run; end where they differ by more about a force",
+    )  # fmt: skip
     command.add_argument("--out", type=_path, help="a new folder (default: runs/md/ and the file)")
 
     text = (

@@ -29,7 +29,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA warns of each program that it ta
 
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, of which few are garbage
 
-settings.register_profile("some", max_examples=40, deadline=None)
+settings.register_profile("some", max_examples=25, deadline=None)
 settings.register_profile("many", max_examples=150, deadline=None)
 settings.load_profile("some")
 
@@ -54,7 +54,12 @@ def pytest_generate_tests(metafunc):
         # Each of test_golden*.py says what the names of its files begin with.
         own = tuple(metafunc.module.NETWORKS)
         files = [path for path in files if path.stem.startswith(own)]
-        metafunc.parametrize("golden_file", files, ids=lambda path: path.stem)
+        slow = getattr(metafunc.module, "SLOW", ())
+        cases = [
+            pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in slow else ())
+            for p in files
+        ]
+        metafunc.parametrize("golden_file", cases)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -241,6 +241,7 @@ def small_setting(folder, layers):
     return inputs.Setting(str(recipe), batch_size=4, batches=2, scans=2)
 
 
+@pytest.mark.slow
 def test_contenders_in_jax_agree_and_are_timed(monkeypatch, tmp_path):
     monkeypatch.setitem(inputs.SETTINGS, "small", small_setting(tmp_path, layers=1))
     ours, theirs = (contenders.first_output("small", name) for name in ("ours", "textbook_jax"))

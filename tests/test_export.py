@@ -114,7 +114,8 @@ def test_the_card_says_what_a_reader_needs(place, no_data):
         assert errors == {name: values[1] for name, values in result["seeds"][split].items()}
     folder = egnn.load_pretrained(place / "run")
     first = egnn.load_pretrained(place / "first.safetensors")
-    assert folder.card == first.card
+    assert folder.card == {**first.card, "seeds": 2}
+    assert first.card["seeds"] == 1
     assert folder.config == first.config
     jax.tree.map(np.testing.assert_array_equal, folder.params, first.params)
 

@@ -19,6 +19,8 @@ from tests.conftest import GOLDEN
 
 NETWORKS = ("nmp_tf", "se3_transformer_qm9", "tfn_qm9")
 """What the names of files begin with."""
+SLOW = ("se3_transformer_qm9",)
+"""Files that take long to compare with."""
 T, M, HEADS = 3, 4, 2
 """What shapes do not tell: steps of messages and of set2set of NMP, heads of SE(3)-Transformer."""
 

@@ -95,7 +95,9 @@ def test_kinds_of_nodes_are_embedded():
         model = egnn.MODELS[name](features=4, layers=1, **options)
         params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
         of = lambda h, model=model, params=params: (
-            model.apply(params, graph._replace(nodes=graph.nodes.replace(h=jnp.array(h)))).nodes.h
+            jax.jit(model.apply)(
+                params, graph._replace(nodes=graph.nodes.replace(h=jnp.array(h, jnp.int8)))
+            ).nodes.h
         )
         assert of([8, 1, 1]).shape == (3, 4)
         assert np.abs(of([8, 1, 1]) - of([8, 1, 6])).max() > 1e-3

@@ -193,3 +193,33 @@ def test_what_is_refused():
             energy(**options)
     with pytest.raises(ValueError, match="TFN has no cutoff"):
         energy(network=egnn.Potential(egnn.TFN()))
+
+
+def test_a_rollout_of_jax_mds_steps_is_differentiated_by_the_parameters(x64):
+    """The gradient of the end by a parameter, against a difference quotient; the overflow."""
+    atoms = molecule()
+    network, params = trained(atoms)
+    displacement, shift = space.free()
+    neighbor_fn, energy_fn = egnn.jax_md.energy(network, params, displacement, None, atoms.numbers)
+    init, apply = simulate.nve(energy_fn, shift, 0.01)
+    start = jnp.asarray(atoms.positions)
+    neighbor = neighbor_fn.allocate(start)
+    state = init(jax.random.key(0), start, kT=0.0, mass=10.0, neighbor=neighbor)
+
+    def step(params, state):
+        dynamics, neighbor = state
+        neighbor = neighbor.update(dynamics.position)
+        return apply(dynamics, neighbor=neighbor, params=params), neighbor
+
+    @jax.jit
+    def end(scale):
+        scaled = jax.tree.map(lambda a: scale * a, params)
+        dynamics, _ = egnn.rollout(step, scaled, (state, neighbor), 16).state
+        return jnp.linalg.norm(dynamics.position[0] - dynamics.position[3])
+
+    slope = (end(1 + 1e-5) - end(1 - 1e-5)) / 2e-5
+    assert jax.jit(jax.grad(end))(1.0) == pytest.approx(float(slope), rel=1e-6)
+    assert abs(slope) > 1e-4
+    few = neighbor_fn.allocate(3.0 * start)  # atoms so far apart that few are neighbors
+    with pytest.raises(ValueError, match="there were more neighbors than their list holds"):
+        egnn.rollout(step, params, (state, few), 2)

@@ -76,18 +76,20 @@ def test_a_batch_holds_whole_molecules():
 def test_padding_and_the_other_molecules_do_not_matter(independent):
     task = dataclasses.replace(TWO, independent=independent)
     model, batch, params = small(task)
-    predicted = task.predict(model.apply, params, batch)
-    alone = task.predict(model.apply, params, task.samples("train").pack(np.array([3, -1, -1])))
+    predicted = task.predict(jax.jit(model.apply), params, batch)
+    alone = task.predict(
+        jax.jit(model.apply), params, task.samples("train").pack(np.array([3, -1, -1]))
+    )
     np.testing.assert_allclose(alone[0], predicted[3], rtol=1e-4, atol=1e-5)
     key = jax.random.key(0)
     error = np.abs(np.asarray(predicted - batch.globals.y))[:5]
-    sums = task.metrics(model.apply)(params, batch, key)
+    sums = task.metrics(jax.jit(model.apply))(params, batch, key)
     for k, name in enumerate(task.targets):
         assert float(sums[name][0] / sums[name][1]) == pytest.approx(
             error[:, k].mean() * task.statistics.deviation[k], rel=1e-5
         )
     assert float(sums["relative"][0] / sums["relative"][1]) == pytest.approx(error.mean(), rel=1e-5)
-    assert float(task.loss(model.apply)(params, batch, key)[0]) == pytest.approx(
+    assert float(task.loss(jax.jit(model.apply))(params, batch, key)[0]) == pytest.approx(
         error.mean() * (2 if independent else 1), rel=1e-5
     )
 
@@ -96,7 +98,9 @@ def test_independent_networks_are_the_networks_of_single_targets():
     task = dataclasses.replace(TWO, independent=True)
     model, batch, params = small(task)
     key = jax.random.key(0)
-    gradient = jax.grad(lambda params: task.loss(model.apply)(params, batch, key)[0])(params)
+    gradient = jax.grad(lambda params: task.loss(jax.jit(model.apply))(params, batch, key)[0])(
+        params
+    )
     for k, target in enumerate(task.targets):
         single = QM9(targets=(target,), train_size=500)
         alone, one = (
@@ -106,7 +110,7 @@ def test_independent_networks_are_the_networks_of_single_targets():
         own = jax.tree.map(itemgetter(k), params)
         np.testing.assert_allclose(
             single.predict(alone.apply, own, one)[:, 0],
-            task.predict(model.apply, params, batch)[:, k],
+            task.predict(jax.jit(model.apply), params, batch)[:, k],
             rtol=1e-5,
         )
         expected, _ = jax.grad(single.loss(alone.apply), has_aux=True)(own, one, key)
@@ -159,16 +163,16 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
     alone = np.mean(np.abs(valid - mean) / deviation)
     assert result["trivial"]["relative"] == pytest.approx(alone, rel=1e-4)
     _, model, params = load(tmp_path)
-    predicted = config.task.predictions(model.apply, params, "test")
+    predicted = config.task.predictions(jax.jit(model.apply), params, "test")
     for k, name in enumerate(config.task.targets):
         error = np.abs(predicted - config.task.labels[config.task.molecules.splits["test"]])[
             :, k
         ].mean()
         assert error == pytest.approx(result["metrics"]["test"][name], rel=1e-4)
-    picture = config.task.plot(model.apply, params, tmp_path / "parity.png")
+    picture = config.task.plot(jax.jit(model.apply), params, tmp_path / "parity.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
-    details = config.task.details(model.apply, params)
+    details = config.task.details(jax.jit(model.apply), params)
     assert details["units"] == {"homo": "meV", "Cv": "cal/(mol K)"}
     for split, classes in details["by_atoms"].items():
         assert sum(c["molecules"] for c in classes.values()) == len(config.task.samples(split))
@@ -191,7 +195,9 @@ def test_a_short_training_learns_resumes_and_draws(tmp_path):
     with pytest.raises(
         ValueError, match=r"atomic_numbers has \[16\]; expected of \[1, 6, 7, 8, 9\]"
     ):
-        config.task.properties(model.apply, params, np.array([1]), np.array([16]), np.zeros((1, 3)))
+        config.task.properties(
+            jax.jit(model.apply), params, np.array([1]), np.array([16]), np.zeros((1, 3))
+        )
 
 
 @pytest.mark.parametrize(
@@ -280,10 +286,12 @@ def test_a_run_is_read_without_the_data_set(tmp_path, monkeypatch):
     train(config, tmp_path)
     molecule = (np.array([3]), np.array([8, 1, 1]), np.eye(3))
     loaded, model, params = load(tmp_path)
-    expected = config.task.properties(model.apply, params, *molecule)
+    expected = config.task.properties(jax.jit(model.apply), params, *molecule)
     monkeypatch.setattr(qm9, "load", lambda: pytest.fail("the data were read"))
     loaded, model, params = load(tmp_path)
-    np.testing.assert_array_equal(loaded.task.properties(model.apply, params, *molecule), expected)
+    np.testing.assert_array_equal(
+        loaded.task.properties(jax.jit(model.apply), params, *molecule), expected
+    )
     (tmp_path / "constants.json").write_text('{"mean": [1.0, 2.0]}')
     with pytest.raises(ValueError, match=r"expected those of \('mu',\)"):
         load(tmp_path)

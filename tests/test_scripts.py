@@ -169,6 +169,7 @@ def test_benchmark_runs_the_script_of_the_clone(tmp_path, monkeypatch):
         cli.main(["benchmark"])
 
 
+@pytest.mark.slow
 def test_report_puts_runs_of_different_targets_together(qm9_run, tmp_path):
     config = configs.load(qm9_run / "config.yaml")
     config = dataclasses.replace(config, task=dataclasses.replace(config.task, targets=("mu",)))

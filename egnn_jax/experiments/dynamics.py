@@ -15,6 +15,7 @@ from egnn_jax.data.frames import is_xyz
 from egnn_jax.experiments import plots
 from egnn_jax.graph._validation import require_count
 from egnn_jax.potentials.calculator import ASECalculator
+from egnn_jax.potentials.ensemble import Ensemble, Uncertain
 from egnn_jax.training.callbacks import show_progress_lines
 from egnn_jax.training.signals import Interrupted, stop_requested
 
@@ -33,6 +34,8 @@ class Dynamics:
       friction: of Langevin dynamics, in 1/fs.
       every: steps between two frames of the trajectory.
       seed: of the velocities and of Langevin dynamics.
+      max_spread: simulate with all seeds of the run, and end where they differ by more about a
+        force, in eV/Å, see :class:`egnn_jax.Ensemble`; the first seed alone if none.
 
     Raises:
       ValueError: a number makes no sense.
@@ -45,6 +48,7 @@ class Dynamics:
     friction: float = 0.01
     every: int = 10
     seed: int = 0
+    max_spread: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number makes no sense."""
@@ -69,7 +73,8 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
     Args:
       structure: a file that ASE reads, the first structure of it, or ``file@-1`` for its last one,
         with the momenta that it has, if any.
-      model: as :class:`egnn_jax.ASECalculator` takes it.
+      model: as :class:`egnn_jax.ASECalculator` takes it; a run of several seeds with
+        ``max_spread``.
       folder: a new or empty one.
       dynamics: how the simulation runs.
 
@@ -81,10 +86,14 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
       ValueError: the structure cannot be read, or the model does not know it, or the folder is not
         empty.
       FloatingPointError: the simulation explodes; the frames so far are kept.
+      Uncertain: the potentials differ by more than ``max_spread``; the frames so far are kept.
       Interrupted: Ctrl-C, SIGTERM or SIGHUP; the frames so far are kept.
     """
     atoms = _read(structure)
-    atoms.calc = ASECalculator(model)
+    if dynamics.max_spread is None:
+        atoms.calc = ASECalculator(model)
+    else:
+        atoms.calc = ASECalculator(Ensemble.load(model), max_spread=dynamics.max_spread)
     atoms.get_potential_energy()  # raises before anything is written
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; expected a new folder")
@@ -106,6 +115,9 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
                     rows.append(_row(atoms, step, dynamics))
                 except FloatingPointError as error:
                     raise _explosion(f"{error} before step {step:,}", folder) from error
+                except Uncertain as error:
+                    text = f"{error}, before step {step:,}; the frames so far are in {folder}"
+                    raise Uncertain(text) from error
                 _write(atoms, frames)
                 csv.writer(table).writerow([f"{value:.10g}" for value in rows[-1]])
                 for file in (frames, table):

@@ -41,14 +41,15 @@ def export(run_folder: Path | str, path: Path | str, seed: int | None = None) ->
         raise ValueError(f"{path} ends in {path.suffix!r}; expected a name.safetensors")
     RunFolder(run_folder).result()  # raises where the run is not complete
     model = _of_run(run_folder, seed)
+    model = dataclasses.replace(model, card={**model.card, "seeds": 1})  # of the file
     if model.input is None:
         model = dataclasses.replace(model, input=network_input(model.config))
     pretrained.write(path, model)
     return path
 
 
-def load_pretrained(path: Path | str) -> Pretrained:
-    """A trained network from an exported file, or from the folder of a run (its first seed).
+def load_pretrained(path: Path | str, seed: int | None = None) -> Pretrained:
+    """A trained network from an exported file, or from the folder of a run.
 
     "qm9" and "qm9-smiles" are networks that come with this library: all twelve properties of QM9,
     the first for geometries like QM9's own (relaxed by DFT), the second for those that RDKit makes
@@ -58,12 +59,20 @@ def load_pretrained(path: Path | str) -> Pretrained:
     and model are looked up in :data:`egnn_jax.TASKS` and :data:`egnn_jax.MODELS`, where yours have
     to be registered first.
 
+    Args:
+      path: the file or folder, or the name of a network that comes with this library.
+      seed: which seed of a run with several, by default its first.
+
     Raises:
-      ValueError: there is no such file or run, it is damaged, its task or model is not registered,
-        or its parameters are not those of its network; the path is named.
+      ValueError: there is no such file, run or seed, it is damaged, its task or model is not
+        registered, or its parameters are not those of its network; the path is named.
     """
     path = pretrained.find(path)
-    return _of_run(path, None) if path.is_dir() else pretrained.read(path)
+    if path.is_dir():
+        return _of_run(path, seed)
+    if seed is not None:
+        raise ValueError(f"seed is {seed} of {path}; expected none, since a file holds one network")
+    return pretrained.read(path)
 
 
 def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
@@ -89,6 +98,7 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
         "cutoff": _cutoff(config),
         "dtype": "+".join(dtypes),
         "seed": seed,
+        "seeds": config.seeds,
         "best_epoch": best_epoch,
         "metrics": metrics,
         "versions": result.get("versions", {}),

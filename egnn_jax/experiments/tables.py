@@ -29,7 +29,7 @@ def write_table(rows: Sequence[Mapping[str, str]], stem: Path) -> list[Path]:
 def upright(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The table with rows and columns exchanged where it is wide; the first key names rows."""
     first, *others = rows[0]
-    if len(others) <= max(len(rows), 10):
+    if len(others) <= max(len(rows), 12):
         return [dict(row) for row in rows]
     return [{first: name} | {row[first]: row[name] for row in rows} for name in others]
 

@@ -15,6 +15,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 import egnn_jax
 from egnn_jax.graph import neighbors
 from egnn_jax.potentials._padding import padded_graph
+from egnn_jax.potentials.ensemble import Ensemble, mean_and_spread, require_certain
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
 _MOST_NEIGHBORS = 10_000
@@ -36,19 +37,26 @@ class ASECalculator(Calculator):
     atoms. Stress is given where the cell has a volume and space is periodic. A calculator may be
     pickled, and used by several threads, which wait for each other.
 
+    Of an :class:`egnn_jax.Ensemble` all are means, and ``results`` also has ``energy_spread`` (eV)
+    and ``forces_spread`` (M,) in eV/Å, see :class:`egnn_jax.Ensemble`.
+
     Args:
       model: the folder of a run or an exported file, see :func:`egnn_jax.load_pretrained`, or what
-        that returns, of the task ``forces``; or a :class:`egnn_jax.Potential`.
+        that returns, of the task ``forces``; or a :class:`egnn_jax.Potential` or
+        :class:`egnn_jax.Ensemble`.
       params: the parameters, where ``model`` is a potential.
       references: energies of free atoms in eV, by symbol, which are added; with a potential, by
         default, 0 of any element. Other elements are refused.
       skin: how much farther than the cutoff neighbors are listed, in Å.
+      max_spread: of an ensemble, the largest ``forces_spread`` of an atom that is accepted, in
+        eV/Å; a simulation ends where it is exceeded.
 
     Raises:
-      ValueError: the model predicts no energies or has no cutoff, or the skin is below 0; and in a
-        calculation: there are no atoms, an element is not among the model's, or a position is not
-        finite.
+      ValueError: the model predicts no energies or has no cutoff, the skin is below 0, or
+        ``max_spread`` is not above 0 or not of an ensemble; and in a calculation: there are no
+        atoms, an element is not among the model's, or a position is not finite.
       FloatingPointError: what was computed is not finite.
+      Uncertain: the potentials of an ensemble differ by more than ``max_spread``.
     """
 
     # ASE declares it without ClassVar, which no subclass may add.
@@ -61,20 +69,26 @@ class ASECalculator(Calculator):
         *,
         references: Mapping[str, float] | None = None,
         skin: float = 0.5,
+        max_spread: float | None = None,
     ) -> None:
         super().__init__()
+        self._ensemble = isinstance(model, Ensemble)
+        if max_spread is not None and not (self._ensemble and max_spread > 0):
+            raise ValueError(
+                f"max_spread is {max_spread} with a {type(model).__name__}; expected a force above "
+                "0 in eV/Å, with an Ensemble"
+            )
+        if (params is None) == isinstance(model, Potential):
+            given = "None" if params is None else "given"
+            raise ValueError(f"params is {given}; expected it with a Potential, and only then")
         if not isinstance(model, Potential):
-            if params is not None:
-                raise ValueError("params are given; expected them with a Potential only")
-            model, params, references = _of_pretrained(model, references)
-        elif params is None:
-            raise ValueError("params is None; expected the parameters of the potential")
+            model, params, references = _of_trained(model, references)
         cutoff = cutoff_of(model)
         if not (isinstance(skin, int | float) and 0 <= skin < float("inf")):
             raise ValueError(f"skin is {skin!r}; expected a distance of 0 or more in Å")
         self._potential, self._params = model, jax.device_get(params)
         self._references = None if references is None else _energies(references)
-        self._cutoff, self._skin = cutoff, float(skin)
+        self._cutoff, self._skin, self._max_spread = cutoff, float(skin), max_spread
         self._list: _Neighbors | None = None
         self._capacities: dict[int, int] = {}  # of edges, by the number of atoms
         self._lock = threading.RLock()
@@ -114,7 +128,7 @@ class ASECalculator(Calculator):
         try:
             out = jax.device_get(
                 _evaluate(
-                    potential, self._params, atoms.numbers.astype(np.int32),
+                    potential, self._ensemble, self._params, atoms.numbers.astype(np.int32),
                     np.asarray(x, jnp.result_type(float)), cell, *edges,
                 )
             )  # fmt: skip
@@ -135,7 +149,11 @@ class ASECalculator(Calculator):
         results["free_energy"] = results["energy"]
         if potential.stress:
             results["stress"] = full_3x3_to_voigt_6_stress(out["stress"].astype(np.float64))
+        spreads = ("energy_spread", "forces_spread")
+        results |= {name: np.asarray(out[name], np.float64)[()] for name in spreads if name in out}
         self._require_finite(results)
+        if self._max_spread is not None:
+            require_certain(results["forces_spread"], self._max_spread, atoms.symbols)
         return results
 
     def _require_finite(self, results: Mapping[str, Any]) -> None:
@@ -239,9 +257,10 @@ class _Neighbors(NamedTuple):
     origin: np.ndarray
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _evaluate(
     potential: Potential,
+    ensemble: bool,
     params: Any,
     numbers: jax.Array,
     x: jax.Array,
@@ -252,24 +271,30 @@ def _evaluate(
 ) -> dict[str, jax.Array]:
     """Energies (M,), forces (M, 3) and stress (3, 3) of atoms whose edges are padded."""
     graph = padded_graph(numbers, x, senders, receivers, shift, cell)
-    out: Any = potential.apply(params, graph)
-    n = x.shape[0]
-    found = {"energies": out.nodes.h[:n, 0], "forces": out.nodes.y[:n]}
+    n, found = x.shape[0], {}
+    if ensemble:
+        out, spread = mean_and_spread(potential, params, graph)
+        found = {"energy_spread": spread.energy[0], "forces_spread": spread.forces[:n]}
+    else:
+        out: Any = potential.apply(params, graph)
+    found |= {"energies": out.nodes.h[:n, 0], "forces": out.nodes.y[:n]}
     if potential.stress:
         found["stress"] = out.globals.stress[0]
     return found
 
 
-def _of_pretrained(
+def _of_trained(
     model: Any, references: Mapping[str, float] | None
-) -> tuple[Potential, Any, Mapping[str, float]]:
-    """A potential, its parameters and energies of free atoms, of a run or an exported file."""
+) -> tuple[Potential, Any, Mapping[str, float] | None]:
+    """A potential, its parameters and energies of free atoms, of a run, a file or an ensemble."""
+    if isinstance(model, Ensemble):
+        return model.potential, model.params, references or model.references
     if isinstance(model, str | Path):
         model = egnn_jax.load_pretrained(model)
     network = getattr(model, "network", model)
     if not isinstance(network, Potential):
         raise ValueError(
-            f"the model is a {type(network).__name__}; expected a Potential, or a run or a file of "
-            "the task forces"
+            f"the model is a {type(network).__name__}; expected a Potential, an Ensemble, or a run "
+            "or a file of the task forces"
         )
     return network, model.params, model.config.task.references | dict(references or {})

@@ -33,8 +33,9 @@ def energy(
         init, step = jax_md.simulate.nve(energy_fn, shift, dt)
 
     Energies are relative to free atoms where the potential was trained on such, as those of runs
-    are, so that float32 keeps the digits of their differences. Whatever else is given to the
-    energy, such as ``box`` and ``perturbation``, goes to ``displacement``. Where a given ``box`` is
+    are, so that float32 keeps the digits of their differences. ``params=`` in a call of the energy
+    takes other parameters, such as those that a gradient is taken of. Whatever else is given to
+    it, such as ``box`` and ``perturbation``, goes to ``displacement``. Where a given ``box`` is
     too small for one image of each neighbor the energy is nan. As always in jax-md,
     ``neighbor.did_buffer_overflow`` says that there were more neighbors than the list holds.
 
@@ -95,7 +96,7 @@ def energy(
         **neighbor_options,
     )
 
-    def energy_fn(R: jax.Array, neighbor: Any, **kwargs: Any) -> jax.Array:
+    def energy_fn(R: jax.Array, neighbor: Any, params: Any = params, **kwargs: Any) -> jax.Array:
         """E in eV of positions (M, 3) and a list of neighbors."""
         if neighbor.format is not partition.Sparse:
             raise ValueError(f"neighbors are {neighbor.format}; expected those of neighbor_fn")

@@ -18,6 +18,7 @@ from egnn_jax.graph.graph import (
 )
 from egnn_jax.models.egcl import EGCL
 from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, silu, with_attributes
+from egnn_jax.nn.precision import compute_dtype
 from egnn_jax.potentials.rollout import Phase, rollout, velocity_verlet
 
 _LEAST = 1e-6  # added to distances, whose logarithm is taken
@@ -46,10 +47,11 @@ class PairForce(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> jax.Array:
         """Forces (N, n)."""
-        h, dtype = graph.nodes.h, graph.nodes.x.dtype
+        h, dtype = graph.nodes.h, compute_dtype(graph)
         r_ij = edge_vectors(graph, graph.nodes.x)
         distance = safe_norm(r_ij, keepdims=True) + _LEAST
-        z_ij = Dense(self.features, name="edges")(with_attributes(graph, jnp.log(distance)))
+        s_ij = with_attributes(graph, jnp.log(distance)).astype(dtype)
+        z_ij = Dense(self.features, name="edges")(s_ij)
         if h is not None:
             h = embed(h, self.features)
             for layer in range(self.layers):
@@ -57,7 +59,7 @@ class PairForce(nn.Module):
                 h = egcl(graph._replace(nodes=graph.nodes.replace(h=h))).nodes.h
             z_i = Dense(self.features, use_bias=False, name="nodes")(h)
             z_ij += z_i[graph.receivers] + z_i[graph.senders]
-        u_ij = MLP(self.features, 1, name="phi_f")(silu(z_ij)).astype(dtype)
+        u_ij = MLP(self.features, 1, name="phi_f")(silu(z_ij)).astype(distance.dtype)
         most = math.asinh(self.bound)
         f_ij = r_ij / distance * jnp.sinh(jnp.clip(u_ij, -most, most))
         return sum_at_receivers(graph, f_ij)
@@ -70,21 +72,18 @@ class LearnedDynamics(nn.Module):
     no part of the parameters, and may be others where the force is used.
 
     After a close encounter the end says nothing of the force: its gradient grows exponentially on
-    the way back in time, and would drown the others. ``growth`` bounds it.
+    the way back in time, and drowns the others. ``growth=1.0`` bounds it, in training.
 
     Args:
       features, layers, bound: of the force.
       steps: of the simulation.
       time: how long it is.
       growth: at each step, the gradient with respect to a particle's position, or to its velocity
-        times ``time``, is at most so many times as long as the longest of its system at the end;
-        the exact gradient if none.
+        times ``time``, is at most so many times as long as the longest of its system at the end.
+        JAX has no forward mode of this. By default the gradient is exact.
 
-    Call: a graph with x, v (N, n), h (N, F) or None and a (E, A) or None, which do not change, to
-    the same with x and v after ``time``.
-
-    Raises:
-      ValueError: the graph has no velocities.
+    Call: a graph with x (N, n), v (N, n) or None for particles at rest, h (N, F) or None and a
+    (E, A) or None, which do not change, to the same with x and v after ``time``.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -94,15 +93,13 @@ class LearnedDynamics(nn.Module):
     bound: float = 100.0
     steps: int = 200
     time: float = 1.0
-    growth: float | None = 1.0
+    growth: float | None = None
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """The graph after ``time``."""
         require_geometric(graph)
         require_positive(features=self.features, steps=self.steps)
-        if graph.nodes.v is None:
-            raise ValueError("nodes.v is None; expected velocities")
         force = PairForce(self.features, self.layers, self.bound, name="force")
         force(graph)  # makes the parameters, which the steps share
         module, variables = force.unbind()
@@ -111,7 +108,8 @@ class LearnedDynamics(nn.Module):
             return module.apply(params, graph._replace(nodes=graph.nodes.replace(x=x)))
 
         init, step = velocity_verlet(at, self.time / self.steps)
-        start = init(variables, graph.nodes.x, graph.nodes.v)
+        v = jnp.zeros_like(graph.nodes.x) if graph.nodes.v is None else graph.nodes.v
+        start = init(variables, graph.nodes.x, v)
         limit = jnp.zeros_like(start.x[:, :1])
 
         def advance(params: Any, state: tuple[Phase, jax.Array]) -> tuple[Phase, jax.Array]:
@@ -124,8 +122,11 @@ class LearnedDynamics(nn.Module):
             return phase, limit
 
         end, limit = rollout(advance, variables, (start, limit), self.steps).state
-        x = _limited(end.x, limit, graph_of_node(graph), graph.n_node)
-        return graph._replace(nodes=graph.nodes.replace(x=x, v=end.v))
+        x = end.x
+        if self.growth is not None:
+            x = _limited(x, limit, graph_of_node(graph), graph.n_node)
+        v = None if graph.nodes.v is None else end.v
+        return graph._replace(nodes=graph.nodes.replace(x=x, v=v))
 
 
 # Both are the identity. In the backward pass the gradient of ``limit`` (N, 1), which nothing else

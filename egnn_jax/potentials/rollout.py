@@ -78,7 +78,7 @@ def rollout(
         state, count, finite = carry
         state = step(params, state)
         finite = finite & _is_finite(state)
-        return (state, count + finite, finite), None
+        return (state, count + finite.astype(jnp.int32), finite), None
 
     def frame(carry: Any) -> tuple[Any, Any]:
         carry, _ = _scan(one, carry, every, checkpoint)

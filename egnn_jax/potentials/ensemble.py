@@ -1,0 +1,141 @@
+"""Several potentials as one: their mean, and how far they differ, which tells where to doubt."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import egnn_jax
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.potentials.potential import Potential
+
+
+class Uncertain(ValueError):
+    """The potentials of an ensemble differ by more than was allowed, see ``ASECalculator``."""
+
+
+class Spread(NamedTuple):
+    """How far the potentials of an ensemble differ.
+
+    Attributes:
+      energy: the standard deviation of the energy of each graph (G,).
+      forces: the root mean square length of the difference between a force and the mean force, of
+        each atom (N,); with K - 1 in the place of K, as in a standard deviation.
+    """
+
+    energy: jax.Array
+    forces: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Potentials of one network and K sets of parameters, such as the seeds of a run.
+
+    ::
+
+        egnn train forces/ethanol --seeds 4 --run runs/four
+
+        ensemble = egnn.Ensemble.load("runs/four")
+        atoms.calc = egnn.ASECalculator(ensemble, max_spread=0.3)
+
+    Args:
+      potential: the network of all.
+      params: their parameters, with a leading axis of size K ≥ 2, as ``egnn.fit(…, seeds=K)``
+        returns them.
+      references: energies of free atoms in eV by symbol, which :class:`egnn_jax.ASECalculator`
+        adds.
+
+    Call: a graph, to what :class:`egnn_jax.Potential` makes of it, the means over all, and a
+    :class:`Spread`.
+
+    Raises:
+      ValueError: the first axes of the parameters differ, or are shorter than 2.
+    """
+
+    potential: Potential
+    params: Any
+    references: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where these are no parameters of several."""
+        if not isinstance(self.potential, Potential):
+            kind = type(self.potential).__name__
+            raise ValueError(f"the potential is a {kind}; expected an egnn.Potential")
+        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(self.params)}
+        if len(sizes) != 1 or min(sizes) < (2,):
+            found = sorted(size[0] if size else 0 for size in sizes)
+            raise ValueError(
+                f"the first axes of the parameters have the sizes {found}; expected one size, the "
+                "number of potentials, of at least 2"
+            )
+
+    @classmethod
+    def load(cls, *paths: Path | str) -> "Ensemble":
+        """The potentials of runs, with all their seeds, and of exported files.
+
+        Raises:
+          ValueError: one cannot be read or is no potential, their networks or energies of free
+            atoms differ, or there are fewer than two potentials.
+        """
+        models = []
+        for path in paths:
+            first = egnn_jax.load_pretrained(path)
+            others = range(1, first.card.get("seeds", 1))
+            models.append(first)
+            models += [egnn_jax.load_pretrained(path, first.card["seed"] + k) for k in others]
+        if len(models) < 2:
+            raise ValueError(
+                f"{', '.join(map(str, paths))} is {len(models)} potential; expected two or more"
+            )
+        networks = [model.network for model in models]
+        if strange := [n for n in networks if not isinstance(n, Potential)]:
+            kind = type(strange[0]).__name__
+            raise ValueError(f"a model is a {kind}; expected runs of the task forces")
+        references = [model.config.task.references for model in models]
+        for network, energies in zip(networks, references, strict=True):
+            if network != networks[0] or energies != references[0]:
+                raise ValueError(
+                    f"the potentials are {networks[0]} with free atoms {references[0]}, and "
+                    f"{network} with {energies}; expected the same network and energies, trained "
+                    "on the same structures"
+                )
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m.params for m in models))
+        return cls(networks[0], params, references[0])
+
+    def __call__(self, graph: GraphsTuple) -> tuple[GraphsTuple, Spread]:
+        """The means and how far the potentials differ."""
+        return mean_and_spread(self.potential, self.params, graph)
+
+
+def mean_and_spread(
+    potential: Potential, params: Any, graph: GraphsTuple
+) -> tuple[GraphsTuple, Spread]:
+    """What an :class:`Ensemble` makes of a graph."""
+    outs: Any = jax.vmap(lambda params: potential.apply(params, graph))(params)
+    h, y = outs.nodes.h, outs.nodes.y
+    energies = outs.globals.y[..., 0]
+    apart = jnp.sum((y - y.mean(axis=0)) ** 2, axis=-1)
+    stress = outs.globals.stress
+    mean = graph._replace(
+        nodes=graph.nodes.replace(h=h.mean(axis=0), y=y.mean(axis=0)),
+        globals=jax.tree.map(lambda a: a[0], outs.globals).replace(
+            y=outs.globals.y.mean(axis=0),
+            stress=None if stress is None else stress.mean(axis=0),
+        ),
+    )
+    forces = jnp.sqrt(jnp.sum(apart, axis=0) / (len(y) - 1))
+    return mean, Spread(energies.std(axis=0, ddof=1), forces)
+
+
+def require_certain(spread: np.ndarray, most: float, symbols: Any) -> None:
+    """Raise :class:`Uncertain` where the spread of a force (M,) is above what is allowed."""
+    k = int(spread.argmax())
+    if spread[k] > most:
+        raise Uncertain(
+            f"the potentials differ by {spread[k]:.3g} eV/Å about the force on atom {k} "
+            f"({symbols[k]}); expected at most {most:g}"
+        )
