@@ -85,7 +85,9 @@ def test_the_training_pages_python_runs(tmp_path, monkeypatch):
     assert Path("runs/mine/report/table.md").is_file()
 
 
-@pytest.mark.parametrize("page", ["large-graphs", "potentials", "pretrained", "pytorch", "testing"])
+@pytest.mark.parametrize(
+    "page", ["large-graphs", "potentials", "pretrained", "pytorch", "simulation", "testing"]
+)
 def test_a_pages_python_runs(page):
     names = {}
     for block in blocks(f"docs/{page}.md"):

@@ -94,7 +94,7 @@ def learn(target: jax.Array, x: jax.Array, rounds: int, frames: int) -> jax.Arra
     """The parameters whose g(r) is the target."""
     pair_energy = partial(energy, polynomial)
     energies = jax.jit(jax.vmap(pair_energy, (None, 0)))
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 20 * rounds))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 12 * rounds))
     params, key = jnp.zeros(TERMS), jax.random.key(1)
     state = optimizer.init(params)
 
