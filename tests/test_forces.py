@@ -178,6 +178,12 @@ def _molecule(atoms):
     atoms.calc = SinglePointCalculator(atoms, **results)  # ASE drops results of other atoms
 
 
+def _dummy(atoms):
+    results = atoms.calc.results
+    atoms.symbols[1] = "X"
+    atoms.calc = SinglePointCalculator(atoms, **results)
+
+
 def _gold(atoms):
     results = atoms.calc.results
     atoms.symbols[1] = "Au"
@@ -190,6 +196,7 @@ def _gold(atoms):
         (_missing, r"frame 2 of .*bad\.traj: there is no label 'forces'; found energy, stress"),
         (_nan, r"frame 2 of .*bad\.traj: the label 'energy' has a value that is not finite"),
         (_molecule, r"frame 2 of .*bad\.traj is not periodic and the first is"),
+        (_dummy, r"frame 2 of .*bad\.traj: atom 1 is X; expected a chemical element"),
         (_gold, r"frame 2 of .*bad\.traj: references has no energy of Au"),
     ],
 )
@@ -200,6 +207,15 @@ def test_faults_are_named_with_file_and_frame(tmp_path, file, change, message):
     with pytest.raises(ValueError, match=message):
         train(small(file, test=str(tmp_path / "bad.traj")), tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_crystals_are_not_tested_on_molecules(tmp_path, file):
+    bad = [copper(k) for k in range(4)]
+    for atoms in bad:
+        _molecule(atoms)
+    ase.io.write(tmp_path / "bad.traj", bad)
+    with pytest.raises(ValueError, match=r"frame 0 of .*bad\.traj is not periodic, unlike frame"):
+        train(small(file, test=str(tmp_path / "bad.traj")), tmp_path / "run")
 
 
 def test_a_file_cut_short_names_the_frame(tmp_path, file):

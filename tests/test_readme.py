@@ -12,6 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import egnn_jax as egnn
 from egnn_jax.cli import main
+from egnn_jax.data.xtb import simulated_frames
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,3 +93,18 @@ def test_a_pages_python_runs(page):
     names = {}
     for block in blocks(f"docs/{page}.md"):
         exec(block, names)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_active_learning_goes_on_where_the_potentials_disagree(tmp_path, monkeypatch):
+    """The loop of the page, with three epochs."""
+    pytest.importorskip("tblite")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/simulation.md", "python slow")
+    frames = list(ase.io.iread(simulated_frames("CCO", 12), ":"))
+    ase.io.write("mine.extxyz", frames)
+    block = block.replace('"200"', '"3"').replace('"0.3"', '"1e-3"').replace("range(3)", "range(2)")
+    block = block.replace('"--seeds", "4"', '"--seeds", "2", "--batch-size", "3"')
+    exec(block, {})
+    assert len(ase.io.read("mine.extxyz", ":")) > 12

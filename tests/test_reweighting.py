@@ -32,6 +32,9 @@ def test_means_and_gradients_are_those_of_the_other_potential(x64, rng):
         value, gradient = jax.value_and_grad(mean)(k)
         assert value == pytest.approx(6 * kT / k, rel=0.01)
         assert gradient == pytest.approx(-6 * kT / k**2, rel=0.03)
+    # Against a difference quotient of means over frames that are drawn anew.
+    drawn = [jnp.sum(frames(rng, k, 400_000) ** 2, axis=(1, 2)).mean() for k in (0.9, 1.1)]
+    assert jax.grad(mean)(1.0) == pytest.approx(float((drawn[1] - drawn[0]) / 0.2), rel=0.05)
 
 
 def test_the_number_of_frames_that_count(x64, rng):

@@ -50,7 +50,7 @@ class Labels:
         labels.
 
         Raises:
-          ValueError: a label is missing, not finite or of another shape.
+          ValueError: a label is missing, not finite or of another shape, or an atom is no element.
         """
         from ase import units
         from ase.calculators.singlepoint import SinglePointCalculator
@@ -62,6 +62,8 @@ class Labels:
             "kJ/mol": units.kJ / units.mol,
             "Hartree": units.Hartree,
         }
+        if len(dummies := np.flatnonzero(atoms.numbers == 0)):
+            raise ValueError(f"atom {dummies[0]} is X; expected a chemical element")
         energy = energy_units[self.energy_unit]
         length = {"Å": 1.0, "nm": units.nm, "Bohr": units.Bohr}[self.length_unit]
         copy = atoms.copy()
@@ -153,6 +155,11 @@ def splits(
     for split, source in (("valid", valid), ("test", test)):
         if split not in found:
             found[split] = list(_named(source, labels))
+    first, *others = [own[0] for own in found.values() if own]
+    for name, atoms in others:
+        if atoms.pbc.any() != first[1].pbc.any():
+            kind = "periodic" if atoms.pbc.any() else "not periodic"
+            raise ValueError(f"{name} is {kind}, unlike {first[0]}; expected all alike")
     return found
 
 

@@ -1,5 +1,6 @@
 """Molecular dynamics of a structure under a trained potential, run by ASE."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -86,7 +87,8 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
       ValueError: the structure cannot be read, or the model does not know it, or the folder is not
         empty.
       FloatingPointError: the simulation explodes; the frames so far are kept.
-      Uncertain: the potentials differ by more than ``max_spread``; the frames so far are kept.
+      Uncertain: the potentials differ by more than ``max_spread``; the frames so far are kept, the
+        last one, which has no forces, is where they differ.
       Interrupted: Ctrl-C, SIGTERM or SIGHUP; the frames so far are kept.
     """
     atoms = _read(structure)
@@ -94,7 +96,8 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
         atoms.calc = ASECalculator(model)
     else:
         atoms.calc = ASECalculator(Ensemble.load(model), max_spread=dynamics.max_spread)
-    atoms.get_potential_energy()  # raises before anything is written
+    with contextlib.suppress(Uncertain):  # of which a frame is to be written
+        atoms.get_potential_energy()  # raises before anything is written
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; expected a new folder")
     engine = _engine(atoms, dynamics)
@@ -116,8 +119,10 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
                 except FloatingPointError as error:
                     raise _explosion(f"{error} before step {step:,}", folder) from error
                 except Uncertain as error:
-                    text = f"{error}, before step {step:,}; the frames so far are in {folder}"
-                    raise Uncertain(text) from error
+                    _write(atoms.copy(), frames)
+                    where = f"before step {step:,}" if step else "at the start"
+                    text = f"{error}, {where}; the frames so far, this one as the last, are in"
+                    raise Uncertain(f"{text} {folder}") from error
                 _write(atoms, frames)
                 csv.writer(table).writerow([f"{value:.10g}" for value in rows[-1]])
                 for file in (frames, table):
@@ -206,8 +211,8 @@ def _row(atoms: Any, step: int, dynamics: Dynamics) -> tuple[float, ...]:
 def _write(atoms: Any, file: Any) -> None:
     from ase.io.extxyz import write_xyz
 
-    text = io.StringIO()
-    write_xyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
+    text, forces = io.StringIO(), [] if atoms.calc is None else ["forces"]
+    write_xyz(text, [atoms], columns=["symbols", "positions", "momenta", *forces])
     file.write(text.getvalue())
 
 

@@ -1,0 +1,139 @@
+"""Does the spread of an ensemble tell where it is wrong, and which structures to learn from?
+
+PYTHONPATH=scripts python -m benchmarks.active_learning --data ../shared/data
+
+Acetylacetone, labelled by density functional theory (BOTNet's data sets). Four EGNNs learn from 50
+structures at 300 K. To these 100 are added, out of 325 structures at 300 K and 225 at 600 K: those
+in which the four differ most about a force, or 100 at random. Four new EGNNs learn from all 150;
+the other 100 structures at 600 K are the test. Each repetition draws the 50, the 225 and the
+networks anew. Prints Spearman's rank correlation of spread and error of the first four on the test,
+and the errors of the forces. A repetition is written when it is complete, and not made again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from scipy.stats import spearmanr
+
+import egnn_jax as egnn
+from egnn_jax._files import write_atomically
+from egnn_jax.data import frames
+from egnn_jax.experiments.tables import markdown
+
+CUTOFF, SEEDS, BATCH = 5.0, 4, 5
+FIRST, ADDED, HOT = 50, 100, 225
+MODEL = egnn.EGNN(features=48, layers=3, cutoff=CUTOFF, basis=8, coordinate_aggregation="sum")
+
+
+def structures(path: Path, references: dict[str, float]) -> list[Any]:
+    """The graphs of a file with energies relative to free atoms."""
+    named = ((str(k), atoms) for k, atoms in enumerate(frames.read(path)))
+    # All pairs, so that all graphs have one shape; the network has a cutoff.
+    return list(frames.graphs(named, None, references, forces=True, stress=False))
+
+
+def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
+    """Four networks, of the best of their last parameters on a tenth of the graphs."""
+    data = egnn.GraphDataset(graphs)
+    learnt, valid = data.split(0.9, seed=seed)
+    forces = np.concatenate([graph.nodes.y for graph in graphs])
+    energies = np.array([float(g.globals.y[0, 0]) / len(g.nodes.x) for g in graphs])
+    potential = egnn.Potential(
+        MODEL, scale=float(np.sqrt(np.mean(forces**2))), shift=float(energies.mean())
+    )
+    keys = jax.random.split(jax.random.key(seed), SEEDS)
+    params = jax.vmap(lambda key: potential.init(key, data[0]))(keys)
+    per_epoch = len(learnt) // BATCH
+    epochs = max(steps // per_epoch, 1)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(10.0),
+        optax.adamw(optax.warmup_cosine_decay_schedule(0, 2e-3, 200, epochs * per_epoch)),
+    )
+    result = egnn.fit(
+        egnn.losses.energy_forces(potential, energy=10.0),
+        params, learnt.loader(BATCH, seed), valid.loader(BATCH), optimizer,
+        epochs=epochs, seeds=SEEDS, seed=seed, ema_decay=0.999, eval_every=max(epochs // 20, 1),
+    )  # fmt: skip
+    return egnn.Ensemble(potential, result.params)
+
+
+def judged(ensemble: egnn.Ensemble, graphs: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each structure the spread and the length of the error of each force (S, M), and the errors
+    of its components (S, M, 3).
+    """
+    run = jax.jit(ensemble)
+    spreads, errors = [], []
+    for graph in graphs:
+        mean, spread = run(graph)
+        spreads.append(np.asarray(spread.forces))
+        errors.append(np.asarray(mean.nodes.y) - np.asarray(graph.nodes.y))
+    found = np.array(errors)
+    return np.array(spreads), np.linalg.norm(found, axis=-1), np.abs(found)
+
+
+def ranked(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation."""
+    found: Any = spearmanr(one, other)
+    return float(found.statistic)
+
+
+def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
+    """What one repetition finds; forces in meV/Å."""
+    names = ("acac_300K_train", "acac_300K_test", "acac_600K_test")
+    paths = [data / f"{name}.xyz.gz" for name in names]
+    references, _ = frames.free_atoms(frames.read(paths[0]))
+    cold, calm, hot = (structures(path, references) for path in paths)
+    rng = np.random.default_rng(seed)
+    first = [cold[k] for k in rng.permutation(len(cold))[:FIRST]]
+    order = rng.permutation(len(hot))
+    pool, test = calm + [hot[k] for k in order[:HOT]], [hot[k] for k in order[HOT:]]
+    ensemble = train(first, 10 * seed, steps)
+    spread, error, component = judged(ensemble, test)
+    found: dict[str, Any] = {
+        "Spearman of atoms": ranked(spread.ravel(), error.ravel()),
+        "Spearman of structures": ranked(spread.mean(axis=1), error.mean(axis=1)),
+        "50": 1e3 * float(component.mean()),
+    }
+    chosen = np.argsort(judged(ensemble, pool)[0].max(axis=1))[-ADDED:]
+    found["hot among chosen"] = int((chosen >= len(calm)).sum())
+    at_random = rng.permutation(len(pool))[:ADDED]
+    for name, added in (("by spread", chosen), ("at random", at_random)):
+        own = train([*first, *(pool[k] for k in added)], 10 * seed + 5, steps)
+        found[name] = 1e3 * float(judged(own, test)[2].mean())
+    return found
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the files")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10_000, help="of each training (10,000)")
+    parser.add_argument("--out", type=Path, default=Path("runs/active_learning"))
+    options = parser.parse_args()
+    rows = []
+    for seed in range(options.repetitions):
+        file = options.out / f"{options.steps}-{seed}.json"
+        if not file.is_file():
+            started = time.monotonic()
+            found = repetition(options.data, seed, options.steps)
+            found["seconds"] = time.monotonic() - started
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(found).encode())
+        found = json.loads(file.read_text(encoding="utf-8"))
+        rows.append(
+            {"repetition": str(seed)} | {name: f"{value:.3g}" for name, value in found.items()}
+        )
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
