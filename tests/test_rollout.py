@@ -154,3 +154,39 @@ def test_a_step_that_changes_the_state_is_refused():
         egnn.rollout(lambda p, s: jnp.zeros(3), None, jnp.zeros(2), 3)
     with pytest.raises(ValueError, match="step returns"):
         egnn.rollout(lambda p, s: (s, s), None, jnp.zeros(2), 3)
+
+
+def test_a_state_may_hold_random_keys_and_whole_numbers():
+    def step(params, state):
+        x, key, count = state
+        key, own = jax.random.split(key)
+        return x + params * jax.random.normal(own, x.shape), key, count + 1
+
+    start = (jnp.zeros(3), jax.random.key(0), 0)
+    x, _, count = egnn.rollout(step, 0.5, start, 10).state
+    again = egnn.rollout(step, 0.5, egnn.rollout(step, 0.5, start, 4).state, 6).state[0]
+    np.testing.assert_array_equal(x, again)
+    assert count == 10
+    spread = lambda params: jnp.sum(egnn.rollout(step, params, start, 10).state[0] ** 2)
+    assert jax.grad(spread)(0.5) == pytest.approx(2 * float(spread(0.5)) / 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.nan, 1.0), "timestep is nan; expected a finite number"),
+        ((0.1, 0.0), "masses are 0.0; expected a number above 0"),
+        ((0.1, np.array([1.0, -1.0])), "expected a number above 0"),
+        ((0.1, np.ones((2, 1))), r"or one a particle \(M,\)"),
+        ((0.1, np.ones(3)), r"shapes \(2, 3\), \(2, 3\), \(2, 3\), and masses \(3,\)"),
+    ],
+)
+def test_particles_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        egnn.velocity_verlet(lambda params, x: -x, *arguments)[0](None, np.eye(2, 3), np.eye(2, 3))
+
+
+def test_forces_of_another_shape_are_refused():
+    init, _ = egnn.velocity_verlet(lambda params, x: x[:, :1], 0.1)
+    with pytest.raises(ValueError, match=r"shapes \(2, 3\), \(2, 3\), \(2, 1\), and masses"):
+        init(None, np.eye(2, 3), np.eye(2, 3))

@@ -47,7 +47,7 @@ def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
       :class:`Weights`.
 
     Raises:
-      ValueError: the energies have other shapes than (S,), or kT is not above 0.
+      ValueError: the energies have other shapes than (S,) or are not finite, or kT is not above 0.
 
     Warns:
       RuntimeWarning: fewer than half of the frames count, where nothing is traced.
@@ -63,7 +63,11 @@ def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
     logits = (reference - energies) / kT
     weights = jax.nn.softmax(logits)
     effective = jnp.exp(-jnp.sum(weights * jax.nn.log_softmax(logits)))
-    if not isinstance(effective, Tracer) and not effective >= _SHARE * len(weights):
+    if isinstance(effective, Tracer):
+        return Weights(weights, effective)
+    if bad := int(jnp.sum(~jnp.isfinite(logits))):
+        raise ValueError(f"{bad} of {len(weights)} energies are not finite")
+    if effective < _SHARE * len(weights):
         warnings.warn(
             f"{float(effective):.1f} of {len(weights)} frames count, less than half: the potential "
             "is far from the one that they were drawn with; simulate again with it",

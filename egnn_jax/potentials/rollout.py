@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from egnn_jax.graph._validation import require_count
@@ -121,17 +122,33 @@ def velocity_verlet(
     Returns:
       ``init(params, x, v)``, a :class:`Phase`, and ``step(params, phase)`` for :func:`rollout`; its
       force is computed once a step.
+
+    Raises:
+      ValueError: the timestep is not finite, masses are not above 0 or not (M,); in ``init``, x,
+        v or the forces have other shapes than (M, n).
     """
-    masses = jnp.asarray(masses)[..., None] if jnp.ndim(masses) else masses
+    if not isinstance(timestep, Tracer) and not np.isfinite(timestep):
+        raise ValueError(f"timestep is {timestep}; expected a finite number")
+    shape = jnp.shape(masses)
+    if len(shape) > 1 or not (isinstance(masses, Tracer) or np.all(np.asarray(masses) > 0)):
+        raise ValueError(f"masses are {masses}; expected a number above 0, or one a particle (M,)")
+    weights = jnp.asarray(masses)[:, None] if shape else masses
 
     def init(params: Any, x: jax.Array, v: jax.Array) -> Phase:
-        return Phase(jnp.asarray(x), jnp.asarray(v), force(params, x))
+        state = Phase(jnp.asarray(x), jnp.asarray(v), jnp.asarray(force(params, x)))
+        shapes = [part.shape for part in state]
+        if jnp.ndim(x) != 2 or shape not in ((), shapes[0][:1]) or len(set(shapes)) > 1:
+            raise ValueError(
+                f"x, v and forces have shapes {', '.join(map(str, shapes))}, and masses {shape}; "
+                "expected (M, n) of each, and (M,) or () of masses"
+            )
+        return state
 
     def step(params: Any, state: Phase) -> Phase:
-        v = state.v + timestep / 2 * state.f / masses
+        v = state.v + timestep / 2 * state.f / weights
         x = state.x + timestep * v
         f = force(params, x)
-        return Phase(x, v + timestep / 2 * f / masses, f)
+        return Phase(x, v + timestep / 2 * f / weights, f)
 
     return init, step
 
