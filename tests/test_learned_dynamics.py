@@ -114,6 +114,13 @@ def test_steps_and_time_are_no_part_of_the_parameters(x64, rng):
     )
 
 
+@pytest.mark.parametrize("option", ["bound", "time", "growth"])
+def test_options_that_make_no_sense(rng, option):
+    graph = charged(rng, dtype=np.float32)
+    with pytest.raises(ValueError, match=f"{option} is -1; expected a finite number above 0"):
+        LearnedDynamics(8, steps=2, **{option: -1}).init(jax.random.key(0), graph)
+
+
 @pytest.mark.slow
 def test_the_law_is_found_from_where_particles_end(tmp_path):
     """Coulomb's law, after ten epochs of the recipe at 100 steps."""

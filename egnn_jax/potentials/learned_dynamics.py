@@ -84,6 +84,9 @@ class LearnedDynamics(nn.Module):
 
     Call: a graph with x (N, n), v (N, n) or None for particles at rest, h (N, F) or None and a
     (E, A) or None, which do not change, to the same with x and v after ``time``.
+
+    Raises:
+      ValueError: ``bound``, ``time`` or ``growth`` is not above 0.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -100,6 +103,9 @@ class LearnedDynamics(nn.Module):
         """The graph after ``time``."""
         require_geometric(graph)
         require_positive(features=self.features, steps=self.steps)
+        for name in ("bound", "time", "growth"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; expected a finite number above 0")
         force = PairForce(self.features, self.layers, self.bound, name="force")
         force(graph)  # makes the parameters, which the steps share
         module, variables = force.unbind()
