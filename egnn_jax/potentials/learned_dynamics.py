@@ -13,6 +13,7 @@ from egnn_jax.graph.graph import (
     GraphsTuple,
     edge_vectors,
     graph_of_node,
+    mean_nodes,
     require_geometric,
     sum_at_receivers,
 )
@@ -115,7 +116,10 @@ class LearnedDynamics(nn.Module):
 
         init, step = velocity_verlet(at, self.time / self.steps)
         v = jnp.zeros_like(graph.nodes.x) if graph.nodes.v is None else graph.nodes.v
-        start = init(variables, graph.nodes.x, v)
+        # About the middle of each system, since steps would be rounded far from the origin.
+        of_node = graph_of_node(graph)
+        middle = jax.lax.stop_gradient(mean_nodes(graph, graph.nodes.x))[of_node]
+        start = init(variables, graph.nodes.x - middle, v)
         limit = jnp.zeros_like(start.x[:, :1])
 
         def advance(params: Any, state: tuple[Phase, jax.Array]) -> tuple[Phase, jax.Array]:
@@ -130,9 +134,9 @@ class LearnedDynamics(nn.Module):
         end, limit = rollout(advance, variables, (start, limit), self.steps).state
         x = end.x
         if self.growth is not None:
-            x = _limited(x, limit, graph_of_node(graph), graph.n_node)
+            x = _limited(x, limit, of_node, graph.n_node)
         v = None if graph.nodes.v is None else end.v
-        return graph._replace(nodes=graph.nodes.replace(x=x, v=v))
+        return graph._replace(nodes=graph.nodes.replace(x=x + middle, v=v))
 
 
 # Both are the identity. In the backward pass the gradient of ``limit`` (N, 1), which nothing else
