@@ -90,6 +90,8 @@ def lieconv_t3(z, state):
 
 NETWORKS = {"dimenetpp": dimenetpp, "lieconv_t3": lieconv_t3, "lieconv_se3": None}
 """By what the names of files begin with; None for a network that is not here."""
+SLOW = ("dimenetpp_pyg",)
+"""Files that take long to compare with."""
 PARTS = {"dimenetpp": {"rbf", "sbf_first_60_triplets", "embedding_block"}}
 """Outputs that are steps on the way, which the others pin."""
 

@@ -119,6 +119,7 @@ def test_energy_is_kept_while_neighbors_come_and_go(x64):
     assert np.ptp(energies) < 2e-3 * kinetic
 
 
+@pytest.mark.slow
 def test_constant_pressure_changes_the_box(x64):
     atoms = crystal()
     network, params = trained(atoms)

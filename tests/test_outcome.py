@@ -11,6 +11,7 @@ from egnn_jax.training.checkpoint import RunFolder
 from tests.helpers import equal_runs, tiny
 
 
+@pytest.mark.slow
 def test_more_epochs_equal_those_in_one_go(tmp_path):
     short = train(tiny(epochs=2), tmp_path / "run")
     train(tiny(epochs=3), tmp_path / "run")

@@ -144,6 +144,7 @@ def test_a_cutoff_leaves_out_far_atoms():
     assert all_of_it.n_edge[:5].tolist() == whole.n_edge[:5].tolist()
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_resumes_and_draws(tmp_path):
     config = configs.load("qm9/egnn")
     config = dataclasses.replace(

@@ -12,6 +12,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("place")
 
 
+@pytest.mark.slow
 def test_reproduce_table2(place):
     out = script(
         "reproduce.py",

@@ -54,7 +54,13 @@ def test_frames_are_the_states_on_the_way(system, steps, every):
         np.testing.assert_allclose(frame, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("steps", "every"), [(7, None), (36, None), (37, None), (36, 4), (12, 1)])
+@pytest.mark.parametrize(
+    ("steps", "every"),
+    [
+        (37, None), (36, 4), *(pytest.param(*case, marks=pytest.mark.slow)
+                               for case in [(7, None), (36, None), (12, 1)])
+    ],
+)  # fmt: skip
 def test_gradients_are_those_of_the_plain_scan_and_of_differences(system, steps, every):
     params, step, start, _ = system
 

@@ -83,7 +83,13 @@ def growth(options, case, drawn, dtype):
     return np.abs(real).max() / np.abs(x).max(), finite
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(jnp.float32, id="float32"),
+        pytest.param(jnp.bfloat16, id="bfloat16", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("drawn", [False, True], ids=["initialised", "order-one"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("options", BOUNDED)

@@ -17,6 +17,7 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.experiments._options import plain_hints
+from egnn_jax.potentials.learned_dynamics import LearnedDynamics
 
 SIZES = {
     "features": 6, "layers": 2, "gaussians": 8, "basis": 8, "hidden": 8, "vectors": 3,
@@ -94,7 +95,7 @@ HIGH_DEGREE = (egnn.SE3Transformer, {"degree": 3})
 
 HEAVY = (
     egnn.TFN, egnn.SE3Transformer, egnn.TensorNet, egnn.DimeNetPP, egnn.NMP, egnn.Cormorant,
-    egnn.L1Net, egnn.LieConv, egnn.FuchsTFN, egnn.FuchsSE3Transformer,
+    egnn.L1Net, egnn.LieConv, egnn.FuchsTFN, egnn.FuchsSE3Transformer, LearnedDynamics,
 )  # fmt: skip
 """Up to half a minute to compile with all that a test needs. Their golden values and the symmetry
 of their defaults are tested in each ``make test``, the rest in ``make test-all``.
