@@ -156,7 +156,7 @@ def test_energies_of_free_atoms_by_least_squares():
         energy = {"Cu": -2.0, "Ni": -5.0}
         atoms.calc = SinglePointCalculator(atoms, energy=sum(energy[s] for s in atoms.symbols))
         made.append(atoms)
-    found, determined = frames.free_atoms(made)
+    found, determined = frames.free_atoms(iter(made))
     assert found == pytest.approx({"Cu": -2.0, "Ni": -5.0})
     assert determined
     found, determined = frames.free_atoms(made[:1])

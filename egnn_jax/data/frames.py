@@ -218,6 +218,7 @@ def free_atoms(frames: Iterable[Any]) -> tuple[dict[str, float], bool]:
     Returns:
       The energies in eV, and whether the structures determine them.
     """
+    frames = list(frames)
     symbols = [atoms.get_chemical_symbols() for atoms in frames]
     known = sorted({symbol for each in symbols for symbol in each})
     counts = np.array([[each.count(symbol) for symbol in known] for each in symbols], float)

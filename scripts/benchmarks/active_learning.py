@@ -53,7 +53,7 @@ def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
     epochs = max(steps // per_epoch, 1)
     optimizer = optax.chain(
         optax.clip_by_global_norm(10.0),
-        optax.adamw(optax.warmup_cosine_decay_schedule(0, 2e-3, 200, epochs * per_epoch)),
+        optax.adamw(optax.warmup_cosine_decay_schedule(0, 2e-3, steps // 50, epochs * per_epoch)),
     )
     result = egnn.fit(
         egnn.losses.energy_forces(potential, energy=10.0),
