@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from egnn_jax._extras import advice, import_plugin
     from egnn_jax.training.signals import Interrupted
 
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"egnn: warning: {message}\n"
     try:
         for plugin in parsed.plugin:
             import_plugin(plugin)
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"egnn: error: {where}{error.strerror or error}")
     except ImportError as error:
         sys.exit(f"egnn: error: {advice(error)}")
+    finally:
+        warnings.formatwarning = usual
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -277,6 +278,18 @@ def test_options_are_explained_without_markup(capsys):
     shown = capsys.readouterr().out
     assert "train on the first molecules of the training split" in shown  # inherited from its base
     assert "`" not in shown
+
+
+def test_a_warning_is_one_sentence(tmp_path, capsys):
+    usual = warnings.formatwarning
+    plugin = tmp_path / "warns.py"
+    plugin.write_text(
+        "import warnings\nprint(warnings.formatwarning('a row', UserWarning, 'f', 1))"
+    )
+    with pytest.raises(SystemExit, match="nowhere"):
+        cli.main(["--plugin", str(plugin), "report", str(tmp_path / "nowhere")])
+    assert capsys.readouterr().out == "egnn: warning: a row\n\n"
+    assert warnings.formatwarning is usual
 
 
 def test_a_reader_that_goes_away_is_no_error(qm9_run, tmp_path):

@@ -1,11 +1,18 @@
 """A race of Table 3's systems: the error of each after the same time of training.
 
-    PYTHONPATH=scripts taskset -c 1 python -m benchmarks.race --minutes 30
+    PYTHONPATH=scripts python -m benchmarks.race --minutes 30
 
 Each is trained by its recipe, with a cosine that ends after as many steps as fit into the time,
 which are counted beforehand from the time of a step on the cores that are given. Where these are
 less than an epoch, the network sees that many molecules once. A run that was stopped goes on, and
-one that is complete is read. Writes ``race.{md,png}`` to ``runs/race/MINUTES-minutes``.
+one that is complete is read. Writes ``race.{md,png}`` to ``runs/race/MINUTES-minutes-TARGET``.
+
+The steps are what counts, not where they are made: with ``--plan`` they are counted alone, and a
+machine with a GPU that is given the folder makes the same in less time, the entrants beside each
+other:
+
+    PYTHONPATH=scripts python -m benchmarks.race --minutes 30 --plan
+    PYTHONPATH=scripts python -m benchmarks.race --minutes 30 --micro-batches 1 egnn
 """
 
 import argparse
@@ -17,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from benchmarks import table3
 
 from egnn_jax._files import write_atomically
@@ -48,7 +56,9 @@ EVALUATION = 1.06
 """The time of an epoch with its evaluation, over that of its steps alone."""
 
 
-def plan(name: str, minutes: float, target: str, folder: Path) -> tuple[Config, dict[str, Any]]:
+def plan(
+    name: str, minutes: float, target: str, folder: Path, micro_batches: int | None = None
+) -> tuple[Config, dict[str, Any]]:
     """The config of a run, and what was measured for it."""
     config = table3.recipe(name, ["--task.targets", target, *ENTRANTS[name]])
     file = folder / f"{name}.json"
@@ -63,6 +73,7 @@ def plan(name: str, minutes: float, target: str, folder: Path) -> tuple[Config, 
             run()
             times.append((time.perf_counter() - started) / 5)
         facts["seconds_a_step"] = sorted(times)[1]
+        facts["devices"] = f"{jax.device_count()} {jax.default_backend()}"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(facts, indent=2).encode())
     whole = config.task.train_size
@@ -72,7 +83,9 @@ def plan(name: str, minutes: float, target: str, folder: Path) -> tuple[Config, 
     facts |= {"epochs": epochs, "train_size": size}
     optimizer = dataclasses.replace(config.optimizer, warmup_epochs=0.02 * epochs)
     task = dataclasses.replace(config.task, train_size=size)
-    return dataclasses.replace(config, task=task, optimizer=optimizer, epochs=epochs), facts
+    parts = micro_batches or config.micro_batches
+    changes = {"task": task, "optimizer": optimizer, "epochs": epochs, "micro_batches": parts}
+    return dataclasses.replace(config, **changes), facts
 
 
 def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: str) -> dict:
@@ -84,8 +97,8 @@ def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: 
         "parameters": f"{result['parameters']:,}",
         "batch": str(config["batch_size"]),
         "step (ms)": f"{1e3 * facts['seconds_a_step']:.0f}",
+        "on": facts["devices"],
         "molecules seen": f"{facts['epochs'] * facts['train_size']:,}",
-        "minutes": f"{result['seconds'] / 60:.0f}",
         f"{target}, valid (meV)": f"{result['metrics']['valid'][target]:.1f}",
         f"{target}, test (meV)": f"{result['metrics']['test'][target]:.1f}",
         "the paper (meV)": f"{paper.TABLE3[name][place]:g}",
@@ -100,16 +113,21 @@ def main() -> None:
     parser.add_argument("entrants", nargs="*", default=list(ENTRANTS), choices=list(ENTRANTS))
     parser.add_argument("--minutes", type=float, default=30.0, help="of training for each")
     parser.add_argument("--target", default="homo", help="property, of Table 3")
+    parser.add_argument("--plan", action="store_true", help="count the steps, and train nothing")
+    parser.add_argument("--micro-batches", type=int, help="parts of a batch; default the recipe's")
     given = parser.parse_args()
     use_all_cores()
     folder = Path("runs/race") / f"{given.minutes:g}-minutes-{given.target}"
     rows, curves = [], {}
     for name in given.entrants:
-        config, facts = plan(name, given.minutes, given.target, folder)
+        config, facts = plan(name, given.minutes, given.target, folder, given.micro_batches)
+        if given.plan:
+            print(name, json.dumps(facts), flush=True)
+            continue
         result = train(config, folder / name)
         rows.append(row(name, result, facts, given.target))
         curves[name] = [
-            (entry["seconds"] / 60, entry["valid"][given.target])
+            (given.minutes * entry["epoch"] / facts["epochs"], entry["valid"][given.target])
             for entry in RunFolder(folder / name).history()
         ]
         ordered = sorted(rows, key=lambda row: float(row[f"{given.target}, test (meV)"]))
