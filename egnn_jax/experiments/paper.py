@@ -1,5 +1,7 @@
 """The numbers that the paper publishes, by the registry's names of models."""
 
+from typing import NamedTuple
+
 TABLE2 = {
     "linear": 0.0819,
     "se3_transformer": 0.0244,
@@ -56,6 +58,67 @@ TABLE3 = {
 
 TABLE3_NETWORKS = {"tfn": "tfn_fuchs", "se3_transformer": "se3_transformer_fuchs"}
 """The rows of Table 3 that are not of the network of that name, but of another one."""
+
+
+class System(NamedTuple):
+    """A system of Table 3 as its recipe ``qm9/NAME`` builds it.
+
+    Attributes:
+      parameters: their number, for one target.
+      symmetry: what its prediction is invariant to, besides translations.
+      inputs: what it reads of a molecule besides elements and positions, and of which pairs.
+      differs: in what it, or its training, is not the authors'.
+    """
+
+    parameters: int
+    symmetry: str
+    inputs: str
+    differs: str
+
+
+TABLE3_SYSTEMS = {
+    "nmp": System(
+        359_206,
+        "rotations, reflections",
+        "bond types, 8 chemical features; all pairs, i = j too",
+        "L1 loss, theirs squared; the sizes they searched are not published",
+    ),
+    "schnet": System(
+        486_401, "rotations, reflections", "all pairs up to 10 Å", "trained as EGNN is"
+    ),
+    "cormorant": System(
+        299_808,
+        "rotations",
+        "all pairs, i = j too",
+        "the settings of their code; those of their table are not published",
+    ),
+    "l1net": System(
+        5_675_264,
+        "rotations",
+        "all pairs up to 10 Å",
+        "119 kinds of atoms, theirs 10; a cosine schedule; atoms of padding do not count; one "
+        "target a network, theirs is not known",
+    ),
+    "lieconv": System(
+        21_315_553,
+        "none; trained on molecules turned at random",
+        "all pairs, i = j too",
+        "batch normalisation, which their code has as an option; their table may be without",
+    ),
+    "dimenetpp": System(
+        1_888_902,
+        "rotations, reflections",
+        "all pairs up to 5 Å, and angles between them",
+        "119 kinds of atoms, theirs 95; standardised labels; EGNN's split",
+    ),
+    "tfn": System(
+        8_164_289, "rotations", "bond types; bonded pairs", "the settings of the SE(3)-Transformer"
+    ),
+    "se3_transformer": System(
+        9_828_193, "rotations", "bond types; bonded pairs", "no reflected molecules in training"
+    ),
+    "egnn": System(745_224, "rotations, reflections", "all pairs", "nothing"),
+}
 
 QM9_LEARNING_RATES = {
     target: 1e-3 if target in ("gap", "homo", "lumo") else 5e-4 for target in TABLE3_TARGETS

@@ -19,7 +19,8 @@ from egnn_jax.experiments import paper, plots
 from egnn_jax.experiments._options import replace
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.run import first_seed, load, train
-from egnn_jax.experiments.tables import markdown, result_rows, write_table
+from egnn_jax.experiments.tables import markdown, result_rows, table3_systems, write_table
+from egnn_jax.training.checkpoint import RunFolder
 
 FIGURE2_SIZES = (100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_000, 50_000)
 FIGURE2_QUICK = (100, 1_600, 25_000)
@@ -201,7 +202,8 @@ def table3(
     together: bool = False,
     half_periods: int | None = None,
 ) -> None:
-    """Table 3, QM9: the error of each property on the test molecules, beside the paper's rows.
+    """Table 3, QM9: the error of each property on the test molecules, beside the paper's rows and
+    those of other models that were trained before for the same epochs; and what the systems are.
 
     Args:
       options: folders, seeds and epochs.
@@ -228,13 +230,20 @@ def table3(
             changes["half_periods"] = half_periods
         optimizer = dataclasses.replace(config.optimizer, **changes)
         config = dataclasses.replace(config, optimizer=optimizer)
-        prefix = "" if model == "egnn" else f"{model}_"
-        run = f"{prefix}{'-'.join(group)}-{config.epochs}-epochs"
+        run = f"{'-'.join(group)}-{config.epochs}-epochs"
         if optimizer.half_periods > 1:
             run += f"-{optimizer.half_periods}-half-periods"
-        results[run] = options.train(config, f"qm9/{run}", ", ".join(group))
+        for other in paper.TABLE3:
+            folder = f"qm9/{run}" if other == "egnn" else f"qm9/{other}_{run}"
+            if other == model:
+                results[folder] = options.train(config, folder, ", ".join(group))
+            elif (earlier := RunFolder(options.runs / folder)).result_file.is_file():
+                results[folder] = earlier.result()
         written = config.task.compare(results, options.out)  # now: the next may take days
-    print(f"{written[0].read_text(encoding='utf-8')}\n{', '.join(map(str, written))}")
+    written += write_table(table3_systems(), options.out / "table3-systems")
+    for path in written[::2]:
+        print(path.read_text(encoding="utf-8"))
+    print(", ".join(map(str, written)))
 
 
 def forward_ms(run: Path, repeats: int = 20) -> float:

@@ -89,3 +89,18 @@ def table3_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
         }
         rows.append({"model": model} | shown)
     return rows
+
+
+def table3_systems() -> list[dict[str, str]]:
+    """What the systems of Table 3 are: one row each, as their recipes build them."""
+    return [
+        {
+            "model": name,
+            "recipe": f"qm9/{name}",
+            "parameters": f"{system.parameters:,}",
+            "symmetry beside translations": system.symmetry,
+            "reads beside elements and positions": system.inputs,
+            "differs from the authors'": system.differs,
+        }
+        for name, system in paper.TABLE3_SYSTEMS.items()
+    ]
