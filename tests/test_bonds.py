@@ -5,11 +5,13 @@ QM9 task, and for molecules of one's own.
 import dataclasses
 
 import ase
+import chex
 import jax
 import numpy as np
 import pytest
 
 import egnn_jax as egnn
+from egnn_jax import testing
 from egnn_jax.data import chemistry, qm9, qm9_bonds
 from egnn_jax.data.chemistry import SOURCES, TRAITS
 from egnn_jax.experiments.config import Config
@@ -275,6 +277,15 @@ def test_readouts_are_those_of_the_models(data):
         (egnn.EGNN(), egnn.Readout),
     ):
         assert type(QM9().network(model)) is readout
+
+
+def test_a_batch_of_zeros_is_enough_for_the_parameters_of_nmp():
+    """Flax may call a network on zeros for their shapes: a batch whose graphs have no nodes."""
+    graph = testing.random_graph(n=3)
+    zeros = jax.tree.map(np.zeros_like, graph)
+    model = egnn.NMP(features=4, layers=1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), graph)
+    chex.assert_trees_all_equal_shapes(model.lazy_init(jax.random.key(0), zeros), shapes)
 
 
 def test_a_molecule_too_large_for_nmp_is_seen():
