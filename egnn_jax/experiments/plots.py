@@ -46,7 +46,9 @@ def curves(
     scale = "log" if log else "linear"
     axes.set(xscale=scale, yscale=scale, xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    # Many names would hide curves.
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(points) > 6 else {}
+    axes.legend(**beside)
     return save(figure, path)
 
 

@@ -43,6 +43,7 @@ class Convolution(nn.Module):
       hidden: width of φ.
       scale: of act = scale · (softplus - ln 2 / β).
       parity: see :class:`L1Net`.
+      deviation: of W_2 before training.
     """
 
     scalars: int
@@ -51,6 +52,7 @@ class Convolution(nn.Module):
     hidden: int
     scale: float
     parity: Parity
+    deviation: float = 1.0
 
     @nn.compact
     def __call__(
@@ -108,7 +110,8 @@ class Convolution(nn.Module):
             for n, of in zip(outputs, factors, strict=True)
         ]
         total = sum(n * width * len(f) for block in blocks for n, width, f in block)
-        kernel = self.param("W_2", standard_normal, (self.hidden, total), dtype)
+        normal = nn.initializers.normal(self.deviation)
+        kernel = self.param("W_2", normal, (self.hidden, total), dtype)
         made, start = [], 0
         for block in blocks:
             parts = []
@@ -199,8 +202,10 @@ class L1Net(nn.Module):
         pairs, edges = self._edges(pairs, s.dtype)
         vectors = jnp.zeros((*x.shape, 0), s.dtype) if v is None else v[..., None].astype(s.dtype)
 
-        def convolve(n_s: int, n_v: int, name: str) -> tuple[jax.Array, jax.Array]:
-            options = (self.hidden, self.radial_scale, self.parity)
+        def convolve(
+            n_s: int, n_v: int, name: str, deviation: float = 1.0
+        ) -> tuple[jax.Array, jax.Array]:
+            options = (self.hidden, self.radial_scale, self.parity, deviation)
             sent = [s, vectors]
             if self.padded_nodes is not None:  # a padding node has κ softplus(0)
                 value = 0.0 if name == "layer_0" else self.softplus_scale * LN2 / SHARPNESS
@@ -221,7 +226,8 @@ class L1Net(nn.Module):
             moves = Dense(1, use_bias=False, name="vectors_out")(vectors)
             x = x + moves[..., 0].astype(x.dtype)
         if self.output_features is not None:
-            s, _ = convolve(self.output_features, 0, "out")
+            # 0 before training: sums over nodes begin at hundreds where these weights are normal.
+            s, _ = convolve(self.output_features, 0, "out", 0.0)
         return graph._replace(nodes=graph.nodes.replace(h=s, x=x))
 
     def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> tuple[GraphsTuple, Edges]:

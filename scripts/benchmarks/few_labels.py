@@ -1,0 +1,95 @@
+"""Few labels: training from the weights "qm9-smiles" against training from new ones.
+
+    PYTHONPATH=scripts python -m benchmarks.few_labels --labels 200 500 2000 --seeds 3
+
+The molecules are drawn from QM9: 1,000 for the test, 200 for validation and 200 to 2,000 to learn
+from. The labels are two properties that RDKit computes from a SMILES, Crippen's logP and the
+topological polar surface area (Å²), in the place of measured ones. Each training is that of the
+recipe ``molecules/table``; one that was stopped goes on, and one that is complete is read.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+from egnn_jax._files import write_atomically
+from egnn_jax.data import qm9_sources
+from egnn_jax.experiments import config as configs
+from egnn_jax.experiments.run import train
+from egnn_jax.experiments.tables import markdown, write_table
+from egnn_jax.training.distributed import use_all_cores
+
+TEST, VALID, MOST = 1_000, 200, 2_000
+COLUMNS = ("index", "SMILES", "logP", "TPSA")
+
+
+def write_tables(folder: Path, sizes: list[int]) -> None:
+    """Write ``test.csv``, ``valid.csv`` and ``train-SIZE.csv``."""
+    from rdkit import Chem
+    from rdkit.Chem import Crippen, rdMolDescriptors
+
+    smiles = qm9_sources.smiles_of_package()
+    descriptors: Any = rdMolDescriptors
+    rows: list[tuple[int, str, float, float]] = []
+    for index in random.Random(0).sample(sorted(smiles), 2 * (TEST + VALID + MOST)):
+        molecule = Chem.MolFromSmiles(smiles[index])
+        if molecule is not None:
+            log_p, area = Crippen.MolLogP(molecule), descriptors.CalcTPSA(molecule)
+            rows.append((index, smiles[index], log_p, area))
+    parts = {"test": rows[:TEST], "valid": rows[TEST : TEST + VALID]}
+    parts |= {f"train-{n}": rows[TEST + VALID :][:n] for n in sizes}
+    for name, part in parts.items():
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(COLUMNS)
+        writer.writerows(part)
+        write_atomically(folder / f"{name}.csv", text.getvalue().encode())
+
+
+def main() -> None:
+    """Train all, and write the table after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--labels", type=int, nargs="+", default=[200, 500, 2_000])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[60, 180])
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    if not all(1 <= size <= MOST for size in given.labels):
+        parser.error(f"--labels got {given.labels}; expected 1 to {MOST}")
+    use_all_cores()
+    folder = Path("runs/few_labels")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(folder, given.labels)
+    rows = []
+    for size in given.labels:
+        for epochs in given.epochs:
+            for weights in ("qm9-smiles", "new"):
+                config = configs.load("molecules/table")
+                task = dataclasses.replace(
+                    config.task,
+                    train=str(folder / f"train-{size}.csv"),
+                    valid=str(folder / "valid.csv"),
+                    test=str(folder / "test.csv"),
+                    targets=("logP", "TPSA"),
+                )
+                changes = {"task": task, "epochs": epochs, "seeds": given.seeds}
+                if weights == "new":
+                    changes |= {"init": None, "init_skip": ()}
+                config = dataclasses.replace(config, **changes)
+                result = train(config, folder / f"{weights}-{size}-{epochs}")
+                test, std = result["metrics"]["test"], result.get("std", {}).get("test", {})
+                row = {"labels": f"{size:,}", "weights": weights, "epochs": str(epochs)}
+                for name in ("logP", "TPSA"):
+                    row[name] = f"{test[name]:.3f}" + (f" ± {std[name]:.3f}" if std else "")
+                rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
+                write_table(rows, folder / "few-labels")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
