@@ -74,6 +74,24 @@ def test_forces_are_bounded_and_finite_at_the_same_place(rng):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("growth", [None, 1.0])
+def test_gradients_through_a_simulation_of_particles_at_one_place_are_finite(rng, growth):
+    graph = charged(rng, (4,), np.float32)
+    moved = {name: getattr(graph.nodes, name).at[1].set(getattr(graph.nodes, name)[0])
+             for name in ("x", "v")}  # fmt: skip
+    graph = graph._replace(nodes=graph.nodes.replace(**moved))
+    model = LearnedDynamics(8, steps=20, growth=growth)
+    params = random(model, graph)
+
+    def end(params, x):
+        own = graph._replace(nodes=graph.nodes.replace(x=x))
+        return jnp.sum(jnp.sin(model.apply(params, own).nodes.x))
+
+    gradients = jax.jit(jax.grad(end, (0, 1)))(params, graph.nodes.x)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(gradients))
+    assert np.abs(gradients[1]).max() > 0
+
+
 def test_growth_bounds_the_gradient_and_nothing_else(x64, rng):
     graph = charged(rng)
     exact, loose, tight = (
