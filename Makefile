@@ -1,14 +1,16 @@
 # make train: a trained EGNN, its error beside the paper's, and pictures.
 # make test: what CI runs. make test-all: the slow tests too.
 # make benchmark: our speed against PyTorch and plain JAX; CASES="nbody qm9" runs some cases.
+# make docs: the site, in docs/_build.
 # Needs only Python 3.11 or newer; `make train PYTHON=python3.12` picks another.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.installed
 BENCH := .venv/.installed-bench
+DOCS := .venv/.installed-docs
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup train test test-all lint benchmark
+.PHONY: setup train test test-all lint benchmark docs
 
 setup: $(SETUP)
 
@@ -40,3 +42,11 @@ $(BENCH): $(SETUP)
 
 benchmark: $(BENCH)
 	$(BIN)/python scripts/benchmark.py $(if $(CASES),--cases $(CASES))
+
+$(DOCS): $(SETUP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+docs: $(DOCS)
+	rm -rf docs/_build docs/api/made
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html

@@ -16,7 +16,7 @@ from egnn_jax.training.step import Loss
 
 
 def mean_absolute_error(network: nn.Module) -> Loss:
-    """Σ |ŷ − y| / (G T) over the targets (G, T) of real graphs; also the metric ``mae``."""
+    """Σ ``|ŷ − y|`` / (G T) over the targets (G, T) of real graphs; also the metric ``mae``."""
     return _regression(network, jnp.abs, "mae")
 
 

@@ -1,6 +1,7 @@
 """The Python of the documents, run as it stands."""
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import ase
@@ -20,6 +21,12 @@ ROOT = Path(__file__).parent.parent
 def blocks(document, language="python"):
     text = (ROOT / document).read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def cells(document):
+    """The tags and the code of each cell of a tutorial."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"```{code-cell}\n((?::[^\n]*\n)*)(.*?)```", text, re.S)
 
 
 @pytest.fixture
@@ -108,3 +115,31 @@ def test_active_learning_goes_on_where_the_potentials_disagree(tmp_path, monkeyp
     block = block.replace('"--seeds", "4"', '"--seeds", "2", "--batch-size", "3"')
     exec(block, {})
     assert len(ase.io.read("mine.extxyz", ":")) > 12
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs/tutorials").iterdir()))
+def test_the_tutorials_run(tmp_path, monkeypatch, page):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "tutorial"}
+    found = cells(f"docs/tutorials/{page}")
+    assert found
+    for tags, code in found:
+        if "raises-exception" in tags:
+            with pytest.raises((AssertionError, ValueError)):
+                exec(code, names)
+        else:
+            exec(code, names)
+
+
+def test_every_public_name_is_in_the_api_reference():
+    listed = set()
+    for page in (ROOT / "docs/api").glob("*.rst"):
+        text = page.read_text(encoding="utf-8")
+        if page.stem != "index":
+            listed |= set(re.findall(r"^   ([A-Za-z][\w.]+)$", text, re.M))
+        listed |= set(re.findall(r"^.. autofunction:: egnn_jax\.([\w.]+)$", text, re.M))
+    modules = {"interop", "jax_md", "losses", "testing"}
+    assert {name for name in listed if "." not in name} == set(egnn.__all__) - modules
+    assert {name.partition(".")[0] for name in listed if "." in name} == modules
+    for name in listed:
+        assert attrgetter(name)(egnn).__doc__, name

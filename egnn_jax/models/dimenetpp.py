@@ -40,7 +40,7 @@ class DimeNetPP(nn.Module):
     with two continuous derivatives, and σ the SiLU:
 
     - Distances: rbf_n = e(t) sin(f_n t), with learned f_n. Distances and angles:
-      sbf_ln = e(t) √2 / |j_{l+1}(z_ln)| j_l(z_ln t) Y_l(∠), where t is that of the edge from k to
+      sbf_ln = e(t) √2 j_l(z_ln t) Y_l(∠) / abs(j_{l+1}(z_ln)), where t is of the edge from k to
       j, z_ln the zeros of the spherical Bessel function j_l, and Y_l(∠) = √((2l+1)/4π) P_l(cos ∠).
     - First, m_ji = σ(Linear [h_i, h_j, σ(Linear [rbf, a_ij])]) of embedded h.
     - A layer: u_kj = σ(W (σ(Linear m_kj) ⊙ W W rbf_kj)), sums

@@ -25,7 +25,7 @@ from egnn_jax.nn.products import sum_of_products
 
 
 class LieConv(nn.Module):
-    """h_i' = h_i + Linear σ(BN t_i), t_i = 1/|N_i| Linear Σ_{j ∈ N_i} h̃_j ⊗ w(x_i - x_j).
+    """h_i' = h_i + Linear σ(BN t_i), t_i = Linear mean_{j ∈ N_i} h̃_j ⊗ w(x_i - x_j).
 
     N_i are the neighbors of i and i itself, h̃ = σ(BN Linear σ(BN h)) the features in a quarter of
     the width, w = σ BN Linear σ BN Linear σ BN Linear the kernel, BN batch normalisation and σ the

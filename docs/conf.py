@@ -1,0 +1,55 @@
+"""How the site is built: ``make docs``."""
+
+import importlib.metadata
+import inspect
+import re
+
+project = "egnn_jax"
+release = importlib.metadata.version("egnn-jax")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+
+# Pages are executed anew in each build; a cell that fails, fails the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 80
+python_display_short_literal_types = True
+
+html_theme = "furo"
+html_title = "egnn_jax"
+html_show_copyright = False
+
+
+def setup(app: object) -> None:
+    """Show of Flax modules what users give, not what Flax adds."""
+    app.connect("autodoc-process-signature", _without_flax)  # pyright: ignore[reportAttributeAccessIssue]
+    app.connect("autodoc-skip-member", _skip)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _without_flax(_app, _what, _name, _obj, _options, signature, returns):
+    if signature:
+        # The fields that Flax adds come last.
+        signature = re.sub(r",? parent: .*<flax\.linen\.module\._Sentinel .*$", ")", signature)
+        # A default such as <class 'package.Name'> is no Python, and could not be laid out.
+        signature = re.sub(r"<\w+ '?[\w.]*?(\w+)'?( at \w+)?>", r"\1", signature)
+    return signature, returns
+
+
+def _skip(_app, _what, _name, obj, skip, _options):
+    return skip or inspect.isclass(obj)

@@ -1,0 +1,138 @@
+"""How often ``egnn predict`` notices that a molecule is unlike those of QM9.
+
+    PYTHONPATH=scripts python -m benchmarks.outside --molecules 300
+
+Made of QM9's test molecules: themselves; two joined by a bond in the place of two hydrogens; with a
+proton more at a nitrogen; with Cl, Br, S or P in the place of F, O or N; with a hydrogen taken
+away. All get a geometry from their SMILES, as ``egnn predict`` makes it. Prints how many get none,
+and of how many it says that they are outside QM9, or that they cannot be predicted.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from egnn_jax.data import qm9, qm9_sources, structures
+from egnn_jax.experiments.tables import markdown
+
+HEAVIER = {"F": ("Cl", "Br"), "O": ("S",), "N": ("P",)}
+
+
+def _open(molecule: Any) -> list[int]:
+    """Atoms with a hydrogen that another bond can replace."""
+    return [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetTotalNumHs() > 0]
+
+
+def joined(molecule: Any, other: Any, rng: random.Random) -> str | None:
+    """The SMILES of both, with a bond in the place of two hydrogens."""
+    from rdkit import Chem
+
+    places = _open(molecule), _open(other)
+    if not all(places):
+        return None
+    both = Chem.RWMol(Chem.CombineMols(molecule, other))
+    first, second = rng.choice(places[0]), molecule.GetNumAtoms() + rng.choice(places[1])
+    both.AddBond(first, second, Chem.BondType.SINGLE)
+    for place in (first, second):
+        atom = both.GetAtomWithIdx(place)
+        atom.SetNumExplicitHs(max(atom.GetNumExplicitHs() - 1, 0))
+    return _smiles(both)
+
+
+def charged(molecule: Any, _: Any, rng: random.Random) -> str | None:
+    """With a proton at a nitrogen."""
+    from rdkit import Chem
+
+    pattern = Chem.MolFromSmarts("[NX3;+0;!$(N=*);!$(N-*=*)]")
+    places = [place for (place,) in molecule.GetSubstructMatches(pattern)]
+    if not places:
+        return None
+    made = Chem.RWMol(molecule)
+    atom = made.GetAtomWithIdx(rng.choice(places))
+    atom.SetFormalCharge(1)
+    atom.SetNumExplicitHs(atom.GetTotalNumHs() + 1)
+    return _smiles(made)
+
+
+def heavier(molecule: Any, _: Any, rng: random.Random) -> str | None:
+    """With a heavier element in the place of one."""
+    from rdkit import Chem
+
+    places = [a.GetIdx() for a in molecule.GetAtoms() if a.GetSymbol() in HEAVIER]
+    if not places:
+        return None
+    made = Chem.RWMol(molecule)
+    atom = made.GetAtomWithIdx(rng.choice(places))
+    number = Chem.GetPeriodicTable().GetAtomicNumber(rng.choice(HEAVIER[atom.GetSymbol()]))
+    atom.SetAtomicNum(number)
+    return _smiles(made)
+
+
+def radical(molecule: Any, _: Any, rng: random.Random) -> str | None:
+    """With a hydrogen taken away."""
+    from rdkit import Chem
+
+    places = _open(molecule)
+    if not places:
+        return None
+    made = Chem.RWMol(molecule)
+    atom = made.GetAtomWithIdx(rng.choice(places))
+    atom.SetNumExplicitHs(atom.GetTotalNumHs() - 1)
+    atom.SetNoImplicit(True)
+    atom.SetNumRadicalElectrons(1)
+    return _smiles(made)
+
+
+def _smiles(molecule: Any) -> str | None:
+    from rdkit import Chem
+
+    return None if Chem.SanitizeMol(molecule, catchErrors=True) else Chem.MolToSmiles(molecule)
+
+
+KINDS: dict[str, Callable[[Any, Any, random.Random], str | None]] = {
+    "QM9's own": lambda molecule, _, __: _smiles(molecule),
+    "two joined by a bond": joined,
+    "a proton more": charged,
+    "Cl, Br, S or P": heavier,
+    "a hydrogen less": radical,
+}
+
+
+def drawn(kind: str, rng: random.Random) -> Iterator[str]:
+    """SMILES of a kind, made of test molecules."""
+    from rdkit import Chem, rdBase
+
+    smiles, data = qm9_sources.smiles_of_package(), qm9.load()
+    test = [smiles[int(index)] for index in data.index[data.splits["test"]]]
+    with rdBase.BlockLogs():
+        while True:
+            molecule, other = (Chem.MolFromSmiles(rng.choice(test)) for _ in range(2))
+            if molecule is not None and other is not None:
+                made = KINDS[kind](molecule, other, rng)
+                if made is not None:
+                    yield made
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--molecules", type=int, default=300, help="of each kind (300)")
+    given = parser.parse_args()
+    rows = []
+    for kind in KINDS:
+        found = {"refused": 0, "outside QM9": 0, "no warning": 0}
+        for _, text in zip(range(given.molecules), drawn(kind, random.Random(0)), strict=False):
+            (molecule,) = structures.read(text)
+            if isinstance(molecule, structures.Refused):
+                found["refused"] += 1
+            else:
+                found["outside QM9" if structures.outside(molecule) else "no warning"] += 1
+        rows.append({"molecules": kind} | {name: str(number) for name, number in found.items()})
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
