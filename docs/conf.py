@@ -2,7 +2,10 @@
 
 import importlib.metadata
 import inspect
+import os
 import re
+import sys
+from pathlib import Path
 
 project = "egnn_jax"
 release = importlib.metadata.version("egnn-jax")
@@ -21,7 +24,10 @@ templates_path = ["_templates"]
 # Pages are executed anew in each build; a cell that fails, fails the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
+nb_execution_in_temp = True
+nb_output_stderr = "remove"
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # cells call egnn
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 

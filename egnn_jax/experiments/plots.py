@@ -85,13 +85,9 @@ def parity(names: Mapping[str, str], true: np.ndarray, predicted: np.ndarray, pa
     for axes in panels.flat[len(names) :]:
         axes.axis("off")
     for k, (name, label) in enumerate(names.items()):
-        axes, unit = panels.flat[k], label.rpartition(", ")[2]
-        axes.plot(true[:, k], true[:, k], color="grey", lw=0.8)
-        axes.scatter(true[:, k], predicted[:, k], s=1, alpha=0.3)
-        axes.set(xlabel=f"true {label}", ylabel=f"predicted, {unit}")
+        axes = panels.flat[k]
+        _predicted_over_true(axes, label, true[:, k], predicted[:, k], f"{name}: ")
         axes.locator_params(nbins=5)
-        error = np.abs(predicted - true)[:, k].mean()
-        axes.set_title(f"{name}: mean absolute error {error:.4g} {unit}", fontsize=9)
     figure.tight_layout()
     return save(figure, path, dpi=110, tight=False)
 
@@ -100,21 +96,31 @@ def parity_and_errors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: 
     """Predicted over true numbers, and below how often errors occur, a column for each quantity.
 
     Args:
-      pairs: true and predicted numbers (S,) by the label of the quantity, ``quantity, unit``.
+      pairs: true and predicted numbers (S,) by the label of the quantity, ``quantity, unit`` or
+        ``quantity``.
       path: the file.
     """
     figure, panels = plt.subplots(2, len(pairs), figsize=(4.5 * len(pairs), 8), squeeze=False)
     for (label, (true, predicted)), (above, below) in zip(pairs.items(), panels.T, strict=True):
-        unit = label.rpartition(", ")[2]
-        above.plot(true, true, color="grey", lw=0.8)
-        above.scatter(true, predicted, s=1, alpha=0.3)
-        above.set(xlabel=f"true {label}", ylabel=f"predicted, {unit}")
+        unit = _predicted_over_true(above, label, true, predicted)
         error = (predicted - true).ravel()
-        above.set_title(f"mean absolute error {np.abs(error).mean():.4g} {unit}", fontsize=9)
-        below.hist(error, bins=100, log=True)
-        below.set(xlabel=f"error, {unit}", ylabel="number")
+        below.hist(error, bins=int(np.clip(error.size // 5, 10, 100)), log=True)
+        below.set(xlabel=f"error, {unit}" if unit else "error", ylabel="number")
     figure.tight_layout()
     return save(figure, path, dpi=110, tight=False)
+
+
+def _predicted_over_true(
+    axes: Any, label: str, true: np.ndarray, predicted: np.ndarray, title: str = ""
+) -> str:
+    """Draw one panel; returns the unit of the label, or ""."""
+    unit = label.rpartition(", ")[2] if ", " in label else ""
+    axes.plot(true, true, color="grey", lw=0.8)
+    axes.scatter(true, predicted, s=np.clip(10_000 / true.size, 1, 25), alpha=0.3)
+    axes.set(xlabel=f"true {label}", ylabel=f"predicted, {unit}" if unit else "predicted")
+    error = np.abs(predicted - true).mean()
+    axes.set_title(f"{title}mean absolute error {error:.4g} {unit}".rstrip(), fontsize=9)
+    return unit
 
 
 def dynamics(rows: np.ndarray, path: Path) -> Path:

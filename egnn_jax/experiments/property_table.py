@@ -144,7 +144,7 @@ class Table(Task):
         for column, labels, out in every:
             known = np.isfinite(labels)
             both = (labels[known, None], out[known])
-            pairs[f"{column.name}, its unit"] = [column.predicted(v)[:, 0] for v in both]
+            pairs[column.name] = [column.predicted(v)[:, 0] for v in both]
         return plots.parity_and_errors({k: (t, p) for k, (t, p) in pairs.items()}, path)
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
