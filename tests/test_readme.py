@@ -135,8 +135,7 @@ def test_the_tutorials_run(tmp_path, monkeypatch, page):
     assert found
     for tags, code in found:
         if code.startswith("!egnn "):
-            command = code.removeprefix("!egnn ").replace("\\\n", " ")
-            command, *_ = re.split(r" 2?> ", command)
+            command, *_ = re.split(r" 2?> ", code.removeprefix("!egnn "))
             main(shlex.split(command))
         elif "raises-exception" in tags:
             with pytest.raises((AssertionError, ValueError)):
