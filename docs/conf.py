@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 project = "egnn_jax"
 release = importlib.metadata.version("egnn-jax")
@@ -42,10 +43,10 @@ html_title = "egnn_jax"
 html_show_copyright = False
 
 
-def setup(app: object) -> None:
+def setup(app: Any) -> None:
     """Show of Flax modules what users give, not what Flax adds."""
-    app.connect("autodoc-process-signature", _without_flax)  # pyright: ignore[reportAttributeAccessIssue]
-    app.connect("autodoc-skip-member", _skip)  # pyright: ignore[reportAttributeAccessIssue]
+    app.connect("autodoc-process-signature", _without_flax)
+    app.connect("autodoc-skip-member", _skip)
 
 
 def _without_flax(_app, _what, _name, _obj, _options, signature, returns):

@@ -65,13 +65,11 @@ class System(NamedTuple):
 
     Attributes:
       parameters: their number, for one target.
-      symmetry: what its prediction is invariant to, besides translations.
       inputs: what it reads of a molecule besides elements and positions, and of which pairs.
       differs: in what it, or its training, is not the authors'.
     """
 
     parameters: int
-    symmetry: str
     inputs: str
     differs: str
 
@@ -79,46 +77,38 @@ class System(NamedTuple):
 TABLE3_SYSTEMS = {
     "nmp": System(
         359_206,
-        "rotations, reflections",
         "bond types, 8 chemical features; all pairs, i = j too",
         "L1 loss, theirs squared; the sizes they searched are not published",
     ),
-    "schnet": System(
-        486_401, "rotations, reflections", "all pairs up to 10 Å", "trained as EGNN is"
-    ),
+    "schnet": System(486_401, "all pairs up to 10 Å", "trained as EGNN is"),
     "cormorant": System(
         299_808,
-        "rotations",
         "all pairs, i = j too",
         "the settings of their code; those of their table are not published",
     ),
     "l1net": System(
         5_675_264,
-        "rotations",
         "all pairs up to 10 Å",
         "119 kinds of atoms, theirs 10; a cosine schedule; atoms of padding do not count; one "
         "target a network, theirs is not known",
     ),
     "lieconv": System(
         21_315_553,
-        "none; trained on molecules turned at random",
-        "all pairs, i = j too",
+        "all pairs, i = j too; molecules turned at random in training",
         "batch normalisation, which their code has as an option; their table may be without",
     ),
     "dimenetpp": System(
         1_888_902,
-        "rotations, reflections",
         "all pairs up to 5 Å, and angles between them",
         "119 kinds of atoms, theirs 95; standardised labels; EGNN's split",
     ),
-    "tfn": System(
-        8_164_289, "rotations", "bond types; bonded pairs", "the settings of the SE(3)-Transformer"
-    ),
+    "tfn": System(8_164_289, "bond types; bonded pairs", "the settings of the SE(3)-Transformer"),
     "se3_transformer": System(
-        9_828_193, "rotations", "bond types; bonded pairs", "no reflected molecules in training"
+        9_828_193, "bond types; bonded pairs", "no reflected molecules in training"
     ),
-    "egnn": System(745_224, "rotations, reflections", "all pairs", "nothing"),
+    "egnn": System(745_224, "all pairs", "nothing"),
 }
+"""The rows of Table 3 as they are here."""
 
 QM9_LEARNING_RATES = {
     target: 1e-3 if target in ("gap", "homo", "lumo") else 5e-4 for target in TABLE3_TARGETS

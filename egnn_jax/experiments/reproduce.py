@@ -233,17 +233,18 @@ def table3(
         run = f"{'-'.join(group)}-{config.epochs}-epochs"
         if optimizer.half_periods > 1:
             run += f"-{optimizer.half_periods}-half-periods"
-        for other in paper.TABLE3:
-            folder = f"qm9/{run}" if other == "egnn" else f"qm9/{other}_{run}"
-            if other == model:
-                results[folder] = options.train(config, folder, ", ".join(group))
-            elif (earlier := RunFolder(options.runs / folder)).result_file.is_file():
+        folders = {
+            name: f"qm9/{run}" if name == "egnn" else f"qm9/{name}_{run}"
+            for name in (*paper.TABLE3, model)
+        }
+        for name, folder in folders.items():
+            earlier = RunFolder(options.runs / folder)
+            if name != model and earlier.result_file.is_file():
                 results[folder] = earlier.result()
+        results[folders[model]] = options.train(config, folders[model], ", ".join(group))
         written = config.task.compare(results, options.out)  # now: the next may take days
-    written += write_table(table3_systems(), options.out / "table3-systems")
-    for path in written[::2]:
-        print(path.read_text(encoding="utf-8"))
-    print(", ".join(map(str, written)))
+    print(f"{written[0].read_text(encoding='utf-8')}\n{', '.join(map(str, written))}\n")
+    _show(table3_systems(), options.out / "table3-systems")
 
 
 def forward_ms(run: Path, repeats: int = 20) -> float:

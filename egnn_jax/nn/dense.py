@@ -79,7 +79,7 @@ def _require_room(graph: GraphsTuple, max_nodes: int) -> None:
         return
     counts = np.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):
-        # Padding follows the last graph that has nodes; a batch of zeros has none.
+        # The last graph that has nodes holds the padding; a batch of zeros has none.
         counts = counts[: max(np.flatnonzero(counts), default=0)]
     if (largest := counts.max(initial=0)) > max_nodes:
         raise ValueError(f"a graph has {largest} nodes; expected at most max_nodes, {max_nodes}")

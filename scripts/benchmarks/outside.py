@@ -99,12 +99,10 @@ KINDS: dict[str, Callable[[Any, Any, random.Random], str | None]] = {
 }
 
 
-def drawn(kind: str, rng: random.Random) -> Iterator[str]:
-    """SMILES of a kind, made of test molecules."""
+def drawn(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
+    """SMILES of a kind, made of those of test molecules."""
     from rdkit import Chem, rdBase
 
-    smiles, data = qm9_sources.smiles_of_package(), qm9.load()
-    test = [smiles[int(index)] for index in data.index[data.splits["test"]]]
     with rdBase.BlockLogs():
         while True:
             molecule, other = (Chem.MolFromSmiles(rng.choice(test)) for _ in range(2))
@@ -121,10 +119,14 @@ def main() -> None:
     )
     parser.add_argument("--molecules", type=int, default=300, help="of each kind (300)")
     given = parser.parse_args()
+    smiles, data = qm9_sources.smiles_of_package(), qm9.load()
+    test = [smiles[int(index)] for index in data.index[data.splits["test"]]]
     rows = []
     for kind in KINDS:
         found = {"refused": 0, "outside QM9": 0, "no warning": 0}
-        for _, text in zip(range(given.molecules), drawn(kind, random.Random(0)), strict=False):
+        for _, text in zip(
+            range(given.molecules), drawn(kind, test, random.Random(0)), strict=False
+        ):
             (molecule,) = structures.read(text)
             if isinstance(molecule, structures.Refused):
                 found["refused"] += 1
