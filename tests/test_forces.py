@@ -197,7 +197,7 @@ def _gold(atoms):
         (_nan, r"frame 2 of .*bad\.traj: the label 'energy' has a value that is not finite"),
         (_molecule, r"frame 2 of .*bad\.traj is not periodic and the first is"),
         (_dummy, r"frame 2 of .*bad\.traj: atom 1 is X; expected a chemical element"),
-        (_gold, r"frame 2 of .*bad\.traj: references has no energy of Au"),
+        (_gold, r"frame 2 of .*bad\.traj has Au; expected elements that are trained on, Cu"),
     ],
 )
 def test_faults_are_named_with_file_and_frame(tmp_path, file, change, message):

@@ -187,8 +187,8 @@ def graphs(
     """Graphs of named structures in eV and Å with their labels, see :meth:`Labels.in_ev`.
 
     Raises:
-      ValueError: as :func:`egnn_jax.from_ase`, and where only some structures have a cell; the
-        structure is named.
+      ValueError: as :func:`egnn_jax.from_ase`, where only some structures have a cell, and where one
+        has an element without reference; the structure is named.
     """
     periodic = None
     for name, atoms in frames:
@@ -196,6 +196,11 @@ def graphs(
             kind, first = ("not periodic", "is") if periodic else ("periodic", "is not")
             raise ValueError(f"{name} is {kind} and the first {first}; expected all alike")
         periodic = bool(atoms.pbc.any())
+        if unknown := sorted(set(atoms.get_chemical_symbols()) - set(references)):
+            raise ValueError(
+                f"{name} has {', '.join(unknown)}; expected elements that are trained on, "
+                f"{', '.join(references)}"
+            )
         try:
             yield from_ase(
                 atoms,
