@@ -12,6 +12,8 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import interop
+from egnn_jax.data import qm9_graphs
+from egnn_jax.experiments._options import shared
 from egnn_jax.nn.spherical import spherical_bessel_zeros
 from tests.conftest import GOLDEN
 
@@ -64,7 +66,7 @@ def dimenetpp(z, state):
         yield {"prediction": y, "grad_x_of_sum": gradient}
 
 
-def lieconv_t3(z, state):
+def lieconv(state, lifts=0):
     width = lambda name: state[f"{name}.weight"].shape
     block = "net.1.net"
     layers = len([name for name in state if name.endswith(".linear.weight")])
@@ -73,9 +75,14 @@ def lieconv_t3(z, state):
         layers=layers,
         kernel_features=width(f"{block}.5.weightnet.0.module")[0],
         kernel_channels=width(f"{block}.5.weightnet.6.module")[0],
+        lifts=lifts,
     )
     model = egnn.MeanReadout(backbone, width(f"net.{layers + 3}.module")[0])
-    variables = there_and_back(state, model)
+    return model, there_and_back(state, model)
+
+
+def lieconv_t3(z, state):
+    model, variables = lieconv(state)
     graph = molecules(z, z["input/features"])
     budget = egnn.Budget(len(z["input/x"]) + 4, len(graph.senders) + 9, len(z["input/n_node"]) + 2)
     for batch in (graph, egnn.batch([graph], budget)):  # padding counts for nothing
@@ -88,8 +95,36 @@ def lieconv_t3(z, state):
         } | {f"train/{name}": value for name, value in moved.items() if "running" in name}
 
 
-NETWORKS = {"dimenetpp": dimenetpp, "lieconv_t3": lieconv_t3, "lieconv_se3": None}
-"""By what the names of files begin with; None for a network that is not here."""
+class OfFile(egnn.LieConv):
+    """With the rotations of the file, whose elements of SE(3) are given as their logarithms."""
+
+    elements: tuple[tuple[float, ...], ...] = ()
+
+    def _orientations(self, x):
+        omega = np.array(self.elements).reshape(len(x), self.lifts, 6)[:, :, :3]
+        half = np.linalg.norm(omega, axis=-1, keepdims=True) / 2
+        return jnp.asarray(np.concatenate([np.cos(half), np.sin(half) * omega / (2 * half)], -1))
+
+
+def lieconv_se3(z, state):
+    model, variables = lieconv(state, lifts := int(z["input/lifts"]))
+    elements = tuple(map(tuple, z["input/lifted_algebra"].tolist()))
+    backbone = OfFile(**shared(model.encoder, OfFile), elements=elements)
+    graph = molecules(z, qm9_graphs.atom_features(z["input/atomic_numbers"]))
+    n_node, n_edge = graph.n_node[0], graph.n_edge[0]
+    found = backbone._pairs(graph)
+    pairs = np.zeros((n_node, n_node, lifts, lifts, 6))
+    pairs[graph.receivers[:n_edge], graph.senders[:n_edge]] = found[:n_edge]
+    pairs[np.arange(n_node), np.arange(n_node)] = found[len(graph.senders) :][:n_node]
+    model = egnn.MeanReadout(backbone, model.outputs)
+    yield {
+        "eval/prediction": model.apply(variables, graph).globals.y[:, 0],
+        "pairs_molecule_0": pairs.swapaxes(1, 2).reshape(n_node * lifts, -1, 6),
+    }
+
+
+NETWORKS = {"dimenetpp": dimenetpp, "lieconv_t3": lieconv_t3, "lieconv_se3": lieconv_se3}
+"""By what the names of files begin with."""
 SLOW = ("dimenetpp_pyg",)
 """Files that take long to compare with."""
 PARTS = {"dimenetpp": {"rbf", "sbf_first_60_triplets", "embedding_block"}}
@@ -111,8 +146,6 @@ def of_file(path):
     with np.load(path) as file:
         z = dict(file)
     name = next(name for name in NETWORKS if path.stem.startswith(name))
-    if NETWORKS[name] is None:  # LieConv with SE(3) lifting is not built yet
-        pytest.skip(f"{path.name} is of a network that is not here")
     return name, z
 
 
@@ -157,8 +190,9 @@ def test_a_changed_golden_value_is_seen(x64, tmp_path, file, field):
     [
         (egnn.SumReadout(egnn.DimeNetPP()), 95, 1_885_830),
         (egnn.MeanReadout(egnn.LieConv()), 15, 21_315_553),
+        (egnn.MeanReadout(egnn.LieConv(lifts=4)), 15, 21_316_129),
     ],
-    ids=lambda value: type(value.encoder).__name__ if hasattr(value, "encoder") else "",
+    ids=["DimeNetPP", "LieConv", "LieConv-SE(3)"],
 )
 def test_there_are_as_many_parameters_as_published(model, features, parameters):
     graph = egnn.complete_graph(x=np.zeros((2, 3)), h=np.zeros((2, features)))

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.linalg
+from scipy.spatial.transform import Rotation
 
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.experiments.qm9 import QM9
+from egnn_jax.models import lieconv
 from egnn_jax.nn import products
 from egnn_jax.nn.batch_norm import BatchNorm
 from egnn_jax.training.state import init_state
@@ -114,6 +117,52 @@ def test_turning_molecules_changes_the_loss_of_what_is_not_equivariant():
         assert (abs(losses[3] - losses[2]) > 1e-4 * losses[0]) == changes
 
 
-def test_a_width_below_four_is_refused():
-    with pytest.raises(ValueError, match="features is 3; expected at least 4"):
-        egnn.LieConv(features=3).init(jax.random.key(0), testing.random_graph())
+def of_frames(rotation):
+    """A rotation (3, 3) as a quaternion."""
+    x, y, z, s = Rotation.from_matrix(rotation).as_quat()
+    return jnp.asarray([s, x, y, z])
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-3, 0.59, 0.61, 3.0, np.pi - 1e-9])
+def test_logarithms_of_pairs_are_those_of_matrices(x64, angle):
+    rng = np.random.default_rng(0)
+    first = Rotation.random(random_state=1)
+    axis = rng.normal(size=3)
+    second = first * Rotation.from_rotvec(angle * axis / np.linalg.norm(axis))
+    x = rng.normal(size=(2, 3))
+    elements = []
+    for rotation, position in zip((first, second), x, strict=True):
+        elements.append(np.eye(4))
+        elements[-1][:3, :3], elements[-1][:3, 3] = rotation.as_matrix(), position
+    of = [of_frames(rotation.as_matrix())[None, None] for rotation in (first, second)]
+    got = lieconv._logarithms(of[1], of[0], jnp.asarray(x[1] - x[0])[None])[0, 0, 0]
+    omega, v = np.asarray(got[:3]), got[3:]
+    algebra = np.zeros((4, 4))
+    algebra[:3, :3], algebra[:3, 3] = np.cross(np.eye(3), omega), v
+    wanted = np.linalg.inv(elements[0]) @ elements[1]
+    np.testing.assert_allclose(scipy.linalg.expm(algebra), wanted, atol=1e-12)
+    assert np.linalg.norm(omega) <= np.pi + 1e-12
+
+
+def test_rotations_are_the_same_in_each_call_or_of_a_key():
+    graph = testing.random_graph(n=3)
+    model = egnn.LieConv(features=32, layers=1, lifts=2)
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
+    h = lambda rngs: model.apply(params, graph, rngs=rngs).nodes.h
+    first, again, other = (h({"orientations": jax.random.key(k)}) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    np.testing.assert_array_equal(h(None), h(None))
+
+
+@pytest.mark.parametrize(
+    ("options", "n", "message"),
+    [
+        ({"features": 3}, 3, "features is 3; expected at least 4"),
+        ({"lifts": -1}, 3, "lifts is -1; expected at least 0"),
+        ({"lifts": 2}, 2, r"x has 2 coordinates; expected 3 with lifts to SE\(3\)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, n, message):
+    with pytest.raises(ValueError, match=message):
+        egnn.LieConv(**options).init(jax.random.key(0), testing.random_graph(n=n))

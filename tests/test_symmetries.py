@@ -140,8 +140,8 @@ def graphs(model, n, **options):
     yield testing.random_graph(n=n, attributes=0, velocity=model is egnn.Linear, **options)
 
 
-def dimensions(model, every=True):
-    if model.symmetry in ("E(3)", "SE(3)"):
+def dimensions(model, options, every=True):
+    if model.symmetry in ("E(3)", "SE(3)") or "lifts" in options:
         return (3,)
     return range(1, 9) if every else (1, 3, 6)
 
@@ -181,7 +181,7 @@ EQUIVARIANT = [(model, options) for model, options in CASES if model.symmetry !=
 )
 def test_equivariant(x64, model, options):
     """In three dimensions for the default, and in one for each option."""
-    largest_error(model, options, [3] if options else dimensions(model, every=False))
+    largest_error(model, options, [3] if options else dimensions(model, {}, every=False))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_equivariant_in_float32(model, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "options"), [*EQUIVARIANT, HIGH_DEGREE], ids=describe)
 def test_equivariant_in_every_dimension(x64, model, options):
-    largest_error(model, options, dimensions(model))
+    largest_error(model, options, dimensions(model, options))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_equivariant_in_every_dimension(x64, model, options):
     ids=describe,
 )
 def test_what_claims_no_rotations_has_none(x64, model, options):
-    for n in dimensions(model, every=False):
+    for n in dimensions(model, options, every=False):
         for graph in graphs(model, n):
             with pytest.raises(
                 AssertionError, match=r"after a (rotation|reflection)|does not depend on them"
@@ -329,8 +329,11 @@ def table() -> str:
         worst = []
         for double in (True, False):
             with jax.enable_x64(double):
-                tried = dimensions(model) if double else [3]
-                worst.append(max(largest_error(model, options, tried) for options in mine))
+                errors = [
+                    largest_error(model, options, dimensions(model, options) if double else [3])
+                    for options in mine
+                ]
+                worst.append(max(errors))
         worst.append(max(mixed_error(model, options) for options in mine))
         n = "3" if "3" in model.symmetry else "1 to 8"
         named = [move for move, holds in moves(model, {}).items() if holds]

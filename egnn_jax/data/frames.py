@@ -187,7 +187,7 @@ def graphs(
     """Graphs of named structures in eV and Å with their labels, see :meth:`Labels.in_ev`.
 
     Raises:
-      ValueError: as :func:`egnn_jax.from_ase`, where only some structures have a cell, and where one
+      ValueError: as :func:`egnn_jax.from_ase`, where only some structures have a cell, or where one
         has an element without reference; the structure is named.
     """
     periodic = None

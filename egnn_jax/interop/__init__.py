@@ -21,7 +21,8 @@ Other systems of Table 3 have the names of the code that they come from, alone o
 
 - ``SumReadout(DimeNetPP(…), outputs)``: PyTorch Geometric's ``DimeNetPlusPlus``, which also reads
   the weights that DimeNet's authors published. h is the one-hot of the atomic numbers (N, 95).
-- ``MeanReadout(LieConv(…), outputs)``: ``MolecLieResNet`` of mfinzi/LieConv with the group T(3).
+- ``MeanReadout(LieConv(…), outputs)``: ``MolecLieResNet`` of mfinzi/LieConv, with the group
+  T(3), or SE(3) where it has ``lifts``.
 - ``CormorantReadout(Cormorant(parity="ignored", self_pairs=True))``: ``CormorantQM9`` of
   risilab/cormorant.
 - ``L1NetReadout(L1Net(parity="ignored"))``: L1Net of bkmi/equivariant-benchmark.

@@ -46,5 +46,6 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph as wide as a state dict says."""
-    n = width(given, "net.1.net.5.weightnet.0.module.weight", 1, 3)
-    return pair(width(given, "net.0.module.weight", 1, 15), n=n)
+    features = width(given, "net.0.module.weight", 1, 15)
+    read = width(given, "net.1.net.5.weightnet.0.module.weight", 1, 6 if backbone.lifts else 3)
+    return pair(features, read - 6) if backbone.lifts else pair(features, n=read)

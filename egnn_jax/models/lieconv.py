@@ -1,5 +1,5 @@
-"""LieConv (Finzi et al. 2020) of Table 3, of the translation group: convolutions with a kernel of
-the difference of two positions.
+"""LieConv (Finzi et al. 2020) of Table 3: convolutions with a kernel of the difference of two
+elements of a group, of translations or of SE(3).
 """
 
 from typing import ClassVar
@@ -7,8 +7,10 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egnn_jax.graph._validation import require_count
+from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
     PaddedGraphsTuple,
@@ -20,7 +22,7 @@ from egnn_jax.graph.graph import (
 )
 from egnn_jax.nn.batch_norm import BatchNorm
 from egnn_jax.nn.heads import MeanReadout
-from egnn_jax.nn.mlp import Dense, Symmetry, embed, require_positive, silu, with_attributes
+from egnn_jax.nn.mlp import Dense, Symmetry, embed, require_positive, silu
 from egnn_jax.nn.products import sum_of_products
 
 
@@ -34,6 +36,13 @@ class LieConv(nn.Module):
     The kernel reads x_i - x_j as it is. So h' stays under translations, while rotations are to be
     learned: ``task.augment`` turns each molecule at random in training, as the authors do.
 
+    With ``lifts`` each node stands for that many elements u = (x_i, R) of SE(3), with rotations R
+    that are drawn at random, all elements of N_i are neighbors, w reads log(u_j⁻¹ u_i) ∈ ℝ⁶, and h'
+    is the mean over the elements of a node. Turning the input then changes the output as other
+    draws do: the network is equivariant in distribution. The rotations are the same for all nodes
+    and in each call, or drawn for each node, as the authors do, where
+    ``apply(…, rngs={"orientations": key})`` has a key.
+
     Batch normalisation is a pure function of variables in a collection "batch_stats" beside
     "params": see :class:`egnn_jax.nn.batch_norm.BatchNorm`. By default it takes running
     statistics, and no graph depends on others of its batch.
@@ -43,12 +52,13 @@ class LieConv(nn.Module):
       layers: number of convolutions.
       kernel_features: width of the two hidden layers of w.
       kernel_channels: how many numbers w gives.
+      lifts: elements of SE(3) of a node; 0 for the group of translations.
 
     Call: a graph with h (N, F) or (N,), x (N, n) and a (E, A) or None, which the kernel reads too,
     to the same with h (N, features); x and v stay as they are.
 
     Raises:
-      ValueError: a size is below 1, or ``features`` below 4.
+      ValueError: a size is below 1, or ``features`` below 4; ``lifts`` and n is not 3.
     """
 
     symmetry: ClassVar[Symmetry] = "T(n)"
@@ -58,42 +68,114 @@ class LieConv(nn.Module):
     layers: int = 6
     kernel_features: int = 32
     kernel_channels: int = 16
+    lifts: int = 0
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         require_count("features", self.features, 4)
+        require_count("lifts", self.lifts, 0)
         require_positive(
             layers=self.layers,
             kernel_features=self.kernel_features,
             kernel_channels=self.kernel_channels,
         )
+        lifts = max(self.lifts, 1)
+        pairs = self._pairs(graph)  # (E + N, L, L, …), pairs of a node with itself last
         real, real_pairs = None, None
         if isinstance(graph, PaddedGraphsTuple):
             real = node_mask(graph)
-            real_pairs = jnp.concatenate([edge_mask(graph), real])
-        h = embed(graph.nodes.h, self.features)
-        r_ij = with_attributes(graph, edge_vectors(graph, graph.nodes.x)).astype(h.dtype)
-        pairs = jnp.concatenate([r_ij, jnp.zeros((len(h), r_ij.shape[1]), h.dtype)])  # j = i last
-        number = (in_degree(graph) + 1).astype(h.dtype)
+            real_pairs = jnp.repeat(jnp.concatenate([edge_mask(graph), real]), lifts**2)
+            real = jnp.repeat(real, lifts)
+        h = jnp.repeat(embed(graph.nodes.h, self.features), lifts, axis=0)
+        rows = pairs.reshape(-1, pairs.shape[-1]).astype(h.dtype)
+        number = jnp.repeat(lifts * (in_degree(graph) + 1), lifts, axis=0).astype(h.dtype)
         for k in range(self.layers):
             name = f"layer_{k}_{{}}".format
             t = silu(BatchNorm(name=name("norm_in"))(h, real))
             t = Dense(self.features // 4, name=name("down"))(t)
             t = silu(BatchNorm(name=name("norm_down"))(t, real))
-            w = pairs
+            w = rows
             for part, width in enumerate((*(self.kernel_features,) * 2, self.kernel_channels)):
                 w = Dense(width, name=name(f"kernel_{part}"))(w)
                 w = silu(BatchNorm(name=name(f"kernel_norm_{part}"))(w, real_pairs))
-            t = Dense(self.features // 4, name=name("mix"))(_convolve(graph, t, w)) / number
+            w = w.reshape(*pairs.shape[:3], self.kernel_channels)
+            sums = _convolve(graph, t.reshape(-1, lifts, t.shape[1]), w)
+            t = Dense(self.features // 4, name=name("mix"))(sums) / number
             t = silu(BatchNorm(name=name("norm_up"))(t, real))
             h += Dense(self.features, name=name("up"))(t)
         h = silu(BatchNorm(name="norm_out")(h, real))
+        h = jnp.mean(h.reshape(-1, lifts, self.features), axis=1)
         return graph._replace(nodes=graph.nodes.replace(h=h))
+
+    def _pairs(self, graph: GraphsTuple) -> jax.Array:
+        """What w reads of each edge, then of each node with itself, (E + N, L, L, …): the elements
+        of the receiver, then those of the sender.
+        """
+        x = graph.nodes.x
+        r_ij = edge_vectors(graph, x)
+        if self.lifts:
+            if x.shape[-1] != 3:
+                raise ValueError(f"x has {x.shape[-1]} coordinates; expected 3 with lifts to SE(3)")
+            orientations = self._orientations(x)
+            ends = (orientations[graph.receivers], orientations[graph.senders])
+            of_edges = _logarithms(*ends, r_ij)
+            of_nodes = _logarithms(orientations, orientations, jnp.zeros_like(x))
+        else:
+            of_edges, of_nodes = r_ij[:, None, None], jnp.zeros_like(x)[:, None, None]
+        if graph.edges.a is not None:
+            one = jnp.ones((1, *of_edges.shape[1:3], 1), x.dtype)
+            of_edges = jnp.concatenate([of_edges, graph.edges.a[:, None, None] * one], axis=-1)
+            zeros = jnp.zeros((*of_nodes.shape[:3], graph.edges.a.shape[1]), x.dtype)
+            of_nodes = jnp.concatenate([of_nodes, zeros], axis=-1)
+        return jnp.concatenate([of_edges, of_nodes])
+
+    def _orientations(self, x: jax.Array) -> jax.Array:
+        """Rotations as quaternions (N, L, 4)."""
+        if self.has_rng("orientations"):
+            drawn = jax.random.normal(self.make_rng("orientations"), (len(x), self.lifts, 4))
+        else:
+            drawn = jax.random.normal(jax.random.key(0), (1, self.lifts, 4))
+        drawn = drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True)
+        return jnp.broadcast_to(drawn, (len(x), self.lifts, 4)).astype(x.dtype)
+
+
+_SERIES = np.array([691 / 1277025750, 1 / 187110, 1 / 18900, 1 / 1890, 1 / 180, 1 / 12])
+"""Of (1 - k cot k) / (2 k)² in k², the highest power first."""
 
 
 def _convolve(graph: GraphsTuple, t: jax.Array, w: jax.Array) -> jax.Array:
-    """Σ_{j ∈ N_i} t_j ⊗ w_ij, (N, C) and (E + N, K) to (N, C · K)."""
-    of_edges, of_nodes = w[: -len(t)], w[-len(t) :]
-    sums = sum_of_products(graph, of_edges, t) + of_nodes[:, :, None] * t[:, None]
-    return jnp.swapaxes(sums, 1, 2).reshape(len(t), -1)
+    """Σ_{j ∈ N_i} t_j ⊗ w_ij, (N, L, C) and (E + N, L, L, K) to (N · L, C · K)."""
+    number, lifts, width = t.shape
+    of_edges, of_nodes = w[:-number], w[-number:]
+    sums = jnp.einsum("iqpk,ipc->iqkc", of_nodes, t)
+    for p in range(lifts):
+        of_pairs = of_edges[:, :, p].reshape(len(of_edges), lifts * w.shape[-1])
+        sums += sum_of_products(graph, of_pairs, t[:, p]).reshape(sums.shape)
+    return jnp.swapaxes(sums, 2, 3).reshape(number * lifts, width * w.shape[-1])
+
+
+def _logarithms(q_i: jax.Array, q_j: jax.Array, r_ij: jax.Array) -> jax.Array:
+    """log(u_j⁻¹ u_i) = (ω, V⁻¹ R_jᵀ r_ij) of all pairs of elements, (E, L, L, 6).
+
+    q_i and q_j are the orientations as quaternions (E, L, 4), ω is the axis of R_jᵀ R_i times its
+    angle θ, and V⁻¹ t = t - ω × t / 2 + (1 - (θ/2) cot(θ/2)) / θ² · ω × (ω × t).
+    """
+    q_i, q_j = q_i[:, :, None], q_j[:, None]
+    s, u = q_j[..., :1], -q_j[..., 1:]  # the inverse of q_j
+    r = jnp.broadcast_to(r_ij[:, None, None], (*jnp.broadcast_shapes(q_i.shape, q_j.shape)[:3], 3))
+    turned = 2 * jnp.cross(u, r)
+    t = r + s * turned + jnp.cross(u, turned)
+    cosine = s * q_i[..., :1] - jnp.sum(u * q_i[..., 1:], axis=-1, keepdims=True)
+    sine = s * q_i[..., 1:] + q_i[..., :1] * u + jnp.cross(u, q_i[..., 1:])  # times the axis
+    sine = jnp.where(cosine < 0, -sine, sine)
+    length = safe_norm(sine, keepdims=True)
+    half = jnp.arctan2(length, jnp.abs(cosine))
+    omega = jnp.where(length > 0, 2 * half / jnp.where(length > 0, length, 1.0), 2.0) * sine
+    far = half > 0.3
+    kept = jnp.where(far, half, 1.0)
+    factor = jnp.where(
+        far, (1 - kept / jnp.tan(kept)) / (2 * kept) ** 2, jnp.polyval(_SERIES, half**2)
+    )
+    crossed = jnp.cross(omega, t)
+    return jnp.concatenate([omega, t - crossed / 2 + factor * jnp.cross(omega, crossed)], axis=-1)
