@@ -7,7 +7,7 @@ structures at 300 K. To these 100 are added, out of 325 structures at 300 K and 
 in which the four differ most about a force, or 100 at random. Four new EGNNs learn from all 150;
 the other 100 structures at 600 K are the test. Each repetition draws the 50, the 225 and the
 networks anew. Prints Spearman's rank correlation of spread and error of the first four on the test,
-and the errors of the forces. A repetition is written when it is complete, and not made again.
+the mean error over the mean spread at both temperatures, and the errors of the forces. A repetition is written when it is complete, and not made again.
 """
 
 import argparse
@@ -95,9 +95,12 @@ def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
     pool, test = calm + [hot[k] for k in order[:HOT]], [hot[k] for k in order[HOT:]]
     ensemble = train(first, 10 * seed, steps)
     spread, error, component = judged(ensemble, test)
+    spread_calm, error_calm, _ = judged(ensemble, calm)
     found: dict[str, Any] = {
         "Spearman of atoms": ranked(spread.ravel(), error.ravel()),
         "Spearman of structures": ranked(spread.mean(axis=1), error.mean(axis=1)),
+        "error / spread, 300 K": float(error_calm.mean() / spread_calm.mean()),
+        "error / spread, 600 K": float(error.mean() / spread.mean()),
         "50": 1e3 * float(component.mean()),
     }
     chosen = np.argsort(judged(ensemble, pool)[0].max(axis=1))[-ADDED:]
