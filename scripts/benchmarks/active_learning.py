@@ -7,7 +7,8 @@ structures at 300 K. To these 100 are added, out of 325 structures at 300 K and 
 in which the four differ most about a force, or 100 at random. Four new EGNNs learn from all 150;
 the other 100 structures at 600 K are the test. Each repetition draws the 50, the 225 and the
 networks anew. Prints Spearman's rank correlation of spread and error of the first four on the test,
-the mean error over the mean spread at both temperatures, and the errors of the forces. A repetition is written when it is complete, and not made again.
+the mean error over the mean spread at both temperatures, and the errors of the forces. A repetition
+is written when it is complete, and not made again.
 """
 
 import argparse
