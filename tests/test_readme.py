@@ -112,15 +112,14 @@ def test_active_learning_goes_on_where_the_potentials_disagree(tmp_path, monkeyp
     assert len(ase.io.read("mine.extxyz", ":")) > 12
 
 
-def test_all_tutorials_are_run():
-    assert {path.stem for path in (ROOT / "docs/tutorials").iterdir()} == {
-        "equivariance",
-        "own-molecules",
-    }
+TUTORIALS = {path.stem for path in (ROOT / "docs/tutorials").iterdir()}
+QUICK = {"equivariance", "from-pytorch"}
+"""The others take up to a minute."""
 
 
 @pytest.mark.parametrize(
-    "page", ["equivariance", pytest.param("own-molecules", marks=pytest.mark.slow)]
+    "page",
+    [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in sorted(TUTORIALS)],
 )
 def test_the_tutorials_run(tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)
