@@ -1,5 +1,6 @@
 """The Python of the documents, run as it stands."""
 
+import ast
 import re
 import shlex
 from operator import attrgetter
@@ -110,6 +111,24 @@ def test_active_learning_goes_on_where_the_potentials_disagree(tmp_path, monkeyp
     block = block.replace('"--seeds", "4"', '"--seeds", "2", "--batch-size", "3"')
     exec(block, {})
     assert len(ase.io.read("mine.extxyz", ":")) > 12
+
+
+def templates():
+    """The messages of all exceptions of the package, with … for what is put in."""
+    for path in (ROOT / "egnn_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                message = node.exc.args[0]
+                parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+                yield "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in parts)
+
+
+def test_the_messages_of_the_errors_page_are_those_of_the_source():
+    rows = re.findall(
+        r"^\| `(.+?)` \| (.+) \| (.+) \|$", (ROOT / "docs/errors.md").read_text("utf-8"), re.M
+    )
+    assert len(rows) > 40
+    assert {message for message, *_ in rows} <= set(templates())
 
 
 TUTORIALS = {path.stem for path in (ROOT / "docs/tutorials").iterdir()}
