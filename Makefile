@@ -30,8 +30,9 @@ lint: $(SETUP)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
+# Compiling takes most of the time of the tests; test-all has all of XLA's optimizations.
 test: lint
-	$(PYTEST)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST)
 
 test-all: lint
 	$(PYTEST) -m 'not peers' --hypothesis-profile many
