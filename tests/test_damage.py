@@ -3,6 +3,7 @@ way, nothing in between.
 """
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import resource
@@ -16,9 +17,13 @@ import pytest
 
 from egnn_jax.data.cache import cached_arrays
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import pretrained
 from egnn_jax.experiments import run as experiments
+from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.nbody import NBody
-from egnn_jax.experiments.run import load, read_config, train
+from egnn_jax.experiments.property_table import Table
+from egnn_jax.experiments.run import load, read_config, read_kept, train
+from egnn_jax.training._records import write_plain
 from egnn_jax.training.checkpoint import RunFolder
 from tests.helpers import equal_runs, tiny
 
@@ -243,6 +248,38 @@ def test_a_damaged_result_or_log_is_named(finished, tmp_path, damage):
     (folder / "metrics.jsonl").write_text('{"step": 2}\n{"step": \n{"step": 6}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
         RunFolder(folder).history()
+
+
+@damages
+@pytest.mark.parametrize("name", ["constants.json", "input.json"])
+def test_what_is_kept_beside_the_weights_is_whole_or_named(finished, tmp_path, damage, name):
+    """Also as older versions wrote it, without its checksum."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    path, task = folder / name, Table(train="none.csv", targets=("logP",))
+    if name == "constants.json":
+        column = {"name": "logP", "mean": 1.5, "scale": 2.0}
+        plain = {"elements": ["C", "H"], "atoms": [3, 9], "columns": [column]}
+        write_plain(path, plain)
+        read = lambda path: task.with_constants(path).constants()
+    else:
+        plain, read = json.loads(path.read_text()), pretrained.abstract
+        assert plain.pop("sha256")
+    expected, content = read(plain), path.read_bytes()
+    for k in range(0, len(content) - 1, 3):
+        path.write_bytes(damage(content, k / len(content)))
+        message, found = refusal(read_kept, path, read)
+        if message is None:  # a flip in the name of the checksum
+            assert found == expected
+        else:
+            assert message.startswith(f"{path} is damaged")
+            assert "delete it" in message
+    for text in ("", "[" * 200_000, '{"columns": NaN}', json.dumps(plain)[:-9] + "1e999"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"{path} is damaged \("):
+            load_pretrained(folder)
+    path.write_text(json.dumps(plain))
+    assert read_kept(path, read) == expected
 
 
 @damages

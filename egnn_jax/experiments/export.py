@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from egnn_jax._files import read_json
 from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.pretrained import Pretrained
-from egnn_jax.experiments.run import load, network_input
+from egnn_jax.experiments.run import load, network_input, read_kept
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.parameters import named
 
@@ -109,7 +108,7 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
     config = dataclasses.replace(config, seed=seed, seeds=1)
     file, graph = run.path / "input.json", None
     if file.is_file():
-        graph = pretrained.abstract(read_json(file.read_text(encoding="utf-8")))
+        graph = read_kept(file, pretrained.abstract)
     return Pretrained(network, params, config, card, graph)
 
 

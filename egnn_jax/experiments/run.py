@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import egnn_jax
-from egnn_jax._files import write_atomically
+from egnn_jax._files import read_json
 from egnn_jax.data.loader import any_batch
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import pretrained
@@ -24,6 +23,7 @@ from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.extend import extend
 from egnn_jax.experiments.outcome import judge
 from egnn_jax.experiments.start import Start, first_seed, without_start
+from egnn_jax.training._records import read_plain, write_plain
 from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import batch_layout
@@ -182,11 +182,26 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
         config = read_config(run)
         constants = run.path / "constants.json"
         if constants.is_file():
-            plain = json.loads(constants.read_text(encoding="utf-8"))
-            config = dataclasses.replace(config, task=config.task.with_constants(plain))
+            config = dataclasses.replace(
+                config, task=read_kept(constants, config.task.with_constants)
+            )
         return config, config.network(), run.restore("best")["params"]
     finally:
         run.close()
+
+
+def read_kept(path: Path, of_plain: Callable[[Any], Any]) -> Any:
+    """What plain values stand for that a training kept beside the weights.
+
+    Raises:
+      ValueError: the file is damaged; it is named.
+    """
+    remedy = "delete it and result.json, and the same training command writes both again"
+    plain = read_plain(path, set(), remedy, read_json)
+    try:
+        return of_plain(plain)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:
@@ -246,8 +261,7 @@ class _Portable(Callback):
             found["input.json"] = pretrained.describe(self._graph)
         for name, plain in found.items():
             if plain:
-                text = json.dumps(plain, indent=2) + "\n"
-                write_atomically(progress.folder / name, text.encode())
+                write_plain(progress.folder / name, plain)
 
 
 def _each(

@@ -14,7 +14,14 @@ import orbax.checkpoint as ocp
 import yaml
 
 from egnn_jax._files import make_folder, read_yaml, write_atomically
-from egnn_jax.training._records import digest, digest_of_arrays, flat, parse
+from egnn_jax.training._records import (
+    digest,
+    digest_of_arrays,
+    flat,
+    parse,
+    read_plain,
+    write_plain,
+)
 
 _EARLIER = "earlier_epochs"
 """What config.yaml calls the numbers of epochs that a run had before it was given more."""
@@ -197,8 +204,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``result.json``, which says that the run is complete."""
-        text = json.dumps(result | {"sha256": digest(result)}, indent=2, ensure_ascii=False)
-        write_atomically(self.result_file, (text + "\n").encode())
+        write_plain(self.result_file, result)
 
     def result(self) -> dict[str, Any]:
         """What :meth:`finish` wrote.
@@ -209,14 +215,7 @@ class RunFolder:
         if not self.result_file.is_file():
             self.settings()  # raises where this is no run at all
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
-        text = self.result_file.read_text(encoding="utf-8", errors="replace")
-        result = parse(text, str(self.result_file), {"metrics", "config"})
-        if (checksum := result.pop("sha256", None)) not in (None, digest(result)):
-            raise ValueError(
-                f"{self.result_file} is damaged: its SHA-256 is not {checksum}; delete it, and the "
-                "same training command goes on"
-            )
-        return result
+        return read_plain(self.result_file, {"metrics", "config"})
 
     def close(self) -> None:
         """Wait for what is being written, and let another process write."""
