@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def read_yaml(text: str) -> Any:
     """Plain values from YAML text.
 
     Raises:
-      ValueError: it is no YAML, too large, nested too deeply, uses aliases, or has a key twice.
+      ValueError: it is no YAML, too large, nested too deeply, uses aliases or merge keys, has a key
+        twice, or a number of another base that looks like a decimal one.
     """
     if len(text) > MAX_YAML:
         raise ValueError(f"the text has {len(text)} characters; expected at most {MAX_YAML}")
@@ -120,7 +122,7 @@ def _require_plain(value: Any, depth: int) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, without aliases, deep nesting and repeated keys."""
+    """YAML's safe loader, without what is read as something else than it looks like."""
 
     depth = 0
 
@@ -138,4 +140,18 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"the key {min(twice)[:100]!r} stands twice; expected it once")
+        if "<<" in keys:
+            raise ValueError("a merge key (<<) is used; expected each value written out")
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: Any) -> int | float:
+        text = str(self.construct_scalar(node))
+        whole = node.tag.endswith("int")
+        # To YAML 1.1, 010 is 8 and 1:30 is 90.
+        if ":" in text or (whole and re.match(r"[-+]?0[0-9_]", text)):
+            raise ValueError(f"a number is {text[:100]}; expected a decimal, or text in quotes")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)

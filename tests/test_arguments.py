@@ -81,6 +81,9 @@ def test_evaluate():
         egnn.evaluate(loss, params, data())
     with pytest.raises(ValueError, match=r"expected \(scalar, metrics\)"):
         egnn.evaluate(returning(lambda v, m: v), params, data().loader(4))
+    for seed in (-1, 0.5, "1", 2**32, 2**63):
+        with pytest.raises(ValueError, match=f"seed is '?{seed}'?; expected"):
+            egnn.evaluate(loss, params, data().loader(4), seed=seed)
     found = egnn.evaluate(
         returning(lambda v, m: (v, {"both": jnp.arange(2.0)})), params, data().loader(32)
     )
@@ -91,6 +94,11 @@ def test_batches_and_patience():
     for size, message in ((0, "is 0; expected at least 1"), (2.5, "is 2.5; expected a whole")):
         with pytest.raises(ValueError, match=f"batch_size {message}"):
             data().loader(size)
+    for seed in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"seed is {seed}; expected"):
+            data().loader(4, seed=seed)
+        with pytest.raises(ValueError, match=f"seed is {seed}; expected"):
+            egnn.GraphDataset([egnn.complete_graph(np.eye(3))]).split(0.5, seed=seed)
     with pytest.raises(ValueError, match="patience is '3'; expected a number of epochs above 0"):
         egnn.EarlyStopping("3")
 

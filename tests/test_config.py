@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import egnn_jax as egnn
+from egnn_jax._files import read_yaml
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import plain_hints
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
@@ -62,6 +63,11 @@ def test_every_config_loads_builds_and_round_trips(path):
         ({"epochs": 1.5}, "epochs is 1.5; expected int"),
         ({"epochs": True}, "epochs is True; expected int"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        (
+            {"model": {"name": "egnn", "features": 10**18}},
+            "model.features is 10+; expected",
+        ),
+        ({"epochs": 10**30}, "epochs is 10+; expected at most"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, f"seed is {2**32}; expected 0 to {2**32 - 1}"),
         ({"seed": 2**32 - 2, "seeds": 3}, f"seed is {2**32 - 2}; expected 0 to {2**32 - 3}"),
@@ -96,6 +102,12 @@ def test_nonsense_is_refused_from_python_too(change, message):
 def test_an_optimizer_that_optax_does_not_have_is_refused_where_it_is_made():
     with pytest.raises(ValueError, match=r"optimizer\.name is 'sdg'; expected 'adam', 'adamw' or"):
         Optimizer(name="sdg")
+
+
+def test_numbers_that_look_decimal_are():
+    assert read_yaml("[0, -0, 12, 1_000, 0x10, 0.5, 00.5, 1e3, .inf, '010', '1:30']") == [
+        0, 0, 12, 1000, 16, 0.5, 0.5, "1e3", float("inf"), "010", "1:30",
+    ]  # fmt: skip
 
 
 def test_yaml_floats_without_a_dot_are_read():
@@ -145,8 +157,27 @@ def test_any_bytes_in_a_file_are_refused_with_its_path(tmp_path_factory, content
         ("[" * 60 + "]" * 60, "nested deeper than 50 levels"),
         ("x: " + "y" * 1_000_001, "has 1000004 characters; expected at most 1000000"),
         ("!!python/object/apply:os.getcwd []", "this is no YAML"),
+        ("epochs: 4\n<<: {epochs: 3}\n", r"a merge key \(<<\) is used"),
+        ("<<: [{epochs: 3}, {epochs: 4}]\n", r"a merge key \(<<\) is used"),
+        ("epochs: 010\n", "a number is 010; expected a decimal"),
+        ("epochs: -0_7\n", "a number is -0_7; expected a decimal"),
+        ("epochs: 1:30\n", "a number is 1:30; expected a decimal"),
+        ("optimizer: {learning_rate: 1:30.5}\n", "a number is 1:30.5; expected a decimal"),
     ],
-    ids=["twice", "twice inside", "alias", "deep", "large", "code"],
+    ids=[
+        "twice",
+        "twice inside",
+        "alias",
+        "deep",
+        "large",
+        "code",
+        "merged",
+        "several merged",
+        "octal",
+        "negative octal",
+        "base 60",
+        "base 60 with a fraction",
+    ],
 )
 def test_yaml_that_is_ambiguous_or_unbounded_is_refused(tmp_path, text, message):
     (tmp_path / "x.yaml").write_text(text)

@@ -20,6 +20,7 @@ from egnn_jax.data._packing import (
     starts_of,
 )
 from egnn_jax.data.loader import DatasetLoader
+from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
 
@@ -158,6 +159,7 @@ class GraphDataset:
         Raises:
           ValueError: a fraction or their sum is not between 0 and 1, or a part would be empty.
         """
+        require_count("seed", seed, 0)
         order = np.random.default_rng(seed).permutation(len(self))
         return tuple(self[part] for part in parts_of(order, fractions))
 

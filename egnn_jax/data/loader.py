@@ -93,11 +93,12 @@ class DatasetLoader:
       seed: of the order of samples; each epoch has its own.
 
     Raises:
-      ValueError: the batch size is below 1 or the data set is empty.
+      ValueError: the batch size is below 1, the seed below 0, or the data set is empty.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0) -> None:
         require_count("batch_size", batch_size)
+        require_count("seed", seed, 0)
         if not len(dataset):
             raise ValueError("the data set has no samples; expected at least 1")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed

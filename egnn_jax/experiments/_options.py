@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 
+_MAX_OF_MODEL = 1_000_000  # no width, depth or block of a model is larger
 _MAX_SHOWN = 200
 
 
@@ -149,6 +150,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         ):
             return value
         if choice in (bool, int, str) and type(value) is choice:
+            largest = _MAX_OF_MODEL if where.startswith("model.") else 2**63 - 1
+            if choice is int and abs(value) > largest:
+                raise ValueError(f"{where} is {shown(value)}; expected at most {largest:,}")
             return value
         if get_origin(choice) is tuple and isinstance(value, list | tuple):
             kinds = get_args(choice)

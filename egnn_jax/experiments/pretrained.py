@@ -29,7 +29,6 @@ SHIPPED = {
 
 _PARTS = {"nodes": Nodes, "edges": Edges, "globals": Globals}
 _INDICES = ("receivers", "senders", "n_node", "n_edge")
-_MAX_OPTION = 1_000_000  # of a file's model: no width, depth or block is larger
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,7 +171,6 @@ def read(path: Path) -> Pretrained:
             if not isinstance(metadata.get(name), dict):
                 got = shown(metadata.get(name))
                 raise ValueError(f"{name} in its metadata is {got}; expected values by name")
-        _require_bounded(metadata["config"])
         config = configs.from_dict(metadata.pop("config"))
         if constants := metadata.pop("constants"):
             config = dataclasses.replace(config, task=config.task.with_constants(constants))
@@ -238,14 +236,6 @@ def _abstract_array(described: Any) -> jax.ShapeDtypeStruct:
     if len(shape) > 4 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
         raise ValueError(f"a shape is {shown(shape)}; expected up to four sizes")
     return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
-
-
-def _require_bounded(config: Any) -> None:
-    model = config.get("model") if isinstance(config, dict) else None
-    for name, value in (model if isinstance(model, dict) else {}).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and abs(number) > _MAX_OPTION:
-                raise ValueError(f"model.{name} is {number}; expected at most {_MAX_OPTION:,}")
 
 
 def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsTuple) -> Any:

@@ -15,12 +15,14 @@ NUM_KINDS = 119
 """Kinds of nodes that a model can embed: 0 and the atomic numbers."""
 
 
-def require_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise ValueError for what is no whole number of at least ``least``."""
+def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -> None:
+    """Raise ValueError for what is no whole number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name} is {value!r}; expected a whole number")
     if value < least:
         raise ValueError(f"{name} is {value}; expected at least {least}")
+    if value > most:
+        raise ValueError(f"{name} is {value}; expected {least} to {most}")
 
 
 def require_cutoff(value: Any) -> None:

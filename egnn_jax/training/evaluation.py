@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from egnn_jax.data.loader import Loader, require_loader
 from egnn_jax.graph._forks import require_usable_jax
+from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.graph import PaddedGraphsTuple, graph_mask
 from egnn_jax.training._validation import require_loss
 from egnn_jax.training.distributed import AXIS, DEVICES, make_mesh
@@ -110,10 +111,11 @@ def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str
       The metrics by name: numbers, or lists where a metric has several values.
 
     Raises:
-      ValueError: ``loader`` is no loader, or the loss returns something else than (scalar,
-        metrics).
+      ValueError: ``loader`` is no loader, the seed is not from 0 to 2³² - 1, or the loss returns
+        something else than (scalar, metrics).
     """
     require_usable_jax()
+    require_count("seed", seed, 0, 2**32 - 1)
     require_loader("loader", loader)
     values = Evaluation(metrics_of(loss), loader, seed=seed)(params)
     return {name: np.asarray(value).tolist() for name, value in values.items()}

@@ -46,9 +46,7 @@ class Plan:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; expected a number from 0 to below 1")
-        require_count("seed", self.seed, 0)
-        if self.seed > 2**32 - self.seeds:
-            raise ValueError(f"seed is {self.seed}; expected 0 to {2**32 - self.seeds}")
+        require_count("seed", self.seed, 0, 2**32 - self.seeds)
 
 
 @dataclasses.dataclass(frozen=True)
