@@ -359,3 +359,50 @@ def test_a_run_goes_on_only_with_what_it_was_started_with(tmp_path, changes, nam
         with pytest.raises(ValueError, match=rf"holds a run of other settings .*{name} "):
             fit(epochs, **changes)
     assert fit(2).params["w"] == before.params["w"]
+
+
+def custom_vjp(scale):
+    function = jax.custom_vjp(lambda w: w)
+    function.defvjp(lambda w: (w, None), lambda _, t: (scale * t,))
+    return function
+
+
+def custom_jvp(scale):
+    function = jax.custom_jvp(lambda w: w)
+    function.defjvp(lambda w, t: (w[0], scale * t[0]))
+    return function
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda c: {"optimizer": optax.inject_hyperparams(optax.sgd)(c)}, "initial_optimizer"),
+        (lambda c: {"of": jax.jit(lambda w: w * np.float32([c, c]).sum())}, "loss"),
+        (lambda c: {"of": jax.jit(lambda w: w * jnp.array([c, c]).sum())}, "loss"),
+        (lambda c: {"of": jax.checkpoint(jax.jit(lambda w: w * np.full(3, c).mean()))}, "loss"),
+        (lambda c: {"of": custom_vjp(c)}, "loss"),
+        (lambda c: {"of": custom_jvp(c)}, "loss"),
+        (lambda c: {"callbacks": [egnn.EarlyStopping(10 * c)]}, "patience"),
+    ],
+)
+def test_what_hides_in_functions_counts_too(tmp_path, make, name):
+    loader = egnn.ArrayDataset({"a": np.arange(4, dtype=np.float32)[:, None]}).loader(2)
+    key = jax.random.key(3)
+
+    def fit(c, **options):
+        given = make(c)
+        of = given.pop("of", lambda w: w)
+
+        def loss(params, batch, _):
+            noise = jax.jit(lambda: jax.random.normal(key))()
+            return jnp.mean((of(params["w"]) - batch["a"]) ** 2) + noise, {}
+
+        options = {"optimizer": optax.sgd(0.1), "callbacks": ()} | given | options
+        return egnn.fit(
+            loss, {"w": jnp.ones(3)}, loader, loader, epochs=1, folder=tmp_path, **options
+        )
+
+    fit(0.5)
+    fit(0.5, chunk_steps=1)
+    with pytest.raises(ValueError, match=rf"other settings \(compiled\.{name} "):
+        fit(0.25)

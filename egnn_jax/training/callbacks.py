@@ -143,11 +143,11 @@ class EarlyStopping(Callback):
     def __init__(self, patience: float) -> None:
         if not (isinstance(patience, float | int) and patience > 0):
             raise ValueError(f"patience is {patience!r}; expected a number of epochs above 0")
-        self._patience = patience
+        self.patience = patience
 
     def evaluated(self, progress: Progress) -> bool:
         """See :class:`Callback`."""
-        return progress.epoch - float(np.max(progress.best_epoch)) >= self._patience
+        return progress.epoch - float(np.max(progress.best_epoch)) >= self.patience
 
 
 class TensorBoard(Callback):

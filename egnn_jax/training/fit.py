@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from egnn_jax.data.loader import Loader
 from egnn_jax.graph._forks import require_usable_jax
@@ -18,7 +19,7 @@ from egnn_jax.training._validation import (
     require_optimizer,
     require_parameters,
 )
-from egnn_jax.training.callbacks import Callback, MetricsLog, ProgressBar
+from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Metrics, metrics_of
 from egnn_jax.training.loop import Training
@@ -78,8 +79,9 @@ def fit(
       checkpoint_seconds: time between two checkpoints.
       folder: where checkpoints and metrics go; nothing is written if not given.
       settings: plain values that describe the run, kept in the folder, which refuses others; by
-        default a description of the arguments, the programs that JAX makes of the loss and of the
-        optimizer included (as long as the version of JAX is the same).
+        default a description of the arguments, the programs that JAX makes of the loss, its
+        gradient and the optimizer included (as long as the version of JAX is the same). Of
+        callbacks only early stopping counts, of functions outside of JAX none.
       callbacks: see :class:`egnn_jax.Callback`; by default a progress bar. With a folder there is
         ``metrics.jsonl`` in any case.
 
@@ -117,7 +119,7 @@ def fit(
     if run is None:
         return training.run()
     if settings is None:
-        settings = _description(plan, loss, params, optimizer, evaluated, run)
+        settings = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
         _extend(run, settings)
     run.start(dict(settings))
     try:
@@ -132,6 +134,7 @@ def _description(
     params: Any,
     optimizer: optax.GradientTransformation,
     metrics: Metrics,
+    callbacks: Sequence[Callback],
     run: RunFolder,
 ) -> dict[str, Any]:
     """What tells one run from another where the caller does not say it."""
@@ -142,7 +145,11 @@ def _description(
     state = jax.eval_shape(optimizer.init, params)
     compiled = {
         "jax": _arithmetic(),
-        "loss": _program(loss, params, batch, jax.random.PRNGKey(0)),
+        "loss": _program(
+            jax.value_and_grad(loss, has_aux=True), params, batch, jax.random.PRNGKey(0)
+        ),
+        "initial_optimizer": _program(optimizer.init, params),
+        "patience": [c.patience for c in callbacks if isinstance(c, EarlyStopping)],
         "optimizer": _program(
             lambda value, gradient, state: apply_optimizer(
                 optimizer, lambda _: (value, gradient), value, gradient, state, gradient
@@ -201,14 +208,25 @@ def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
 
 
 def _arithmetic() -> str:
-    return f"{jax.__version__}, {8 * jnp.zeros(()).dtype.itemsize} bits"
+    return f"{jax.__version__}, {8 * jnp.zeros(()).dtype.itemsize} bits, with gradients"
 
 
 def _program(function: Callable[..., Any], *args: Any) -> str:
     """SHA-256 of what JAX makes of a function, the constants in it included."""
     jaxpr = jax.make_jaxpr(function)(*args)
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr.jaxpr))
-    return digest_of_arrays(jaxpr.consts, text).hex()
+    return digest_of_arrays(_constants(jaxpr), text).hex()
+
+
+def _constants(part: Any) -> list[Any]:
+    """The arrays in a program, those in functions that it calls included."""
+    if isinstance(part, ClosedJaxpr):
+        keys = [jnp.issubdtype(c.dtype, jax.dtypes.prng_key) for c in part.consts]
+        own = [jax.random.key_data(c) if k else c for c, k in zip(part.consts, keys, strict=True)]
+        return own + _constants(part.jaxpr)
+    if isinstance(part, Jaxpr):
+        part = [list(equation.params.values()) for equation in part.eqns]
+    return [c for p in part for c in _constants(p)] if isinstance(part, list | tuple) else []
 
 
 def _parts(state: Any) -> str:
