@@ -67,7 +67,6 @@ def test_every_config_loads_builds_and_round_trips(path):
             {"model": {"name": "egnn", "features": 10**18}},
             "model.features is 10+; expected",
         ),
-        ({"epochs": 10**30}, "epochs is 10+; expected at most"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, f"seed is {2**32}; expected 0 to {2**32 - 1}"),
         ({"seed": 2**32 - 2, "seeds": 3}, f"seed is {2**32 - 2}; expected 0 to {2**32 - 3}"),

@@ -82,6 +82,23 @@ def test_a_table_is_learnt_and_its_export_predicts(tmp_path):
     assert error == pytest.approx(found["mae"], rel=1e-4)
     with pytest.raises(ValueError, match="atoms of Si; expected of H, C"):
         model.predict(ase_atoms([14, 1], [[0, 0, 0], [0, 0, 1.5]]))
+    refuses_a_changed_file(tmp_path / "run", small(task), result)
+
+
+def refuses_a_changed_file(run, config, result):
+    """Also with more epochs, which would delete the result, and not where the file is gone."""
+    path, settings = Path(config.task.train), (run / "config.yaml").read_text()
+    assert f"data_files:\n  {path}: " in settings
+    assert train(config, run) == result
+    path.write_text(path.read_text(encoding="utf-8") + "\nCCCCC,100", encoding="utf-8")
+    for epochs in (config.epochs, config.epochs + 1):
+        with pytest.raises(ValueError, match=r"^mine\.csv has changed since .*run was trained"):
+            train(dataclasses.replace(config, epochs=epochs), run)
+    (run / "config.yaml").write_text(settings[: settings.index("data_files:")])  # an older version
+    assert train(config, run) == result
+    (run / "config.yaml").write_text(settings)
+    path.unlink()
+    assert train(config, run) == result
 
 
 def ase_atoms(numbers, positions):

@@ -24,6 +24,12 @@ def shares(valid: str, test: str) -> tuple[float | None, float | None]:
     return found[0], found[1]
 
 
+def files(train: str, valid: str, test: str) -> tuple[str, ...]:
+    """The names among these, of which ``valid`` and ``test`` may be shares."""
+    own = zip((valid, test), shares(valid, test), strict=True)
+    return (train, *(source for source, share in own if share is None))
+
+
 def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, list[int]]:
     """Which of ``count`` samples are of "train" and, where these are shares, "valid" and "test".
 

@@ -31,7 +31,7 @@ def write_arrays(arrays: dict[str, np.ndarray], folder: Path) -> None:
         for name, array in arrays.items():
             path = temporary / f"{name}.npy"
             np.save(path, array, allow_pickle=False)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         manifest = {"format": "egnn_jax.GraphDataset", "version": 1, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         temporary.chmod(0o777 & ~_umask())
@@ -58,7 +58,7 @@ def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
         size = path.stat().st_size if path.is_file() else None
         if size != expected["bytes"]:
             raise ValueError(f"{path} has {size} bytes; expected {expected['bytes']}")
-        if verify and _sha256(path) != expected["sha256"]:
+        if verify and sha256(path) != expected["sha256"]:
             raise ValueError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}")
         arrays[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
     return arrays
@@ -84,7 +84,8 @@ def _fields(arrays: dict[str, np.ndarray], part: str, kind: type) -> dict[str, A
     return {field: arrays.get(f"{part}.{field}") for field in wanted}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """That of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -150,9 +150,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         ):
             return value
         if choice in (bool, int, str) and type(value) is choice:
-            largest = _MAX_OF_MODEL if where.startswith("model.") else 2**63 - 1
-            if choice is int and abs(value) > largest:
-                raise ValueError(f"{where} is {shown(value)}; expected at most {largest:,}")
+            if choice is int and where.startswith("model.") and abs(value) > _MAX_OF_MODEL:
+                raise ValueError(f"{where} is {shown(value)}; expected at most {_MAX_OF_MODEL:,}")
             return value
         if get_origin(choice) is tuple and isinstance(value, list | tuple):
             kinds = get_args(choice)

@@ -14,7 +14,7 @@ import numpy as np
 
 from egnn_jax import losses
 from egnn_jax.data import frames, xtb
-from egnn_jax.data._splits import shares
+from egnn_jax.data._splits import files, shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Energy, Labels, Length
 from egnn_jax.experiments import force_errors
@@ -99,6 +99,11 @@ class Forces(Task):
     def references(self) -> dict[str, float]:
         """The energies of free atoms in eV, by symbol."""
         return self._statistics["free_atoms"]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those of ``train``, ``valid`` and ``test``."""
+        return files(self.train, self.valid, self.test)
 
     def samples(self, split: str) -> GraphDataset:
         """The structures of a split as graphs."""

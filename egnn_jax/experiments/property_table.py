@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data import property_table
-from egnn_jax.data._splits import drawn, shares
+from egnn_jax.data._splits import drawn, files, shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import find
 from egnn_jax.data.property_table import PropertyTable
@@ -83,6 +83,11 @@ class Table(Task):
     def columns(self) -> tuple[str, ...]:
         """What is predicted: each target, or the probability of each of its classes."""
         return tuple(name for column in self._trained.columns for name in column.columns)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those of ``train``, ``valid`` and ``test``."""
+        return files(self.train, self.valid, self.test)
 
     def samples(self, split: str) -> GraphDataset:
         """The molecules of a split; y (S, 2T) are labels, and 1 where they are known."""

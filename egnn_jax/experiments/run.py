@@ -65,9 +65,9 @@ def train(
     run, before = RunFolder(folder), None
     with contextlib.suppress(ValueError):  # no run yet, or one of something else
         before = read_config(run)
+    start = Start(config, run, params)
     if before is not None:
         extend(run, before, config)
-    start = Start(config, run, params)
     settings = _settings(run, start)
     if run.result_file.exists():
         run.start(settings)

@@ -1,9 +1,11 @@
-"""Where a run starts: from new parameters, from trained ones, or from what it started from before.
+"""Where a run starts: from new parameters, from trained ones, or from what it started from before;
+and from which files of data.
 
 The folder of a run that starts from trained parameters holds them in ``initial.safetensors``, and
-in ``config.yaml`` the SHA-256 of the ones given, so that others are refused.
+in ``config.yaml`` the SHA-256 of the ones given, so that others are refused; of files of data too.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import jax
 
 from egnn_jax import _weights
+from egnn_jax.data import frames
+from egnn_jax.data.storage import sha256
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.pretrained import find
@@ -20,6 +24,7 @@ from egnn_jax.training.parameters import from_names, named
 
 FORMAT = "egnn_jax.parameters"
 _KEY = "initial_parameters"
+_DATA = "data_files"
 
 
 class Start(Callback):
@@ -32,10 +37,12 @@ class Start(Callback):
 
     Attributes:
       config: of the run.
-      settings: the config as plain values, with the SHA-256 of the parameters given.
+      settings: the config as plain values, with the SHA-256 of the parameters given and of the
+        task's files.
 
     Raises:
-      ValueError: ``params`` and ``config.init`` are both given, or there is no such file or run.
+      ValueError: ``params`` and ``config.init`` are both given, there is no such file or run, or
+        the run was trained on a file that has changed.
     """
 
     def __init__(self, config: Config, run: RunFolder, params: Any) -> None:
@@ -47,13 +54,15 @@ class Start(Callback):
         self._file = run.path / "initial.safetensors"
         self._to_keep: Any = None
         self._given: Mapping[str, Any] | None = None
-        recorded = run.settings().get(_KEY) if (run.path / "config.yaml").is_file() else None
+        before = run.settings() if (run.path / "config.yaml").is_file() else None
+        data = _same_files(config, run, before)
+        recorded = before and before.get(_KEY)
         if params is not None:
             self._given = named(params)
         elif config.init is not None and (recorded is None or find(config.init).exists()):
             self._given = arrays_of(config.init)
         digest = recorded if self._given is None else _weights.digest(self._given)
-        self.settings = configs.to_dict(config) | ({_KEY: digest} if digest else {})
+        self.settings = configs.to_dict(config) | ({_KEY: digest} if digest else {}) | data
 
     def parameters(self, new: Callable[[Mapping[str, Any] | None], Any]) -> Any:
         """Where training starts.
@@ -89,6 +98,22 @@ class Start(Callback):
             self._to_keep = None
 
 
+def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The SHA-256 of the task's files, those that a run has where there is one before."""
+    now = {}
+    for name in config.task.files:
+        with contextlib.suppress(ValueError):  # gone, which a finished run does not mind
+            now[name] = sha256(frames.find(name))
+    found = now if before is None else before.get(_DATA)  # older versions have none
+    for name in found or {}:
+        if now.get(name, found[name]) != found[name]:
+            raise ValueError(
+                f"{name} has changed since {run.path} was trained on it (its SHA-256 is not "
+                f"{found[name]}); expected the same file, or another folder"
+            )
+    return {_DATA: found} if found else {}
+
+
 def arrays_of(source: Path | str) -> dict[str, Any]:
     """The parameters by name of an exported file, or of the first seed of a run.
 
@@ -106,7 +131,7 @@ def arrays_of(source: Path | str) -> dict[str, Any]:
 
 def without_start(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run without what says where it started: those of its config."""
-    return {name: value for name, value in settings.items() if name != _KEY}
+    return {name: value for name, value in settings.items() if name not in (_KEY, _DATA)}
 
 
 def first_seed(config: Config, params: Any) -> Any:

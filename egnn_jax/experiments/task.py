@@ -67,6 +67,11 @@ class Task:
         return batch
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the user's files that samples come from; a run refuses changed ones."""
+        return ()
+
+    @property
     def units(self) -> Mapping[str, str]:
         """The units of the metrics that have one."""
         return {}
