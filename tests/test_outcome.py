@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from egnn_jax.cli import main
+from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.run import load, train
+from egnn_jax.experiments.start import arrays_of
 from egnn_jax.training.checkpoint import RunFolder
 from tests.helpers import equal_runs, tiny
 
@@ -61,6 +63,14 @@ def test_an_explosion_is_said_and_what_was_good_is_kept(tmp_path, capsys, monkey
     assert result["exploded"] is True
     assert len(result["notes"]) == 2
     assert np.isfinite(result["metrics"]["valid"]["mse"])
+    for use, *arguments in (
+        (main, ["evaluate", "run"]),  # and so whatever loads a run, such as report
+        (main, ["export", "run", "it.safetensors"]),
+        (load_pretrained, "it.safetensors"),
+        (arrays_of, "run"),  # of train --init
+    ):
+        with pytest.warns(UserWarning, match=r"(run|it\.safetensors): its training exploded"):
+            use(*arguments)
 
 
 def test_a_good_run_has_nothing_to_say(tmp_path):

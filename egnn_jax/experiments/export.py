@@ -105,6 +105,7 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
         "parameters": result.get("parameters"),
         "seconds": result.get("seconds"),
     }
+    card |= {"exploded": True} if result.get("exploded") else {}
     config = dataclasses.replace(config, seed=seed, seeds=1)
     file, graph = run.path / "input.json", None
     if file.is_file():

@@ -1,6 +1,7 @@
 """Trained networks that predict without the data or the folder that they come from."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +181,15 @@ def read(path: Path) -> Pretrained:
         raise ValueError(f"{path}: {error}") from error
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path}: its metadata make no sense ({error!r})") from error
+    warn_of_explosion(path, metadata)
     return Pretrained(network, jax.device_put(params), config, metadata, graph)
+
+
+def warn_of_explosion(path: Path, known: Mapping[str, Any]) -> None:
+    """Warn where a result or a card says that the training exploded."""
+    if known.get("exploded"):
+        text = f"{path}: its training exploded, and what it predicts may be worth nothing"
+        warnings.warn(text, stacklevel=3)
 
 
 def describe(graph: GraphsTuple | None) -> dict[str, Any]:

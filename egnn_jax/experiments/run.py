@@ -180,6 +180,8 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
     run = RunFolder(path)
     try:
         config = read_config(run)
+        with contextlib.suppress(ValueError):  # not complete
+            pretrained.warn_of_explosion(run.path, run.result())
         constants = run.path / "constants.json"
         if constants.is_file():
             config = dataclasses.replace(
