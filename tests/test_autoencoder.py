@@ -206,6 +206,7 @@ def test_ones_own_graph_there_and_back(trained, tmp_path):
             nx.Graph([(0, 1, {"weight": 0.5})]),
             "an edge of weight 0.5; expected a graph without weights",
         ),
+        (nx.Graph([(0, 1, {"weight": [1]})]), r"an edge of weight \[1\]; expected a graph"),
         (nx.Graph([(3, 3)]), "an edge from node 3 to itself; expected no self-loops"),
         (nx.Graph(), "expected a networkx.Graph with at least one node"),
         (np.eye(3), "expected a networkx.Graph with at least one node"),
@@ -227,6 +228,8 @@ def test_embeddings_that_cannot_be_decoded(trained, z):
     _, (config, model, params) = trained
     with pytest.raises(ValueError, match="expected finite numbers"):
         config.task.reconstruct(model, params, z)
+    with pytest.raises(ValueError, match="nodes has 1 twice; expected another label for each row"):
+        config.task.reconstruct(model, params, np.eye(3, 8), nodes=[1, 1, 2])
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,15 @@ def test_the_maximum_over_nodes_is_taken_graph_by_graph(x64):
     got = egnn.max_nodes(both, values)
     np.testing.assert_array_equal(got[:2], [values[:3].max(axis=0), values[3:6].max(axis=0)])
     np.testing.assert_array_equal(got[3], np.zeros(3))  # a graph without nodes
+    for dtype in (np.int8, np.int32, np.float32, jnp.bfloat16):
+        got = egnn.max_nodes(both, values.astype(dtype))
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got[3], np.zeros(3))
+    lowest = egnn.max_nodes(both, values.at[:3].set(-np.inf))
+    np.testing.assert_array_equal(lowest[0], np.full(3, -np.inf))
+    for wrong in (jnp.float32(1), "h", None, values[:4]):
+        with pytest.raises(ValueError, match=r"values is .*; expected an array"):
+            egnn.max_nodes(both, wrong)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ and what they refuse.
 import itertools
 import subprocess
 import sys
+import warnings
 from functools import partial
 
+import ase
 import jax
 import numpy as np
 import pytest
@@ -181,7 +183,7 @@ def test_a_periodic_graph_batches_and_pads():
             "expected one boolean, or 3",
         ),
         (lambda: egnn.radius_graph(np.full((2, 3), np.nan), 1.0), "x is nan"),
-        (lambda: egnn.knn_graph(np.eye(3), 3), "k is 3; expected at least 1 and at most 2"),
+        (lambda: egnn.knn_graph(np.eye(3), 3), "k is 3; expected 1 to 2"),
         (lambda: egnn.knn_graph(np.eye(3), 0), "k is 0"),
         (lambda: egnn.knn_graph(np.zeros((0, 3)), 1), "k is 1"),
         (lambda: jax.jit(lambda x: egnn.radius_graph(x, 1.0).nodes.x)(np.eye(3)), "x is traced"),
@@ -250,6 +252,26 @@ def test_neighbors_are_sought_in_float64():
     pairs = np.array([[0.0], [2.0], [1e4], [1e4 + 3e-4]])  # of which the second is lost
     with pytest.warns(UserWarning, match="neighbors are up to 0.0003 apart"):
         egnn.knn_graph(pairs, 1)
+
+
+def test_complete_graphs_of_rounded_coordinates_warn_too():
+    far = 4e6 + np.random.default_rng(0).random((4, 3))
+    makes = [
+        egnn.complete_graph,
+        lambda x: egnn.graph_from_adjacency(np.ones((4, 4)), x),
+        lambda x: egnn.from_ase(ase.Atoms("CHHO", x)),
+    ]
+    for make in makes:
+        with pytest.warns(UserWarning, match=r"up to 0\.\d+ apart: distances are rounded"):
+            make(far)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for fine in (far - 4e6, np.ones((4, 3)), 1e3 * far / 4e6 + np.eye(4, 3)):
+                make(fine)
+            jax.eval_shape(egnn.complete_graph, far)
+            with jax.enable_x64(True):
+                make(far)
+    assert egnn.complete_graph(np.zeros((0, 3))).nodes.x.shape == (0, 3)
 
 
 @pytest.mark.parametrize("skew", [0.0, 3.0, 30.0])

@@ -215,7 +215,8 @@ class GraphAutoencoder(Task):
           nodes: the labels of the rows of z, such as ``graph.nodes``; 0 to M-1 if not given.
 
         Raises:
-          ValueError: z has another shape or is not finite, or there is another number of labels.
+          ValueError: z has another shape or is not finite, or there is another number of labels,
+            or one twice.
         """
         z = np.asarray(z)
         wanted = self.dimensions
@@ -228,6 +229,8 @@ class GraphAutoencoder(Task):
         labels = list(range(len(z)) if nodes is None else nodes)
         if len(labels) != len(z):
             raise ValueError(f"nodes has {len(labels)} labels; expected {len(z)}, one per row of z")
+        if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
+            raise ValueError(f"nodes has {twice[0]!r} twice; expected another label for each row")
         logits: Any = network.apply(params, z[:, None], z[None], method="decode")
         probability = np.asarray(jax.nn.sigmoid(logits[..., 0]))
         graph = nx.Graph()
@@ -254,9 +257,9 @@ def _require_simple(graph: nx.Graph) -> None:
             f"graph is a {type(graph).__name__}; expected an undirected networkx.Graph without "
             "parallel edges"
         )
-    if weights := {weight for *_, weight in graph.edges.data("weight", default=1)} - {1}:
+    if weights := [weight for *_, weight in graph.edges.data("weight", default=1) if weight != 1]:
         raise ValueError(
-            f"graph has an edge of weight {next(iter(weights))}; expected a graph without weights"
+            f"graph has an edge of weight {weights[0]}; expected a graph without weights"
         )
     if loops := list(nx.selfloop_edges(graph)):
         raise ValueError(

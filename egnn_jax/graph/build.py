@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from egnn_jax.graph import _validation, neighbors
@@ -55,7 +56,8 @@ def complete_graph(
     x, h, cell, _ = _of_atoms(x, h, None, False)
     if cell is not None:
         raise ValueError("the atoms are periodic; expected a cutoff: radius_graph or from_ase")
-    x = _validation.matrix("x", x)
+    given, x = x, _validation.matrix("x", x)
+    _warn_of_rounding(*_extent(given), x.dtype)
     return graph_from_edges(*complete_edges(x.shape[0]), x=x, h=h, v=v, a=a, y=y)
 
 
@@ -70,7 +72,8 @@ def graph_from_adjacency(
 
     Arguments and errors are otherwise those of :func:`complete_graph`.
     """
-    x = _validation.matrix("x", x)
+    given, x = x, _validation.matrix("x", x)
+    _warn_of_rounding(*_extent(given), x.dtype)
     receivers, senders = np.nonzero(_validation.adjacency(adjacency, x.shape[0]))
     return graph_from_edges(senders, receivers, x=x, h=h, v=v, y=y)
 
@@ -216,9 +219,7 @@ def knn_graph(
     others = len(points) - 1 if lattice is None or not lattice.periodic.any() else np.inf
     _validation.require_count("k", k, -(10**30))
     if not 1 <= k <= others:
-        raise ValueError(
-            f"k is {k}; expected at least 1 and at most {others}, the number of other nodes"
-        )
+        raise ValueError(f"k is {k}; expected 1 to {others}, the number of other nodes")
     found = neighbors.nearest(points, k, lattice)
     _warn_of_rounding(points, _shortest(found, points, lattice), _validation.float_dtype(x))
     return _from_neighbors(found, points, lattice, x, h, v, y)
@@ -260,6 +261,13 @@ def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> 
             "of x first",
             stacklevel=3,
         )
+
+
+def _extent(x: ArrayLike) -> tuple[np.ndarray, float]:
+    """Coordinates (none of traced ones) and the longest side of their box, infinite where it is 0."""
+    points = np.zeros((1, 0)) if isinstance(x, Tracer) else np.asarray(x, np.float64)
+    sides = points.max(axis=0, initial=-np.inf) - points.min(axis=0, initial=np.inf)
+    return points, float(sides.max(initial=0)) or np.inf
 
 
 def _shortest(

@@ -255,10 +255,17 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 
 def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the maximum over the nodes of each graph; 0 without nodes."""
-    number = graph.n_node.shape[0]
+    """Readout (N, …) to (G, …): the maximum over the nodes of each graph; 0 without nodes.
+
+    Raises:
+      ValueError: as :func:`sum_nodes`.
+    """
+    require_geometric(graph)
+    require_rows("values", values, graph.nodes.x.shape[0], "node")
+    n_node = jnp.asarray(graph.n_node).reshape(-1, *(1,) * (values.ndim - 1))
+    number = n_node.shape[0]
     largest = jax.ops.segment_max(values, graph_of_node(graph), number, indices_are_sorted=True)
-    return jnp.where(jnp.isneginf(largest), 0, largest)
+    return jnp.where(n_node > 0, largest, 0)
 
 
 def softmax_nodes(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
