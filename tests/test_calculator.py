@@ -22,6 +22,7 @@ import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.experiments.dynamics import Dynamics, simulate
 from egnn_jax.potentials import calculator
+from egnn_jax.potentials.ensemble import require_finite
 
 MODEL = egnn.EGNN(features=6, layers=2, cutoff=3.0, basis=4, coordinate_aggregation="sum")
 
@@ -259,7 +260,7 @@ def test_an_explosion_is_told_and_its_frames_are_kept(tmp_path, water, monkeypat
             results = super()._compute(atoms)
             if self.calls > 15:
                 results["forces"] = scale * (results["forces"] + 1)
-                self._require_finite(results)
+                require_finite(results)
             return results
 
     monkeypatch.setattr("egnn_jax.experiments.dynamics.ASECalculator", Calculator)

@@ -202,14 +202,26 @@ def child(code: str, timeout: float = 120) -> subprocess.CompletedProcess:
 
 def test_a_worker_forked_after_jax_has_run_is_told_so():
     code = """
-import os, warnings, numpy as np, jax, egnn_jax as egnn
+import os, warnings, numpy as np, jax, egnn_jax as egnn, egnn_jax.experiments.run
 warnings.simplefilter("ignore")
+import ase, pickle
 graph = egnn.complete_graph(np.eye(3))
+potential = egnn.Potential(egnn.PaiNN(features=4, layers=1, cutoff=3.0))
+atoms = ase.Atoms("H2", np.eye(2, 3))
+params = potential.init(jax.random.key(0), egnn.from_ase(atoms, 3.0))
+atoms.calc = egnn.ASECalculator(potential, params)
+network = egnn_jax.experiments.pretrained.Pretrained(potential, params, None, {})
+sent = pickle.dumps(network)
+key = jax.random.key(0)
 if not os.fork():
     for build in (
         lambda: egnn.complete_graph(np.eye(3)), lambda: egnn.radius_graph(np.eye(3), 1.0),
         lambda: egnn.knn_graph(np.eye(3), 1), lambda: egnn.batch([graph]),
-        lambda: egnn.unbatch(graph),
+        lambda: egnn.unbatch(graph), lambda: network(graph),
+        lambda: pickle.loads(sent).predict(atoms), lambda: egnn.load_pretrained("qm9"),
+        lambda: egnn.experiments.run.load("run"), atoms.get_potential_energy,
+        lambda: egnn.transform(graph, np.eye(3)), lambda: egnn.random_orthogonal(key, 3),
+        lambda: egnn.safe_norm(np.eye(3)),
     ):
         try:
             build()

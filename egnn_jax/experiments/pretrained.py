@@ -16,6 +16,7 @@ from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import shown
 from egnn_jax.experiments._structures import listed, molecule
 from egnn_jax.experiments.config import Config
+from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
 from egnn_jax.training.parameters import from_names, named
 
@@ -61,6 +62,7 @@ class Pretrained:
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """Apply the network to a graph."""
+        require_usable_jax()
         self._require_fitting(graph)
         return self._apply(self.params, graph)
 
@@ -80,6 +82,7 @@ class Pretrained:
           ValueError: the task predicts nothing of atoms, there are no structures, or one is empty,
             periodic, not finite, cannot be read, or has elements that were not trained on.
         """
+        require_usable_jax()
         task: Any = self.config.task
         if not hasattr(task, "properties"):
             raise ValueError(
@@ -107,7 +110,8 @@ class Pretrained:
         return dict(zip(task.columns, means.T, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled
+        own = {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled
+        return own | {"params": jax.device_get(self.params)}  # which a fork can read
 
     @cached_property
     def _apply(self) -> Any:
@@ -162,6 +166,7 @@ def read(path: Path) -> Pretrained:
       ValueError: the file is damaged or of another kind, the task or the model is not registered,
         or parameters are missing, left over or misshapen; the path is named.
     """
+    require_usable_jax()
     arrays, metadata = _weights.read(path)
     try:
         if (kind := metadata.pop("format", None)) != FORMAT:

@@ -23,6 +23,7 @@ from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.extend import extend
 from egnn_jax.experiments.outcome import judge
 from egnn_jax.experiments.start import Start, first_seed, without_start
+from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.training._records import read_plain, write_plain
 from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
@@ -173,6 +174,7 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
     Raises:
       ValueError: this is no run or file, it is damaged, or the run has no whole checkpoint yet.
     """
+    require_usable_jax()
     path = Path(path).expanduser()
     if path.is_file() or path.suffix == ".safetensors":
         exported = pretrained.read(path)

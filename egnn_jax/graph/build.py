@@ -264,7 +264,7 @@ def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> 
 
 
 def _extent(x: ArrayLike) -> tuple[np.ndarray, float]:
-    """Coordinates (none of traced ones) and the longest side of their box, infinite where it is 0."""
+    """Coordinates and the longest side of their box, infinite where it is 0; none if traced."""
     points = np.zeros((1, 0)) if isinstance(x, Tracer) else np.asarray(x, np.float64)
     sides = points.max(axis=0, initial=-np.inf) - points.min(axis=0, initial=np.inf)
     return points, float(sides.max(initial=0)) or np.inf

@@ -8,6 +8,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from egnn_jax.graph import _validation
+from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.graph.graph import Globals, GraphsTuple, dtype_of_sums, require_geometric
 
 
@@ -20,6 +21,7 @@ def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array
     Raises:
       ValueError: x are no real numbers, or have no such axis.
     """
+    require_usable_jax()
     given: Any = x if isinstance(x, jax.Array) else _validation.host("x", x)
     _validation.require_real("x", given.dtype)
     if isinstance(axis, bool) or not isinstance(axis, int) or not -given.ndim <= axis < given.ndim:
@@ -48,6 +50,7 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
       ValueError: ``n`` is below 1 or above 10,000, or ``determinant`` is neither 1, -1 nor None
         (either).
     """
+    require_usable_jax()
     _validation.require_count("n", n)
     if n > 10_000:
         raise ValueError(f"n is {n}; expected at most 10,000")
@@ -72,6 +75,7 @@ def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.
       ValueError: the graph is none of this library, or a shape does not fit or holds no real
         numbers.
     """
+    require_usable_jax()
     require_geometric(graph)
     nodes, edges, globals_ = graph.nodes, graph.edges, graph.globals
     if not isinstance(globals_, Globals):

@@ -14,8 +14,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 import egnn_jax
 from egnn_jax.graph import neighbors
+from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.potentials._padding import padded_graph
-from egnn_jax.potentials.ensemble import Ensemble, mean_and_spread, require_certain
+from egnn_jax.potentials.ensemble import Ensemble, mean_and_spread, require_certain, require_finite
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
 _MOST_NEIGHBORS = 10_000
@@ -83,12 +84,12 @@ class ASECalculator(Calculator):
             raise ValueError(f"params is {given}; expected it with a Potential, and only then")
         if not isinstance(model, Potential):
             model, params, references = _of_trained(model, references)
-        cutoff = cutoff_of(model)
+        self._cutoff = cutoff_of(model)
         if not (isinstance(skin, int | float) and 0 <= skin < float("inf")):
             raise ValueError(f"skin is {skin!r}; expected a distance of 0 or more in Å")
         self._potential, self._params = model, jax.device_get(params)
         self._references = None if references is None else _energies(references)
-        self._cutoff, self._skin, self._max_spread = cutoff, float(skin), max_spread
+        self._skin, self._max_spread = float(skin), max_spread
         self._list: _Neighbors | None = None
         self._capacities: dict[int, int] = {}  # of edges, by the number of atoms
         self._lock = threading.RLock()
@@ -105,6 +106,7 @@ class ASECalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Compute all properties of the atoms."""
+        require_usable_jax()
         with self._lock:
             super().calculate(atoms, list(properties), list(system_changes))
             self.results = self._compute(self.atoms)
@@ -149,19 +151,12 @@ class ASECalculator(Calculator):
         results["free_energy"] = results["energy"]
         if potential.stress:
             results["stress"] = full_3x3_to_voigt_6_stress(out["stress"].astype(np.float64))
-        spreads = ("energy_spread", "forces_spread")
-        results |= {name: np.asarray(out[name], np.float64)[()] for name in spreads if name in out}
-        self._require_finite(results)
+        spreads = {"energy_spread", "forces_spread"} & set(out)
+        results |= {name: np.asarray(out[name], np.float64)[()] for name in spreads}
+        require_finite(results)
         if self._max_spread is not None:
             require_certain(results["forces_spread"], self._max_spread, atoms.symbols)
         return results
-
-    def _require_finite(self, results: Mapping[str, Any]) -> None:
-        for name, value in results.items():
-            if bad := int((~np.isfinite(value)).sum()):
-                raise FloatingPointError(
-                    f"{bad} of {np.size(value)} numbers computed as {name} are not finite"
-                )
 
     def _of_free_atoms(self, symbols: Sequence[str]) -> np.ndarray:
         if not symbols:
@@ -190,8 +185,8 @@ class ASECalculator(Calculator):
             # Far from the cell, float32 would leave few digits of distances.
             offsets = np.floor(atoms.get_scaled_positions(wrap=False)) * now.pbc
         origin = offsets @ now.cell + (0 if now.pbc.any() else now.x.mean(axis=0))
-        x = now.x - origin
-        senders, receivers, steps = neighbors.within(x, self._cutoff + self._skin, lattice)
+        reach = self._cutoff + self._skin
+        senders, receivers, steps = neighbors.within(now.x - origin, reach, lattice)
         shift = None if steps is None else steps @ now.cell
         self._list = _Neighbors(now, senders, receivers, shift, origin)
         return self._list

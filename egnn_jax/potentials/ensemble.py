@@ -139,3 +139,12 @@ def require_certain(spread: np.ndarray, most: float, symbols: Any) -> None:
             f"the potentials differ by {spread[k]:.3g} eV/Å about the force on atom {k} "
             f"({symbols[k]}); expected at most {most:g}"
         )
+
+
+def require_finite(results: Mapping[str, Any]) -> None:
+    """Raise FloatingPointError where a number of the results of a calculator is not finite."""
+    for name, value in results.items():
+        if bad := int((~np.isfinite(value)).sum()):
+            raise FloatingPointError(
+                f"{bad} of {np.size(value)} numbers computed as {name} are not finite"
+            )
