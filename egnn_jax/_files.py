@@ -25,7 +25,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     That holds after a power cut too, and among several writers. A symbolic link is followed; what
     is no regular file, such as a device, is written to directly.
     """
-    path = path.resolve()
+    path = resolved(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected a file")
     if path.exists() and not path.is_file():
@@ -47,6 +47,30 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with ``~`` as the home folder.
+
+    Raises:
+      ValueError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path} has no folder ({error}); expected that of a user") from error
+
+
+def resolved(path: Path) -> Path:
+    """A path without symbolic links.
+
+    Raises:
+      ValueError: they lead to each other.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} leads nowhere ({error}); expected no circle of links") from error
 
 
 def printable(text: str, most: int = MAX_MESSAGE) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -235,6 +236,18 @@ raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
     before = "import os; import egnn_jax as egnn; import numpy as np; pid = os.fork();"
     fine = "egnn.complete_graph(np.eye(3)); pid and exit(os.waitstatus_to_exitcode(os.wait()[1]))"
     assert child(before + fine).returncode == 0
+
+
+def test_workers_end_with_the_process_that_started_them():
+    """Otherwise they would keep its output open, and this test would wait."""
+    code = """
+import os, signal, sys
+from egnn_jax.data import _embedding
+print(next(_embedding._in_processes(str, [[1], [2], [3]], 2)), flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    ended = child(code, timeout=30)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "['1']\n")
 
 
 def test_two_trainings_in_two_threads_end():

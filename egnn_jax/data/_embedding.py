@@ -14,6 +14,7 @@ import numpy as np
 
 from egnn_jax.data import _perception, qm9
 from egnn_jax.data._structure import Refused, Structure, check_size, shown
+from egnn_jax.data._workers import end_with_parent
 
 CONFORMERS = 5
 """How many geometries are made of a molecule that is given without one."""
@@ -167,7 +168,8 @@ def _in_processes(
     make: Callable[[Any], Structure | Refused], chunks: list[list[Any]], processes: int
 ) -> Iterator[list[Structure | Refused]]:
     # A new process for each worker: one that is forked could hold locks of JAX's threads.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
     try:
         futures: list[Future[list[Structure | Refused]]] = [
             pool.submit(_made_chunk, make, chunk) for chunk in chunks

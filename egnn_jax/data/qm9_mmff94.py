@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from egnn_jax._files import expanded
 from egnn_jax.data import structures
 from egnn_jax.data._packing import Gather, starts_of
+from egnn_jax.data._workers import end_with_parent
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.qm9 import QM9
 from egnn_jax.data.qm9_properties import ELEMENTS
@@ -34,7 +36,7 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
     Raises:
       ValueError: a package is missing.
     """
-    folder = (default_folder() if folder is None else Path(folder).expanduser()) / "qm9"
+    folder = (default_folder() if folder is None else expanded(folder)) / "qm9"
     path = folder / f"qm9-mmff94-{conformers}.npz"
     made = cached_arrays(path, lambda: _geometries(molecules, conformers, path.with_suffix("")))
     count = made["count"]
@@ -62,7 +64,8 @@ def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.n
     parts: list[dict[str, np.ndarray]] = []
     # A new process for each worker: one that is forked could hold locks of JAX's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context) as pool, tqdm(total=len(ends)) as bar:
+    workers = ProcessPoolExecutor(mp_context=context, initializer=end_with_parent)
+    with workers as pool, tqdm(total=len(ends)) as bar:
         for first in range(0, len(ends), 10 * _CHUNK):
             rows = range(first, min(first + 10 * _CHUNK, len(ends)))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from egnn_jax._files import make_folder
+from egnn_jax._files import make_folder, resolved
 from egnn_jax.experiments import plots, tables
 from egnn_jax.experiments.run import first_seed, load
 from egnn_jax.training.checkpoint import RunFolder
@@ -18,9 +18,9 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     Raises:
       ValueError: a folder is no run, is not complete, or the runs are of different tasks.
     """
-    names = [run.resolve().name for run in runs]
+    names = [resolved(run).name for run in runs]
     if len(set(names)) < len(names):
-        names = [str(run.resolve()).strip("/").replace("/", "-") for run in runs]
+        names = [str(resolved(run)).strip("/").replace("/", "-") for run in runs]
     folders = dict(zip(names, map(RunFolder, runs), strict=True))
     results = {name: run.result() for name, run in folders.items()}
     loaded = {name: load(run.path) for name, run in folders.items()}
