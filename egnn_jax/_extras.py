@@ -2,7 +2,8 @@
 
 import importlib.util
 import sys
-from pathlib import Path
+
+from egnn_jax._files import expanded
 
 _EXTRAS = {
     "ase": "chem",
@@ -56,7 +57,7 @@ def import_plugin(plugin: str) -> None:
                 f"--plugin {plugin} is no module; expected a module or a .py file"
             ) from error
         return
-    path = Path(plugin).expanduser()
+    path = expanded(plugin)
     if not path.is_file():
         raise ValueError(f"--plugin {plugin} is no file; expected a .py file or a module")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -9,6 +10,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from egnn_jax._extras import advice, import_plugin
+from egnn_jax._files import expanded
+from egnn_jax.training.signals import Interrupted
 
 _OPTIONS = (
     "Options of this config. --model.name NAME takes another model, in which options of the same "
@@ -23,9 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.run_command not in (_train, _benchmark):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    from egnn_jax._extras import advice, import_plugin
-    from egnn_jax.training.signals import Interrupted
-
     usual = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"egnn: warning: {message}\n"
     try:
@@ -36,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Interrupted as stop:
-        print(f"egnn: {stop}", file=sys.stderr)
-        sys.exit(stop.exit_code)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"egnn: {str(stop) or 'stopped by Ctrl-C'}", file=sys.stderr)
+        sys.exit(getattr(stop, "exit_code", 130))
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"egnn: error: {error}")
     except OSError as error:
@@ -131,9 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--out", type=_path, help="a new folder (default: runs/md/ and the file)")
 
-    text = (
-        "Our speed beside PyTorch and plain JAX, in a clone; takes what scripts/benchmark.py does."
-    )
+    text = "Our speed beside PyTorch and JAX, in a clone; takes what scripts/benchmark.py does."
     add("benchmark", _benchmark, text)
 
     command = add("report", _report, "Tables and pictures of runs.")
@@ -174,7 +174,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _path(text: str) -> Path:
     """A path as typed, with ~ as the home folder."""
-    return Path(text).expanduser()
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from error
 
 
 def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -203,8 +206,7 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
             print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
     if trivial := result.get("trivial"):
         metric = config.task.metric
-        value, answer = trivial[metric], trivial["answer"]
-        print(f"valid {metric} of a trivial answer ({answer}): {value:.5f}")
+        print(f"valid {metric} of a trivial answer ({trivial['answer']}): {trivial[metric]:.5f}")
     print(f"best epoch {result['best_epoch']}, {result['seconds']:.0f} s; {folder}/result.json")
     for note in result.get("notes", ()):
         print(f"egnn: note: {note}", file=sys.stderr)
@@ -223,8 +225,6 @@ def default_folder(path: Path, changes: dict[str, Any]) -> Path:
 
 def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     _use_all_cores()
-    import json
-
     from egnn_jax.experiments.run import first_seed, load, summary
 
     config, network, params = load(parsed.run)

@@ -113,6 +113,13 @@ def write_beyond_the_limit(folder):
         (["export", "~/run", "folder.safetensors"], "is a folder; expected a file"),
         (["export", "~/run", "file/x.safetensors"], r"file cannot be made .*; expected a folder"),
         (["export", "~/run", "x.safetensors", "--seed", "-1"], "seed is -1; expected 0 to 0"),
+        (["train", "~nobody_here/x.yaml"], "nobody_here/x.yaml has no folder"),
+        (["train", "nbody/egnn", "--run", "x", "--init", "~nobody_here/x"], "has no folder"),
+        (["train", "forces/ethanol", "--task.train", "~nobody_here/x"], "has no folder"),
+        (["--plugin", "~nobody_here/x.py", "train", "nbody/egnn"], "has no folder"),
+        (["md", "~nobody_here/x.xyz", "--model", "~/run"], "has no folder"),
+        (["export", "~/run", "loop/x.safetensors"], "leads nowhere .*; expected no circle of"),
+        (["report", "loop"], "loop leads nowhere .*; expected no circle of links"),
         (["report", "~/run", "--out", "file"], r"file cannot be made .*; expected a folder"),
         (["report", "~/run", "--out", "file/x"], r"x cannot be made .*; expected a folder"),
     ],
@@ -136,9 +143,29 @@ def home(finished, monkeypatch):
     monkeypatch.setenv("HOME", str(finished))
     monkeypatch.chdir(finished.parent)
     Path("file").touch()
+    if not Path("loop").is_symlink():
+        Path("loop").symlink_to("loop")
     for name in ("folder", "folder.safetensors"):
         Path(name).mkdir(exist_ok=True)
     return finished
+
+
+def test_a_home_folder_of_nobody_is_told_by_the_parser(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "~nobody_here/run"])
+    assert stop.value.code == 2
+    assert "argument run: ~nobody_here/run has no folder" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_wherever_it_comes(home, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("egnn_jax.experiments.predict.predict", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "CCO"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "egnn: stopped by Ctrl-C\n"
 
 
 def test_a_tilde_is_the_home_folder(home, monkeypatch, capsys):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from egnn_jax._files import write_atomically
+from egnn_jax._files import expanded, write_atomically
 
 
 def default_folder() -> Path:
     """Where data sets are kept: ``$EGNN_JAX_DATA``, or ``data`` in the working directory."""
-    return Path(os.environ.get("EGNN_JAX_DATA", "data")).expanduser()
+    return expanded(os.environ.get("EGNN_JAX_DATA", "data"))
 
 
 def cached_arrays(

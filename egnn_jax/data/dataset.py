@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from egnn_jax._files import expanded
 from egnn_jax.data import storage
 from egnn_jax.data._packing import (
     Gather,
@@ -181,7 +182,7 @@ class GraphDataset:
         )
         arrays |= {"n_node": self._n_node, "n_edge": self._n_edge}
         arrays |= {"senders": self._ends[0][ends], "receivers": self._ends[1][ends]}
-        storage.write_arrays(arrays, Path(folder).expanduser())
+        storage.write_arrays(arrays, expanded(folder))
 
     @classmethod
     def open(cls, folder: Path | str, verify: bool = False) -> "GraphDataset":
@@ -194,7 +195,7 @@ class GraphDataset:
         Raises:
           ValueError: this is no such folder, or a file is missing, of another size or damaged.
         """
-        arrays = storage.read_arrays(Path(folder).expanduser(), verify)
+        arrays = storage.read_arrays(expanded(folder), verify)
         carried = storage.unflatten(arrays)
         nodes, edges, globals_ = (carried[name] for name in ("nodes", "edges", "globals"))
         lists = arrays["n_edge"], arrays["senders"], arrays["receivers"]

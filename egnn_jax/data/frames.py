@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from egnn_jax._files import expanded
 from egnn_jax.data import _xyz
 from egnn_jax.data._splits import drawn
 from egnn_jax.data.cache import default_folder
@@ -91,7 +92,7 @@ def find(name: str) -> Path:
     clone = Path(__file__).parents[2]
     places = [Path(), default_folder() / "frames", clone.parent / "shared" / "data"]
     for place in places:
-        path = place / Path(name).expanduser()
+        path = place / expanded(name)
         if path.is_file():
             return path
     shown = ", ".join(str(place.absolute()) for place in places)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm_loggable.auto import tqdm
 
+from egnn_jax._files import expanded
 from egnn_jax.data.cache import cached_arrays, default_folder
 
 DT = 1e-3
@@ -196,7 +197,7 @@ def load(name: str, split: str, folder: Path | None = None) -> Trajectories:
         raise ValueError(f"split {split!r} is unknown; expected one of {SPLITS}")
     if split != "train":
         name = "small"
-    folder = default_folder() if folder is None else Path(folder).expanduser()
+    folder = default_folder() if folder is None else expanded(folder)
     arrays = cached_arrays(
         folder / "nbody" / f"{name}-{split}.npz", partial(_generate, name, split)
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from egnn_jax._files import expanded
 from egnn_jax.data import structures
 from egnn_jax.data.cache import cached_arrays, default_folder
 
@@ -48,7 +49,7 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
     Raises:
       ValueError: the file cannot be read, no molecule has a column, or none can be used.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected one of {', '.join(structures.READ)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]

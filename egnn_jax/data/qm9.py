@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from egnn_jax._files import expanded
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.qm9_properties import (
     ELEMENTS,
@@ -73,7 +74,7 @@ def load(
       ValueError: the source is missing, damaged or not all of QM9; what is wrong, and in which
         molecule, is named.
     """
-    folder = default_folder() if folder is None else Path(folder).expanduser()
+    folder = default_folder() if folder is None else expanded(folder)
     if archive is None and uncharacterized is not None:
         raise ValueError(
             f"uncharacterized is {uncharacterized} without an archive; expected both, or neither"

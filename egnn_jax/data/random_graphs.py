@@ -13,6 +13,7 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 
+from egnn_jax._files import expanded
 from egnn_jax.data.cache import cached_arrays, default_folder
 
 SPLITS = {"train": (0, 5_000), "valid": (1, 500), "test": (2, 500)}
@@ -63,7 +64,7 @@ def load(
             f"{name}-{split}",
             partial(communities if name == "community" else erdos_renyi, *SPLITS[split]),
         )
-    folder = default_folder() if folder is None else Path(folder).expanduser()
+    folder = default_folder() if folder is None else expanded(folder)
     arrays = cached_arrays(folder / "random_graphs" / f"{file}.npz", lambda: _flat(draw()))
     ends = np.cumsum(arrays["n_edge"])
     return [

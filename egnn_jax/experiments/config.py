@@ -11,7 +11,7 @@ import flax.linen as nn
 import yaml
 
 from egnn_jax._extras import require
-from egnn_jax._files import MAX_MESSAGE, read_yaml
+from egnn_jax._files import MAX_MESSAGE, expanded, read_yaml
 from egnn_jax.experiments import _options
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.experiments.task import Task
@@ -176,7 +176,7 @@ def load(path: Path | str) -> Config:
 
 def find(path: Path | str) -> Path:
     """The file of a config: the path itself, or a recipe that comes with this library."""
-    given = Path(path).expanduser()
+    given = expanded(path)
     if given.is_file():
         return given
     if given.is_dir():

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from egnn_jax._extras import require
-from egnn_jax._files import make_folder
+from egnn_jax._files import expanded, make_folder
 from egnn_jax.data.frames import is_xyz
 from egnn_jax.experiments import plots
 from egnn_jax.graph._validation import require_count
@@ -152,9 +152,9 @@ def _read(structure: str) -> Any:
     import ase.io
 
     name, _, index = structure.rpartition("@")
-    if not name or Path(structure).expanduser().is_file():  # its name may have an @
+    if not name or expanded(structure).is_file():  # its name may have an @
         name, index = structure, "0"
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a structure that ASE reads")
     kind = "extxyz" if is_xyz(path) else None

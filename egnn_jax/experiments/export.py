@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from egnn_jax._files import expanded
 from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.pretrained import Pretrained
 from egnn_jax.experiments.run import load, network_input, read_kept
@@ -35,7 +36,7 @@ def export(run_folder: Path | str, path: Path | str, seed: int | None = None) ->
       ValueError: the run is not complete, has no such seed, or a parameter is not finite; or the
         path has another suffix.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} ends in {path.suffix!r}; expected a name.safetensors")
     RunFolder(run_folder).result()  # raises where the run is not complete

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from egnn_jax import _weights
+from egnn_jax._files import expanded
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import shown
 from egnn_jax.experiments._structures import listed, molecule
@@ -134,7 +135,7 @@ class Pretrained:
 
 def find(source: Path | str) -> Path:
     """The path of a file or a folder, or of one of :data:`SHIPPED` by its name."""
-    return SHIPPED.get(str(source)) or Path(source).expanduser()
+    return SHIPPED.get(str(source)) or expanded(source)
 
 
 def write(path: Path, model: Pretrained) -> None:

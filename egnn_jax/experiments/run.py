@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import egnn_jax
-from egnn_jax._files import read_json
+from egnn_jax._files import expanded, read_json
 from egnn_jax.data.loader import any_batch
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import pretrained
@@ -175,7 +175,7 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
       ValueError: this is no run or file, it is damaged, or the run has no whole checkpoint yet.
     """
     require_usable_jax()
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_file() or path.suffix == ".safetensors":
         exported = pretrained.read(path)
         return exported.config, exported.network, exported.params

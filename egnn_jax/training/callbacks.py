@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from egnn_jax._extras import require
+from egnn_jax._files import expanded
 
 
 @dataclasses.dataclass
@@ -167,7 +168,7 @@ class TensorBoard(Callback):
         from tensorboardX import SummaryWriter
 
         folder = self._folder or (progress.folder or Path()) / "tensorboard"
-        self._writer = SummaryWriter(str(Path(folder).expanduser()), purge_step=progress.step + 1)
+        self._writer = SummaryWriter(str(expanded(folder)), purge_step=progress.step + 1)
 
     def evaluated(self, progress: Progress) -> None:
         """See :class:`Callback`."""

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import yaml
 
-from egnn_jax._files import make_folder, read_yaml, write_atomically
+from egnn_jax._files import expanded, make_folder, read_yaml, write_atomically
 from egnn_jax.training._records import (
     digest,
     digest_of_arrays,
@@ -41,7 +41,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self._lock: IO[str] | None = None
         self._writes = False
-        self.path = Path(path).expanduser().absolute()
+        self.path = expanded(path).absolute()
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
         self._settings_file = self.path / "config.yaml"
