@@ -22,6 +22,7 @@ from egnn_jax.experiments import run as experiments
 from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.property_table import Table
+from egnn_jax.experiments.report import report
 from egnn_jax.experiments.run import load, read_config, read_kept, train
 from egnn_jax.training._records import write_plain
 from egnn_jax.training.checkpoint import RunFolder
@@ -205,6 +206,9 @@ def test_a_damaged_config_of_a_run_is_named(finished, tmp_path, damage):
                 load(folder)
             refused += 1
     assert refused > len(content) / 4
+    (folder / "config.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match=r"config\.yaml: it holds a list; expected settings by"):
+        load(folder)
 
 
 def test_comments_in_the_config_of_a_run_do_no_harm(finished, tmp_path):
@@ -245,6 +249,11 @@ def test_a_damaged_result_or_log_is_named(finished, tmp_path, damage):
         (folder / "result.json").write_bytes(damage(content, k / len(content)))
         message, _ = refusal(RunFolder(folder).result)
         assert message is None or str(folder / "result.json") in message
+    (folder / "result.json").write_bytes(content)
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is missing or empty; expected a line"):
+        report([folder], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
     (folder / "metrics.jsonl").write_text('{"step": 2}\n{"step": \n{"step": 6}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
         RunFolder(folder).history()

@@ -16,7 +16,8 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
       The files written.
 
     Raises:
-      ValueError: a folder is no run, is not complete, or the runs are of different tasks.
+      ValueError: a folder is no run, is not complete or has no metrics, or the runs are of
+        different tasks.
     """
     names = [resolved(run).name for run in runs]
     if len(set(names)) < len(names):
@@ -28,8 +29,10 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     if len(tasks) > 1:
         kinds = sorted(task.__name__ for task in tasks)
         raise ValueError(f"the runs are of the tasks {kinds}; expected runs of one task")
-    make_folder(folder)
     histories = {name: run.history() for name, run in folders.items()}
+    if empty := [run for name, run in folders.items() if not histories[name]]:
+        raise ValueError(f"{empty[0].metrics_file} is missing or empty; expected a line or more")
+    make_folder(folder)
     metrics = {name: config.task.metric for name, (config, _, _) in loaded.items()}
     written = [plots.loss_curves(histories, metrics, folder / "loss.png")]
     written += tables.write_table(tables.upright(tables.result_rows(results)), folder / "table")

@@ -59,7 +59,9 @@ class RunFolder:
         if not self._settings_file.is_file():
             raise ValueError(f"{self.path} is no run: it has no config.yaml")
         try:
-            stored = dict(read_yaml(self._settings_file.read_text(encoding="utf-8")))
+            stored = read_yaml(self._settings_file.read_text(encoding="utf-8"))
+            if not isinstance(stored, dict):
+                raise ValueError(f"it holds a {type(stored).__name__}; expected settings by name")
             if not all(isinstance(number, int) for number in stored.get(_EARLIER, [])):
                 raise ValueError(f"{_EARLIER} is {stored[_EARLIER]}; expected whole numbers")
             return stored
@@ -124,8 +126,9 @@ class RunFolder:
             number = int(code[1]) if code else getattr(error, "errno", None)
             if number is None:
                 raise
-            text = f"a checkpoint cannot be written ({os.strerror(number)})"
-            text = f"{text}; the one before is whole"
+            text = (
+                f"a checkpoint cannot be written ({os.strerror(number)}); the one before is whole"
+            )
             raise OSError(number, text, str(self.path / "checkpoints")) from error
 
     def save(self, kind: str, step: int, tree: Any) -> None:
