@@ -150,7 +150,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         ):
             return value
         if choice in (bool, int, str) and type(value) is choice:
-            if choice is int and where.startswith("model.") and abs(value) > _MAX_OF_MODEL:
+            of_model = where.startswith("model.")
+            if of_model and isinstance(value, int) and abs(value) > _MAX_OF_MODEL:
                 raise ValueError(f"{where} is {shown(value)}; expected at most {_MAX_OF_MODEL:,}")
             return value
         if get_origin(choice) is tuple and isinstance(value, list | tuple):

@@ -104,12 +104,12 @@ def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None
     for name in config.task.files:
         with contextlib.suppress(ValueError):  # gone, which a finished run does not mind
             now[name] = sha256(frames.find(name))
-    found = now if before is None else before.get(_DATA)  # older versions have none
-    for name in found or {}:
-        if now.get(name, found[name]) != found[name]:
+    found = now if before is None else before.get(_DATA) or {}  # older versions have none
+    for name, digest in found.items():
+        if now.get(name, digest) != digest:
             raise ValueError(
                 f"{name} has changed since {run.path} was trained on it (its SHA-256 is not "
-                f"{found[name]}); expected the same file, or another folder"
+                f"{digest}); expected the same file, or another folder"
             )
     return {_DATA: found} if found else {}
 

@@ -123,13 +123,11 @@ class RunFolder:
             yield
         except Exception as error:  # orbax raises whatever its file systems do
             code = re.search(r"os_error_code='(\d+)'", str(error))
-            number = int(code[1]) if code else getattr(error, "errno", None)
-            if number is None:
+            errno = int(code[1]) if code else getattr(error, "errno", None)
+            if errno is None:
                 raise
-            text = (
-                f"a checkpoint cannot be written ({os.strerror(number)}); the one before is whole"
-            )
-            raise OSError(number, text, str(self.path / "checkpoints")) from error
+            text = f"a checkpoint cannot be written ({os.strerror(errno)}); the one before is whole"
+            raise OSError(errno, text, str(self.path / "checkpoints")) from error
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Write a checkpoint and its checksum in the background; the one before stays until then.
