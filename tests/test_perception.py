@@ -66,7 +66,8 @@ def test_a_flat_drawing(tmp_path):
     [
         ("[CH2]CC[CH2]", "2 unpaired electrons"),
         ("[CH2]", "2 unpaired electrons"),
-        ("C[CH2]", "1 unpaired electron;"),
+        ("C[CH2]", "1 unpaired electron"),
+        ("InChI=1S/C4H8/c1-3-4-2/h1-4H2", "positive carbon"),
         ("[2H]O[2H]", "isotopes"),
         ("[NH3+]CC[NH3+]", "its charge is +2"),
     ],
@@ -76,10 +77,34 @@ def test_smiles(smiles, reason):
     assert reason in "; ".join(outside(found))
 
 
-def test_a_dication_without_a_charge(tmp_path):
-    (found,) = read("[NH3+]CC[NH3+]")
+@pytest.mark.parametrize(
+    "smiles",
+    ["[NH3+]CC[NH3+]", "[NH3+]CC(=O)C[NH3+]", "[O-]C(=O)CC(=O)[O-]", "[O-]CCC[O-]", "[CH2]CC[CH2]"],
+)
+def test_ions_and_radicals_without_a_charge(tmp_path, smiles):
+    (found,) = read(smiles)
     atoms = Atoms(found.symbols, found.positions)
-    assert "2 of its N and O have a bond too many" in reasons(tmp_path, atoms)
+    assert "is a radical or charged" in reasons(tmp_path, atoms)
+
+
+@pytest.mark.parametrize("smiles", ["[NH3+]CC(=O)[O-]", "CN=[N+]=[N-]"])
+def test_separated_charges_are_inside(tmp_path, smiles):
+    (found,) = read(smiles)
+    assert reasons(tmp_path, Atoms(found.symbols, found.positions)) == ""
+
+
+@pytest.mark.parametrize("places", [(0, 1), (0, 2), (0, 3)])
+def test_hydrogens_too_many(tmp_path, places):
+    benzene = molecule("C6H6")
+    for place, side in zip(places, (1, -1), strict=True):
+        x = benzene.positions[place]
+        benzene += Atoms(
+            "H", [x + 1.09 * (np.array([0, 0, 0.8 * side]) + 0.6 * x / np.linalg.norm(x))]
+        )
+    assert "atoms too many" in reasons(tmp_path, benzene)
+    short = molecule("C6H6")
+    short.positions *= 0.9
+    assert "too short bonds" in reasons(tmp_path, short)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +114,24 @@ def test_a_dication_without_a_charge(tmp_path):
         ("charge 0 multiplicity 1", 0),
         ("charge=1", 1),
         ("Charge=1", 1),
-        ("total_charge=1", 1),
+        *[
+            (f"{name}=1", 1)
+            for name in (
+                "total_charge",
+                "tot_charge",
+                "charge_total",
+                "chrg",
+                "chg",
+                "formal_charge",
+                "molecular_charge",
+                "q",
+            )
+        ],
+        ("charge,1", 1),
+        ("charge(1)", 1),
+        ("-1 2", -1),
+        ("nuclear repulsion 5.1, charge: -1", -1),
+        ("charge=1 total_charge=1", 1),
         ("charge=-2.0", -2),
         ("", 0),
         ("charge=0.9999999999", 1),
@@ -102,24 +144,43 @@ def test_charges_of_comments(tmp_path, comment, charge):
 
 @pytest.mark.parametrize(
     ("comment", "shown"),
-    [("charge=0.9999", "0.9999"), ("charge=-0.5", "-0.5"), ("charge=inf", "inf"),
+    [("charge=0.9999", "0.9999"), ("charge=1_0", "1_0"), ("charges=1", "states 'charges'"),
+     ("mulliken_charge=1", "states 'mulliken_charge'"), ("uncharged", "states 'uncharged'"),
+     ("charge=1 total_charge=0", "[0, 1] (charge, total_charge)"),
+     ("charge=-1 charge=1", "[-1, 1] (charge)"),
+     ("charge=-0.5", "-0.5"), ("charge=inf", "inf"),
      ('charge="1 2"', "1"), ("charge=high", "high"), ("charge", "''")],
 )  # fmt: skip
 def test_charges_that_are_no_whole_numbers(tmp_path, comment, shown):
     reason = reasons(tmp_path, molecule("H2O"), comment=comment)
-    assert "expected a whole number" in reason
+    assert "expected" in reason
     assert shown in reason
 
 
-def test_a_column_of_charges(tmp_path):
-    atoms = molecule("H2O")
-    lines = ["3", "Properties=species:S:1:pos:R:3:charges:R:1"]
-    for symbol, (x, y, z), q in zip("OHH", atoms.positions, (0.4, 0.3, 0.3), strict=True):
+def water(tmp_path, name, charges, comment=""):
+    lines = ["3", f"Properties=species:S:1:pos:R:3:{name}:R:1 {comment}"]
+    for symbol, (x, y, z), q in zip("OHH", molecule("H2O").positions, charges, strict=True):
         lines.append(f"{symbol} {x} {y} {z} {q}")
     path = tmp_path / "mine.xyz"
     path.write_text("\n".join(lines) + "\n")
-    (found,) = read(str(path))
-    assert found.charge == 1
+    return read(str(path))[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["charge", "charges", "initial_charges", "Charge", "CHARGES", "formal_charges", "q",
+     "mulliken_charges"],
+)  # fmt: skip
+def test_columns_of_charges(tmp_path, name):
+    assert water(tmp_path, name, (0.4, 0.3, 0.3)).charge == 1
+
+
+def test_columns_that_are_no_charge_of_the_molecule(tmp_path):
+    assert water(tmp_path, "nuclear_charges", (8, 1, 1)).charge == 0
+    assert "add up to inf; expected" in water(tmp_path, "charges", (0, "inf", 0)).reason
+    assert "add up to 0.5; expected" in water(tmp_path, "charges", (0, 0.5, 0)).reason
+    reason = water(tmp_path, "charges", (0.4, 0.3, 0.3), "charge=-1").reason
+    assert reason == "its charge is given as [-1, 1] (charge, sum of charges); expected one"
 
 
 def test_multiplicity_isotopes_and_frames_without_atoms(tmp_path):

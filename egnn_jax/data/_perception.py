@@ -1,61 +1,84 @@
 """What kind of molecule a structure is: its charge, bonds, fragments, radicals and isotopes."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from egnn_jax.data import qm9
 
-_CHARGES = ("charge", "total_charge", "net_charge")
-_MULTIPLICITIES = ("multiplicity", "spin_multiplicity")
+_CHARGE = re.compile(
+    r"(?:(?:tot(?:al)?|net|mol(?:ecul(?:e|ar))?|formal)[_-]?)?"
+    r"(?:charge|chrg|chg)(?:[_-]?tot(?:al)?)?|q",
+    re.IGNORECASE,
+)
+"""Names of the charge of a whole molecule."""
+_SAYS_CHARGE = re.compile(
+    r"(?<![^\s=:,;(\"'])(?:[^\s=:,;(\"']*(?:charge|chrg|chg)[^\s=:,;(\"']*"
+    r"|q(?=[\"']?\s*[=:]))",
+    re.IGNORECASE,
+)
+_MULTIPLICITY = re.compile(r"\b(?:spin_)?multiplicity\b", re.IGNORECASE)
+_VALUE = r"[\"']?\s*[=:,;(]?\s*(\"[^\"]*\"|'[^']*'|[^\s\"',;)}]*)"
 _RADII = np.zeros(10)
 _RADII[[1, 6, 7, 8, 9]] = 0.34, 0.76, 0.71, 0.67, 0.62
 """Half the length of a single bond between atoms of an element (Å), by atomic number."""
+_VALENCES = np.zeros(10)
+_VALENCES[[1, 6, 7, 8, 9]] = 1, 4, 3, 2, 1
 _LEAST = np.zeros(10)
 _LEAST[[1, 6, 7, 8, 9]] = 0.5, 3.45, 2.1, 1.35, 0.7
+_MOST = np.zeros(10)
+_MOST[[1, 6, 7, 8, 9]] = 1.25, 4.85, 4.6, 2.85, 1.4
 _FLAT = 0.02
 """A molecule whose atoms are closer than this (Å) to one plane is flat."""
 
 
-def charge(info: Mapping[str, Any], charges: np.ndarray | None = None) -> int:
-    """The total charge that the comment or the columns of a frame state, 0 where they do not.
+def charge(comment: str, columns: Mapping[str, np.ndarray]) -> int:
+    """The total charge that the comment and the columns of a frame state, 0 where they do not.
 
     Args:
-      info: the keys of the comment. A plain comment such as "charge -1 multiplicity 1" becomes one
-        key a word, in order.
-      charges: of the atoms, where there is such a column.
+      comment: of the frame, without the names of its columns.
+      columns: of the atoms, by name; those of charges are summed.
 
     Raises:
-      ValueError: it is no whole number.
+      ValueError: it is no whole number, may be another charge, or is stated twice and differs.
     """
-    found = _stated(info, _CHARGES)
-    if found is not None:
-        return found
-    total = 0.0 if charges is None else float(np.sum(charges))
-    if not abs(total - round(total)) < 0.1:
-        raise ValueError(f"the charges of its atoms add up to {total:g}; expected a whole number")
-    return round(total)
+    found = _stated(comment, _SAYS_CHARGE, _CHARGE)
+    for name, column in columns.items():
+        if not re.search("charge|chrg|chg|^q$", name, re.IGNORECASE) or "nuclear" in name.lower():
+            continue
+        if column.ndim > 1 or column.dtype.kind not in "iuf":
+            raise ValueError(f"its column {name!r} holds no numbers; expected charge=…")
+        total = float(np.sum(column))
+        if not (np.isfinite(total) and abs(total - round(total)) < 0.1):
+            raise ValueError(
+                f"the charges of its atoms ({name}) add up to {total:g}; expected a whole number"
+            )
+        found.append((f"sum of {name}", round(total)))
+    return _one(found, "charge", 0)
 
 
-def multiplicity(info: Mapping[str, Any]) -> int:
+def multiplicity(comment: str) -> int:
     """The spin multiplicity that a comment states, 1 where it does not.
 
     Raises:
-      ValueError: it is no whole number.
+      ValueError: it is no whole number, or is stated twice and differs.
     """
-    found = _stated(info, _MULTIPLICITIES)
-    return 1 if found is None else found
+    return _one(_stated(comment, _MULTIPLICITY, _MULTIPLICITY), "multiplicity", 1)
 
 
 def of_rdkit(molecule: Any) -> list[str]:
-    """In what a molecule with bonds is unlike QM9's: radicals and isotopes."""
+    """In what a molecule with bonds is unlike QM9's: radicals, carbocations and isotopes."""
     reasons = []
     if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
         electrons = "electron" if radicals == 1 else "electrons"
-        reasons.append(f"it has {radicals} unpaired {electrons}; QM9's have none")
+        reasons.append(f"it has {radicals} unpaired {electrons}")
+    if any(a.GetSymbol() == "C" and a.GetFormalCharge() > 0 for a in molecule.GetAtoms()):
+        reasons.append("it has a positive carbon")
     if isotopes := [a.GetSymbol() for a in molecule.GetAtoms() if a.GetIsotope()]:
         reasons.append(
             f"it has isotopes (of {', '.join(sorted(set(isotopes)))}), which the network does not "
@@ -68,7 +91,7 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
     """In what the bonds that distances suggest are unlike those of QM9's molecules.
 
     The order of a bond of length d is exp((d₁ - d) / 0.3 Å), d₁ a single bond's (Pauling 1947). In
-    QM9 the orders of an atom add up to at least 3.5 for C, 2.15 for N and 1.4 for O.
+    QM9 the orders of an atom add up to 3.5 to 4.8 for C, 2.15 to 4.5 for N and 1.4 to 2.75 for O.
 
     Args:
       numbers: atomic numbers of H, C, N, O and F (M,).
@@ -79,44 +102,88 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
     single = _RADII[numbers][:, None] + _RADII[numbers]
     bonded = (distances < single + 0.35) & ~np.eye(len(numbers), dtype=bool)
     if (fragments := connected_components(csr_array(bonded))[0]) > 1:
-        return [f"it is {fragments} molecules by its distances; QM9's are one each"]
+        return [f"it is {fragments} molecules by its distances"]
     reasons = []
     flat = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)[-1] < _FLAT
     if flat and bonded.sum(axis=1).max() > 3:
         reasons.append("it is flat, as a drawing, though an atom has four neighbors")
     valences = np.where(bonded, np.exp((single - distances) / 0.3), 0).sum(axis=1)
-    if len(few := np.flatnonzero(valences < _LEAST[numbers])):
-        symbols = dict(zip(qm9.ELEMENTS.values(), qm9.ELEMENTS, strict=True))
-        named = ", ".join(f"{symbols[int(numbers[k])]} {k + 1}" for k in few[:3])
+    symbols = dict(zip(qm9.ELEMENTS.values(), qm9.ELEMENTS, strict=True))
+    for wrong, what in (
+        (valences < _LEAST[numbers], "few bonds ({}): hydrogens are missing"),
+        (valences > _MOST[numbers], "many or too short bonds ({}): there are atoms too many"),
+    ):
+        if wrong.any():
+            named = ", ".join(f"{symbols[int(numbers[k])]} {k + 1}" for k in np.flatnonzero(wrong))
+            reasons.append(f"atoms have too {what.format(named)}, or it is a radical or charged")
+    if (
+        not reasons
+        and not charge
+        and not _has_whole_bonds(numbers, bonded, distances < single + 0.2)
+    ):
         reasons.append(
-            f"atoms have too few bonds ({named}): hydrogens are missing, or it is a radical or "
-            "charged; QM9's are whole and neutral"
-        )
-    neighbors = bonded.sum(axis=1)
-    cations = ((numbers == 7) & (neighbors == 4)) | ((numbers == 8) & (neighbors == 3))
-    # Of a zwitterion, such as an amino acid, these have the other charge.
-    anions = ((numbers == 8) & (neighbors == 1)) | ((numbers == 7) & (neighbors < 3))
-    if charge < 1 and cations.sum() > anions.sum():
-        reasons.append(
-            f"{cations.sum()} of its N and O have a bond too many, as in a cation; its charge is "
-            f"given as {charge}"
+            "its atoms cannot be bonded as in a neutral molecule without unpaired electrons: "
+            "hydrogens are missing or too many, or it is a radical or charged"
         )
     return reasons
 
 
-def _stated(info: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The whole number that one of several names has in a comment, if any has one."""
-    words = list(info)
-    for place, word in enumerate(words):
-        if str(word).lower() in names:
-            value = info[word]
-            if isinstance(value, bool | np.bool_):  # a plain comment: the number is the next word
-                value = words[place + 1] if place + 1 < len(words) else ""
-            try:
-                number = float(value)
-                if abs(number - round(number)) < 1e-6:
-                    return round(number)
-            except (TypeError, ValueError, OverflowError):
-                pass
-            raise ValueError(f"its {word} is {str(value)[:50]!r}; expected a whole number")
-    return None
+def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray) -> bool:
+    """Whether orders of bonds exist by which each atom has its valence.
+
+    N and O may have a charge of +1 and a bond more, and as many N, O, and C beside such an atom a
+    charge of -1 and a bond less, as in an amino acid, an N-oxide or an isocyanide.
+
+    Args:
+      numbers: atomic numbers (M,).
+      bonded: (M, M) pairs that may have a bond.
+      short: (M, M) those that must.
+    """
+    i, j = np.nonzero(np.triu(bonded))
+    atoms, bonds = len(numbers), len(i)
+    ends, one = np.zeros((atoms, bonds)), np.eye(atoms)
+    ends[i, np.arange(bonds)] = ends[j, np.arange(bonds)] = 1
+    valences, carbon = _VALENCES[numbers], numbers == 6
+    # Unknown are the order of each bond, and whether each atom is positive and negative.
+    balance = np.concatenate([np.zeros(bonds), np.ones(atoms), -np.ones(atoms)])
+    beside = np.hstack([0 * ends, -1.0 * bonded, one])[carbon]
+    apart = np.hstack([np.zeros((bonds, bonds + atoms)), ends.T])
+    charged = [np.isin(numbers, (7, 8)), np.isin(numbers, (6, 7, 8))]
+    return milp(
+        np.zeros(bonds + 2 * atoms),
+        constraints=[
+            LinearConstraint(np.hstack([ends, -one, one]), valences, valences),
+            LinearConstraint(balance[None], 0, 0),
+            LinearConstraint(beside, -np.inf, 0),
+            LinearConstraint(apart, 0, 1),
+        ],
+        bounds=Bounds(
+            np.concatenate([short[i, j], np.zeros(2 * atoms)]),
+            np.concatenate([np.full(bonds, 3), *charged]),
+        ),
+        integrality=np.ones(bonds + 2 * atoms),
+    ).success
+
+
+def _stated(comment: str, says: re.Pattern[str], sure: re.Pattern[str]) -> list[tuple[str, int]]:
+    """The whole numbers of what a comment states by names that may mean something, and do."""
+    found = []
+    for name, value in re.findall(f"({says.pattern}){_VALUE}", comment, re.IGNORECASE):
+        if not sure.fullmatch(name):
+            raise ValueError(f"it states {name[:50]!r}; expected charge=… of the whole molecule")
+        text = value.strip("\"'")
+        if (
+            not re.fullmatch(r"[+-]?\d{1,4}(\.\d*)?", text)
+            or abs(float(text) - round(float(text))) > 1e-6
+        ):
+            raise ValueError(f"its {name} is {text[:50]!r}; expected a whole number")
+        found.append((name, round(float(text))))
+    return found
+
+
+def _one(found: list[tuple[str, int]], what: str, default: int) -> int:
+    """The number that all statements agree on."""
+    if len(numbers := {number for _, number in found}) > 1:
+        names = ", ".join(dict.fromkeys(name for name, _ in found))
+        raise ValueError(f"its {what} is given as {sorted(numbers)} ({names}); expected one")
+    return numbers.pop() if numbers else default

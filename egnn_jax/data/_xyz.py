@@ -1,8 +1,10 @@
 """Frames of ``.xyz`` files, each read alone: plain, extended, and QM9's own."""
 
+import bz2
 import gzip
 import io
 import itertools
+import lzma
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +15,17 @@ import numpy as np
 from egnn_jax.data import _perception
 from egnn_jax.data._structure import MOST_ATOMS, Structure, check_size, checked, shown
 
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""What opens a compressed file, by its suffix."""
+
 _COUNT = re.compile(r"\s*\+?\d{1,15}\s*")
 _NUMBER = re.compile(r"([+-]?(?:\d+[.,]?\d*|[.,]\d+))(?:(?:[eEdDqQ]|\*\^)([+-]?\d+))?")
 _PLAIN = re.compile(r"[-+.\dEe]*")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _LABEL = re.compile(r"([A-Za-z]{1,2})(?:[\d_'*.:(][\w'*.:()]*)?")
 _PROPERTIES = re.compile(r'Properties=(?:"([^"]*)"|(\S+))')
-_STATED = re.compile(
-    r"((?:total_|net_)?charge|(?:spin_)?multiplicity)\s*[:=]?\s*([+-]?\d+(?:\.\d+)?)(?![\w.])",
-    re.IGNORECASE,
-)
+_GAUSSIAN = re.compile(r"\A\s*([+-]?\d)\s+([1-9])\s*\Z")
+"""A comment of charge and multiplicity alone."""
 
 
 class Frame(NamedTuple):
@@ -72,22 +75,18 @@ def read(frame: Frame, name: str) -> Structure:
     import ase.io
 
     check_size(len(frame.rows), MOST_ATOMS)
-    comment = _STATED.sub(r"\1=\2", frame.comment)
+    comment = _GAUSSIAN.sub(r"charge=\1 multiplicity=\2", frame.comment)
     rows, heavy = _rows(frame)
     try:
         try:
-            atoms = ase.io.read(_text(comment, rows), index=0, format="extxyz")
+            atoms = ase.io.read(_text(frame.comment, rows), index=0, format="extxyz")
         except Exception:  # ASE takes a comment such as "= 5" for keys and values
-            stated = _STATED.findall(comment)
-            if len(stated) < len(
-                re.findall(r"charge|multiplicity|Lattice|Properties|pbc", comment, re.IGNORECASE)
-            ):
+            if re.search(r"Lattice|Properties|pbc", frame.comment, re.IGNORECASE):
                 raise
-            plain = " ".join(f"{key}={value}" for key, value in stated)
-            atoms = ase.io.read(_text(plain, rows), index=0, format="extxyz")
+            atoms = ase.io.read(_text("", rows), index=0, format="extxyz")
     except Exception as error:  # ASE's readers raise whatever they stumble over
         raise ValueError(f"ASE cannot read it ({type(error).__name__}: {error})") from error
-    return _from_ase(atoms, name, heavy)
+    return _from_ase(atoms, name, _PROPERTIES.sub("", comment), heavy)
 
 
 def stream(path: Path) -> Iterator[Any]:
@@ -96,7 +95,7 @@ def stream(path: Path) -> Iterator[Any]:
     ASE itself ends at the first blank line between frames.
 
     Args:
-      path: the file; compressed by gzip where it ends in ``.gz``.
+      path: the file; compressed where it ends in ``.gz``, ``.bz2`` or ``.xz``.
 
     Raises:
       ValueError: there is something else where the number of atoms of a frame is expected, or the
@@ -104,7 +103,7 @@ def stream(path: Path) -> Iterator[Any]:
     """
     import ase.io
 
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    opened = OPENERS.get(path.suffix.lower(), open)
     with opened(path, "rt", encoding="utf-8-sig", errors="replace") as file:
         line = file.readline()
         while line:
@@ -118,6 +117,9 @@ def stream(path: Path) -> Iterator[Any]:
             if len(rows) < count + 1:
                 raise ValueError(f"its header says {count:,} atoms; the file ends before")
             line = file.readline()
+            uncertain = not line and count > 1 and not rows[-1].endswith("\n")
+            if uncertain and _is_cut([row.split() for row in rows[1:]]):
+                raise ValueError(f"the file ends within its last atom, {shown(rows[-1])}")
             while line.startswith("VEC"):  # a cell, after the atoms
                 rows.append(line)
                 line = file.readline()
@@ -151,7 +153,7 @@ def _is_cut(rows: list[list[str]]) -> bool:
     *columns, last = map(len, rows)
     if last < 4 or last < min(columns):
         return True
-    *decimals, end = (len(row[3].partition(".")[2]) for row in rows)
+    *decimals, end = (len(row[-1].partition(".")[2]) for row in rows)
     return len(set(decimals)) == 1 and decimals[0] > 3 and end < decimals[0]
 
 
@@ -221,16 +223,16 @@ def _text(comment: str, rows: list[str]) -> io.StringIO:
     return io.StringIO("\n".join([str(len(rows)), comment, *rows, ""]))
 
 
-def _from_ase(atoms: Any, name: str, heavy: bool) -> Structure:
+def _from_ase(atoms: Any, name: str, comment: str, heavy: bool) -> Structure:
     if atoms.pbc.any():
         raise ValueError("it is periodic; expected a molecule")
     check_size(len(atoms), MOST_ATOMS)
     results = {} if atoms.calc is None else atoms.calc.results
-    charges = atoms.arrays.get("initial_charges", results.get("charges"))
-    charge = _perception.charge(atoms.info, charges)
+    columns = {k: v for k, v in {**atoms.arrays, **results}.items() if np.ndim(v)}
+    charge = _perception.charge(comment, columns)
     notes = []
-    if (multiplicity := _perception.multiplicity(atoms.info)) != 1:
-        notes.append(f"its spin multiplicity is {multiplicity}; QM9's is 1")
+    if (multiplicity := _perception.multiplicity(comment)) != 1:
+        notes.append(f"its spin multiplicity is {multiplicity}, not 1")
     if heavy:
         notes.append("it has deuterium or tritium, which the network takes for hydrogen")
     values = {k: str(v) for k, v in {**results, **atoms.info}.items() if np.ndim(v) == 0}

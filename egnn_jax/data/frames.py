@@ -103,7 +103,7 @@ def read(path: Path) -> Iterator[Any]:
     """The structures of a file, one after the other, as ASE's ``Atoms``.
 
     Args:
-      path: any format of ASE, also compressed by gzip; or an ``.npz`` with the arrays of rMD17,
+      path: any format of ASE, also compressed; or an ``.npz`` with the arrays of rMD17,
         whose energies and forces are taken from kcal/mol to eV.
 
     Raises:
@@ -132,7 +132,8 @@ def is_xyz(path: Path) -> bool:
     """Whether the name of a file says that it is an extended ``.xyz``; ASE may guess another kind
     from its first lines.
     """
-    return path.name.lower().removesuffix(".gz").endswith((".xyz", ".extxyz"))
+    name = path.with_suffix("") if path.suffix.lower() in _xyz.OPENERS else path
+    return name.suffix.lower() in (".xyz", ".extxyz")
 
 
 def splits(
