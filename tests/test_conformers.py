@@ -13,7 +13,8 @@ from egnn_jax.experiments.qm9_properties import QM9Properties
 
 def test_a_molecule_has_one_set_of_conformers_however_it_is_written():
     first, *others = (
-        structures.from_smiles(smiles, "") for smiles in ("OCCCO", "C(CO)CO", "C(CCO)O")
+        structures.from_smiles(smiles, "")
+        for smiles in ("OCCCO", "C(CO)CO", "C(CCO)O", "[OH:9][CH2:1][CH2:4][CH2:3][OH:2]")
     )
     assert first.conformers.shape == (structures.CONFORMERS, 13, 3)
     np.testing.assert_array_equal(first.positions, first.conformers[0])

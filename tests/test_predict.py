@@ -95,6 +95,12 @@ def test_sdf_has_geometries_bonds_and_properties(folder):
     assert [one.formula for one in again] == ["H2O", "C6H6", "C2H6O", "C2H5NO2", "CH4S", "CH3"]
 
 
+def test_a_name_that_is_the_end_of_a_record(folder):
+    (folder / "n.smi").write_text("CCO $$$$a\nO water\n", encoding="utf-8")
+    predict(["n.smi"], out=folder / "n.sdf")
+    assert [one.name for one in structures.read(str(folder / "n.sdf"))] == ["'$$$$a", "water"]
+
+
 def test_a_radical_with_coordinates_has_no_bonds_in_sdf(folder):
     (folder / "r.xyz").write_text("2\n\nO 0 0 0\nH 0 0 0.97\n", encoding="utf-8")
     predict(["r.xyz"], out=folder / "r.sdf")

@@ -124,6 +124,42 @@ def test_sdf_each_record_alone(tmp_path):
     assert named(again) == named([ethanol, cut, nowhere, five, empty, water])
 
 
+def test_sdf_without_delimiters(tmp_path):
+    records = [block("CCO", "ethanol"), block("O", "water")]
+    (one,) = found(tmp_path, "a.sdf", "".join(records))
+    assert "several molecules; expected a line $$$$" in one.reason
+    assert named(found(tmp_path, "a.sdf", " $$$$\n".join(records))) == BOTH
+
+
+@pytest.mark.parametrize(
+    "bad", ["0,7632", "0.7.632", "7.6D-1", "7.6*^-1", "******", "0.763x", "0x1"]
+)
+@pytest.mark.parametrize("kind", ["V2000", "V3000", "mol2"])
+def test_coordinates_that_are_no_numbers(tmp_path, kind, bad):
+    if kind == "mol2":
+        (one,) = found(tmp_path, "a.mol2", MOL2.replace(" 0.667", f" {bad}"))
+    else:
+        water = Chem.MolFromMolBlock(block("O"), removeHs=False)
+        text = Chem.MolToMolBlock(water, forceV3000=kind == "V3000")
+        cell = text.split("\n")[5][:10] if kind == "V2000" else text.split("\n")[8].split()[4]
+        assert named(found(tmp_path, "a.sdf", text)) == [("a 1", "H2O")]
+        (one,) = found(tmp_path, "a.sdf", text.replace(cell, bad.rjust(len(cell)), 1))
+    assert isinstance(one, Refused)
+    assert "coordinates of atom" in one.reason or "cannot be read" in one.reason
+
+
+def test_a_table_with_a_quote_that_is_not_closed(tmp_path):
+    first, bad = found(tmp_path, "a.csv", 'smiles,name\nCC,ethane\nCCO,"a\nCCC,d\n')
+    assert named([first]) == [("ethane", "C2H6")]
+    assert "line 3: unexpected end of data" in bad.reason
+
+
+@pytest.mark.parametrize("name", ["smiles", "SMI", "inchi"])
+def test_a_first_molecule_that_is_called_smiles(tmp_path, name):
+    molecules = found(tmp_path, "a.smi", f"CCO {name}\nO water\n")
+    assert named(molecules) == [(name, "C2H6O"), ("water", "H2O")]
+
+
 def test_two_molecules_of_an_sdf_all_of_whose_atoms_are_at_one_place(tmp_path):
     text = f"{block('CCO', 'a', scale=0.0)}$$$$\n{block('O', 'b', scale=0.0)}$$$$\n"
     for one in found(tmp_path, "a.sdf", text) + found(tmp_path, "b.sdf", text.replace("3D", "2D")):
@@ -170,6 +206,7 @@ def test_mol2(tmp_path):
         assert not [note for note in outside(one) if "fewer than" not in note]
     assert "molecule 2 cannot be read" in odd.reason
     assert "molecule 3 cannot be read" in cut.reason
+    assert named(found(tmp_path, "a.mol2", MOL2.rstrip())) == [("ethene", "C2H4")]
     (bare,) = found(tmp_path, "a.mol2", MOL2.replace("6 5", "4 3")
                     .replace("5 H3 1.23 0.92 0 H\n6 H4 1.23 -0.92 0 H\n", "")
                     .replace("4 2 5 1\n5 2 6 1\n", ""))  # fmt: skip
@@ -243,6 +280,12 @@ def test_a_smiles_that_may_be_meant_as_a_formula(tmp_path, smiles, words):
     assert one.remark not in "".join(outside(one))
     assert found(tmp_path, "a.smi", f"{smiles}\n")[0].remark == ""  # a file of SMILES is clear
     assert [read(clear)[0].remark for clear in ("CCO", "O", "C", "[C-]#[O+]", "C#N")] == [""] * 5
+
+
+def test_bonds_of_no_known_order_are_refused():
+    for text in ("C~C", "CC~N", "O~C~O"):
+        (one,) = read(text)
+        assert "has a bond of no known order" in one.reason
 
 
 def test_rdkits_reason_for_an_impossible_molecule():

@@ -1,6 +1,8 @@
 """``.xyz`` files as people have them: each frame alone, every dialect with its numbers."""
 
+import bz2
 import gzip
+import lzma
 import time
 
 import numpy as np
@@ -248,7 +250,9 @@ def test_frames_of_trainings_are_all_read(tmp_path):
     text = "\n" + "".join(part + "\n" * (k % 3) for k, part in enumerate(parts))
     (tmp_path / "POSCAR@1.xyz").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (tmp_path / "POSCAR@1.xyz.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("POSCAR@1.xyz", "POSCAR@1.xyz.gz"):
+    (tmp_path / "a.xyz.bz2").write_bytes(bz2.compress(text.encode()))
+    (tmp_path / "a.extxyz.XZ").write_bytes(lzma.compress(text.encode()))
+    for name in ("POSCAR@1.xyz", "POSCAR@1.xyz.gz", "a.xyz.bz2", "a.extxyz.XZ"):
         every = list(frames.read(tmp_path / name))
         assert [atoms.positions[0, 2] for atoms in every] == [
             float(f"0.{1200 + k}") for k in range(10)
@@ -266,6 +270,14 @@ def test_frames_of_trainings_are_all_read(tmp_path):
         ("x\n", "frame 2 cannot be read .*a line is 'x'; expected a number of atoms"),
         ("1000000000\nx\nO 0 0 0\n", "frame 2 .*says 1,000,000,000 atoms; the file ends before"),
         ("3\nx\nO 0 0 0\nH 0 0\nH 0 1 0\n", "frame 2 cannot be read"),
+        *[
+            (
+                "2\nProperties=species:S:1:pos:R:3:forces:R:3\nH 0 0 0 0.000000 0.000000 0.654321\n"
+                + "H 0 0 0.74 0.000000 0.000000 0.123456"[:-cut],
+                "frame 2 cannot be read .*the file ends within its last atom",
+            )
+            for cut in range(1, 9)
+        ],
     ],
 )
 def test_trainings_refuse_a_file_with_a_frame_that_cannot_be_read(tmp_path, end, reason):
@@ -280,8 +292,11 @@ def test_simulations_start_from_the_file_that_is_named(tmp_path):
     (tmp_path / "H2O").write_text("1\n\nN 0 0 0\n", encoding="utf-8")
     path = tmp_path / "H2O@C60.xyz"
     last = WATER.replace("0.1174", "0.2").replace("water", "GAMESS")
-    path.write_text(WATER + last, encoding="utf-8")
-    for structure, height in ((path, 0.1174), (f"{path}@-1", 0.2), (f"{path}@0", 0.1174)):
+    path.write_text(f"{WATER}\n{last}", encoding="utf-8")
+    for structure, height in ((path, 0.1174), (f"{path}@-1", 0.2), (f"{path}@1", 0.2)):
         assert dynamics._read(str(structure)).positions[0, 2] == height
+    for wrong, reason in ((2, "no such structure"), (-3, "out of range"), (":", "is 2 structures")):
+        with pytest.raises(ValueError, match=reason):
+            dynamics._read(f"{path}@{wrong}")
     with pytest.raises(ValueError, match=r"no\.xyz is no file"):
         dynamics._read(str(tmp_path / "no.xyz@-1"))

@@ -97,6 +97,8 @@ def parsed(text: str) -> Any:
             raise ValueError(f"{shown(text)} is no possible molecule: {reason}")
     if molecule is None or not molecule.GetNumAtoms():
         raise NoSmilesError(f"{shown(text)} is no SMILES")
+    if not all(bond.GetBondTypeAsDouble() for bond in molecule.GetBonds()):
+        raise ValueError(f"{shown(text)} has a bond of no known order; expected one of 1, 2 or 3")
     return molecule
 
 
@@ -216,7 +218,10 @@ def _embedded(molecule: Any, name: str, conformers: int) -> Structure:
     check_size(size, MOST_EMBEDDED, " where a geometry is to be made")
     if size > qm9.LARGEST:
         conformers = 1  # no network here takes it
-    # One molecule has many SMILES and orders of atoms, which lead to different conformers.
+    # One molecule has many SMILES and orders of atoms, which lead to different conformers; and
+    # numbers of atoms, as for reactions, change the order.
+    for atom in molecule.GetAtoms():
+        atom.SetAtomMapNum(0)
     molecule = Chem.AddHs(Chem.MolFromSmiles(Chem.MolToSmiles(molecule)))
     settings = rdDistGeom.ETKDGv3()
     settings.randomSeed = 0

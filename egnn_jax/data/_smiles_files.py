@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from egnn_jax._files import printable
-from egnn_jax.data._embedding import Smiles
+from egnn_jax.data._embedding import Smiles, parsed
 from egnn_jax.data._structure import Refused, shown
 
 _DELIMITERS = ",\t;|"
@@ -31,8 +31,9 @@ def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
     first, head = next(molecules, (0, ""))
     if not first:
         return
-    fields = [_plain(field) for field in re.split(r"[\s,;]+", head.strip())]
-    if not set(fields) & set(_SMILES):
+    given = re.split(r"[\s,;]+", head.strip())
+    fields = [_plain(field) for field in given]
+    if not set(fields) & set(_SMILES) or _is_smiles(given[0].strip("\"'")):
         yield _of_line(first, head, where)
     elif fields[0] not in _SMILES:
         yield from from_table(text, where)
@@ -65,7 +66,8 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
     if delimiter == " ":
         lines = ["\t".join(line.split(maxsplit=max(len(heads) - 1, 1))) for line in lines]
     delimiter = "\t" if delimiter == " " else delimiter
-    rows = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
+    content = io.StringIO("\n".join(lines))
+    rows = csv.reader(content, delimiter=delimiter, skipinitialspace=True, strict=True)
     own = [cell.strip() for cell in next(rows)]
     told = [k for k, name in enumerate(own) if own.count(name) == 1]
     while True:
@@ -98,6 +100,13 @@ def _of_line(number: int, line: str, where: str) -> Smiles | Refused:
     smiles, rest = match.groups()
     name = re.sub(r"^\|[^|]*\|", "", rest).strip(" \t\"'#,;")  # CXSMILES has |…| before the name
     return Smiles(smiles, name or smiles, place)
+
+
+def _is_smiles(text: str) -> bool:
+    try:
+        return parsed(text) is not None
+    except ValueError:
+        return False
 
 
 def _is_comment(line: str) -> bool:

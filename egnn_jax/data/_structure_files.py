@@ -27,6 +27,8 @@ MOST_BYTES = 500_000_000
 _TAG = re.compile(r"^>[^<\n]*<([^>\n]+)>.*\n((?:.+\n?)*)", re.MULTILINE)
 """Of an SDF: the name of a value, and the lines of it, which a blank line ends."""
 
+_COORDINATE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
 Entry = Structure | Refused | Smiles
 """A molecule of a file; a ``Smiles`` has no geometry yet."""
 
@@ -130,10 +132,10 @@ def _from_xyz(text: str, stem: str, path: str) -> Iterator[Entry]:
 def _from_sdf(text: str, stem: str, path: str) -> Iterator[Entry]:
     from rdkit import Chem
 
-    blocks = re.split(r"^\$\$\$\$.*\n?", text, flags=re.MULTILINE)
+    blocks = re.split(r"^[ \t]*\$\$\$\$.*\n?", text, flags=re.MULTILINE)
     while blocks and not blocks[-1].strip():
         blocks.pop()
-    yield from _from_blocks(blocks, stem, path, Chem.MolFromMolBlock)
+    yield from _from_blocks(blocks, stem, path, Chem.MolFromMolBlock, _cells_of_sdf)
 
 
 def _from_mol2(text: str, stem: str, path: str) -> Iterator[Entry]:
@@ -142,7 +144,7 @@ def _from_mol2(text: str, stem: str, path: str) -> Iterator[Entry]:
     def read(block: str, **options: Any) -> Any:
         # RDKit takes a record that is cut for whole.
         counts = (block.split("\n") + [""] * 3)[2].split()
-        molecule = Chem.MolFromMol2Block(block, **options)
+        molecule = Chem.MolFromMol2Block(f"{block}\n", **options)
         if molecule is not None and counts[:2] != [
             str(molecule.GetNumAtoms()),
             str(molecule.GetNumBonds()),
@@ -153,11 +155,32 @@ def _from_mol2(text: str, stem: str, path: str) -> Iterator[Entry]:
     head, *blocks = re.split(r"^(?=@<TRIPOS>MOLECULE)", text, flags=re.MULTILINE)
     if not blocks and head.strip():
         raise ValueError(f"{path} cannot be read as .mol2 (it has no @<TRIPOS>MOLECULE)")
-    yield from _from_blocks(blocks, stem, path, read)
+    yield from _from_blocks(blocks, stem, path, read, _cells_of_mol2)
+
+
+def _cells_of_sdf(block: str) -> list[list[str]]:
+    """The three coordinates of each atom, as text."""
+    if len(re.findall(r"^M {2}END", block, re.MULTILINE)) > 1:
+        raise ValueError("it is several molecules; expected a line $$$$ after each")
+    lines = block.split("\n")
+    if "V3000" in lines[3]:
+        whole = re.sub(r"-\nM +V30 ", "", block)
+        atoms = whole.partition("BEGIN ATOM")[2].partition("END ATOM")[0]
+        return [row.split()[4:7] for row in atoms.split("\n")[1:-1]]
+    return [[x[:10], x[10:20], x[20:30]] for x in lines[4 : 4 + int(lines[3][:3])]]
+
+
+def _cells_of_mol2(block: str) -> list[list[str]]:
+    atoms = block.partition("@<TRIPOS>ATOM")[2].partition("\n@")[0]
+    return [row.split()[2:5] for row in atoms.split("\n")[1:] if row.strip()]
 
 
 def _from_blocks(
-    blocks: list[str], stem: str, path: str, read: Callable[..., Any]
+    blocks: list[str],
+    stem: str,
+    path: str,
+    read: Callable[..., Any],
+    cells: Callable[[str], list[list[str]]],
 ) -> Iterator[Entry]:
     from rdkit import rdBase
 
@@ -174,13 +197,20 @@ def _from_blocks(
         else:
             own = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
             values = {key: lines.strip() for key, lines in _TAG.findall(block)}
-            make = partial(_from_block, values=values)
+            make = partial(_from_block, values=values, cells=partial(cells, block))
             yield _attempt(make, molecule, own.strip() or name, f"{path}: ")
 
 
-def _from_block(molecule: Any, name: str, values: Mapping[str, str]) -> Structure | Smiles:
+def _from_block(
+    molecule: Any, name: str, values: Mapping[str, str], cells: Callable[[], list[list[str]]]
+) -> Structure | Smiles:
     from rdkit import Chem
 
+    for k, row in enumerate(cells(), 1):  # RDKit takes the start of what is no number
+        if len(row) < 3 or not all(_COORDINATE.fullmatch(cell.strip()) for cell in row):
+            raise ValueError(
+                f"the coordinates of atom {k} are {shown(' '.join(row))}; expected three numbers"
+            )
     check_size(molecule.GetNumAtoms(), MOST_ATOMS)
     if molecule.GetNumConformers():
         check_extent(molecule.GetConformer().GetPositions())

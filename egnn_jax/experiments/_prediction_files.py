@@ -86,7 +86,8 @@ def _record(molecule: Structure, row: Mapping[str, str]) -> str:
     _, block = (molecule.block or _block(molecule)).split("\n", 1)
     tags = [(k, printable(v, 2_000)) for k, v in row.items() if k != "molecule" and v]
     lines = [f">  <{key}>\n{value}\n\n" for key, value in tags]
-    return f"{molecule.name}\n{block}{''.join(lines)}$$$$\n"
+    name = f"'{molecule.name}" if molecule.name.startswith("$$$$") else molecule.name
+    return f"{name}\n{block}{''.join(lines)}$$$$\n"
 
 
 def _block(molecule: Structure) -> str:

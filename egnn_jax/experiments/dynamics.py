@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from egnn_jax._extras import require
 from egnn_jax._files import expanded, make_folder
+from egnn_jax.data import _xyz
 from egnn_jax.data.frames import is_xyz
 from egnn_jax.experiments import plots
 from egnn_jax.graph._validation import require_count
@@ -157,9 +159,14 @@ def _read(structure: str) -> Any:
     path = expanded(name)
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a structure that ASE reads")
-    kind = "extxyz" if is_xyz(path) else None
     try:
-        atoms = ase.io.read(path, index=index, format=kind, do_not_split_by_at_sign=True)
+        if is_xyz(path):  # ASE ends at the first blank line
+            place = ase.io.formats.string2index(index)
+            every = _xyz.stream(path)
+            first = isinstance(place, int) and place >= 0
+            atoms = next(islice(every, place, None)) if first else list(every)[place]
+        else:
+            atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE's readers raise whatever they meet
         reason = str(error) or "there is no such structure"
         raise ValueError(f"{structure} cannot be read: {reason}") from error
