@@ -1,6 +1,7 @@
 """Predictions for molecules of a user's own: files of them, many at once, and one of them bad."""
 
 import csv
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -108,6 +109,27 @@ def test_a_radical_with_coordinates_has_no_bonds_in_sdf(folder):
     assert [atom.GetSymbol() for atom in record.GetAtoms()] == ["O", "H"]
 
 
+def test_geometries_of_another_kind_than_those_of_the_training_are_outside(folder):
+    predict(["CCO"], "qm9", out=folder / "e.json")
+    (one,) = json.loads((folder / "e.json").read_text(encoding="utf-8"))["molecules"]
+    assert one["outside"] == ["its geometry is by MMFF94, not QM9's, by B3LYP"]
+    assert one["half_widths"] is None
+    assert one["properties"]
+
+
+def test_places_do_not_matter():
+    (ethanol,) = structures.read("CCO")
+    model = egnn.load_pretrained("qm9")
+    near, far = (
+        model.predict(
+            dataclasses.replace(ethanol, positions=ethanol.positions + d, conformers=None)
+        )
+        for d in (0, 1e7)
+    )
+    assert near["U0"] == pytest.approx(far["U0"], abs=0.1)
+    assert near["homo"] == pytest.approx(far["homo"], abs=0.1)
+
+
 @pytest.mark.parametrize("name", ["all.txt", "all", "all.sdf.gz", "all.xlsx"])
 def test_an_unknown_kind_of_file_is_refused_before_any_work(folder, monkeypatch, name):
     monkeypatch.setattr(structures, "entries", None)
@@ -176,9 +198,10 @@ class Weight(Task):
 def test_a_task_of_ones_own_predicts(capsys, monkeypatch):
     model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Weight()), {})  # pyright: ignore
     monkeypatch.setattr("egnn_jax.experiments.predict.load_pretrained", lambda name: model)
-    with pytest.raises(ValueError, match="1 of 2 molecules cannot be used: N: it has N; training"):
-        predict(["CCO", "N"], "own")
+    with pytest.raises(ValueError, match="1 of 3 molecules cannot be used: N: it has N; training"):
+        predict(["CCO", "N", "[OH-]"], "own")
     printed = capsys.readouterr().out
     assert "| weight (u) | outside training |" in printed
     assert "| CCO | C2H6O | MMFF94 (mean of 5) | 46.069 | no |" in printed
+    assert "| its charge is -1 |" in printed
     assert "| N | H3N | MMFF94 (mean of 5) | – | it has N; training has H, C, O |" in printed

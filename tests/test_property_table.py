@@ -11,7 +11,7 @@ from rdkit.Chem import Crippen, rdDistGeom
 
 import egnn_jax as egnn
 from egnn_jax.cli import main
-from egnn_jax.data import property_table
+from egnn_jax.data import property_table, structures
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._columns import Classes, Numbers
 from egnn_jax.experiments.property_table import Table
@@ -248,16 +248,31 @@ def test_the_command_predicts_by_a_network_of_a_table(tmp_path, capsys):
     task = Table(train=write(), targets=("logP",), valid="0.3", test="0.2")
     train(small(task, epochs=2), tmp_path / "run")
     out = tmp_path / "out.csv"
-    sources = ["CCCO", "CCCCCCCCCCCO", "CCBr", "CC"]
-    with pytest.raises(SystemExit, match="1 of 4 molecules cannot be used: CCBr: it has Br"):
+    sources = ["CCCO", "CCCCCCCCCCCO", "CCBr", "CC", "[NH4+]", "[CH2]CC[CH2]"]
+    with pytest.raises(SystemExit, match="1 of 6 molecules cannot be used: CCBr: it has Br"):
         main(["predict", *sources, "--model", str(tmp_path / "run"), "--out", str(out)])
     printed = capsys.readouterr().out
     assert "mean absolute error on the test molecules: logP" in printed
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [bool(row["logP"]) for row in rows] == [True, True, False, True]
-    assert [bool(row["logP ±"]) for row in rows] == [True, False, False, True]
+    assert [bool(row["logP"]) for row in rows] == [True, True, False, True, True, True]
+    assert [bool(row["logP ±"]) for row in rows] == [True, False, False, True, False, False]
     found = [row["outside training"] for row in rows]
     assert (found[0], found[3]) == ("no", "no")
     assert found[1] == "it has 36 atoms; training had 4 to 12"
     assert found[2].startswith("it has Br; training had H, C")
+    assert found[4:] == ["its charge is +1; training had +0", "it has 2 unpaired electrons"]
+
+
+def test_charges_and_radicals_are_inside_where_training_had_some():
+    smiles = [*SMILES[:-2], "[NH4+]", "[CH2]C"]
+    task = Table(train=write(SMILES=smiles), targets=("logP",), valid="0.1", test="0.1")
+    vars(task)["_tables"] = {"train": (task._tables["train"][0], np.arange(len(smiles)))}
+    known, constants = task._trained, task.constants()
+    assert Table(targets=("logP",)).with_constants(constants).constants() == constants
+    older = {name: constants[name] for name in ("elements", "atoms", "columns")}
+    for text, inside in (("[NH4+]", True), ("[CH3]", True), ("[O-]CC", False), ("CCO", True)):
+        molecule = structures.from_smiles(text, "")
+        assert (not known.outside(molecule)) == inside
+        before = Table(targets=("logP",)).with_constants(older).outside(molecule)
+        assert bool(before) == (text != "CCO")

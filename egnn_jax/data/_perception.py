@@ -114,13 +114,11 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
         (valences > _MOST[numbers], "many or too short bonds ({}): there are atoms too many"),
     ):
         if wrong.any():
-            named = ", ".join(f"{symbols[int(numbers[k])]} {k + 1}" for k in np.flatnonzero(wrong))
+            first = np.flatnonzero(wrong)[:3]
+            named = ", ".join(f"{symbols[int(numbers[k])]} {k + 1}" for k in first)
             reasons.append(f"atoms have too {what.format(named)}, or it is a radical or charged")
-    if (
-        not reasons
-        and not charge
-        and not _has_whole_bonds(numbers, bonded, distances < single + 0.2)
-    ):
+    short = distances < single + 0.2
+    if not (reasons or charge or _has_whole_bonds(numbers, bonded, short)):
         reasons.append(
             "its atoms cannot be bonded as in a neutral molecule without unpaired electrons: "
             "hydrogens are missing or too many, or it is a radical or charged"
@@ -143,12 +141,14 @@ def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray)
     atoms, bonds = len(numbers), len(i)
     ends, one = np.zeros((atoms, bonds)), np.eye(atoms)
     ends[i, np.arange(bonds)] = ends[j, np.arange(bonds)] = 1
-    valences, carbon = _VALENCES[numbers], numbers == 6
+    valences: Any = _VALENCES[numbers]
     # Unknown are the order of each bond, and whether each atom is positive and negative.
     balance = np.concatenate([np.zeros(bonds), np.ones(atoms), -np.ones(atoms)])
-    beside = np.hstack([0 * ends, -1.0 * bonded, one])[carbon]
+    beside = np.hstack([0 * ends, -1.0 * bonded, one])[numbers == 6]
     apart = np.hstack([np.zeros((bonds, bonds + atoms)), ends.T])
+    least: Any = np.concatenate([short[i, j], np.zeros(2 * atoms)])
     charged = [np.isin(numbers, (7, 8)), np.isin(numbers, (6, 7, 8))]
+    most: Any = np.concatenate([np.full(bonds, 3), *charged])
     return milp(
         np.zeros(bonds + 2 * atoms),
         constraints=[
@@ -157,10 +157,7 @@ def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray)
             LinearConstraint(beside, -np.inf, 0),
             LinearConstraint(apart, 0, 1),
         ],
-        bounds=Bounds(
-            np.concatenate([short[i, j], np.zeros(2 * atoms)]),
-            np.concatenate([np.full(bonds, 3), *charged]),
-        ),
+        bounds=Bounds(least, most),
         integrality=np.ones(bonds + 2 * atoms),
     ).success
 
@@ -172,12 +169,10 @@ def _stated(comment: str, says: re.Pattern[str], sure: re.Pattern[str]) -> list[
         if not sure.fullmatch(name):
             raise ValueError(f"it states {name[:50]!r}; expected charge=… of the whole molecule")
         text = value.strip("\"'")
-        if (
-            not re.fullmatch(r"[+-]?\d{1,4}(\.\d*)?", text)
-            or abs(float(text) - round(float(text))) > 1e-6
-        ):
+        number = float(text) if re.fullmatch(r"[+-]?\d{1,4}(\.\d*)?", text) else np.nan
+        if not abs(number - np.rint(number)) < 1e-6:
             raise ValueError(f"its {name} is {text[:50]!r}; expected a whole number")
-        found.append((name, round(float(text))))
+        found.append((name, round(number)))
     return found
 
 

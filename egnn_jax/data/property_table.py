@@ -21,13 +21,18 @@ class PropertyTable:
     Args:
       n_atoms: (S,).
       atomic_numbers: (ΣM,).
-      positions: (ΣM, 3) in Å.
+      positions: (ΣM, 3) in Å, of each molecule around its mean.
+      charges: of the molecules (S,).
+      noted: whether each is odd by its bonds (S,), see ``notes`` of
+        :class:`egnn_jax.data.structures.Structure`.
       values: text (S,) by the name of a column, "" where it is missing.
     """
 
     n_atoms: np.ndarray
     atomic_numbers: np.ndarray
     positions: np.ndarray
+    charges: np.ndarray
+    noted: np.ndarray
     values: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -53,7 +58,9 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected one of {', '.join(structures.READ)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    kept = (default_folder() if folder is None else folder) / "tables" / f"{path.stem}-{digest}.npz"
+    kept = (
+        (default_folder() if folder is None else folder) / "tables" / f"{path.stem}-{digest}-2.npz"
+    )
     entries = structures.entries(str(path))
     names = {name for e in entries for name in getattr(e, "values", {})}
     if lacking := [column for column in columns if column not in names]:
@@ -64,9 +71,7 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
     made = cached_arrays(kept, lambda: _geometries(entries, path))
     usable = [entries[k] for k in made["row"]]
     return PropertyTable(
-        n_atoms=made["n_atoms"],
-        atomic_numbers=made["atomic_numbers"],
-        positions=made["positions"],
+        **{name: array for name, array in made.items() if name != "row"},
         values={
             column: np.array([getattr(e, "values", {}).get(column, "") for e in usable])
             for column in columns
@@ -101,5 +106,9 @@ def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
         "row": np.array(rows),
         "n_atoms": np.array([len(one.symbols) for one in found]),
         "atomic_numbers": np.array([atomic_numbers[s] for one in found for s in one.symbols]),
-        "positions": np.concatenate([one.positions for one in found]).astype(np.float32),
+        "positions": np.concatenate(
+            [one.positions - one.positions.mean(axis=0) for one in found]
+        ).astype(np.float32),
+        "charges": np.array([one.charge for one in found]),
+        "noted": np.array([bool(one.notes) for one in found]),
     }

@@ -196,12 +196,14 @@ KINDS = {"regression": Numbers, "classification": Classes}
 
 class Trained(NamedTuple):
     """The molecules that were trained on: their elements, the least and the largest number of
-    atoms, and the columns.
+    atoms, the columns, their charges, and whether any is odd by its bonds.
     """
 
     elements: tuple[str, ...]
     atoms: tuple[int, int]
     columns: tuple[Numbers | Classes, ...]
+    charges: tuple[int, ...] = (0,)
+    noted: bool = False
 
     def outside(self, molecule: Structure) -> list[str]:
         """In what a molecule differs from all of these."""
@@ -210,12 +212,16 @@ class Trained(NamedTuple):
             reasons.append(f"it has {', '.join(unknown)}; training had {', '.join(self.elements)}")
         if not least <= (size := len(molecule.symbols)) <= most:
             reasons.append(f"it has {size} atoms; training had {least} to {most}")
-        return reasons
+        if molecule.charge not in self.charges:
+            had = ", ".join(f"{charge:+d}" for charge in self.charges)
+            reasons.append(f"its charge is {molecule.charge:+d}; training had {had}")
+        return reasons if self.noted else [*reasons, *molecule.notes]
 
     def plain(self) -> dict[str, Any]:
         """As plain values."""
         columns = [dataclasses.asdict(column) for column in self.columns]
-        return {"elements": list(self.elements), "atoms": list(self.atoms), "columns": columns}
+        lists = {name: list(getattr(self, name)) for name in ("elements", "atoms", "charges")}
+        return {**lists, "columns": columns, "noted": self.noted}
 
     @staticmethod
     def of_plain(kind: str, names: Sequence[str], values: Mapping[str, Any]) -> "Trained":
@@ -233,7 +239,10 @@ class Trained(NamedTuple):
                     columns.append(Classes(name, tuple(str(one) for one in own["classes"])))
             least, most = values["atoms"]
             elements = tuple(str(symbol) for symbol in values["elements"])
-            return Trained(elements, (int(least), int(most)), tuple(columns))
+            # Of a run of an earlier version these are not known.
+            charges = tuple(int(charge) for charge in values.get("charges", (0,)))
+            noted = bool(values.get("noted", False))
+            return Trained(elements, (int(least), int(most)), tuple(columns), charges, noted)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"constants are {str(values)[:200]}; expected elements, atoms and columns"

@@ -152,6 +152,7 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
 def _read(structure: str) -> Any:
     require("ase")
     import ase.io
+    from ase.utils import string2index
 
     name, _, index = structure.rpartition("@")
     if not name or expanded(structure).is_file():  # its name may have an @
@@ -161,7 +162,7 @@ def _read(structure: str) -> Any:
         raise ValueError(f"{path} is no file; expected a structure that ASE reads")
     try:
         if is_xyz(path):  # ASE ends at the first blank line
-            place = ase.io.formats.string2index(index)
+            place: Any = string2index(index)
             every = _xyz.stream(path)
             first = isinstance(place, int) and place >= 0
             atoms = next(islice(every, place, None)) if first else list(every)[place]

@@ -89,6 +89,7 @@ class MolecularTask(Task):
         return tuple(qm9.ELEMENTS)
 
     trained_on, test_set = "QM9", "QM9's test molecules"
+    geometry = "dft"  # of the molecules
 
     def takes(self, molecule: Structure) -> bool:
         """Whether a molecule gets predictions: of these elements, and no larger than QM9's."""
@@ -97,7 +98,10 @@ class MolecularTask(Task):
 
     def outside(self, molecule: Structure) -> list[str]:
         """In what a molecule differs from QM9's, see :func:`egnn_jax.data.structures.outside`."""
-        return structures.outside(molecule)
+        reasons = structures.outside(molecule)
+        if molecule.geometry != "as given" and self.geometry == "dft":
+            reasons.append(f"its geometry is by {molecule.geometry}, not QM9's, by B3LYP")
+        return reasons
 
     @cached_property
     def molecules(self) -> qm9.QM9:

@@ -65,15 +65,17 @@ def predict(
                 "one on QM9 or on a table, or of another task that has properties"
             )
     task: Any = next(iter(networks.values())).config.task
+    tasks = {id(m): networks[name].config.task for name, own in by_model.items() for m in own}
     predicted: dict[int, _Numbers] = {}
     for name, own in by_model.items():
         if known := [m for m in own if task.takes(m)]:
             values = np.stack(list(networks[name].predict(known).values()), axis=1)
             for molecule, numbers in zip(known, values, strict=True):
                 # An interval is measured on such molecules, and says nothing of others.
-                widths = {} if task.outside(molecule) else _widths(networks[name], molecule)
+                outside = tasks[id(molecule)].outside(molecule)
+                widths = {} if outside else _widths(networks[name], molecule)
                 predicted[id(molecule)] = _Numbers(numbers, widths)
-    rows = [_row(m, task, predicted.get(id(m))) for m in molecules]
+    rows = [_row(m, tasks.get(id(m), task), predicted.get(id(m))) for m in molecules]
     _print(rows, task)
     for remark in dict.fromkeys(m.remark for m in molecules if isinstance(m, Structure)):
         if remark:
@@ -90,14 +92,14 @@ def predict(
             f"molecule is outside {task.trained_on}"
         )
     if out is not None:
-        records = [_record(m, task, predicted.get(id(m))) for m in molecules]
+        records = [_record(m, tasks.get(id(m), task), predicted.get(id(m))) for m in molecules]
         units = {name: task.units.get(name, "") for name in task.columns}
         _prediction_files.write(out, molecules, rows, records, units)
     refused = [m for m in molecules if isinstance(m, Refused)]
     unknown = [m for m in molecules if isinstance(m, Structure) and not task.takes(m)]
     if failures or refused or unknown:
         problems = [*failures, *(f"{m.name}: {m.reason}" for m in refused)]
-        problems += [f"{m.name}: {'; '.join(task.outside(m))}" for m in unknown]
+        problems += [f"{m.name}: {'; '.join(tasks[id(m)].outside(m))}" for m in unknown]
         kind = "molecules or files" if failures else "molecules"
         raise ValueError(
             printable(

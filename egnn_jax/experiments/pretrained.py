@@ -105,7 +105,8 @@ class Pretrained:
             self.params,
             np.array([len(numbers) for numbers, _ in molecules]),
             np.concatenate([numbers for numbers, _ in molecules]),
-            np.concatenate([positions for _, positions in molecules]),
+            # Around their means, since far from the origin float32 does not hold distances.
+            np.concatenate([positions - positions.mean(axis=0) for _, positions in molecules]),
         )
         means = np.add.reduceat(np.asarray(values), np.cumsum(count) - count) / count[:, None]
         return dict(zip(task.columns, means.T, strict=True))

@@ -257,7 +257,9 @@ class Table(Task):
         of = KINDS[self.kind].of
         sizes = table.n_atoms[rows]
         columns = tuple(of(name, table.values[name][rows]) for name in self.targets)
-        return Trained(elements, (int(sizes.min()), int(sizes.max())), columns)
+        charges = tuple(np.unique(table.charges[rows]).tolist())
+        atoms = (int(sizes.min()), int(sizes.max()))
+        return Trained(elements, atoms, columns, charges, bool(table.noted[rows].any()))
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:

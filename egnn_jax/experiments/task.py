@@ -86,10 +86,15 @@ class Task:
         return set(molecule.symbols) <= set(self.elements)
 
     def outside(self, molecule: Structure) -> list[str]:
-        """In what a molecule differs from those that were trained on: by default, its elements."""
+        """In what a molecule differs from those that were trained on: by default in its elements,
+        in a charge, or as its ``notes`` say.
+        """
         unknown = sorted(set(molecule.symbols) - set(self.elements))
         own = ", ".join(self.elements)
-        return [f"it has {', '.join(unknown)}; {self.trained_on} has {own}"] if unknown else []
+        reasons = [f"it has {', '.join(unknown)}; {self.trained_on} has {own}"] if unknown else []
+        if molecule.charge:
+            reasons.append(f"its charge is {molecule.charge:+d}")
+        return [*reasons, *molecule.notes]
 
     @property
     def paper(self) -> Mapping[str, float]:
