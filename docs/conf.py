@@ -16,7 +16,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
@@ -29,7 +28,7 @@ nb_execution_timeout = 300
 nb_execution_in_temp = True
 nb_output_stderr = "remove"
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # cells call egnn
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
