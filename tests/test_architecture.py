@@ -21,7 +21,7 @@ ALLOWED = {
     "testing": {"graph", "testing"},
     "interop": {"graph", "nn", "models", "interop"},
     "registry": set(),
-    "_extras": set(),
+    "_extras": {"_files"},
     "_files": set(),
 }
 """The parts of the library that each part may import."""
