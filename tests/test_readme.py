@@ -1,6 +1,8 @@
 """The Python of the documents, run as it stands."""
 
 import ast
+import doctest
+import importlib
 import re
 import shlex
 from operator import attrgetter
@@ -9,7 +11,9 @@ from pathlib import Path
 import ase
 import ase.build
 import ase.io
+import jax
 import numpy as np
+import optax
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -111,6 +115,21 @@ def test_active_learning_goes_on_where_the_potentials_disagree(tmp_path, monkeyp
     block = block.replace('"--seeds", "4"', '"--seeds", "2", "--batch-size", "3"')
     exec(block, {})
     assert len(ase.io.read("mine.extxyz", ":")) > 12
+
+
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "egnn_jax").rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_docstrings_run(module):
+    names = {"egnn": egnn, "jax": jax, "jnp": jax.numpy, "np": np, "optax": optax}
+    found = doctest.testmod(importlib.import_module(module), extraglobs=names)
+    assert found.attempted
+    assert not found.failed
 
 
 def templates():

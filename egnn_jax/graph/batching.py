@@ -25,6 +25,13 @@ class Budget(NamedTuple):
 def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> GraphsTuple:
     """Several graphs, or batches without padding, as one; padded to ``budget`` if given.
 
+    >>> graphs = [egnn.complete_graph(x=np.ones((n, 3))) for n in (2, 3)]
+    >>> egnn.batch(graphs).n_node.tolist()
+    [2, 3]
+    >>> padded = egnn.batch(graphs, egnn.Budget(n_node=8, n_edge=10, n_graph=3))
+    >>> padded.n_node.tolist(), egnn.graph_mask(padded).tolist()
+    ([2, 3, 3], [True, True, False])
+
     Raises:
       ValueError: there are no graphs, their fields differ, one of them is none of this library,
         padded or traced, or one does not fit the budget (named with its size).

@@ -66,6 +66,10 @@ def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.
     """The graph with x moved to ``matrix @ x + translation``; v, shifts, cells and stress by
     ``matrix``.
 
+    >>> graph = egnn.complete_graph(x=[[1.0, 0.0], [0.0, 2.0]])
+    >>> egnn.transform(graph, [[0, -1], [1, 0]], 3.0).nodes.x.tolist()
+    [[3.0, 4.0], [1.0, 3.0]]
+
     Args:
       graph: one graph, or a batch.
       matrix: (n, n), such as a rotation.

@@ -2,11 +2,14 @@
 
 The names are those of the authors' repository (vgsatorras/egnn): ``nbody_egnn`` (``EGNN_vel``),
 ``nbody_gnn``, ``nbody_radial_field``, and ``egnn_clean.py``, the file that most other projects
-copied::
+copied.
 
-    params = interop.from_torch_state_dict(torch.load("egnn.pt"), egnn.EGNN(features=64, layers=4))
-    state = interop.to_torch_state_dict(params, egnn.EGNN(features=64, layers=4))
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+>>> model, graph = egnn.EGNN(features=8, layers=1), egnn.complete_graph(x=np.eye(3))
+>>> params = model.init(jax.random.key(0), graph)
+>>> state = egnn.interop.to_torch_state_dict(params, model)
+>>> state["gcl_0.edge_mlp.0.weight"].shape  # as torch.save(network.state_dict(), …) has it
+(8, 17)
+>>> again = egnn.interop.from_torch_state_dict(state, model)
 
 The autoencoder's networks (``AE``, ``AE_EGNN``) are ``egnn.Autoencoder`` around
 ``GNN(features, layers, coordinates=False, embed=False, output_features=8)`` with ``embedding="h"``,

@@ -15,6 +15,13 @@ from egnn_jax.nn.mlp import Activation, Dense, Symmetry, embed, require_positive
 class EGNN(nn.Module):
     """An embedding of h and a stack of :class:`EGCL`: E(n)-equivariant x and v, invariant h.
 
+    >>> graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
+    >>> model = egnn.EGNN(features=8, layers=2)
+    >>> params = model.init(jax.random.key(0), graph)
+    >>> out = model.apply(params, graph)
+    >>> out.nodes.x.shape, out.nodes.h.shape
+    ((3, 3), (3, 8))
+
     Args:
       features: width of every layer.
       layers: number of layers.

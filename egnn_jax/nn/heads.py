@@ -16,6 +16,12 @@ Embedded = Literal["x", "h"]
 class Readout(nn.Module):
     """Predictions for whole graphs (section 5.3): MLP(Σ_i MLP(h_i)).
 
+    >>> graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
+    >>> model = egnn.Readout(egnn.EGNN(features=8, layers=1), outputs=2)
+    >>> params = model.init(jax.random.key(0), graph)
+    >>> model.apply(params, graph).globals.y.shape
+    (1, 2)
+
     Both MLPs are Linear·SiLU·Linear, of the width of h.
 
     Args:

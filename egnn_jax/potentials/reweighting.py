@@ -25,6 +25,10 @@ class Weights(NamedTuple):
 def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
     """w_k ∝ exp(-(U_k - U⁰_k) / kT), of frames of the canonical ensemble of the energies U⁰.
 
+    >>> weights, effective = egnn.reweight(jnp.array([0.0, 0.0]), jnp.array([0.0, 1.0]), kT=1.0)
+    >>> f"{weights[1] / weights[0]:.3f}, {effective:.2f} of two frames"
+    '2.718, 1.79 of two frames'
+
     Means of observables with these weights are those of the potential U, and their gradients with
     respect to its parameters need no gradient through the simulation (DiffTRe, Thaler and
     Zavadlav 2021)::

@@ -108,10 +108,13 @@ def velocity_verlet(
 ) -> tuple[Callable[..., Phase], Step]:
     """Newton's equations by v += Δt f / 2m, x += Δt v, v += Δt f(x) / 2m.
 
-    The map is symplectic and time-reversible: with -v it goes back to where it came from. ::
+    The map is symplectic and time-reversible: with -v it goes back to where it came from.
 
-        init, step = egnn.velocity_verlet(force, 0.5 * ase.units.fs, masses)
-        final = egnn.rollout(step, params, init(params, x, v), 1_000).state
+    >>> init, step = egnn.velocity_verlet(lambda k, x: -k * x, 2 * np.pi / 100)  # springs
+    >>> start = init(1.0, jnp.ones((1, 3)), jnp.zeros((1, 3)))
+    >>> final = egnn.rollout(step, 1.0, start, 100).state  # one period
+    >>> bool(abs(final.x - 1).max() < 1e-4)
+    True
 
     Args:
       force: (params, x (M, n)) -> forces (M, n), such as minus the gradient of an energy.

@@ -1,10 +1,10 @@
 """Checks of what a geometric layer promises, for anyone's layers: each can fail, and says where.
 
-A layer is any function of a graph. Three lines test one::
+A layer is any function of a graph. Three lines test one:
 
-    graph = testing.random_graph(seed=0)
-    params = testing.randomise_parameters(model.init(jax.random.key(0), graph))
-    testing.assert_equivariant(lambda g: model.apply(params, g), graph)
+>>> graph, model = egnn.testing.random_graph(seed=0), egnn.EGNN(features=8, layers=1)
+>>> params = egnn.testing.randomise_parameters(model.init(jax.random.key(0), graph))
+>>> error = egnn.testing.assert_equivariant(lambda g: model.apply(params, g), graph)
 
 A check is only as good as its input. Random graphs here are ragged, directed and padded, with
 isolated nodes, single nodes, nodes at the same place and nodes at rest; parameters are of order

@@ -78,9 +78,14 @@ def freeze(
     """An optimizer that leaves some parameters exactly as they are.
 
     Frozen parameters get no updates, no weight decay and no state, and their gradients do not
-    count towards a clipped norm::
+    count towards a clipped norm.
 
-        optimizer = egnn.freeze(optax.adamw(1e-3), ["encoder/layer_[01]*"])
+    >>> optimizer = egnn.freeze(optax.sgd(1.0), ["encoder/*"])
+    >>> params = {"encoder": {"w": jnp.ones(1)}, "head": {"w": jnp.ones(1)}}
+    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> after = optax.apply_updates(params, updates)
+    >>> after["encoder"]["w"].item(), after["head"]["w"].item()
+    (1.0, 0.0)
 
     Args:
       optimizer: any optax gradient transformation.
