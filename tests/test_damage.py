@@ -86,7 +86,12 @@ def test_a_killed_run_equals_an_undisturbed_one(tmp_path, start, monkeypatch, ki
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before_usable(tmp_path, start):
-    config = tiny(model={"name": "egnn", "features": 64, "layers": 4}, epochs=12, eval_every=3)
+    config = tiny(
+        model={"name": "egnn", "features": 64, "layers": 4},
+        optimizer={"learning_rate": 1e-4},
+        epochs=12,
+        eval_every=3,
+    )
     train(config, tmp_path / "straight")
     folder = tmp_path / "full"
     process = start(config, folder)
