@@ -5,15 +5,20 @@
 Made of QM9's test molecules: themselves; two joined by a bond in the place of two hydrogens; with a
 proton more at a nitrogen; with Cl, Br, S or P in the place of F, O or N; with a hydrogen taken
 away. All get a geometry from their SMILES, as ``egnn predict`` makes it. Prints how many get none,
-and of how many it says that they are outside QM9, or that they cannot be predicted.
+and of how many it says that they are outside QM9, or that they cannot be predicted. Then, by
+their distances, of QM9's own geometries, without some hydrogens, and with two more at bond length.
 """
 
 import argparse
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from egnn_jax.data import qm9, qm9_sources, structures
+from egnn_jax.data._perception import of_geometry
 from egnn_jax.experiments.tables import markdown
 
 HEAVIER = {"F": ("Cl", "Br"), "O": ("S",), "N": ("P",)}
@@ -112,8 +117,53 @@ def drawn(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
                     yield made
 
 
+def without(number: int, z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
+    """Atoms without so many hydrogens, None where there are fewer."""
+    hydrogens = np.flatnonzero(z == 1)
+    if len(hydrogens) < number:
+        return None
+    kept = np.setdiff1d(np.arange(len(z)), rng.choice(hydrogens, number, replace=False))
+    return z[kept], x[kept]
+
+
+def with_two_more(z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
+    """Atoms and two hydrogens at other atoms, None where no place is found."""
+    heavy, size = np.flatnonzero(z > 1), len(z) + 2
+    for _ in range(1_000):
+        at, step = rng.choice(heavy), rng.normal(size=3)
+        place = x[at] + 1.05 * step / np.linalg.norm(step)
+        if np.delete(np.linalg.norm(x - place, axis=1), at).min(initial=np.inf) > 1.25:
+            z, x = np.append(z, 1), np.vstack([x, place])
+            if len(z) == size:
+                return z, x
+    return None
+
+
+GEOMETRIES: dict[str, Callable[..., Any]] = {
+    "QM9's own": lambda z, x, _: (z, x),
+    "without a hydrogen": partial(without, 1),
+    "without two hydrogens": partial(without, 2),
+    "without all hydrogens": lambda z, x, _: (z[z > 1], x[z > 1]) if np.any(z == 1) else None,
+    "with two hydrogens more": with_two_more,
+}
+
+
+def noticed(data: qm9.QM9, count: int) -> list[dict[str, str]]:
+    """A table of how many geometries are told from QM9's."""
+    ends, rows = np.cumsum(data.n_atoms), []
+    for kind, change in GEOMETRIES.items():
+        rng, made, warned = np.random.default_rng(0), 0, 0
+        for k in rng.choice(data.splits["test"], count, replace=False):
+            atoms = slice(ends[k] - data.n_atoms[k], ends[k])
+            changed = change(data.atomic_numbers[atoms], data.positions[atoms].astype(float), rng)
+            if changed is not None:
+                made, warned = made + 1, warned + bool(of_geometry(*changed, 0))
+        rows.append({"geometries": kind, "made": str(made), "noticed": str(warned)})
+    return rows
+
+
 def main() -> None:
-    """Print a table."""
+    """Print two tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -133,7 +183,7 @@ def main() -> None:
             else:
                 found["outside QM9" if structures.outside(molecule) else "no warning"] += 1
         rows.append({"molecules": kind} | {name: str(number) for name, number in found.items()})
-    print(markdown(rows))
+    print(f"{markdown(rows)}\n\n{markdown(noticed(data, given.molecules))}")
 
 
 if __name__ == "__main__":
