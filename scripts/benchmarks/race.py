@@ -66,6 +66,7 @@ def plan(
 ) -> tuple[Config, dict[str, Any]]:
     """The config of a run, and what was measured for it."""
     config = table3.recipe(name, ["--task.targets", target, *ENTRANTS[name]])
+    config = dataclasses.replace(config, micro_batches=micro_batches or config.micro_batches)
     file = folder / f"{name}.json"
     if file.is_file():
         facts = json.loads(file.read_text(encoding="utf-8"))
@@ -88,8 +89,7 @@ def plan(
     facts |= {"epochs": epochs, "train_size": size}
     optimizer = dataclasses.replace(config.optimizer, warmup_epochs=0.02 * epochs)
     task = dataclasses.replace(config.task, train_size=size)
-    parts = micro_batches or config.micro_batches
-    changes = {"task": task, "optimizer": optimizer, "epochs": epochs, "micro_batches": parts}
+    changes = {"task": task, "optimizer": optimizer, "epochs": epochs}
     return dataclasses.replace(config, **changes), facts
 
 
