@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +116,19 @@ def test_growth_bounds_the_gradient_and_nothing_else(x64, rng):
         # Beside the bounded gradient there is that of the first force.
         assert lengths.max() < 0.2 * longest[particles].max()
         assert np.linalg.norm(gradient[particles], axis=1).max() > lengths.max()
+
+
+def test_growth_lets_gradients_of_velocities_pass(x64, rng):
+    graph = charged(rng)
+    params = random(LearnedDynamics(8), graph)
+
+    def gradient(growth):
+        model = LearnedDynamics(8, steps=10, time=0.5, growth=growth)
+        return jax.grad(lambda params: jnp.sum(model.apply(params, graph).nodes.v ** 2))(params)
+
+    exact, loose = gradient(None), gradient(1e6)
+    assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(exact)) > 1e-3
+    chex.assert_trees_all_close(exact, loose, rtol=1e-10)
 
 
 def test_steps_and_time_are_no_part_of_the_parameters(x64, rng):

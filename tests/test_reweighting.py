@@ -37,6 +37,15 @@ def test_means_and_gradients_are_those_of_the_other_potential(x64, rng):
     assert jax.grad(mean)(1.0) == pytest.approx(float((drawn[1] - drawn[0]) / 0.2), rel=0.05)
 
 
+def test_large_energies_in_float64_are_subtracted_as_such():
+    reference = np.array([-1e6, -1e6])
+    weights, _ = egnn.reweight(reference + np.array([0.01, 0.0]), reference, 0.025)
+    np.testing.assert_allclose(weights, np.exp([-0.4, 0]) / np.exp([-0.4, 0]).sum(), rtol=1e-5)
+    # A frame without weight, where nothing can be refused.
+    effective = jax.jit(egnn.reweight)(jnp.array([0.0, jnp.inf]), jnp.zeros(2), 0.5).effective
+    assert effective == pytest.approx(1)
+
+
 def test_the_number_of_frames_that_count(x64, rng):
     x = frames(rng, 1.0, 1_000)
     weights, effective = egnn.reweight(energy(1.0, x) + 3.0, energy(1.0, x), kT)

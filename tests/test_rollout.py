@@ -1,5 +1,9 @@
 """Differentiable simulations: values, gradients, memory and faults of rollouts."""
 
+import contextlib
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +164,26 @@ def test_a_step_that_changes_the_state_is_refused():
         egnn.rollout(lambda p, s: jnp.zeros(3), None, jnp.zeros(2), 3)
     with pytest.raises(ValueError, match="step returns"):
         egnn.rollout(lambda p, s: (s, s), None, jnp.zeros(2), 3)
+
+
+def test_states_without_particles_and_steps_that_return_numbers_of_python():
+    found = egnn.rollout(lambda p, s: s + 1, None, jnp.zeros((0, 3)), 9, 1)
+    assert found.frames.shape == (9, 0, 3)
+    assert egnn.rollout(lambda p, s: 1.0, None, 2.0, 9).state == 1.0
+
+
+def test_lists_of_neighbors_of_several_systems_overflow():
+    @partial(jax.tree_util.register_dataclass, data_fields=["did_buffer_overflow"], meta_fields=[])
+    @dataclasses.dataclass
+    class Neighbors:
+        did_buffer_overflow: jax.Array
+
+    for overflow in (False, True):
+        state = jnp.zeros(2), Neighbors(jnp.array([False, overflow]))
+        with contextlib.ExitStack() as stack:
+            if overflow:
+                stack.enter_context(pytest.raises(ValueError, match="more neighbors than"))
+            egnn.rollout(lambda p, s: s, None, state, 3)
 
 
 def test_a_state_may_hold_random_keys_and_whole_numbers():

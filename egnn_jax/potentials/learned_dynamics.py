@@ -132,30 +132,44 @@ class LearnedDynamics(nn.Module):
             return phase, limit
 
         end, limit = rollout(advance, variables, (start, limit), self.steps).state
-        x = end.x
+        x, v = end.x, end.v
         if self.growth is not None:
-            x = _limited(x, limit, of_node, graph.n_node)
-        v = None if graph.nodes.v is None else end.v
+            x, v = _limited(self.time, x, v, limit, of_node, graph.n_node)
+        v = None if graph.nodes.v is None else v
         return graph._replace(nodes=graph.nodes.replace(x=x + middle, v=v))
 
 
 # Both are the identity. In the backward pass the gradient of ``limit`` (N, 1), which nothing else
 # uses, carries the longest gradient of each system at the end to the steps before.
-@jax.custom_vjp
-def _limited(x: jax.Array, limit: jax.Array, of_node: jax.Array, n_node: jax.Array) -> jax.Array:
-    return x
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _limited(
+    time: float,
+    x: jax.Array,
+    v: jax.Array,
+    limit: jax.Array,
+    of_node: jax.Array,
+    n_node: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    return x, v
 
 
 def _limited_forward(
-    x: jax.Array, limit: jax.Array, of_node: jax.Array, n_node: jax.Array
-) -> tuple[jax.Array, Any]:
-    return x, (of_node, n_node)
+    time: float,
+    x: jax.Array,
+    v: jax.Array,
+    limit: jax.Array,
+    of_node: jax.Array,
+    n_node: jax.Array,
+) -> Any:
+    return (x, v), (of_node, n_node)
 
 
-def _limited_backward(graphs: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[Any, ...]:
+def _limited_backward(time: float, graphs: tuple[jax.Array, jax.Array], gradients: Any) -> Any:
     of_node, n_node = graphs
-    longest = jax.ops.segment_max(_length(gradient), of_node, num_segments=n_node.shape[0])
-    return gradient, longest[of_node], None, None
+    x, v = gradients
+    lengths = jnp.maximum(_length(x), _length(v) / time)
+    longest = jax.ops.segment_max(lengths, of_node, num_segments=n_node.shape[0])
+    return x, v, longest[of_node], None, None
 
 
 _limited.defvjp(_limited_forward, _limited_backward)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 _SHARE = 0.5  # of frames, below which their weights say little of the other potential
@@ -51,12 +52,16 @@ def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
       :class:`Weights`.
 
     Raises:
-      ValueError: the energies have other shapes than (S,) or are not finite, or kT is not above 0.
+      ValueError: the energies have other shapes than (S,); where nothing is traced, also where
+        they are not finite or kT is not above 0.
 
     Warns:
       RuntimeWarning: fewer than half of the frames count, where nothing is traced.
     """
-    energies, reference = jnp.asarray(energies), jnp.asarray(reference)
+    # Energies in float64 are subtracted as such.
+    energies, reference = (
+        a if isinstance(a, jax.Array) else np.asarray(a) for a in (energies, reference)
+    )
     if energies.ndim != 1 or energies.shape != reference.shape or not energies.size:
         raise ValueError(
             f"energies and reference have shapes {energies.shape} and {reference.shape}; expected "
@@ -64,9 +69,10 @@ def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
         )
     if not isinstance(kT, Tracer) and not (jnp.ndim(kT) == 0 and kT > 0):
         raise ValueError(f"kT is {kT}; expected a number above 0")
-    logits = (reference - energies) / kT
+    logits = jnp.asarray(reference - energies) / kT
     weights = jax.nn.softmax(logits)
-    effective = jnp.exp(-jnp.sum(weights * jax.nn.log_softmax(logits)))
+    logs = jnp.where(weights > 0, jax.nn.log_softmax(logits), 0)
+    effective = jnp.exp(-jnp.sum(weights * logs))
     if isinstance(effective, Tracer):
         return Weights(weights, effective)
     if bad := int(jnp.sum(~jnp.isfinite(logits))):

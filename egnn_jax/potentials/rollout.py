@@ -77,7 +77,7 @@ def rollout(
 
     def one(carry: Any) -> tuple[Any, None]:
         state, count, finite = carry
-        state = step(params, state)
+        state = jax.tree.map(jnp.asarray, step(params, state))
         finite = finite & _is_finite(state)
         return (state, count + finite.astype(jnp.int32), finite), None
 
@@ -132,6 +132,7 @@ def velocity_verlet(
     """
     if not isinstance(timestep, Tracer) and not np.isfinite(timestep):
         raise ValueError(f"timestep is {timestep}; expected a finite number")
+    masses = np.asarray(masses) if isinstance(masses, list | tuple) else masses
     shape = jnp.shape(masses)
     if len(shape) > 1 or not (isinstance(masses, Tracer) or np.all(np.asarray(masses) > 0)):
         raise ValueError(f"masses are {masses}; expected a number above 0, or one a particle (M,)")
@@ -173,7 +174,7 @@ def _scan(
     carry, blocks = scan(block, carry, length // size)
     carry, rest = scan(single, carry, length % size)
     outputs = jax.tree.map(
-        lambda a, b: jnp.concatenate([a.reshape(-1, *a.shape[2:]), b]), blocks, rest
+        lambda a, b: jnp.concatenate([a.reshape(a.shape[0] * size, *a.shape[2:]), b]), blocks, rest
     )
     return carry, outputs
 
@@ -192,7 +193,8 @@ def _is_finite(state: Any) -> jax.Array:
 def _require_same(what: str, found: Any, expected: Any) -> None:
     """Raise ValueError where a step changes the kind of the state."""
     described = [
-        jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree) for tree in (found, expected)
+        jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree)
+        for tree in (found, expected)
     ]
     if described[0] != described[1] or jax.tree.structure(found) != jax.tree.structure(expected):
         raise ValueError(f"{what} returns {described[0]}; expected {described[1]}, as it was given")
@@ -205,7 +207,7 @@ def _require_whole(state: Any, finite: int, steps: int, started_finite: bool) ->
     if finite < steps:
         raise FloatingPointError(f"the state is not finite after step {finite + 1} of {steps:,}")
     parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "did_buffer_overflow"))
-    if any(bool(getattr(part, "did_buffer_overflow", False)) for part in parts):
+    if any(np.any(getattr(part, "did_buffer_overflow", False)) for part in parts):
         raise ValueError(
             "there were more neighbors than their list holds; expected one with more room, such as "
             "with capacity_multiplier"
