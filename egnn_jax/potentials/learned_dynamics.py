@@ -134,7 +134,8 @@ class LearnedDynamics(nn.Module):
         end, limit = rollout(advance, variables, (start, limit), self.steps).state
         x, v = end.x, end.v
         if self.growth is not None:
-            x, v = _limited(self.time, x, v, limit, of_node, graph.n_node)
+            limited: Any = _limited(self.time, x, v, limit, of_node, graph.n_node)
+            x, v = limited
         v = None if graph.nodes.v is None else v
         return graph._replace(nodes=graph.nodes.replace(x=x + middle, v=v))
 
