@@ -132,45 +132,29 @@ class LearnedDynamics(nn.Module):
             return phase, limit
 
         end, limit = rollout(advance, variables, (start, limit), self.steps).state
-        x, v = end.x, end.v
         if self.growth is not None:
-            limited: Any = _limited(self.time, x, v, limit, of_node, graph.n_node)
-            x, v = limited
-        v = None if graph.nodes.v is None else v
-        return graph._replace(nodes=graph.nodes.replace(x=x + middle, v=v))
+            limited: Any = _limited(self.time, end, limit, (of_node, graph.n_node))
+            end = limited
+        v = None if graph.nodes.v is None else end.v
+        return graph._replace(nodes=graph.nodes.replace(x=end.x + middle, v=v))
 
 
 # Both are the identity. In the backward pass the gradient of ``limit`` (N, 1), which nothing else
 # uses, carries the longest gradient of each system at the end to the steps before.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _limited(
-    time: float,
-    x: jax.Array,
-    v: jax.Array,
-    limit: jax.Array,
-    of_node: jax.Array,
-    n_node: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    return x, v
+def _limited(time: float, end: Phase, limit: jax.Array, graphs: tuple[jax.Array, ...]) -> Phase:
+    return end
 
 
-def _limited_forward(
-    time: float,
-    x: jax.Array,
-    v: jax.Array,
-    limit: jax.Array,
-    of_node: jax.Array,
-    n_node: jax.Array,
-) -> Any:
-    return (x, v), (of_node, n_node)
+def _limited_forward(time: float, end: Phase, limit: jax.Array, graphs: Any) -> tuple[Phase, Any]:
+    return end, graphs
 
 
-def _limited_backward(time: float, graphs: tuple[jax.Array, jax.Array], gradients: Any) -> Any:
+def _limited_backward(time: float, graphs: tuple[jax.Array, ...], end: Phase) -> tuple[Any, ...]:
     of_node, n_node = graphs
-    x, v = gradients
-    lengths = jnp.maximum(_length(x), _length(v) / time)
+    lengths = jnp.maximum(_length(end.x), _length(end.v) / time)
     longest = jax.ops.segment_max(lengths, of_node, num_segments=n_node.shape[0])
-    return x, v, longest[of_node], None, None
+    return end, longest[of_node], None
 
 
 _limited.defvjp(_limited_forward, _limited_backward)
