@@ -138,7 +138,7 @@ def test_an_unknown_kind_of_file_is_refused_before_any_work(folder, monkeypatch,
 
 
 def test_few_molecules_start_no_processes(folder, monkeypatch):
-    monkeypatch.setattr(_embedding, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(_embedding, "workers", None)
     lines = "\n".join("O" for _ in range(structures.MANY - 1))
     (folder / "few.smi").write_text(lines, encoding="utf-8")
     predict(["few.smi"])

@@ -1,11 +1,10 @@
 """Geometries of molecules that are given by their bonds: from SMILES and InChI, by RDKit."""
 
 import dataclasses
-import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from egnn_jax.data import _perception, qm9
 from egnn_jax.data._structure import Refused, Structure, check_size, shown
-from egnn_jax.data._workers import end_with_parent
+from egnn_jax.data._workers import workers
 
 CONFORMERS = 5
 """How many geometries are made of a molecule that is given without one."""
@@ -169,9 +168,7 @@ def made(
 def _in_processes(
     make: Callable[[Any], Structure | Refused], chunks: list[list[Any]], processes: int
 ) -> Iterator[list[Structure | Refused]]:
-    # A new process for each worker: one that is forked could hold locks of JAX's threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
+    pool = workers(processes)
     try:
         futures: list[Future[list[Structure | Refused]]] = [
             pool.submit(_made_chunk, make, chunk) for chunk in chunks

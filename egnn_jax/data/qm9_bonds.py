@@ -1,8 +1,6 @@
 """Bonds and the chemistry of atoms of QM9, from its SMILES, checked against distances."""
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from egnn_jax.data import chemistry
-from egnn_jax.data._workers import end_with_parent
+from egnn_jax.data._workers import workers
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.qm9 import QM9
 from egnn_jax.data.qm9_sources import smiles_of_package
@@ -92,9 +90,7 @@ def _all(molecules: QM9) -> dict[str, np.ndarray]:
     positions = np.split(molecules.positions, bounds)
     starts = range(0, len(texts), _CHUNK)
     chunks = [[part[k : k + _CHUNK] for part in (texts, numbers, positions)] for k in starts]
-    # A new process for each worker: one that is forked could hold locks of JAX's threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context, initializer=end_with_parent) as pool:
+    with workers() as pool:
         made = pool.map(_of_chunk, *zip(*chunks, strict=True))
         parts = list(tqdm(made, total=len(chunks), unit_scale=_CHUNK, unit=" molecules"))
     return {name: np.concatenate([part[name] for part in parts]) for name in Bonds._fields}

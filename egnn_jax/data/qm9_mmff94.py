@@ -1,7 +1,5 @@
 """QM9 in the geometries that SMILES get: from RDKit, by the MMFF94 force field."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from tqdm.auto import tqdm
 from egnn_jax._files import expanded
 from egnn_jax.data import structures
 from egnn_jax.data._packing import Gather, starts_of
-from egnn_jax.data._workers import end_with_parent
+from egnn_jax.data._workers import workers
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.qm9 import QM9
 from egnn_jax.data.qm9_properties import ELEMENTS
@@ -62,10 +60,7 @@ def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.n
     ends = np.cumsum(molecules.n_atoms).tolist()
     n_atoms = molecules.n_atoms.tolist()
     parts: list[dict[str, np.ndarray]] = []
-    # A new process for each worker: one that is forked could hold locks of JAX's threads.
-    context = multiprocessing.get_context("spawn")
-    workers = ProcessPoolExecutor(mp_context=context, initializer=end_with_parent)
-    with workers as pool, tqdm(total=len(ends)) as bar:
+    with workers() as pool, tqdm(total=len(ends)) as bar:
         for first in range(0, len(ends), 10 * _CHUNK):
             rows = range(first, min(first + 10 * _CHUNK, len(ends)))
 
