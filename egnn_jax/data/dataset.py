@@ -227,11 +227,12 @@ class GraphDataset:
             self._budgets[key] = budgets(self._n_node, self._n_edge, *key)
         return self._budgets[key]
 
-    def pack(self, rows: np.ndarray) -> PaddedGraphsTuple:
+    def pack(self, rows: np.ndarray, own: slice = slice(None)) -> PaddedGraphsTuple:
         """Padded batches of the graphs numbered ``rows``; see :class:`~egnn_jax.PaddedGraphsTuple`.
 
         Args:
           rows: (B,) or (…, shards, B/shards) as :meth:`arrange` returns them; -1 is no graph.
+          own: which of the shards are packed, in the shape that they have among all.
 
         Returns:
           NumPy arrays with the leading axes of ``rows`` and the shape of the last of
@@ -247,6 +248,10 @@ class GraphDataset:
         if n_node.sum(axis=1).max() >= budget.n_node or n_edge.sum(axis=1).max() > budget.n_edge:
             largest = int(self._n_node.max()), int(self._n_edge.max())
             budget = Budget(size * largest[0] + 1, size * largest[1], size + 1)
+        if leading:
+            chosen = np.arange(len(flat)).reshape(leading)[..., own]
+            leading, chosen = chosen.shape, chosen.reshape(-1)
+            flat, real, n_node, n_edge = (a[chosen] for a in (flat, real, n_node, n_edge))
         node = Gather(n_node, self._first_node[flat])
         edge = Gather(n_edge, self._first_edge[flat])
         end = Gather(n_edge, self._first_end[flat])
