@@ -117,9 +117,7 @@ def _prepare(k: int, number: int) -> None:
 
 def number_of_cores() -> int:
     """Of this machine, those that this process may use."""
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_port() -> int:

@@ -45,17 +45,20 @@ def explain_aborts(process_id: int | None, coordinator: str | None) -> None:
 
 def _copy(read: int, process: str, coordinator: str) -> None:
     held: list[str] = []
+    explained = False
     with os.fdopen(read, encoding="utf-8", errors="replace", newline="") as lines:
         for line in lines:
             if held or _OF_COORDINATION.match(line):
                 held.append(line)
             elif _NOISE not in line:
                 _write(line)
+            explained |= line.startswith("egnn: error:")
     if not _FATAL.search("".join(held)):
         _write("".join(held))
         return
     _write("".join(line for line in held if line.startswith("egnn:")))
-    _write(f"egnn: error: process{process} stops: {_explanation(held, coordinator)}\n")
+    if not explained:
+        _write(f"egnn: error: process{process} stops: {_explanation(held, coordinator)}\n")
 
 
 def _explanation(held: Iterable[str], coordinator: str) -> str:
@@ -73,6 +76,8 @@ def _explanation(held: Iterable[str], coordinator: str) -> str:
     ):
         numbers = re.findall(r"\d+", lost[1])
         return f"process {', '.join(numbers)} was lost (killed, or out of reach); {again}"
+    if early := re.search(r"first task at the barrier: (\d+)", text):
+        return f"process {early[1]} ended before the others; expected what it says to be mended"
     if "leader task" in text or "Failed to send RPC" in text:
         return (
             f"process 0, the coordinator at {coordinator}, was lost (killed, or out of reach); "

@@ -63,7 +63,8 @@ def fit(
     arguments: batches are spread over the devices of all, each packs its share, and process 0 alone
     calls callbacks and writes. Called with more epochs, and nothing else changed, it goes on and
     ends as if it had been called with these at once; an optimizer whose learning rates depend on
-    the number of epochs is a change. Several threads may train at once; their devices work for one at a time.
+    the number of epochs is a change. Several threads may train at once; their devices work for one
+    at a time.
 
     Args:
       loss: (params, batch, key) -> (scalar, metrics), see :data:`egnn_jax.training.step.Loss`.

@@ -1,6 +1,7 @@
 """Several processes that train together: how they join, and how they come to agree."""
 
 import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -15,6 +16,10 @@ from egnn_jax.training._records import flat
 
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost, and all others end."""
+
+
+SHUTDOWN = 10
+"""Seconds that a process which has ended, or failed, waits for all others to end."""
 
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
@@ -34,20 +39,20 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
-        )
+        with _stdout_to_stderr():  # where the connections of CPUs are reported
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process_id,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=SHUTDOWN,
+            )
+            largest(0)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"process {process_id or 0} cannot join at {coordinator or 'the address found'} "
             f"({error}); expected HOST:PORT with a free port of the machine of process 0"
         ) from error
-    with _stdout_to_stderr():  # where the connections of CPUs are reported
-        largest(0)
 
 
 @contextlib.contextmanager
@@ -58,6 +63,7 @@ def _stdout_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        ctypes.CDLL(None).fflush(None)
         os.dup2(kept, 1)
         os.close(kept)
 
