@@ -54,7 +54,7 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
     if chosen := [word for word in arguments if word.partition("=")[0] in _OWN]:
         raise ValueError(f"{chosen[0]} is given; launch chooses {', '.join(_OWN)} itself")
     program = [sys.executable, "-c", "from egnn_jax.cli import main; main()"]
-    program += [*options, *arguments, "--coordinator", f"127.0.0.1:{_free_port()}"]
+    program += [*options, *arguments, "--coordinator", f"127.0.0.1:{free_port()}"]
     # XLA splits loops for so many threads, which decides how sums are rounded: as in one process.
     environment = {"NPROC": str(number_of_cores())} | os.environ
     received: list[int] = []
@@ -120,7 +120,8 @@ def number_of_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine where nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -19,7 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import egnn_jax as egnn
 from egnn_jax import _stderr
-from egnn_jax._launch import launch, process_of_cluster
+from egnn_jax._launch import free_port, launch, process_of_cluster
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.run import train
@@ -44,9 +44,7 @@ def launched(folder, run, *options, number=2):
 
 def joined(folder, configs_of, *options):
     """What each process wrote to stderr, and exited with; started by hand, one for each config."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     started = [
         egnn_command(
             "train", name, "--run", "run", "--coordinator", address, "--processes",
