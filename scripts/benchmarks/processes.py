@@ -41,11 +41,11 @@ def worker(batch: int, steps: int, options: list[str]) -> None:
     task, network = config.task, config.network()
     train = samples(task, "train").loader(batch)
 
-    class Times(egnn.Callback):
-        seconds: list[float] = []
+    seconds = []
 
+    class Times(egnn.Callback):
         def stepped(self, progress: Any) -> None:
-            self.seconds.append(time.monotonic())
+            seconds.append(time.monotonic())
 
     chunk = 10
     egnn.fit(
@@ -63,7 +63,7 @@ def worker(batch: int, steps: int, options: list[str]) -> None:
     train.batches(0, 0, chunk, config.micro_batches)
     packing = (time.monotonic() - started) / chunk
     if is_first():
-        step = np.median(np.diff(Times.seconds)[2:]) / chunk
+        step = np.median(np.diff(seconds)[2:]) / chunk
         print(json.dumps({"step": 1e3 * step, "packing": 1e3 * packing}))
 
 
