@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from egnn_jax import _arguments
 from egnn_jax._extras import advice, import_plugin
-from egnn_jax._files import expanded
 from egnn_jax.training.signals import Interrupted
 
+_path = _arguments.path
 _OPTIONS = (
     "Options of this config. --model.name NAME takes another model, in which options of the same "
     "name keep their values."
 )
-_TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,44 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="+", type=_path, help="folders of complete runs of one task")
     command.add_argument("--out", type=_path, help="where they go (default: report/ of the run)")
 
-    reproduce = add("reproduce", _reproduce, "A table or figure of the paper.")
-    choices = reproduce.add_subparsers(required=True, metavar="WHAT", dest="what")
-    for name, text in (
-        ("table2", "N-body: every row, and our best recipes"),
-        ("figure2", "N-body: test error over the number of training trajectories"),
-        ("figure5", "graph autoencoder: every encoder on both sets of graphs"),
-        ("figure5-overfit", "graph autoencoder: F1 on graphs that were trained on"),
-        ("table3", "QM9: the error of each property, beside every row of the paper"),
-    ):
-        choice = choices.add_parser(name, help=text, description=text)
-        choice.add_argument("--runs", type=_path, default=Path("runs"), help="where runs are")
-        choice.add_argument("--out", type=_path, default=Path("runs/report"), help="for tables")
-        choice.add_argument("--seeds", type=int, help="how many are trained at once")
-        if name != "figure2":
-            choice.add_argument("--epochs", type=int, help="instead of the recipe's")
-        if name in ("table2", "figure5"):
-            choice.add_argument("--only", nargs="+", default=(), metavar="ROW", help="some rows")
-        if name in ("figure2", "figure5-overfit"):
-            choice.add_argument("--quick", action="store_true", help="fewer points, in minutes")
-        if name == "figure2":
-            choice.add_argument("--steps", type=int, help="of each training")
-        if name == "table3":
-            choice.add_argument(
-                "--targets", nargs="+", default=_TARGETS, choices=_TARGETS, metavar="TARGET",
-                help=f"of {', '.join(_TARGETS)}",
-            )  # fmt: skip
-            choice.add_argument("--model", default="egnn", help="recipe, such as egnn or nmp")
-            choice.add_argument("--together", action="store_true", help="vmapped, for a GPU")
-            choice.add_argument("--half-periods", type=int, help="of the cosine; 3: authors' code")
+    command = add("pack", _pack, "Structures as graphs in a folder, which may outgrow the memory.")
+    _arguments.pack(command)
+
+    command = add("reproduce", _reproduce, "A table or figure of the paper.")
+    _arguments.reproduce(command)
     return parser
-
-
-def _path(text: str) -> Path:
-    """A path as typed, with ~ as the home folder."""
-    try:
-        return expanded(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(error) from error
 
 
 def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -249,6 +217,16 @@ def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     drift = ", drift {drift:.4f} meV an atom and ps" if parsed.ensemble == "nve" else ""
     print(("mean {temperature:.1f} K" + drift).format(**found))
     print(f"{found['steps_per_second']:.0f} steps a second; {folder}/trajectory.xyz, dynamics.png")
+
+
+def _pack(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    from egnn_jax.data.frames import Labels
+    from egnn_jax.data.labelled import pack
+
+    names = (field.name for field in dataclasses.fields(Labels))
+    labels = Labels(**{name: getattr(parsed, name) for name in names})
+    number = pack(parsed.files, parsed.out, labels, parsed.cutoff)
+    print(f"{number:,} structures; train on them by --task.train {parsed.out}")
 
 
 def _benchmark(_: argparse.Namespace, rest: Sequence[str]) -> None:

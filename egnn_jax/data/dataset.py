@@ -8,20 +8,13 @@ import jax
 import numpy as np
 
 from egnn_jax._files import expanded
-from egnn_jax.data import storage
+from egnn_jax.data import _packing, storage
 from egnn_jax.data._flat import EdgeLists, alike, arrays_of, flat, require_flat
-from egnn_jax.data._packing import (
-    Runs,
-    budgets,
-    complete_edge_lists,
-    parts_of,
-    snake,
-    starts_of,
-)
 from egnn_jax.data.loader import DatasetLoader
 from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
+
 
 class GraphDataset:
     """S graphs of any sizes, from which batches of any of them are gathered by NumPy alone.
@@ -79,15 +72,15 @@ class GraphDataset:
     ) -> None:
         self._nodes, self._edges, self._globals = nodes, edges, globals_
         self._n_node = np.asarray(n_node, np.int32)
-        self._first_node = starts_of(self._n_node)
+        self._first_node = _packing.starts_of(self._n_node)
         if edge_lists is None:
             self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
-            *self._ends, starts = complete_edge_lists(self._n_node)
+            *self._ends, starts = _packing.complete_edge_lists(self._n_node)
             self._first_end = starts[self._n_node]
         else:
             self._n_edge, *self._ends = np.asarray(edge_lists[0], np.int32), *edge_lists[1:]
-            self._first_end = starts_of(self._n_edge)
-        self._first_edge = starts_of(self._n_edge)
+            self._first_end = _packing.starts_of(self._n_edge)
+        self._first_edge = _packing.starts_of(self._n_edge)
         self._rows = np.arange(len(self._n_node))
         self._budgets: dict[tuple[int, int], list[Budget]] = {}
 
@@ -120,6 +113,19 @@ class GraphDataset:
             raise ValueError("the graphs have no targets; expected y where they were built")
         return np.asarray(self._globals.y[self._rows])
 
+    def with_targets(self, y: np.ndarray) -> "GraphDataset":
+        """The same graphs with other targets (S, T)."""
+        other = self[:]
+        other._globals = jax.tree.map(lambda a: a[self._rows], self._globals).replace(y=y)
+        other._rows = np.arange(len(self))
+        return other
+
+    def node_features(self) -> np.ndarray:
+        """h of the nodes of all graphs (ΣM, …), one graph after the other."""
+        if self._nodes.h is None:
+            raise ValueError("the graphs have no h")
+        return self._nodes.h[_packing.Gather(self._n_node[None], self._first_node[None]).source]
+
     def target_statistics(self) -> dict[str, tuple[float, ...]]:
         """``mean`` and ``scale`` (standard deviation, or 1 where it is 0) of each target (T,).
 
@@ -142,7 +148,7 @@ class GraphDataset:
         """
         require_count("seed", seed, 0)
         order = np.random.default_rng(seed).permutation(len(self))
-        return tuple(self[part] for part in parts_of(order, fractions))
+        return tuple(self[part] for part in _packing.parts_of(order, fractions))
 
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
         """Batches of ``batch_size`` graphs, see :class:`egnn_jax.data.loader.DatasetLoader`."""
@@ -210,7 +216,7 @@ class GraphDataset:
         sizes = np.where(rows >= 0, self._n_edge[rows], 0)
         classes = rows[np.argsort(sizes, kind="stable")].reshape(-1, steps)
         batches = rng.permuted(classes, axis=1).T
-        return snake(batches.reshape(steps, -1, shards)).swapaxes(1, 2)
+        return _packing.snake(batches.reshape(steps, -1, shards)).swapaxes(1, 2)
 
     def budgets(self, graphs: int, shards: int = 1) -> list[Budget]:
         """Shapes of a shard of ``graphs`` graphs, the smallest first.
@@ -220,7 +226,7 @@ class GraphDataset:
         """
         key = graphs, shards
         if key not in self._budgets:
-            self._budgets[key] = budgets(self._n_node, self._n_edge, *key)
+            self._budgets[key] = _packing.budgets(self._n_node, self._n_edge, *key)
         return self._budgets[key]
 
     def pack(self, rows: np.ndarray) -> PaddedGraphsTuple:
@@ -243,10 +249,10 @@ class GraphDataset:
         if n_node.sum(axis=1).max() >= budget.n_node or n_edge.sum(axis=1).max() > budget.n_edge:
             largest = int(self._n_node.max()), int(self._n_edge.max())
             budget = Budget(size * largest[0] + 1, size * largest[1], size + 1)
-        node = Runs(n_node, self._first_node[rows], budget.n_node)
-        edge = Runs(n_edge, self._first_edge[rows], budget.n_edge)
-        end = Runs(n_edge, self._first_end[rows], budget.n_edge)
-        first_node = starts_of(n_node)
+        node = _packing.Runs(n_node, self._first_node[rows], budget.n_node)
+        edge = _packing.Runs(n_edge, self._first_edge[rows], budget.n_edge)
+        end = _packing.Runs(n_edge, self._first_end[rows], budget.n_edge)
+        first_node = _packing.starts_of(n_node)
         first_padding = n_node.sum(axis=1, dtype=np.int32)
 
         def counts(n: np.ndarray, total: int) -> np.ndarray:

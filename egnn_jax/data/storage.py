@@ -227,6 +227,11 @@ def sha256(path: Path, start: int = 0) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, or of a folder's manifest, which has those of its files."""
+    return sha256(path / MANIFEST if path.is_dir() else path)
+
+
 def _locked(folder: Path) -> Any:
     """A lock in a folder, held until it is closed or the process ends; None where there is none."""
     try:
