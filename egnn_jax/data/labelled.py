@@ -206,7 +206,7 @@ def splits(
     """
     every = read(train, labels, cutoff)
     rows = drawn(len(every), valid, test, seed)
-    found = {split: every[np.array(own)] for split, own in rows.items()}
+    found = {split: every[own] for split, own in rows.items()}
     for split, source in (("valid", valid), ("test", test)):
         if split not in found:
             found[split] = read(source, labels, cutoff)
