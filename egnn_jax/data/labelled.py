@@ -143,7 +143,7 @@ def read(name: str, labels: Labels, cutoff: float | None) -> Labelled:
     found: tuple[dict[str, int], dict[str, int]] = {}, {}
     graphs, columns = zip(*_stream([path], labels, cutoff, *found), strict=True)
     joined = {name: np.concatenate([row[name] for row in columns]) for name in _COLUMNS}
-    rows, (files, kinds) = np.arange(len(graphs)), map(tuple, (found[0].items(), found[1]))
+    rows, files, kinds = np.arange(len(graphs)), tuple(found[0].items()), tuple(found[1])
     return Labelled(GraphDataset(graphs), **joined, row=rows, kinds=kinds, files=files)
 
 

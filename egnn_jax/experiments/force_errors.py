@@ -1,6 +1,7 @@
 """Errors of a potential on labelled structures, in detail."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
       samples: with labels, as :func:`egnn_jax.from_ase` gives them.
     """
     loader = samples.loader(min(len(samples), 32))
-    first = np.cumsum(samples.n_node, dtype=np.int64) - samples.n_node
+    ends = list(pairwise(np.cumsum([0, *samples.n_node]).tolist()))
     found: Pairs = {}
     for k in range(loader.num_batches(None)):
         batch: Any = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
@@ -35,7 +36,7 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
         rows = loader.rows(None)[k, 0]
         rows = rows[rows >= 0]
         of_graphs, of_nodes = np.asarray(graph_mask(batch)), np.asarray(node_mask(batch))
-        atoms = np.concatenate([first[row] + np.arange(samples.n_node[row]) for row in rows])
+        atoms = np.concatenate([np.arange(*ends[row]) for row in rows.tolist()])
         for name, label, predicted in (
             ("energy", batch.globals.y, out.globals.y),
             ("forces", batch.nodes.y, out.nodes.y),

@@ -50,6 +50,8 @@ def limit(size: int) -> tuple[str, Path | None]:
         group = base / f"egnn_large_data_{os.getpid()}"
         try:
             group.mkdir()
+            if not (group / name).is_file():  # a plain folder
+                raise FileNotFoundError(group / name)
             (group / name).write_text(str(size), encoding="utf-8")
             (group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
         except OSError:
