@@ -58,7 +58,7 @@ def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
       ValueError: there are no graphs, or one carries other fields, is padded or no graph; it is
         named.
     """
-    expected = None
+    expected, first = None, {}
     for k, graph in enumerate(graphs):
         if not isinstance(graph, GraphsTuple):
             raise ValueError(
@@ -68,17 +68,24 @@ def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
         if isinstance(graph, PaddedGraphsTuple):
             raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
         require_whole(f"graph {k}", graph)
-        carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
-        shapes = {
-            jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
-            for path, leaf in jax.tree_util.tree_leaves_with_path(carried)
-        }
-        expected = shapes if expected is None else expected
-        if shapes != expected:
-            raise ValueError(f"graph {k} carries {shapes}; expected {expected}, as graph 0")
+        leaves, structure = jax.tree.flatten((graph.nodes, graph.edges, graph.globals))
+        kind = structure, [np.shape(leaf)[1:] for leaf in leaves]
+        if expected is None:
+            expected, first = kind, _shapes(graph)
+        if kind != expected:
+            raise ValueError(f"graph {k} carries {_shapes(graph)}; expected {first}, as graph 0")
         yield graph
     if expected is None:
         raise ValueError("GraphDataset received no graphs; expected at least one")
+
+
+def _shapes(graph: GraphsTuple) -> dict[str, tuple[int, ...]]:
+    """Of a row of each array that a graph carries, by name."""
+    carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(carried)
+    }
 
 
 def require_flat(

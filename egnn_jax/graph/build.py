@@ -135,8 +135,7 @@ def graph_from_edges(
     return GraphsTuple(
         nodes=Nodes(h=h, x=x, v=v),
         edges=edges,
-        # Without its dtype, JAX compiles a program for each length.
-        senders=jnp.asarray(senders[order], senders.dtype),
+        senders=jnp.asarray(senders[order], senders.dtype),  # without it, a program a length
         receivers=jnp.asarray(receivers[order], receivers.dtype),
         n_node=jnp.asarray([n_node], jnp.int32),
         n_edge=jnp.asarray([n_edge], jnp.int32),
