@@ -109,6 +109,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="+", type=_path, help="folders of complete runs of one task")
     command.add_argument("--out", type=_path, help="where they go (default: report/ of the run)")
 
+    _pack(add("pack", "Structures as graphs in a folder, which may outgrow the memory."))
+
     reproduce = add("reproduce", "A table or figure of the paper.")
     choices = reproduce.add_subparsers(required=True, metavar="WHAT", dest="what")
     for name, text in (
@@ -139,6 +141,20 @@ def parser() -> argparse.ArgumentParser:
             choice.add_argument("--together", action="store_true", help="vmapped, for a GPU")
             choice.add_argument("--half-periods", type=int, help="of the cosine; 3: authors' code")
     return parser
+
+
+def _pack(command: argparse.ArgumentParser) -> None:
+    """Those of ``egnn pack``, which are named as the options of the task ``forces``."""
+    command.add_argument("files", nargs="+", metavar="FILE", help="any file that ASE reads")
+    command.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="a new folder")
+    command.add_argument("--cutoff", type=float, default=5.0, help="of the neighbors, in Å (5)")
+    command.add_argument("--energy", default="energy", help="the name of the energies (energy)")
+    command.add_argument("--forces", default="forces", help='of the forces (forces); "" for none')
+    command.add_argument("--stress", default="", help="of the stress (none)")
+    command.add_argument("--virial", default="", help="of the virial (none)")
+    units = ("eV", "meV", "kcal/mol", "kJ/mol", "Hartree")
+    command.add_argument("--energy-unit", choices=units, default="eV", help="(eV)")
+    command.add_argument("--length-unit", choices=("Å", "nm", "Bohr"), default="Å", help="(Å)")
 
 
 def _path(text: str) -> Path:

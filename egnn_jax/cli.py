@@ -156,6 +156,16 @@ def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     print(f"{found['steps_per_second']:.0f} steps a second; {folder}/trajectory.xyz, dynamics.png")
 
 
+def _pack(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    from egnn_jax.data.frames import Labels
+    from egnn_jax.data.labelled import pack
+
+    names = (field.name for field in dataclasses.fields(Labels))
+    labels = Labels(**{name: getattr(parsed, name) for name in names})
+    number = pack(parsed.files, parsed.out, labels, parsed.cutoff)
+    print(f"{number:,} structures; train on them by --task.train {parsed.out}")
+
+
 def _benchmark(_: argparse.Namespace, rest: Sequence[str]) -> None:
     script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
     if not script.is_file():
@@ -212,6 +222,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], None]] = {
     "export": _export,
     "predict": _predict,
     "md": _md,
+    "pack": _pack,
     "benchmark": _benchmark,
     "report": _report,
     "reproduce": _reproduce,
