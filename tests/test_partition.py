@@ -1,6 +1,5 @@
 """One graph in parts on several devices: the same outputs and derivatives as on one."""
 
-import os
 import subprocess
 import sys
 
@@ -216,8 +215,6 @@ def test_parts_are_balanced_compact_and_know_their_neighbors():
     assert n_edge[:, 0].max() < 1.05 * len(graph.senders) / 8
     assert host.node.shape[1] < 1.2 * 1728 / 8
     # Cubes of side 6: what lies within 1.5 of three of their sides is (7.5³ - 6³) of 12³.
-    needed = len(np.unique(host.exchange.sent))
-    assert 0 < needed
     assert host.exchange.sent.shape[1] < 1.3 * (7.5**3 - 6**3)
     for rows, pairs in host.exchange.rounds:
         froms, tos = zip(*pairs, strict=True)
@@ -244,7 +241,7 @@ def test_models_that_do_not_exchange_are_refused(name):
     parts = egnn.partition(graph, 2)
     params = jax.eval_shape(REFUSED[name].init, jax.random.key(0), graph)
     apply = egnn.on_devices(REFUSED[name].apply)
-    with pytest.raises(ValueError, match="spread over devices|over several devices"):
+    with pytest.raises(ValueError, match=r"spread over devices|over several devices"):
         jax.eval_shape(apply, params, parts)
 
 

@@ -94,7 +94,8 @@ def test_the_training_pages_python_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["large-graphs", "potentials", "pretrained", "pytorch", "simulation", "testing"]
+    "page",
+    ["large-graphs", "potentials", "pretrained", "pytorch", "scale", "simulation", "testing"],
 )
 def test_a_pages_python_runs(page):
     names = {}

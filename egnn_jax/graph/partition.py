@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from egnn_jax.graph import _validation
@@ -107,9 +107,7 @@ def partition(
     return placed.replace(globals=jax.device_put(host.globals, same), mesh=mesh)
 
 
-def divide(
-    graph: GraphsTuple, number: int, owners: ArrayLike | None = None
-) -> PartitionedGraph:
+def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> PartitionedGraph:
     """:func:`partition` on the host: arrays of numpy, on no device yet."""
     host = _whole(graph)
     n_node = len(host.nodes.x)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import NUM_KINDS, require_count
-from egnn_jax.graph.exchange import exchange
+from egnn_jax.graph.exchange import exchange, vary
 from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
 
 Initializer = Callable[..., jax.Array]
@@ -237,6 +237,7 @@ class EdgeMLP(nn.Module):
         n_h = h.shape[-1]
         kernel = self.param("kernel", torch_kernel, (2 * n_h + n_s, self.features), h.dtype)
         bias = self.param("bias", torch_bias(2 * n_h + n_s), (self.features,), h.dtype)
+        kernel = vary(graph, kernel)  # the part for s_ij is used in each block of edges
         h_j = exchange(graph, h @ kernel[n_h : 2 * n_h])
         return h @ kernel[:n_h] + bias, h_j, kernel[2 * n_h :]
 

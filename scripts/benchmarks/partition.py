@@ -67,7 +67,8 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
     """
     graph = points(nodes)
     model = egnn.EGNN(features=64, layers=4, edge_block=16_384)
-    params: Any = model.lazy_init(jax.random.key(0), jax.eval_shape(lambda: graph))
+    shapes = jax.eval_shape(lambda graph: graph, graph)
+    params: Any = model.lazy_init(jax.random.key(0), shapes)
     value, sizes = mean_square(model), {"own": nodes, "received": 0, "edges": len(graph.senders)}
     given: Any = graph
     if devices > 1:
@@ -147,10 +148,30 @@ def plan(nodes: int, numbers: list[int]) -> None:
     for number in numbers:
         parts = divide(graph, number)
         sizes = part_sizes(parts)
-        share = sizes["received"] / sizes["own"]
-        rounds = len(parts.exchange.rounds)
-        rows.append([number, *sizes.values(), f"{share:.2f}", rounds])
-    print(markdown(["devices", "own", "received", "edges", "received / own", "rounds"], rows))
+        share = f"{sizes['received'] / sizes['own']:.2f}"
+        more = {"received / own": share, "rounds": len(parts.exchange.rounds)}
+        rows.append(shown({"devices": number} | sizes | more))
+    print(markdown(rows))
+
+
+def row(result: dict[str, Any], first: dict[str, Any]) -> dict[str, str]:
+    """A row of the table, beside the first number of devices."""
+    return shown(
+        {
+            "devices": result["devices"],
+            "s": f"{result['s']:.2f}",
+            "speed-up": f"{first['s'] / result['s']:.2f}",
+            "GiB a device": f"{result['device_gib']:.3f}",
+            "of one": f"{result['device_gib'] / first['device_gib']:.2f}",
+            "GiB, peak of the process": f"{result['peak_gib']:.2f}",
+        }
+        | {name: result[name] for name in ("own", "received", "edges")}
+    )
+
+
+def shown(values: dict[str, Any]) -> dict[str, str]:
+    """Whole numbers with commas, and text as it is."""
+    return {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
 
 
 def main() -> None:
@@ -176,14 +197,7 @@ def main() -> None:
         return
     found = [in_a_process(arguments, number) for number in arguments.devices]
     write_atomically(arguments.out / "partition.json", json.dumps(found, indent=2).encode())
-    rows = [
-        [r["devices"], f"{r['s']:.2f}", f"{found[0]['s'] / r['s']:.2f}", f"{r['device_gib']:.3f}",
-         f"{r['device_gib'] / found[0]['device_gib']:.2f}", f"{r['peak_gib']:.2f}",
-         r["own"], r["received"], r["edges"]]
-        for r in found
-    ]  # fmt: skip
-    heads = ["devices", "s", "speed-up", "GiB a device", "of one", "GiB peak of the process"]
-    print(markdown([*heads, "own nodes", "received", "edges"], rows))
+    print(markdown([row(result, found[0]) for result in found]))
     print(f"gradients agree to {require_agreement(arguments.out, arguments.devices):.1e}")
 
 
