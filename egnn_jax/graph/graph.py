@@ -17,6 +17,7 @@ import jraph
 from egnn_jax.graph._arrays import require_arrays, require_lists, require_rows
 from egnn_jax.graph._sums import dtype_of_sums, segment_sum
 from egnn_jax.graph.exchange import (
+    is_part,
     number_of_rows,
     require_exchanged,
     require_one_part,
@@ -106,10 +107,7 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
     require_geometric(graph)
-    padding = _padding_graph(graph)
-    n_node = graph.nodes.x.shape[0]
-    number = jnp.asarray(graph.n_node)[padding]
-    return jnp.arange(n_node, dtype=number.dtype) < n_node - number
+    return _real(graph, graph.nodes.x.shape[0], jnp.asarray(graph.n_node))
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
@@ -118,10 +116,7 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    padding = _padding_graph(graph)
-    n_edge = graph.receivers.shape[0]
-    number = jnp.asarray(graph.n_edge)[padding]
-    return jnp.arange(n_edge, dtype=number.dtype) < n_edge - number
+    return _real(graph, graph.receivers.shape[0], jnp.asarray(graph.n_edge))
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
@@ -130,8 +125,14 @@ def graph_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    padding = _padding_graph(graph)
-    return jnp.arange(graph.n_node.shape[0]) < padding
+    number = graph.n_node.shape[0]
+    return jnp.arange(number) < (number if is_part(graph) else _padding_graph(graph))
+
+
+def _real(graph: GraphsTuple, size: int, counts: jax.Array) -> jax.Array:
+    """Which of ``size`` nodes or edges are not padding; a part of a graph has it after the last."""
+    padding = size - jnp.sum(counts) if is_part(graph) else counts[_padding_graph(graph)]
+    return jnp.arange(size, dtype=counts.dtype) < size - padding
 
 
 def _padding_graph(graph: GraphsTuple) -> jax.Array:
@@ -142,7 +143,7 @@ def _padding_graph(graph: GraphsTuple) -> jax.Array:
             "with a budget and loaders make it: a batch without padding has no mask"
         )
     require_lists(graph)
-    has_nodes = total_nodes(graph) > 0
+    has_nodes = jnp.asarray(graph.n_node) > 0
     return has_nodes.shape[0] - 1 - jnp.argmax(has_nodes[::-1])
 
 
@@ -167,9 +168,11 @@ def require_geometric(graph: GraphsTuple) -> None:
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
-    """(N,) the index of the graph that each node belongs to."""
+    """(N,) the index of the graph that each node belongs to; G for padding in a part of one."""
     n_node = jnp.asarray(graph.n_node)
     size = graph.nodes.x.shape[0]
+    if is_part(graph):
+        n_node = jnp.append(n_node, size - jnp.sum(n_node))
     return jnp.repeat(jnp.arange(n_node.shape[0]), n_node, total_repeat_length=size)
 
 

@@ -28,9 +28,10 @@ def on_devices(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
       function: ``(params, graph, …) -> result``, such as a model's ``apply`` or a loss. Each device
-        calls it with its part, a padded batch: what it gathers at senders passes through
-        :func:`egnn_jax.exchange`, and sums over nodes are those of :func:`egnn_jax.sum_nodes` and
-        :func:`egnn_jax.mean_nodes`, which sum over the devices.
+        calls it with its part: the nodes that it owns, then padding (:func:`egnn_jax.node_mask`),
+        and the edges that end in them. What is gathered at senders has to pass through
+        :func:`egnn_jax.exchange`; sums over nodes are those of :func:`egnn_jax.sum_nodes` and
+        :func:`egnn_jax.mean_nodes`, which add up what the devices have.
 
     Returns:
       ``(params, parts, …) -> result``: a graph with all its nodes and edges in the order of the
@@ -98,7 +99,7 @@ def _rows_and_whole(result: Any, graph: GraphsTuple, node: jax.Array) -> tuple[A
         "n_edge": sum_over_parts(graph, result.n_edge),
         "globals": result.globals.replace(exchange=None),
     }
-    return (result.nodes, edges), jax.tree.map(lambda a: a[:-1], whole)  # without the padding
+    return (result.nodes, edges), whole
 
 
 def _require_same(values: Any) -> None:

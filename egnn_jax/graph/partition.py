@@ -24,9 +24,9 @@ class PartitionedGraph(flax.struct.PyTreeNode):
     shape: nodes that it owns, then at least one of padding, and all edges that end in them.
 
     Attributes:
-      parts: a padded batch with arrays (D, …) and without globals; senders are rows of what
-        :func:`egnn_jax.exchange` returns.
-      globals: of the whole graph, the same on all devices, with a row for the padding.
+      parts: graphs with arrays (D, …) and without globals, whose n_node and n_edge (D, G) leave
+        padding out; senders are rows of what :func:`egnn_jax.exchange` returns.
+      globals: of the whole graph, the same on all devices.
       exchange: what each part sends (D, H).
       node: which node of the whole graph each node is (D, N'); N for one of padding.
       edge: the same of edges (D, E').
@@ -34,7 +34,7 @@ class PartitionedGraph(flax.struct.PyTreeNode):
       mesh: the devices.
     """
 
-    parts: PaddedGraphsTuple
+    parts: GraphsTuple
     globals: Globals
     exchange: Exchange
     node: Any
@@ -65,7 +65,7 @@ class PartitionedGraph(flax.struct.PyTreeNode):
 
     def _split(self, name: str, value: Any) -> jax.Array:
         """(N, …) to (D, N', …)."""
-        if not hasattr(Nodes(None, None), name):
+        if name not in Nodes.__dataclass_fields__:
             raise ValueError(f"nodes have no {name}; expected fields of egnn.Nodes: h, x, v or y")
         if np.shape(value)[:1] != self.size[:1]:
             raise ValueError(
@@ -131,18 +131,18 @@ def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> 
     senders, exchange = _exchange(host.senders, owner, owner_of_edge, place, node.shape)
     first = (node < n_node).sum(axis=1, dtype=np.int32)[:, None]  # node of padding
     padding = edge == len(host.senders)
-    parts = PaddedGraphsTuple(
+    parts = GraphsTuple(
         nodes=jax.tree.map(lambda a: _with_row(a)[node], host.nodes),
         edges=jax.tree.map(lambda a: _with_row(a)[edge], host.edges),
         senders=np.where(padding, first, _with_row(senders)[edge]),
         receivers=np.where(padding, first, _with_row(place[host.receivers])[edge]),
-        n_node=np.stack([_counts(host.n_node, rows, node.shape[1]) for rows in node]),
-        n_edge=np.stack([_counts(host.n_edge, rows, edge.shape[1]) for rows in edge]),
+        n_node=np.stack([_counts(host.n_node, rows) for rows in node]),
+        n_edge=np.stack([_counts(host.n_edge, rows) for rows in edge]),
         globals=None,  # pyright: ignore[reportArgumentType]
     )
     return PartitionedGraph(
         parts=parts,
-        globals=jax.tree.map(_with_row, host.globals),
+        globals=host.globals,
         exchange=exchange,
         node=node,
         edge=edge,
@@ -160,9 +160,9 @@ def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
                 "(on CPUs see egnn.use_all_cores)"
             )
         return jax.devices()[:number]
-    found: Any = list(devices)
+    found: Any = list(devices) if np.iterable(devices) else []
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"devices are {found}; expected one or more, each once")
+        raise ValueError(f"devices are {devices}; expected one or more, each once")
     return found
 
 
@@ -222,10 +222,9 @@ def _grouped(owner: np.ndarray, number: int, padding: int) -> np.ndarray:
     return rows
 
 
-def _counts(sizes: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
-    """How many of some rows belong to each graph, and what is left of a total, (G + 1,)."""
-    ends = np.searchsorted(rows, np.cumsum(sizes))
-    return np.diff(np.concatenate([[0], ends, [total]])).astype(np.int32)
+def _counts(sizes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """How many of some rows belong to each graph (G,)."""
+    return np.diff(np.searchsorted(rows, np.cumsum(sizes)), prepend=0).astype(np.int32)
 
 
 def _with_row(a: np.ndarray) -> np.ndarray:

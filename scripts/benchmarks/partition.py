@@ -77,7 +77,8 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
     del graph
     reset_peak()
     compiled = jax.jit(jax.grad(value)).lower(params, given).compile()
-    times = []
+    params, given = jax.device_put((params, given), compiled.input_shardings[0])
+    times, gradient = [], None
     for _ in range(repeats + 1):  # the first warms caches up
         start = time.perf_counter()
         gradient = jax.block_until_ready(compiled(params, given))
@@ -87,7 +88,7 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
     used = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    np.savez(folder / f"gradient-{devices}.npz", **arrays)
+    np.savez(folder / f"gradient-{devices}.npz", allow_pickle=False, **arrays)
     return {
         "devices": devices,
         "nodes": nodes,
