@@ -225,9 +225,8 @@ def test_sums_means_and_masks_leave_padding_out(x64):
         masked = (egnn.sum_nodes(graph, ones), egnn.sum_nodes(graph, into))
         return numbers, masked, egnn.graph_mask(graph)
 
-    numbers, masked, mask = egnn.on_devices(function)(
-        {}, egnn.partition(graph, 2, [0] * 45 + [1] * 15)
-    )
+    parts = egnn.partition(graph, 2, [0] * 45 + [1] * 15)
+    numbers, masked, mask = egnn.on_devices(function)({}, parts)
     assert difference(numbers, function(True, graph)) < TOLERANCE
     assert masked[0][:, 0].tolist() == graph.n_node.tolist()
     assert masked[1][:, 0].tolist() == graph.n_edge.tolist()
