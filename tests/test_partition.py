@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +226,7 @@ def test_sums_means_and_masks_leave_padding_out(x64):
         masked = (egnn.sum_nodes(graph, ones), egnn.sum_nodes(graph, into))
         return numbers, masked, egnn.graph_mask(graph)
 
-    parts = egnn.partition(graph, 2, [0] * 45 + [1] * 15)
+    parts = egnn.partition(graph, 2, np.repeat([0, 1], [45, 15]))
     numbers, masked, mask = egnn.on_devices(function)({}, parts)
     assert difference(numbers, function(True, graph)) < TOLERANCE
     assert masked[0][:, 0].tolist() == graph.n_node.tolist()
@@ -256,7 +257,7 @@ def test_a_graph_without_places_is_divided_in_its_order():
 
 
 def test_more_devices_than_nodes_and_no_edges(x64):
-    one = egnn.graph_from_edges([], [], x=np.ones((1, 3)))
+    one = egnn.complete_graph(x=np.ones((1, 3)))
     assert compared(EGNN, one, egnn.partition(one, 2)) < TOLERANCE
 
 
@@ -281,6 +282,7 @@ def test_sums_that_leave_out_other_devices_are_refused():
 
 def test_bad_input_is_named():
     graph = crystal()
+    parts: Any = egnn.partition(graph, 2)
     cases = [
         ("padded batch", lambda: egnn.partition(testing.random_graph(), 2)),
         ("devices is 0", lambda: egnn.partition(graph, 0)),
@@ -294,7 +296,7 @@ def test_bad_input_is_named():
         ("PartitionedGraph", lambda: egnn.on_devices(EGNN.apply)({}, graph)),
         ("nodes have no z", lambda: egnn.partition(graph, 2).with_nodes(z=graph.nodes.x)),
         ("x has shape", lambda: egnn.partition(graph, 2).with_nodes(x=graph.nodes.x[1:])),
-        ("GraphsTuple", lambda: egnn.partition(egnn.partition(graph, 2), 2)),
+        ("GraphsTuple", lambda: egnn.partition(parts, 2)),
     ]
     for message, call in cases:
         with pytest.raises(ValueError, match=message):

@@ -78,7 +78,7 @@ class PartitionedGraph(flax.struct.PyTreeNode):
 
 def partition(
     graph: GraphsTuple,
-    devices: int | Sequence[jax.Device] | None = None,
+    devices: int | Sequence[Any] | None = None,
     owners: ArrayLike | None = None,
 ) -> PartitionedGraph:
     """A graph in parts, one on each device, for :func:`egnn_jax.on_devices`.
@@ -150,7 +150,7 @@ def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> 
     )
 
 
-def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
+def _devices(devices: int | Sequence[Any] | None) -> list[Any]:
     if devices is None or isinstance(devices, int | np.integer):
         number = len(jax.devices()) if devices is None else devices
         _validation.require_count("devices", number, 1)
