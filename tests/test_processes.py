@@ -202,8 +202,8 @@ def test_a_coordinator_that_cannot_listen_is_an_error(tmp_path):
         command = egnn_command("train", "config.yaml", *options, cwd=tmp_path, stderr=-1)
         errors = command.communicate()[1]
     assert command.returncode == 1
-    assert f"process 0 cannot join at {address}" in errors
-    assert "expected HOST:PORT with a free port" in errors
+    assert f"process 0 cannot listen at {address}" in errors
+    assert "expected a free port of its machine" in errors
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -35,6 +36,8 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
     Raises:
       ValueError: process 0 cannot listen there, or the cluster does not say what is missing.
     """
+    if process_id == 0 and coordinator is not None:
+        _require_free(coordinator)
     # Its handler of SIGTERM would take the place of the one that saves the training.
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
@@ -52,6 +55,19 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         raise ValueError(
             f"process {process_id or 0} cannot join at {coordinator or 'the address found'} "
             f"({error}); expected HOST:PORT with a free port of the machine of process 0"
+        ) from error
+
+
+def _require_free(address: str) -> None:
+    """Raise ValueError where process 0 cannot listen: JAX itself would end in a crash."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ValueError(f"the coordinator is {address!r}; expected HOST:PORT")
+    try:
+        socket.create_server(("", int(port))).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"process 0 cannot listen at {address} ({error}); expected a free port of its machine"
         ) from error
 
 
