@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         help="train as one of several processes, of which process 0 listens here (under Slurm, "
         "Open MPI and Kubernetes all three options are found)",
     )
-    command.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    command.add_argument("--processes", type=int, metavar="N", help="how many; 1: train alone")
     command.add_argument("--process-id", type=int, metavar="K", help="of this one, from 0")
 
     command = add("launch", "Train in several processes on this machine.")

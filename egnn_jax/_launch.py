@@ -1,6 +1,7 @@
 """Several processes on this machine that train together, and those that a cluster has started."""
 
 import ctypes
+import importlib.util
 import os
 import signal
 import socket
@@ -25,7 +26,8 @@ def process_of_cluster() -> int | None:
         if present in os.environ and int(os.environ.get(number, 1)) > 1:
             return int(os.environ[own])
     if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
-        return int(os.environ["JOB_COMPLETION_INDEX"])
+        if importlib.util.find_spec("kubernetes") is not None:  # which JAX asks about the job
+            return int(os.environ["JOB_COMPLETION_INDEX"])
     return None
 
 

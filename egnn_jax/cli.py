@@ -94,7 +94,9 @@ def _join(parsed: argparse.Namespace) -> bool:
     given = {"--coordinator": parsed.coordinator, "--processes": parsed.processes}
     given |= {"--process-id": parsed.process_id}
     missing = [name for name, value in given.items() if value is None]
-    if parsed.options or (len(missing) == len(given) and process_of_cluster() is None):
+    alone = len(missing) == len(given) and process_of_cluster() is None
+    alone |= parsed.processes == 1 and len(missing) == len(given) - 1
+    if parsed.options or alone:
         _use_all_cores()
         return True
     if 0 < len(missing) < len(given):

@@ -1,5 +1,6 @@
 """Several processes that train together: the numbers of one, and an end when one is lost."""
 
+import importlib.util
 import json
 import os
 import re
@@ -250,6 +251,11 @@ def test_clusters_are_found_by_their_variables(monkeypatch):
         assert process_of_cluster() == 3
         patch.setenv("SLURM_NTASKS", "1")
         assert process_of_cluster() is None
+    with monkeypatch.context() as patch:
+        patch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        patch.setenv("JOB_COMPLETION_INDEX", "2")
+        found = importlib.util.find_spec("kubernetes")
+        assert process_of_cluster() == (2 if found else None)
     with monkeypatch.context() as patch:
         patch.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://10.96.0.1:34911")
         patch.setenv("OMPI_COMM_WORLD_SIZE", "2")
