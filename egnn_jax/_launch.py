@@ -25,9 +25,9 @@ def process_of_cluster() -> int | None:
     ):
         if present in os.environ and int(os.environ.get(number, 1)) > 1:
             return int(os.environ[own])
-    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
-        if importlib.util.find_spec("kubernetes") is not None:  # which JAX asks about the job
-            return int(os.environ["JOB_COMPLETION_INDEX"])
+    indexed = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    if indexed and importlib.util.find_spec("kubernetes"):  # which JAX asks about the job
+        return int(os.environ["JOB_COMPLETION_INDEX"])
     return None
 
 
