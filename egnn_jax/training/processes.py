@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -145,6 +146,7 @@ def exchanging() -> Iterator[None]:
         text = str(error)
         if jax.process_count() == 1 or not any(name in text for name in ("Gloo", "NCCL")):
             raise
+        time.sleep(HEARTBEAT + SHUTDOWN)  # until then JAX ends this process, and names the lost one
         raise ConnectionError(
             f"process {jax.process_index()} of {jax.process_count()} stops, since another one was "
             f"lost or has failed ({text.splitlines()[0][:300]}); the same command on all continues"
