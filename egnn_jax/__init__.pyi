@@ -18,6 +18,7 @@ from .graph.build import graph_from_adjacency as graph_from_adjacency
 from .graph.build import graph_from_edges as graph_from_edges
 from .graph.build import knn_graph as knn_graph
 from .graph.build import radius_graph as radius_graph
+from .graph.exchange import exchange as exchange
 from .graph.geometry import random_orthogonal as random_orthogonal
 from .graph.geometry import safe_norm as safe_norm
 from .graph.geometry import transform as transform
@@ -33,6 +34,9 @@ from .graph.graph import mean_nodes as mean_nodes
 from .graph.graph import node_mask as node_mask
 from .graph.graph import sum_at_receivers as sum_at_receivers
 from .graph.graph import sum_nodes as sum_nodes
+from .graph.on_devices import on_devices as on_devices
+from .graph.partition import PartitionedGraph as PartitionedGraph
+from .graph.partition import partition as partition
 from .models.cormorant import Cormorant as Cormorant
 from .models.dimenetpp import DimeNetPP as DimeNetPP
 from .models.egcl import EGCL as EGCL

@@ -11,29 +11,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from egnn_jax._arguments import parser
 from egnn_jax._extras import advice, import_plugin
-from egnn_jax._files import expanded
+from egnn_jax._launch import launch, process_of_cluster
+from egnn_jax._stderr import explain_aborts
 from egnn_jax.training.signals import Interrupted
 
 _OPTIONS = (
     "Options of this config. --model.name NAME takes another model, in which options of the same "
     "name keep their values."
 )
-_TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of the command line; exits with 1 and a sentence where it fails."""
-    parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)
-    if rest and parsed.run_command not in (_train, _benchmark):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options = parser()
+    parsed, rest = options.parse_known_args(arguments)
+    if rest and parsed.command not in ("train", "benchmark"):
+        options.error(f"unrecognized arguments: {' '.join(rest)}")
     usual = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"egnn: warning: {message}\n"
     try:
         for plugin in parsed.plugin:
             import_plugin(plugin)
-        parsed.run_command(parsed, rest)
+        _COMMANDS[parsed.command](parsed, rest)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,136 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.formatwarning = usual
 
 
-def _parser() -> argparse.ArgumentParser:
-    """The parser, which imports nothing of JAX: help is to come at once."""
-    parser = argparse.ArgumentParser(
-        prog="egnn",
-        description="E(n)-equivariant graph networks: train, evaluate, export and predict.",
-    )
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module, or a .py file, that registers your models and tasks",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run_command=run)
-        return command
-
-    command = add("train", _train, "Train a model as a config or recipe says.")
-    command.usage = "egnn train CONFIG [--run FOLDER] [overrides; CONFIG --options shows them]"
-    command.add_argument("config", help="a YAML file, or a recipe such as nbody/egnn_best")
-    command.add_argument(
-        "--run",
-        type=_path,
-        help="the folder to train in (default: runs/, the config's folder and name, and overrides)",
-    )
-    command.add_argument(
-        "--init", help="weights to start from: an exported file, a run, qm9, qm9-smiles, or none"
-    )
-    command.add_argument(
-        "--freeze",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="parameters that stay as they are, such as 'encoder/layer_[01]*'; may be repeated",
-    )
-    command.add_argument(
-        "--init-skip",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="parameters that are new in spite of --init, such as 'graph_dec/*'; may be repeated",
-    )
-    command.add_argument("--options", action="store_true", help="show every option of the config")
-
-    command = add("evaluate", _evaluate, "Errors of a run on the validation and test samples.")
-    command.add_argument("run", type=_path, help="the folder of a run, or an exported file")
-
-    command = add("export", _export, "Weights and all that a prediction needs, in one file.")
-    command.add_argument("run", type=_path, help="the folder of a complete run")
-    command.add_argument("path", type=_path, help="the file to write, NAME.safetensors")
-    command.add_argument("--seed", type=int, help="of a run with several (default: its first)")
-
-    command = add("predict", _predict, "Properties of your molecules by networks of QM9.")
-    command.add_argument("sources", nargs="+", metavar="FILE", help="a file, SMILES or InChI")
-    command.add_argument(
-        "--model",
-        type=_path,
-        help="the folder of a run on QM9, or an exported file (default: the networks that come "
-        "with egnn_jax, of all twelve properties)",
-    )
-    command.add_argument("--out", type=_path, metavar="FILE", help="write .csv, .json or .sdf too")
-
-    command = add("md", _md, "Molecular dynamics of a structure under a trained potential.")
-    command.add_argument("structure", help="a file that ASE reads; FILE@-1 for its last structure")
-    command.add_argument("--model", required=True, help="a run of the task forces, or its export")
-    command.add_argument("--ensemble", choices=("nvt", "nve"), default="nvt", help="(nvt)")
-    command.add_argument("--temperature", type=float, default=300.0, help="in K (300)")
-    command.add_argument("--steps", type=int, default=10_000, help="(10,000)")
-    command.add_argument("--timestep", type=float, default=0.5, help="in fs (0.5)")
-    command.add_argument("--friction", type=float, default=0.01, help="of nvt, in 1/fs (0.01)")
-    command.add_argument("--every", type=int, default=10, help="steps between frames (10)")
-    command.add_argument("--seed", type=int, default=0, help="of velocities and noise (0)")
-    command.add_argument(
-        "--max-spread", type=float, metavar="EV_PER_A",
-        help="simulate with all seeds of the run; end where they differ by more about a force",
-    )  # fmt: skip
-    command.add_argument("--out", type=_path, help="a new folder (default: runs/md/ and the file)")
-
-    text = "Our speed beside PyTorch and JAX, in a clone; takes what scripts/benchmark.py does."
-    add("benchmark", _benchmark, text)
-
-    command = add("report", _report, "Tables and pictures of runs.")
-    command.add_argument("runs", nargs="+", type=_path, help="folders of complete runs of one task")
-    command.add_argument("--out", type=_path, help="where they go (default: report/ of the run)")
-
-    reproduce = add("reproduce", _reproduce, "A table or figure of the paper.")
-    choices = reproduce.add_subparsers(required=True, metavar="WHAT", dest="what")
-    for name, text in (
-        ("table2", "N-body: every row, and our best recipes"),
-        ("figure2", "N-body: test error over the number of training trajectories"),
-        ("figure5", "graph autoencoder: every encoder on both sets of graphs"),
-        ("figure5-overfit", "graph autoencoder: F1 on graphs that were trained on"),
-        ("table3", "QM9: the error of each property, beside every row of the paper"),
-    ):
-        choice = choices.add_parser(name, help=text, description=text)
-        choice.add_argument("--runs", type=_path, default=Path("runs"), help="where runs are")
-        choice.add_argument("--out", type=_path, default=Path("runs/report"), help="for tables")
-        choice.add_argument("--seeds", type=int, help="how many are trained at once")
-        if name != "figure2":
-            choice.add_argument("--epochs", type=int, help="instead of the recipe's")
-        if name in ("table2", "figure5"):
-            choice.add_argument("--only", nargs="+", default=(), metavar="ROW", help="some rows")
-        if name in ("figure2", "figure5-overfit"):
-            choice.add_argument("--quick", action="store_true", help="fewer points, in minutes")
-        if name == "figure2":
-            choice.add_argument("--steps", type=int, help="of each training")
-        if name == "table3":
-            choice.add_argument(
-                "--targets", nargs="+", default=_TARGETS, choices=_TARGETS, metavar="TARGET",
-                help=f"of {', '.join(_TARGETS)}",
-            )  # fmt: skip
-            choice.add_argument("--model", default="egnn", help="recipe, such as egnn or nmp")
-            choice.add_argument("--together", action="store_true", help="vmapped, for a GPU")
-            choice.add_argument("--half-periods", type=int, help="of the cosine; 3: authors' code")
-    return parser
-
-
-def _path(text: str) -> Path:
-    """A path as typed, with ~ as the home folder."""
-    try:
-        return expanded(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(error) from error
-
-
 def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
-    _use_all_cores()
+    prints = _join(parsed)
     from egnn_jax.experiments import config as configs
     from egnn_jax.experiments.run import train
 
@@ -197,6 +70,8 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = dataclasses.replace(config, **changes)
     folder = parsed.run or default_folder(path, configs.differences(recipe, config))
     result = train(config, folder)
+    if not prints:
+        return
     for split, metrics in result["metrics"].items():
         for name, value in metrics.items():
             spread = ""
@@ -212,6 +87,38 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"egnn: note: {note}", file=sys.stderr)
     if result.get("exploded"):
         sys.exit(f"egnn: error: the training exploded; {folder} holds what was good before")
+
+
+def _join(parsed: argparse.Namespace) -> bool:
+    """Make the cores devices, and this one of several processes where it is; whether it prints."""
+    given = {"--coordinator": parsed.coordinator, "--processes": parsed.processes}
+    given |= {"--process-id": parsed.process_id}
+    missing = [name for name, value in given.items() if value is None]
+    alone = len(missing) == len(given) and process_of_cluster() is None
+    alone |= parsed.processes == 1 and len(missing) == len(given) - 1
+    if parsed.options or alone:
+        _use_all_cores()
+        return True
+    if 0 < len(missing) < len(given):
+        raise ValueError(f"{', '.join(missing)} is missing; expected all of {', '.join(given)}")
+    if not missing and not 0 <= parsed.process_id < parsed.processes:
+        raise ValueError(
+            f"--process-id is {parsed.process_id} of {parsed.processes} processes; expected 0 to "
+            f"{parsed.processes - 1}"
+        )
+    explain_aborts(process_of_cluster() if missing else parsed.process_id, parsed.coordinator)
+    _use_all_cores()
+    from egnn_jax.training.processes import is_first, join
+
+    join(*given.values())
+    if not is_first():
+        warnings.simplefilter("ignore")
+    return is_first()
+
+
+def _launch(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    plugins = [word for plugin in parsed.plugin for word in ("--plugin", plugin)]
+    sys.exit(launch(parsed.number, parsed.arguments, plugins))
 
 
 def default_folder(path: Path, changes: dict[str, Any]) -> Path:
@@ -249,6 +156,16 @@ def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     drift = ", drift {drift:.4f} meV an atom and ps" if parsed.ensemble == "nve" else ""
     print(("mean {temperature:.1f} K" + drift).format(**found))
     print(f"{found['steps_per_second']:.0f} steps a second; {folder}/trajectory.xyz, dynamics.png")
+
+
+def _pack(parsed: argparse.Namespace, _: Sequence[str]) -> None:
+    from egnn_jax.data.frames import Labels
+    from egnn_jax.data.labelled import pack
+
+    names = (field.name for field in dataclasses.fields(Labels))
+    labels = Labels(**{name: getattr(parsed, name) for name in names})
+    number = pack(parsed.files, parsed.out, labels, parsed.cutoff)
+    print(f"{number:,} structures; train on them by --task.train {parsed.out}")
 
 
 def _benchmark(_: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -298,3 +215,17 @@ def _use_all_cores() -> None:
     from egnn_jax.training.distributed import use_all_cores
 
     use_all_cores()
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], None]] = {
+    "train": _train,
+    "launch": _launch,
+    "evaluate": _evaluate,
+    "export": _export,
+    "predict": _predict,
+    "md": _md,
+    "pack": _pack,
+    "benchmark": _benchmark,
+    "report": _report,
+    "reproduce": _reproduce,
+}

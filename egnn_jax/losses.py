@@ -11,7 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, node_mask, require_geometric
+from egnn_jax.graph.exchange import sum_over_parts
+from egnn_jax.graph.graph import (
+    Globals,
+    GraphsTuple,
+    graph_mask,
+    node_mask,
+    require_geometric,
+    total_nodes,
+)
 from egnn_jax.training.step import Loss
 
 
@@ -55,7 +63,7 @@ def energy_forces(
         _require_labels(batch)
         out: Any = apply(params, batch)
         graphs, nodes = graph_mask(batch), node_mask(batch)
-        n_node = jnp.maximum(jnp.asarray(batch.n_node), 1)[:, None]
+        n_node = jnp.maximum(total_nodes(batch), 1)[:, None]
         total, metrics = jnp.zeros(()), {}
         for name, predicted, label, real, scale in (
             ("energy", out.globals.y, batch.globals.y, graphs, 1 / n_node),
@@ -72,9 +80,13 @@ def energy_forces(
                 )
             mask = real.reshape(-1, *(1,) * (label.ndim - 1))
             error = jnp.where(mask, predicted - label, 0)
-            count = jnp.maximum(jnp.sum(real) * (label.size // label.shape[0]), 1)
-            total += weights[name] * jnp.sum((error * scale) ** 2) / count
-            metrics[name] = (jnp.sum(jnp.abs(error)), count)
+            sums = (jnp.sum((error * scale) ** 2), jnp.sum(jnp.abs(error)), jnp.sum(real))
+            if real is nodes:
+                sums = sum_over_parts(batch, sums)
+            squared, absolute, number = sums
+            count = jnp.maximum(number * (label.size // label.shape[0]), 1)
+            total += weights[name] * squared / count
+            metrics[name] = (absolute, count)
         return total, metrics
 
     return loss

@@ -16,13 +16,14 @@ ALLOWED = {
     "models": {"graph", "nn", "models"},
     "potentials": {"graph", "nn", "models", "potentials", "_extras"},
     "data": {"graph", "data", "_files", "_extras"},
-    "training": {"graph", "data", "training", "_files", "_extras"},
+    "training": {"graph", "data", "training", "_files", "_extras", "_launch"},
     "losses": {"graph", "training"},
     "testing": {"graph", "testing"},
     "interop": {"graph", "nn", "models", "interop"},
     "registry": set(),
     "_extras": {"_files"},
     "_files": set(),
+    "_launch": set(),
 }
 """The parts of the library that each part may import."""
 

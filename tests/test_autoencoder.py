@@ -167,6 +167,7 @@ def trained(tmp_path_factory):
     return train(config, folder), load(folder)
 
 
+@pytest.mark.slow
 def test_one_epoch_already_finds_most_edges(trained):
     result, (config, _, _) = trained
     assert result["metrics"]["test"]["error"] < 8
@@ -180,6 +181,7 @@ def test_one_epoch_already_finds_most_edges(trained):
     assert result["metrics"]["test"] != result["first_draw"]["test"]
 
 
+@pytest.mark.slow
 def test_ones_own_graph_there_and_back(trained, tmp_path):
     _, (config, model, params) = trained
     graph = nx.relabel_nodes(nx.cycle_graph(4), dict(enumerate("abcd")))

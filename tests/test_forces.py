@@ -17,7 +17,8 @@ from tblite.ase import TBLite
 
 import egnn_jax as egnn
 from egnn_jax.cli import main
-from egnn_jax.data import frames, xtb
+from egnn_jax.data import frames, labelled, xtb
+from egnn_jax.data._splits import drawn
 from egnn_jax.data.frames import Labels
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import force_errors
@@ -105,7 +106,7 @@ def test_rmd17s_arrays_are_read(tmp_path):
         list(frames.read(tmp_path / "other.npz"))
     labels = Labels(energy_unit="kcal/mol")  # would be converted a second time
     with pytest.raises(ValueError, match=r"given as kcal/mol and Å; expected none for an \.npz"):
-        frames.splits(str(tmp_path / "rmd17_water.npz"), "0.5", "0.0", 0, labels)
+        list(frames.named(tmp_path / "rmd17_water.npz", labels))
 
 
 def test_units_and_the_virial():
@@ -129,37 +130,40 @@ def test_units_and_the_virial():
     np.testing.assert_allclose(found.calc.results["stress"], atoms.get_stress(voigt=False))
 
 
-def test_energies_an_atom_of_structures_of_different_sizes():
+def test_energies_an_atom_of_structures_of_different_sizes(tmp_path):
     """By predictions that are off by 1 eV each, whatever the size."""
     molecules = [ase.build.molecule(name) for name in ("H2O", "CH4", "H2", "CO2")]
     for atoms in molecules:
         atoms.calc = SinglePointCalculator(atoms, energy=2.0, forces=np.zeros((len(atoms), 3)))
-    samples = egnn.GraphDataset(
-        egnn.from_ase(a, 5.0, energy="energy", forces="forces") for a in molecules
-    )
+    ase.io.write(tmp_path / "some.traj", molecules)
+    structures = labelled.read(str(tmp_path / "some.traj"), Labels(), 5.0)
 
     def predict(batch):
         return batch._replace(globals=batch.globals.replace(y=batch.globals.y + 1))
 
-    errors = force_errors.errors(predict, samples)
+    errors = force_errors.errors(predict, structures.samples(dict.fromkeys("HCO", 0.0)))
     assert errors["energy"].shape == (4, 1)
-    found = force_errors.details(errors, molecules)["rmse"]
+    found = force_errors.details(errors, structures)["rmse"]
     assert found["energy"] == pytest.approx(1e3)
     each = np.sqrt(np.mean(np.square([1e3 / len(atoms) for atoms in molecules])))
     assert found["energy_per_atom"] == pytest.approx(each)
 
 
-def test_energies_of_free_atoms_by_least_squares():
+@pytest.mark.parametrize("block", [1, 2, 10])
+def test_energies_of_free_atoms_by_least_squares(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(labelled, "BLOCK", block)
     made = []
-    for formula in ("CuNi", "Cu2", "CuNi3"):
+    for formula in ("CuNi", "Cu2", "CuNi3", "Cu4"):
         atoms = ase.Atoms(formula, np.zeros((len(ase.Atoms(formula)), 3)))
         energy = {"Cu": -2.0, "Ni": -5.0}
         atoms.calc = SinglePointCalculator(atoms, energy=sum(energy[s] for s in atoms.symbols))
         made.append(atoms)
-    found, determined = frames.free_atoms(iter(made))
+    ase.io.write(tmp_path / "some.traj", made)
+    structures = labelled.read(str(tmp_path / "some.traj"), Labels(forces=""), 5.0)
+    found, determined = structures.free_atoms()
     assert found == pytest.approx({"Cu": -2.0, "Ni": -5.0})
     assert determined
-    found, determined = frames.free_atoms(made[:1])
+    found, determined = structures[[0, 0, 0]].free_atoms()
     assert sum(found.values()) == pytest.approx(-7.0)
     assert not determined
 
@@ -195,7 +199,7 @@ def _gold(atoms):
     [
         (_missing, r"frame 2 of .*bad\.traj: there is no label 'forces'; found energy, stress"),
         (_nan, r"frame 2 of .*bad\.traj: the label 'energy' has a value that is not finite"),
-        (_molecule, r"frame 2 of .*bad\.traj is not periodic and the first is"),
+        (_molecule, r"frame 2 of .*bad\.traj is not periodic, unlike frame 0"),
         (_dummy, r"frame 2 of .*bad\.traj: atom 1 is X; expected a chemical element"),
         (_gold, r"frame 2 of .*bad\.traj has Au; expected elements that are trained on, Cu"),
     ],
@@ -281,7 +285,8 @@ def test_it_learns_and_says_how_well(file, run):
 
 
 def _test_structures(file):
-    return frames.splits(str(file), "0.2", "0.2", 0, Labels(stress="stress"))["test"]
+    every = list(frames.named(file, Labels(stress="stress")))
+    return [every[k] for k in drawn(len(every), "0.2", "0.2", 0)["test"]]
 
 
 def test_metrics_are_those_of_the_network_by_hand(file, run):

@@ -94,9 +94,11 @@ def test_the_training_pages_python_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["large-graphs", "potentials", "pretrained", "pytorch", "simulation", "testing"]
+    "page",
+    ["large-graphs", "potentials", "pretrained", "pytorch", "scale", "simulation", "testing"],
 )
-def test_a_pages_python_runs(page):
+def test_a_pages_python_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks(f"docs/{page}.md"):
         exec(block, names)

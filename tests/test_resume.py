@@ -163,7 +163,8 @@ def test_resuming_with_another_number_of_devices_warns_and_is_noted(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, callbacks=[Stop()])
     assert RunFolder(tmp_path).latest("last") == 2
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: first)
     with pytest.warns(UserWarning, match="resumed at step 2 with 1 shards of a batch and 32-bit"):
         result = train(config, tmp_path)
     stored = json.loads((tmp_path / "result.json").read_text())

@@ -1,5 +1,6 @@
 """How graphs of different sizes come to lie side by side in arrays of one shape."""
 
+import mmap
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -9,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph._validation import host
-from egnn_jax.graph.batching import Budget, require_whole
+from egnn_jax.graph.batching import Budget
 from egnn_jax.graph.build import complete_edges
-from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple
+from egnn_jax.graph.graph import GraphsTuple
 
 
 def complete_edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,11 +68,67 @@ class Gather:
         self.place = starts_of(counts).reshape(-1)[self.graph] + within
         self.source = first.reshape(-1)[self.graph] + within
 
-    def fill(self, values: np.ndarray, batches: int, budget: int) -> np.ndarray:
-        """The flat ``values`` as (batches, budget, …), padded with zeros."""
-        padded = np.zeros((batches, budget, *values.shape[1:]), values.dtype)
-        padded[self.batch, self.place] = values[self.source]
+
+class Runs:
+    """The nodes (or edges) of graphs as runs of rows, copied from the flat arrays into batches.
+
+    Whole runs are copied, since an index for each row takes longer, from a file above all.
+
+    Args:
+      counts: of the graphs of each batch (K, B).
+      first: the place of the first of each graph in the flat arrays (K, B).
+      budget: the rows of a batch.
+    """
+
+    def __init__(self, counts: np.ndarray, first: np.ndarray, budget: int) -> None:
+        self._shape = len(counts), budget
+        start = starts_of(counts) + budget * np.arange(len(counts))[:, None]
+        self._targets, self._sources = (
+            list(map(slice, begin.ravel().tolist(), (begin + counts).ravel().tolist()))
+            for begin in (start, first)
+        )
+
+    def fill(
+        self, values: np.ndarray, add: np.ndarray | None = None, padding: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The rows of ``values`` as (K, budget, …).
+
+        Args:
+          values: the flat array.
+          add: what is added to those of each graph (K, B).
+          padding: the value of rows without a graph in each batch (K,); 0 if not given.
+        """
+        if isinstance(values, np.memmap):
+            _prefetch(values, self._sources)
+            values = values.view(np.ndarray)  # whose slices take a tenth of the time
+        padded = np.zeros((*self._shape, *values.shape[1:]), values.dtype)
+        if padding is not None:
+            padded[:] = padding[:, None]
+        flat = padded.reshape(-1, *values.shape[1:])
+        for target, source in zip(self._targets, self._sources, strict=True):
+            flat[target] = values[source]
+        if add is not None:
+            for target, number in zip(self._targets, add.ravel().tolist(), strict=True):
+                flat[target] += number
         return padded
+
+
+def _prefetch(values: np.memmap, runs: Sequence[slice]) -> None:
+    """Have runs of rows read from the disk all at once.
+
+    Else they are read one after the other, each with much around it that is not asked for.
+    """
+    mapped: Any = getattr(values, "_mmap", None)
+    if mapped is None or not hasattr(mmap, "MADV_WILLNEED") or not values.flags.c_contiguous:
+        return
+    first, base = (
+        array.__array_interface__["data"][0] for array in (values, np.frombuffer(mapped, np.uint8))
+    )
+    for run in runs:
+        start, stop = (first - base + place * values.strides[0] for place in (run.start, run.stop))
+        start -= start % mmap.PAGESIZE
+        if run.stop > run.start:
+            mapped.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
 def snake(classes: np.ndarray) -> np.ndarray:
@@ -169,96 +225,6 @@ def _trim(batch: GraphsTuple, budget: Budget) -> GraphsTuple:
         n_node=pad(batch.n_node, budget.n_node),
         n_edge=pad(batch.n_edge, budget.n_edge),
     )
-
-
-def concatenated(trees: list[Any]) -> Any:
-    """The leaves of several trees, concatenated."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
-
-
-def require_alike(graphs: Sequence[GraphsTuple]) -> None:
-    """Raise ValueError where there are no graphs, or one carries other fields than the first, is
-    padded or no graph.
-    """
-    if not graphs:
-        raise ValueError("GraphDataset received no graphs; expected at least one")
-    expected: dict[str, tuple[int, ...]] = {}
-    for k, graph in enumerate(graphs):
-        if not isinstance(graph, GraphsTuple):
-            raise ValueError(
-                f"graph {k} is a {type(graph).__name__}; expected a GraphsTuple, as "
-                "egnn_jax.from_ase or radius_graph makes it"
-            )
-        if isinstance(graph, PaddedGraphsTuple):
-            raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
-        require_whole(f"graph {k}", graph)
-        carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
-        shapes = {
-            jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
-            for path, leaf in jax.tree_util.tree_leaves_with_path(carried)
-        }
-        expected = expected if k else shapes
-        if shapes != expected:
-            raise ValueError(f"graph {k} carries {shapes}; expected {expected}, as graph 0")
-
-
-def require_flat(
-    n_node: np.ndarray,
-    nodes: Any,
-    edges: Any,
-    globals_: Any,
-    edge_lists: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-) -> None:
-    """Raise ValueError where flat arrays do not fit the sizes of graphs and their edges."""
-    counts = {"n_node": host("n_node", n_node)}
-    if edge_lists is not None:
-        counts["n_edge"] = host("n_edge", edge_lists[0])
-    if nodes.x is not None and len(getattr(nodes.x, "shape", ())) != 2:
-        raise ValueError(f"nodes x is a {type(nodes.x).__name__}; expected an array (ΣM, n)")
-    for name, count in counts.items():
-        if count.ndim != 1 or count.dtype.kind not in "iu" or (len(count) and count.min() < 0):
-            raise ValueError(f"{name} is {count!r}; expected whole numbers (S,), none below 0")
-    total = int(counts["n_node"].sum(dtype=np.int64))
-    expected = [("nodes", nodes, total), ("globals_", globals_, len(counts["n_node"]))]
-    if edge_lists is None:
-        sizes = counts["n_node"].astype(np.int64)
-        expected.append(("edges", edges, int((sizes * np.maximum(sizes - 1, 0)).sum())))
-    else:
-        n_edge = int(counts["n_edge"].sum(dtype=np.int64))
-        expected += [("edges", edges, n_edge), ("edge_lists", edge_lists[1:], n_edge)]
-        expected.append(("edge_lists", counts["n_edge"], len(counts["n_node"])))
-    for name, tree, length in expected:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            part = f"{name} {jax.tree_util.keystr(path, simple=True, separator='.')}"
-            if not hasattr(leaf, "dtype") or leaf.dtype.kind in "OSUMm" or not leaf.ndim:
-                raise ValueError(f"{part} is a {type(leaf).__name__}; expected an array of numbers")
-            if len(leaf) != length:
-                raise ValueError(f"{part} has {len(leaf)} rows; expected {length}")
-    if edge_lists is not None:
-        _require_ends(counts["n_node"], counts["n_edge"], *edge_lists[1:])
-
-
-def _require_ends(
-    n_node: np.ndarray, n_edge: np.ndarray, senders: np.ndarray, receivers: np.ndarray
-) -> None:
-    starts = starts_of(n_edge.astype(np.int64))
-    for first in range(0, len(n_edge), 10_000):  # in blocks, to bound the memory
-        rows = slice(first, first + 10_000)
-        graph = np.repeat(np.arange(len(n_edge[rows])), n_edge[rows])
-        edges = slice(starts[first], starts[first] + len(graph))
-        sizes = n_node[rows][graph]
-        for name, ends in (("senders", senders[edges]), ("receivers", receivers[edges])):
-            if len(bad := np.flatnonzero((ends < 0) | (ends >= sizes))):
-                raise ValueError(
-                    f"{name} of edge {edges.start + bad[0]} is {ends[bad[0]]}, in a graph of "
-                    f"{sizes[bad[0]]} nodes; expected the number of one of these, from 0"
-                )
-        ends = receivers[edges]
-        if len(bad := np.flatnonzero((ends[1:] < ends[:-1]) & (graph[1:] == graph[:-1]))):
-            raise ValueError(
-                f"receivers of edges {edges.start + bad[0]} and after are not in order; expected "
-                "edges sorted by receiver"
-            )
 
 
 def parts_of(rows: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:

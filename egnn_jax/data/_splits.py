@@ -30,13 +30,13 @@ def files(train: str, valid: str, test: str) -> tuple[str, ...]:
     return (train, *(source for source, share in own if share is None))
 
 
-def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, list[int]]:
+def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, np.ndarray]:
     """Which of ``count`` samples are of "train" and, where these are shares, "valid" and "test".
 
     Raises:
       ValueError: as :func:`shares`, or one would have no sample.
     """
-    order = np.random.default_rng(seed).permutation(count).tolist()
+    order = np.random.default_rng(seed).permutation(count)
     found = {}
     for split, source, share in zip(
         ("valid", "test"), (valid, test), shares(valid, test), strict=True
@@ -45,7 +45,7 @@ def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, list[int]]:
             continue
         own = round(share * count)
         found[split], order = order[:own], order[own:]
-        if not own or not order:
+        if not own or not len(order):
             raise ValueError(
                 f"{split} is {source} of {count} samples, which leaves it or the training without "
                 "any; expected another share, or a file"

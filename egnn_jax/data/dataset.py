@@ -8,25 +8,12 @@ import jax
 import numpy as np
 
 from egnn_jax._files import expanded
-from egnn_jax.data import storage
-from egnn_jax.data._packing import (
-    Gather,
-    budgets,
-    complete_edge_lists,
-    concatenated,
-    parts_of,
-    require_alike,
-    require_flat,
-    snake,
-    starts_of,
-)
+from egnn_jax.data import _packing, storage
+from egnn_jax.data._flat import EdgeLists, alike, arrays_of, flat, require_flat
 from egnn_jax.data.loader import DatasetLoader
 from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
-
-EdgeLists = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""n_edge (S,), and senders and receivers (ΣE,) counted from the first node of each graph."""
 
 
 class GraphDataset:
@@ -44,21 +31,7 @@ class GraphDataset:
     pads = True
 
     def __init__(self, graphs: Iterable[GraphsTuple]) -> None:
-        graphs = list(graphs)
-        require_alike(graphs)
-        host = [jax.tree.map(np.asarray, graph) for graph in graphs]
-        first_node = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in host]
-        senders, receivers = (
-            np.concatenate(
-                [getattr(g, end) - start for g, start in zip(host, first_node, strict=True)]
-            )
-            for end in ("senders", "receivers")
-        )
-        n_node, n_edge, nodes, edges, globals_ = (
-            concatenated([getattr(g, field) for g in host])
-            for field in ("n_node", "n_edge", "nodes", "edges", "globals")
-        )
-        self._set(n_node, nodes, edges, globals_, (n_edge, senders, receivers))
+        self._set(*flat(list(alike(graphs))))
 
     @classmethod
     def from_arrays(
@@ -99,15 +72,15 @@ class GraphDataset:
     ) -> None:
         self._nodes, self._edges, self._globals = nodes, edges, globals_
         self._n_node = np.asarray(n_node, np.int32)
-        self._first_node = starts_of(self._n_node)
+        self._first_node = _packing.starts_of(self._n_node)
         if edge_lists is None:
             self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
-            *self._ends, starts = complete_edge_lists(self._n_node)
+            *self._ends, starts = _packing.complete_edge_lists(self._n_node)
             self._first_end = starts[self._n_node]
         else:
             self._n_edge, *self._ends = np.asarray(edge_lists[0], np.int32), *edge_lists[1:]
-            self._first_end = starts_of(self._n_edge)
-        self._first_edge = starts_of(self._n_edge)
+            self._first_end = _packing.starts_of(self._n_edge)
+        self._first_edge = _packing.starts_of(self._n_edge)
         self._rows = np.arange(len(self._n_node))
         self._budgets: dict[tuple[int, int], list[Budget]] = {}
 
@@ -140,6 +113,19 @@ class GraphDataset:
             raise ValueError("the graphs have no targets; expected y where they were built")
         return np.asarray(self._globals.y[self._rows])
 
+    def with_targets(self, y: np.ndarray) -> "GraphDataset":
+        """The same graphs with other targets (S, T)."""
+        other = self[:]
+        other._globals = jax.tree.map(lambda a: a[self._rows], self._globals).replace(y=y)
+        other._rows = np.arange(len(self))
+        return other
+
+    def node_features(self) -> np.ndarray:
+        """h of the nodes of all graphs (ΣM, …), one graph after the other."""
+        if self._nodes.h is None:
+            raise ValueError("the graphs have no h")
+        return self._nodes.h[_packing.Gather(self._n_node[None], self._first_node[None]).source]
+
     def target_statistics(self) -> dict[str, tuple[float, ...]]:
         """``mean`` and ``scale`` (standard deviation, or 1 where it is 0) of each target (T,).
 
@@ -162,27 +148,43 @@ class GraphDataset:
         """
         require_count("seed", seed, 0)
         order = np.random.default_rng(seed).permutation(len(self))
-        return tuple(self[part] for part in parts_of(order, fractions))
+        return tuple(self[part] for part in _packing.parts_of(order, fractions))
 
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
         """Batches of ``batch_size`` graphs, see :class:`egnn_jax.data.loader.DatasetLoader`."""
         return DatasetLoader(self, batch_size, seed)
 
     def save(self, folder: Path | str) -> None:
-        """Write the data set to a new folder, whole or not at all; :meth:`open` reads it.
+        """Write the data set to a new folder, see :meth:`write`; :meth:`open` reads it.
 
         Raises:
           ValueError: the folder exists.
         """
-        nodes, edges, ends = (Gather(n[None], first[None]).source for first, n in self._runs)
-        arrays = storage.flatten(
-            nodes=jax.tree.map(lambda a: a[nodes], self._nodes),
-            edges=jax.tree.map(lambda a: a[edges], self._edges),
-            globals=jax.tree.map(lambda a: a[self._rows], self._globals),
-        )
-        arrays |= {"n_node": self._n_node, "n_edge": self._n_edge}
-        arrays |= {"senders": self._ends[0][ends], "receivers": self._ends[1][ends]}
-        storage.write_arrays(arrays, expanded(folder))
+        with storage.writing(expanded(folder)) as writer:
+            for k in range(len(self)):
+                writer.append(arrays_of(self[k]))
+
+    @classmethod
+    def write(cls, folder: Path | str, graphs: Iterable[GraphsTuple]) -> "GraphDataset":
+        """A data set in a new folder of graphs that need not fit in memory, whole or not at all.
+
+        Args:
+          folder: a new one, which :meth:`open` reads.
+          graphs: as of :class:`GraphDataset`, taken one after the other, such as from a generator.
+
+        Returns:
+          The data set, memory-mapped.
+
+        Raises:
+          ValueError: the folder exists, there are no graphs, or one differs from the first in what
+            it carries or in a dtype (it is named).
+          OSError: such as of a full disk.
+        """
+        folder = expanded(folder)
+        with storage.writing(folder) as writer:
+            for graph in alike(graphs):
+                writer.append(arrays_of(graph))
+        return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path | str, verify: bool = False) -> "GraphDataset":
@@ -214,7 +216,7 @@ class GraphDataset:
         sizes = np.where(rows >= 0, self._n_edge[rows], 0)
         classes = rows[np.argsort(sizes, kind="stable")].reshape(-1, steps)
         batches = rng.permuted(classes, axis=1).T
-        return snake(batches.reshape(steps, -1, shards)).swapaxes(1, 2)
+        return _packing.snake(batches.reshape(steps, -1, shards)).swapaxes(1, 2)
 
     def budgets(self, graphs: int, shards: int = 1) -> list[Budget]:
         """Shapes of a shard of ``graphs`` graphs, the smallest first.
@@ -224,39 +226,37 @@ class GraphDataset:
         """
         key = graphs, shards
         if key not in self._budgets:
-            self._budgets[key] = budgets(self._n_node, self._n_edge, *key)
+            self._budgets[key] = _packing.budgets(self._n_node, self._n_edge, *key)
         return self._budgets[key]
 
-    def pack(self, rows: np.ndarray) -> PaddedGraphsTuple:
+    def pack(self, rows: np.ndarray, own: slice = slice(None)) -> PaddedGraphsTuple:
         """Padded batches of the graphs numbered ``rows``; see :class:`~egnn_jax.PaddedGraphsTuple`.
 
         Args:
           rows: (B,) or (…, shards, B/shards) as :meth:`arrange` returns them; -1 is no graph.
+          own: which of the shards are packed, in the shape that they have among all.
 
         Returns:
           NumPy arrays with the leading axes of ``rows`` and the shape of the last of
           :meth:`budgets`. If one of the batches does not fit, all get that of B graphs of the
           largest size, which costs a compilation.
         """
+        shards = rows.shape[-2:-1]
+        rows = rows[..., own, :] if shards else rows
         leading, size = rows.shape[:-1], rows.shape[-1]
-        flat = rows.reshape(-1, size)
-        flat = np.take_along_axis(flat, np.argsort(flat < 0, axis=1, kind="stable"), axis=1)
-        real = flat >= 0
-        n_node, n_edge = (np.where(real, n[flat], 0) for n in (self._n_node, self._n_edge))
-        budget = self.budgets(size, *leading[-1:])[-1]
+        rows = rows.reshape(-1, size)
+        rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
+        real = rows >= 0
+        n_node, n_edge = (np.where(real, n[rows], 0) for n in (self._n_node, self._n_edge))
+        budget = self.budgets(size, *shards)[-1]
         if n_node.sum(axis=1).max() >= budget.n_node or n_edge.sum(axis=1).max() > budget.n_edge:
             largest = int(self._n_node.max()), int(self._n_edge.max())
             budget = Budget(size * largest[0] + 1, size * largest[1], size + 1)
-        node = Gather(n_node, self._first_node[flat])
-        edge = Gather(n_edge, self._first_edge[flat])
-        end = Gather(n_edge, self._first_end[flat])
-        first_node = starts_of(n_node).reshape(-1)[edge.graph].astype(np.int32)
+        node = _packing.Runs(n_node, self._first_node[rows], budget.n_node)
+        edge = _packing.Runs(n_edge, self._first_edge[rows], budget.n_edge)
+        end = _packing.Runs(n_edge, self._first_end[rows], budget.n_edge)
+        first_node = _packing.starts_of(n_node)
         first_padding = n_node.sum(axis=1, dtype=np.int32)
-
-        def ends(indices: np.ndarray) -> np.ndarray:
-            padded = np.repeat(first_padding[:, None], budget.n_edge, axis=1)
-            padded[edge.batch, edge.place] = indices[end.source] + first_node
-            return padded
 
         def counts(n: np.ndarray, total: int) -> np.ndarray:
             padded = np.append(n, np.zeros_like(n[:, :1]), axis=1).astype(np.int32)
@@ -264,15 +264,15 @@ class GraphDataset:
             return padded
 
         def labels(a: np.ndarray) -> np.ndarray:
-            values = np.zeros((len(flat), size + 1, *a.shape[1:]), a.dtype)
-            values[:, :-1][real] = a[self._rows[flat[real]]]
+            values = np.zeros((len(rows), size + 1, *a.shape[1:]), a.dtype)
+            values[:, :-1][real] = a[self._rows[rows[real]]]
             return values
 
         packed = PaddedGraphsTuple(
-            nodes=jax.tree.map(lambda a: node.fill(a, len(flat), budget.n_node), self._nodes),
-            edges=jax.tree.map(lambda a: edge.fill(a, len(flat), budget.n_edge), self._edges),
-            senders=ends(self._ends[0]),
-            receivers=ends(self._ends[1]),
+            nodes=jax.tree.map(lambda a: node.fill(a), self._nodes),
+            edges=jax.tree.map(lambda a: edge.fill(a), self._edges),
+            senders=end.fill(self._ends[0], first_node, first_padding),
+            receivers=end.fill(self._ends[1], first_node, first_padding),
             n_node=counts(n_node, budget.n_node),
             n_edge=counts(n_edge, budget.n_edge),
             globals=jax.tree.map(labels, self._globals),

@@ -2,18 +2,16 @@
 
 import dataclasses
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from egnn_jax._files import expanded
-from egnn_jax.data import _xyz
-from egnn_jax.data._splits import drawn
+from egnn_jax.data import _xyz, storage
 from egnn_jax.data.cache import default_folder
-from egnn_jax.graph.ase import as_tensor, from_ase, label_of
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.ase import as_tensor, label_of
 
 Energy = Literal["eV", "meV", "kcal/mol", "kJ/mol", "Hartree"]
 Length = Literal["Å", "nm", "Bohr"]
@@ -83,8 +81,9 @@ class Labels:
 
 
 def find(name: str) -> Path:
-    """The file of that name: as it stands, or else in the folder ``frames`` of
-    :func:`egnn_jax.data.cache.default_folder`, or in ``../shared/data`` of a clone.
+    """The file of that name, or the folder that :func:`egnn_jax.data.labelled.pack` wrote: as it
+    stands, or else in the folder ``frames`` of :func:`egnn_jax.data.cache.default_folder`, or in
+    ``../shared/data`` of a clone.
 
     Raises:
       ValueError: there is none.
@@ -93,7 +92,7 @@ def find(name: str) -> Path:
     places = [Path(), default_folder() / "frames", clone.parent / "shared" / "data"]
     for place in places:
         path = place / expanded(name)
-        if path.is_file():
+        if path.is_file() or (path / storage.MANIFEST).is_file():
             return path
     shown = ", ".join(str(place.absolute()) for place in places)
     raise ValueError(f"{name} is no file; expected one of structures, looked for in {shown}")
@@ -136,37 +135,13 @@ def is_xyz(path: Path) -> bool:
     return name.suffix.lower() in (".xyz", ".extxyz")
 
 
-def splits(
-    train: str, valid: str, test: str, seed: int, labels: Labels
-) -> dict[str, list[tuple[str, Any]]]:
-    """Structures in eV and Å with the name of each, by "train", "valid" and "test".
-
-    Args:
-      train: the name of a file, see :func:`find`.
-      valid, test: others, or the shares of the structures of ``train`` that are drawn at random.
-      seed: of the draw.
-      labels: what the files hold.
+def named(path: Path, labels: Labels) -> Iterator[tuple[str, Any]]:
+    """The structures of a file in eV and Å, each with its name.
 
     Raises:
-      ValueError: as :func:`find`, :func:`read`, :func:`drawn` and :meth:`Labels.in_ev`; the file
-        and the number of the structure are named.
+      ValueError: as :func:`read` and :meth:`Labels.in_ev`; the file and the number of the structure
+        are named.
     """
-    every = list(_named(train, labels))
-    rows = drawn(len(every), valid, test, seed)
-    found = {split: [every[k] for k in own] for split, own in rows.items()}
-    for split, source in (("valid", valid), ("test", test)):
-        if split not in found:
-            found[split] = list(_named(source, labels))
-    first, *others = [own[0] for own in found.values() if own]
-    for name, atoms in others:
-        if atoms.pbc.any() != first[1].pbc.any():
-            kind = "periodic" if atoms.pbc.any() else "not periodic"
-            raise ValueError(f"{name} is {kind}, unlike {first[0]}; expected all alike")
-    return found
-
-
-def _named(name: str, labels: Labels) -> Iterator[tuple[str, Any]]:
-    path = find(name)
     if path.suffix == ".npz" and (labels.energy_unit, labels.length_unit) != ("eV", "Å"):
         raise ValueError(
             f"the units of {path} are given as {labels.energy_unit} and {labels.length_unit}; "
@@ -177,61 +152,6 @@ def _named(name: str, labels: Labels) -> Iterator[tuple[str, Any]]:
             yield f"frame {k} of {path}", labels.in_ev(atoms)
         except ValueError as error:
             raise ValueError(f"frame {k} of {path}: {error}") from error
-
-
-def graphs(
-    frames: Iterable[tuple[str, Any]],
-    cutoff: float | None,
-    references: Mapping[str, float],
-    forces: bool,
-    stress: bool,
-) -> Iterator[GraphsTuple]:
-    """Graphs of named structures in eV and Å with their labels, see :meth:`Labels.in_ev`.
-
-    Raises:
-      ValueError: as :func:`egnn_jax.from_ase`, where only some structures have a cell, or where one
-        has an element without reference; the structure is named.
-    """
-    periodic = None
-    for name, atoms in frames:
-        if periodic is not None and bool(atoms.pbc.any()) != periodic:
-            kind, first = ("not periodic", "is") if periodic else ("periodic", "is not")
-            raise ValueError(f"{name} is {kind} and the first {first}; expected all alike")
-        periodic = bool(atoms.pbc.any())
-        if unknown := sorted(set(atoms.get_chemical_symbols()) - set(references)):
-            raise ValueError(
-                f"{name} has {', '.join(unknown)}; expected elements that are trained on, "
-                f"{', '.join(references)}"
-            )
-        try:
-            yield from_ase(
-                atoms,
-                cutoff,
-                energy="energy",
-                forces="forces" if forces else None,
-                stress="stress" if stress else None,
-                references=references,
-            )
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-
-
-def free_atoms(frames: Iterable[Any]) -> tuple[dict[str, float], bool]:
-    """Energies of free atoms by symbol that explain the energies of structures best, E ≈ Σ_i E0_i.
-
-    Least squares over all structures; where these do not determine them, as those of one molecule
-    do not, those with the smallest sum of squares.
-
-    Returns:
-      The energies in eV, and whether the structures determine them.
-    """
-    frames = list(frames)
-    symbols = [atoms.get_chemical_symbols() for atoms in frames]
-    known = sorted({symbol for each in symbols for symbol in each})
-    counts = np.array([[each.count(symbol) for symbol in known] for each in symbols], float)
-    energies = np.array([atoms.calc.results["energy"] for atoms in frames])
-    found, _, rank, _ = np.linalg.lstsq(counts, energies, rcond=None)
-    return dict(zip(known, found.tolist(), strict=True)), int(rank) == len(known)
 
 
 def _of_rmd17(path: Path) -> Iterator[Any]:

@@ -42,8 +42,12 @@ class Dataset(Protocol):
         """
         ...
 
-    def pack(self, rows: np.ndarray) -> Any:
-        """Arrays with the leading axes of ``rows`` (…, B); -1 is no sample."""
+    def pack(self, rows: np.ndarray, own: slice = slice(None)) -> Any:
+        """Arrays with the leading axes of ``rows`` (…, B); -1 is no sample.
+
+        Among several processes rows are (…, shards, B/shards), and only the shards ``own`` are
+        packed, in the shape that they have among all; in one process ``own`` is not given.
+        """
         ...
 
 
@@ -61,7 +65,9 @@ class Loader(Protocol):
         """Full batches of an epoch; for None, the batches of an evaluation."""
         ...
 
-    def batches(self, epoch: int | None, start: int, count: int, shards: int = 1) -> Any:
+    def batches(
+        self, epoch: int | None, start: int, count: int, shards: int = 1, own: slice = slice(None)
+    ) -> Any:
         """Batches ``start`` to ``start + count`` of an epoch, stacked.
 
         Args:
@@ -69,9 +75,10 @@ class Loader(Protocol):
             the data set can be padded.
           start, count: which batches.
           shards: how many equal parts each batch has, one a device.
+          own: which of the shards are packed; given among several processes alone.
 
         Returns:
-          A pytree of arrays with leading axes (count, shards).
+          A pytree of arrays with leading axes (count, shards), or as many shards as ``own`` has.
         """
         ...
 
@@ -113,9 +120,12 @@ class DatasetLoader:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + 1 if epoch is None and rest and self.dataset.pads else full
 
-    def batches(self, epoch: int | None, start: int, count: int, shards: int = 1) -> Any:
+    def batches(
+        self, epoch: int | None, start: int, count: int, shards: int = 1, own: slice = slice(None)
+    ) -> Any:
         """See :meth:`Loader.batches`."""
-        return self.dataset.pack(self.rows(epoch, shards)[start : start + count])
+        rows = self.rows(epoch, shards)[start : start + count]
+        return self.dataset.pack(rows) if own == slice(None) else self.dataset.pack(rows, own)
 
     def remainder(self) -> Any:
         """See :meth:`Loader.remainder`."""
@@ -196,8 +206,9 @@ class ArrayDataset:
         """The rows as they come, since all samples have one size."""
         return rows.reshape(steps, shards, -1)
 
-    def pack(self, rows: np.ndarray) -> Any:
-        """The arrays at ``rows`` (…, B); zeros for -1."""
+    def pack(self, rows: np.ndarray, own: slice = slice(None)) -> Any:
+        """The arrays at ``rows`` (…, B); zeros for -1. See :meth:`Dataset.pack`."""
+        rows = rows[..., own, :] if rows.ndim > 1 else rows
         return jax.tree.map(lambda a: np.where(_expand(rows >= 0, a), a[rows], 0), self.arrays)
 
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:

@@ -1,67 +1,203 @@
 """Graph data sets on disk: one .npy file an array, and a manifest with sizes and checksums."""
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from egnn_jax._files import make_folder, read_json
 from egnn_jax.graph.graph import Edges, Globals, Nodes
 
 MANIFEST = "manifest.json"
+_FORMAT = "egnn_jax.GraphDataset"
+_VERSION = 2
+_LOCK = ".lock"
+_BUFFER = 1 << 20
 _TYPES = {"nodes": Nodes, "edges": Edges, "globals": Globals}
 
 
-def write_arrays(arrays: dict[str, np.ndarray], folder: Path) -> None:
-    """Write arrays to a new folder, whole or not at all.
+class Writer:
+    """Arrays that grow by rows, each in a file of its own; see :func:`writing`.
+
+    Attributes:
+      about: plain values that the manifest keeps, and :func:`about` reads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.about: dict[str, Any] = {}
+        self._folder, self._number = folder, 0
+        self._kinds: dict[str, Any] | None = None
+        self._files: dict[str, _File] = {}
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the rows of one more graph of each array, by name.
+
+        Raises:
+          ValueError: the names, dtypes or shapes of rows differ from those of the first graph.
+        """
+        kinds = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
+        if self._kinds is None:
+            self._kinds = kinds
+            for name, array in arrays.items():
+                self._files[name] = _File(self._folder / f"{name}.npy", array)
+        if kinds != self._kinds:
+            found, wanted = (
+                {n: f"{k[n][0]} {k[n][1]}" for n in k if k[n] != other.get(n)}
+                for k, other in ((kinds, self._kinds), (self._kinds, kinds))
+            )
+            raise ValueError(f"graph {self._number} carries {found}; expected {wanted}, as graph 0")
+        for name, array in arrays.items():
+            self._files[name].append(array)
+        self._number += 1
+
+    def finish(self) -> None:
+        """Write sizes and checksums, the manifest last."""
+        files = {file.path.name: file.finish() for file in self._files.values()}
+        manifest = {"format": _FORMAT, "version": _VERSION, "about": self.about, "files": files}
+        with (self._folder / MANIFEST).open("x", encoding="utf-8") as file:
+            file.write(json.dumps(manifest, indent=2) + "\n")
+            _sync(file)
+
+    def close(self) -> None:
+        """Close the files, as they are."""
+        for file in self._files.values():
+            with suppress(OSError):  # what a full disk does not take
+                file.close()
+
+
+class _File:
+    """An .npy file of rows whose number is not known before the end."""
+
+    def __init__(self, path: Path, like: np.ndarray) -> None:
+        self.path = path
+        self._dtype, self._row, self._rows = like.dtype, like.shape[1:], 0
+        self._hash = hashlib.sha256()
+        self._file = path.open("xb", buffering=_BUFFER)
+        self.close = self._file.close
+        self._header()
+        self._start = self._file.tell()
+
+    def append(self, rows: np.ndarray) -> None:
+        content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        self._hash.update(content)
+        self._file.write(content)
+        self._rows += len(rows)
+
+    def finish(self) -> dict[str, Any]:
+        size = self._file.tell()
+        self._file.seek(0)
+        self._header()
+        if self._file.tell() != self._start:
+            raise ValueError(f"{self.path} has no room for {self._rows} rows in its header")
+        _sync(self._file)
+        self._file.close()
+        return {
+            "bytes": size,
+            "dtype": self._dtype.str,
+            "shape": [self._rows, *self._row],
+            "sha256": self._hash.hexdigest(),
+        }
+
+    def _header(self) -> None:
+        # NumPy leaves room in it for the number of rows to grow.
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._row)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Writer]:
+    """A writer of a new folder, which is there whole at the end of the context, or not at all.
+
+    Until then it is ``.NAME.…`` beside it, which the next writing of the same name deletes if its
+    process was killed.
 
     Raises:
       ValueError: the folder exists.
+      OSError: such as of a full disk; the path is named.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists; expected a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
+    _remove_abandoned(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    writer, lock = Writer(temporary), None
     try:
-        files = {}
-        for name, array in arrays.items():
-            path = temporary / f"{name}.npy"
-            np.save(path, array, allow_pickle=False)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        manifest = {"format": "egnn_jax.GraphDataset", "version": 1, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        lock = _locked(temporary)
+        yield writer
+        writer.finish()
         temporary.chmod(0o777 & ~_umask())
-        os.replace(temporary, folder)
-    except BaseException:
+        _sync_folder(temporary)
+        _rename(temporary, folder)
+        (folder / _LOCK).unlink(missing_ok=True)
+        _sync_folder(folder.parent)
+    except BaseException as error:
+        writer.close()
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
-    """The arrays of a folder that :func:`write_arrays` wrote, memory-mapped.
+    """The arrays of a folder that :func:`writing` wrote, memory-mapped.
 
     Raises:
       ValueError: this is no such folder, or a file is missing, of another size or damaged.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no data set ({error!r}); expected {MANIFEST}") from error
+    manifest = _manifest(folder)
     arrays = {}
-    for name, expected in files.items():
+    for name, expected in manifest["files"].items():
         path = folder / Path(name).name
         size = path.stat().st_size if path.is_file() else None
         if size != expected["bytes"]:
             raise ValueError(f"{path} has {size} bytes; expected {expected['bytes']}")
-        if verify and sha256(path) != expected["sha256"]:
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        found = [array.dtype.str, list(array.shape)]
+        wanted = [expected.get("dtype", found[0]), expected.get("shape", found[1])]
+        if found != wanted:
+            raise ValueError(f"{path} is damaged: it has {found}; expected {wanted}")
+        # The first version has checksums of whole files.
+        start = 0 if manifest["version"] == 1 else size - array.nbytes
+        if verify and sha256(path, start) != expected["sha256"]:
             raise ValueError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}")
-        arrays[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays[path.stem] = array
     return arrays
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What the writer of a folder said about it.
+
+    Raises:
+      ValueError: this is no such folder.
+    """
+    return _manifest(folder).get("about", {})
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = read_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (manifest["format"], manifest["version"] in (1, _VERSION)) != (_FORMAT, True):
+            raise ValueError(f"format {manifest['format']}, version {manifest['version']}")
+        for entry in manifest["files"].values():
+            _ = entry["bytes"] + 0, entry["sha256"] + ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} holds no data set ({error!r}); expected {MANIFEST}") from error
+    return manifest
 
 
 def flatten(**trees: Any) -> dict[str, np.ndarray]:
@@ -84,10 +220,64 @@ def _fields(arrays: dict[str, np.ndarray], part: str, kind: type) -> dict[str, A
     return {field: arrays.get(f"{part}.{field}") for field in wanted}
 
 
-def sha256(path: Path) -> str:
-    """That of a file, in hexadecimal."""
+def sha256(path: Path, start: int = 0) -> str:
+    """That of a file from byte ``start`` on, in hexadecimal."""
     with path.open("rb") as file:
+        file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, or of a folder's manifest, which has those of its files."""
+    return sha256(path / MANIFEST if path.is_dir() else path)
+
+
+def _locked(folder: Path) -> Any:
+    """A lock in a folder, held until it is closed or the process ends; None where there is none."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    lock = (folder / "new").open("xb")
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (folder / "new").rename(folder / _LOCK)  # nobody sees it without its lock
+        return lock
+    (folder / "new").unlink()
+    lock.close()
+    return None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes left of writing a folder."""
+    for lock in folder.parent.glob(f".{glob.escape(folder.name)}.*/{_LOCK}"):
+        with suppress(OSError), lock.open("rb") as file:  # held by a process that is writing
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    try:
+        os.rename(temporary, folder)
+    except OSError as error:
+        if folder.exists():
+            raise ValueError(f"{folder} exists; expected a new folder") from error
+        raise
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

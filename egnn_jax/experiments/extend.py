@@ -4,6 +4,7 @@ import dataclasses
 
 from egnn_jax.experiments.config import Config
 from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.processes import from_first
 
 
 def extend(run: RunFolder, before: Config, config: Config) -> None:
@@ -31,4 +32,4 @@ def extend(run: RunFolder, before: Config, config: Config) -> None:
             f"{config.epochs} epochs: going on would give neither run. Expected another folder for "
             f"the longer run, which may start from these weights: --init {run.path}"
         )
-    run.extend(config.epochs)
+    from_first(lambda: run.extend(config.epochs))

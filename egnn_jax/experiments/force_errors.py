@@ -1,6 +1,7 @@
 """Errors of a potential on labelled structures, in detail."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.labelled import Labelled
 from egnn_jax.experiments import plots
 from egnn_jax.graph.graph import GraphsTuple, graph_mask, node_mask
 
@@ -26,13 +28,15 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
       samples: with labels, as :func:`egnn_jax.from_ase` gives them.
     """
     loader = samples.loader(min(len(samples), 32))
-    each: list[Pairs] = [{} for _ in range(len(samples))]
+    ends = list(pairwise(np.cumsum([0, *samples.n_node]).tolist()))
+    found: Pairs = {}
     for k in range(loader.num_batches(None)):
         batch: Any = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
         out: Any = predict(batch)
-        rows = [row for row in loader.rows(None)[k, 0].tolist() if row >= 0]
+        rows = loader.rows(None)[k, 0]
+        rows = rows[rows >= 0]
         of_graphs, of_nodes = np.asarray(graph_mask(batch)), np.asarray(node_mask(batch))
-        ends = np.cumsum(np.asarray(batch.n_node)[of_graphs])[:-1]
+        atoms = np.concatenate([np.arange(*ends[row]) for row in rows.tolist()])
         for name, label, predicted in (
             ("energy", batch.globals.y, out.globals.y),
             ("forces", batch.nodes.y, out.nodes.y),
@@ -40,18 +44,16 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
         ):
             if label is None:
                 continue
-            both = [np.asarray(label), np.asarray(predicted)]
+            total, places, real = len(samples), rows, of_graphs
             if name == "forces":
-                parts = [np.split(array[of_nodes], ends) for array in both]
-            else:
-                parts = [array[of_graphs] for array in both]
-            for row, true, found in zip(rows, *parts, strict=True):
-                each[row][name] = true, found
-    join = {"energy": np.stack, "forces": np.concatenate, "stress": np.stack}
-    return {
-        name: (join[name]([p[name][0] for p in each]), join[name]([p[name][1] for p in each]))
-        for name in each[0]
-    }
+                total, places, real = int(samples.n_node.sum(dtype=np.int64)), atoms, of_nodes
+            both = [np.asarray(label), np.asarray(predicted)]
+            if name not in found:
+                true, other = (np.zeros((total, *a.shape[1:]), a.dtype) for a in both)
+                found[name] = true, other
+            for whole, own in zip(found[name], both, strict=True):
+                whole[places] = own[real]
+    return found
 
 
 def errors(
@@ -64,17 +66,16 @@ def errors(
     }
 
 
-def details(errors: Mapping[str, np.ndarray], structures: Sequence[Any]) -> dict[str, Any]:
+def details(errors: Mapping[str, np.ndarray], structures: Labelled) -> dict[str, Any]:
     """Root mean square errors of all, and both errors by element and ``config_type``.
 
     Args:
       errors: as the function of that name gives them.
-      structures: ASE's ``Atoms`` in the same order, whose ``info`` may have ``config_type``.
+      structures: in the same order.
     """
-    n_atoms = np.array([len(atoms) for atoms in structures])
+    n_atoms = structures.graphs.n_node
     every = dict(errors) | {"energy_per_atom": errors["energy"] / n_atoms[:, None]}
-    kinds = np.array([str(atoms.info.get("config_type", "")) for atoms in structures])
-    symbols = np.concatenate([atoms.get_chemical_symbols() for atoms in structures])
+    numbers, kinds = structures.graphs.node_features(), structures.config_type
     of_atom = np.repeat(kinds, n_atoms)
 
     def both(name: str, chosen: np.ndarray) -> dict[str, float]:
@@ -85,17 +86,25 @@ def details(errors: Mapping[str, np.ndarray], structures: Sequence[Any]) -> dict
         "structures": len(structures),
         "rmse": {name: float(np.sqrt((error**2).mean())) for name, error in every.items()},
         "by_element": {
-            symbol: {"forces": both("forces", symbols == symbol)}
-            for symbol in sorted(set(symbols.tolist()))
+            symbol: {"forces": both("forces", numbers == number)}
+            for symbol, number in sorted((_symbol(n), n) for n in np.unique(numbers))
             if "forces" in every
         },
         "by_config_type": {
             kind: {
-                name: both(name, (of_atom if name == "forces" else kinds) == kind) for name in every
+                name: both(name, (of_atom if name == "forces" else kinds) == number)
+                for name in every
             }
-            for kind in sorted(set(kinds.tolist()) - {""})
+            for kind, number in sorted((structures.kinds[n], n) for n in np.unique(kinds))
+            if kind
         },
     }
+
+
+def _symbol(number: int) -> str:
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[number]
 
 
 def plot(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset, path: Path) -> Path:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax import losses
-from egnn_jax.data import frames, xtb
+from egnn_jax.data import frames, labelled, xtb
 from egnn_jax.data._splits import files, shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Energy, Labels, Length
+from egnn_jax.data.labelled import Labelled
 from egnn_jax.experiments import force_errors
 from egnn_jax.experiments.task import SPLITS, Apply, Task, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, node_mask
@@ -33,7 +34,7 @@ class Forces(Task):
     training structures (:func:`egnn_jax.data.frames.free_atoms`).
 
     Args:
-      train: a file of structures that ASE reads, or rMD17's .npz.
+      train: a file of structures that ASE reads, rMD17's .npz, or a folder of ``egnn pack``.
       valid: another file, or the share of the structures of ``train`` that is kept for validation.
       test: the same for the test.
       simulate: NAME=SMILES; where ``train`` is this name and there is no such file, frames of the
@@ -172,7 +173,7 @@ class Forces(Task):
         found: dict[str, Any] = {"units": self.units} | self._statistics
         for split in ("valid", "test"):
             errors = force_errors.errors(self._predictor(apply, params), self.samples(split))
-            found[split] = force_errors.details(errors, [a for _, a in self._frames[split]])
+            found[split] = force_errors.details(errors, self._structures[split])
         return found
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
@@ -242,8 +243,8 @@ class Forces(Task):
         return given
 
     @cached_property
-    def _frames(self) -> dict[str, list[tuple[str, Any]]]:
-        """Named structures in eV and Å, by split."""
+    def _structures(self) -> dict[str, Labelled]:
+        """In eV and Å, by split."""
         if not self.train:
             raise ValueError("task.train is empty; expected a file of structures")
         name, _, smiles = self.simulate.partition("=")
@@ -258,23 +259,22 @@ class Forces(Task):
                 stacklevel=2,
             )
             path = str(xtb.simulated_frames(smiles).absolute())
-            return frames.splits(path, "0.025", "0.5", self.split_seed, Labels())
-        return frames.splits(self.train, self.valid, self.test, self.split_seed, self._labels)
+            return labelled.splits(path, "0.025", "0.5", self.split_seed, Labels(), self.cutoff)
+        return labelled.splits(
+            self.train, self.valid, self.test, self.split_seed, self._labels, self.cutoff
+        )
 
     @cached_property
     def _statistics(self) -> dict[str, Any]:
-        structures = [atoms for _, atoms in self._frames["train"]]
+        train = self._structures["train"]
         references, determined = self._given, True
         if not references:
-            references, determined = frames.free_atoms(structures)
-        rest = [
-            (a.calc.results["energy"] - sum(references.get(s, 0.0) for s in a.symbols)) / len(a)
-            for a in structures
-        ]
+            references, determined = train.free_atoms()
+        n_node = train.graphs.n_node
+        rest = train.relative(references) / n_node
         scale = float(np.std(rest))
         if self.forces:
-            of_all = np.concatenate([atoms.calc.results["forces"] for atoms in structures])
-            scale = float(np.sqrt(np.mean(of_all**2)))
+            scale = float(np.sqrt(train.squared_forces.sum() / (3 * n_node.sum(dtype=np.int64))))
         return {
             "free_atoms": references,
             "determined": determined,
@@ -284,15 +284,4 @@ class Forces(Task):
 
     @cached_property
     def _samples(self) -> dict[str, GraphDataset]:
-        return {
-            split: GraphDataset(
-                frames.graphs(
-                    self._frames[split],
-                    self.cutoff,
-                    self.references,
-                    forces=bool(self.forces),
-                    stress=self._has_stress,
-                )
-            )
-            for split in SPLITS
-        }
+        return {split: self._structures[split].samples(self.references) for split in SPLITS}

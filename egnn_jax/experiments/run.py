@@ -29,8 +29,9 @@ from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, Pro
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import batch_layout
 from egnn_jax.training.evaluation import Evaluation, metrics_of
-from egnn_jax.training.fit import fit
+from egnn_jax.training.fit import PACKAGES, fit
 from egnn_jax.training.parameters import freeze, transfer
+from egnn_jax.training.processes import from_first
 
 
 def train(
@@ -70,7 +71,7 @@ def train(
     if before is not None:
         extend(run, before, config)
     settings = _settings(run, start)
-    if run.result_file.exists():
+    if from_first(run.result_file.exists):
         run.start(settings)
         try:
             result = run.result()
@@ -121,8 +122,7 @@ def train(
     if details := config.task.details(network.apply, first_seed(config, result.params)):
         found["details"] = details
     found |= judge(config, network, result)
-    run.finish(found)
-    return found
+    return from_first(lambda: run.finish(found) or found)
 
 
 def network_input(config: Config) -> Any:
@@ -234,14 +234,13 @@ def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on, beside its config."""
-    packages = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
         "egnn_jax": egnn_jax.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{device.platform} ({device.device_kind})",
-        "devices": str(jax.local_device_count()),
+        "devices": str(jax.device_count()),
     }
 
 

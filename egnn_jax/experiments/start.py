@@ -13,8 +13,7 @@ from typing import Any
 import jax
 
 from egnn_jax import _weights
-from egnn_jax.data import frames
-from egnn_jax.data.storage import sha256
+from egnn_jax.data import frames, storage
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.pretrained import find
@@ -103,7 +102,7 @@ def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None
     now = {}
     for name in config.task.files:
         with contextlib.suppress(ValueError):  # gone, which a finished run does not mind
-            now[name] = sha256(frames.find(name))
+            now[name] = storage.digest(frames.find(name))
     found = now if before is None else before.get(_DATA) or {}  # older versions have none
     for name, digest in found.items():
         if now.get(name, digest) != digest:

@@ -129,6 +129,7 @@ def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
         )
     if not isinstance(given, Tracer) and len(bad := given[(given < 0) | (given >= NUM_KINDS)]):
         raise ValueError(f"{name} holds {bad[0]}; expected kinds from 0 to {NUM_KINDS - 1}")
+    given = given if isinstance(given, Tracer) else given.astype(np.int32)
     return jnp.asarray(given, jnp.int32)
 
 

@@ -53,8 +53,9 @@ def from_ase(
         y = label_of(atoms, energy, ()) - _of_free_atoms(atoms, references)
     graph = complete_graph(atoms, y=y) if cutoff is None else radius_graph(atoms, cutoff, y=y)
     if forces is not None:
-        label = label_of(atoms, forces, (len(atoms), 3))
-        graph = graph._replace(nodes=graph.nodes.replace(y=jnp.asarray(label, graph.nodes.x.dtype)))
+        dtype = graph.nodes.x.dtype
+        label = label_of(atoms, forces, (len(atoms), 3)).astype(dtype)
+        graph = graph._replace(nodes=graph.nodes.replace(y=jnp.asarray(label, dtype)))
     if stress is not None:
         label = as_tensor(label_of(atoms, stress, (3, 3), (9,), (6,)))
         label = jnp.asarray(label, graph.nodes.x.dtype)

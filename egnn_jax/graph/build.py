@@ -129,14 +129,14 @@ def graph_from_edges(
         lattice = _validation.matrix("cell", cell, n_dim, n_dim)
         steps = _validation.lattice_steps(steps, n_edge, n_dim)[order]
         shift = _validation.matrix("steps @ cell", steps @ cell.astype(np.float64))
-        edges = edges.replace(shift=shift.astype(x.dtype), steps=jnp.asarray(steps))
+        edges = edges.replace(shift=shift.astype(x.dtype), steps=jnp.asarray(steps, steps.dtype))
     elif cell is not None:
         raise ValueError("a cell is given without steps; expected both, or neither")
     return GraphsTuple(
         nodes=Nodes(h=h, x=x, v=v),
         edges=edges,
-        senders=jnp.asarray(senders[order]),
-        receivers=jnp.asarray(receivers[order]),
+        senders=jnp.asarray(senders[order], senders.dtype),  # without it, a program a length
+        receivers=jnp.asarray(receivers[order], receivers.dtype),
         n_node=jnp.asarray([n_node], jnp.int32),
         n_edge=jnp.asarray([n_edge], jnp.int32),
         globals=Globals(

@@ -15,6 +15,14 @@ import jax.numpy as jnp
 import jraph
 
 from egnn_jax.graph._arrays import require_arrays, require_lists, require_rows
+from egnn_jax.graph._sums import dtype_of_sums, segment_sum
+from egnn_jax.graph.exchange import (
+    is_part,
+    number_of_rows,
+    require_exchanged,
+    require_one_part,
+    sum_over_parts,
+)
 
 
 class Nodes(flax.struct.PyTreeNode):
@@ -56,11 +64,13 @@ class Globals(flax.struct.PyTreeNode):
       y: targets (G, T), or what a :class:`egnn_jax.Readout` predicts of them, or None.
       cell: lattice vectors as rows (G, n, n), in the unit of x, or None.
       stress: (G, n, n) of a periodic structure, a target or a prediction, or None.
+      exchange: what a part of a graph sends to others, see :func:`egnn_jax.partition`; else None.
     """
 
     y: Any = None
     cell: Any = None
     stress: Any = None
+    exchange: Any = None
 
 
 if TYPE_CHECKING:
@@ -97,10 +107,7 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
     require_geometric(graph)
-    padding = _padding_graph(graph)
-    n_node = graph.nodes.x.shape[0]
-    number = jnp.asarray(graph.n_node)[padding]
-    return jnp.arange(n_node, dtype=number.dtype) < n_node - number
+    return _real(graph, graph.nodes.x.shape[0], jnp.asarray(graph.n_node))
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
@@ -109,10 +116,7 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    padding = _padding_graph(graph)
-    n_edge = graph.receivers.shape[0]
-    number = jnp.asarray(graph.n_edge)[padding]
-    return jnp.arange(n_edge, dtype=number.dtype) < n_edge - number
+    return _real(graph, graph.receivers.shape[0], jnp.asarray(graph.n_edge))
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
@@ -121,8 +125,14 @@ def graph_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    padding = _padding_graph(graph)
-    return jnp.arange(graph.n_node.shape[0]) < padding
+    number = graph.n_node.shape[0]
+    return jnp.arange(number) < (number if is_part(graph) else _padding_graph(graph))
+
+
+def _real(graph: GraphsTuple, size: int, counts: jax.Array) -> jax.Array:
+    """Which of ``size`` nodes or edges are not padding; a part of a graph has it after the last."""
+    padding = size - jnp.sum(counts) if is_part(graph) else counts[_padding_graph(graph)]
+    return jnp.arange(size, dtype=counts.dtype) < size - padding
 
 
 def _padding_graph(graph: GraphsTuple) -> jax.Array:
@@ -158,20 +168,29 @@ def require_geometric(graph: GraphsTuple) -> None:
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
-    """(N,) the index of the graph that each node belongs to."""
+    """(N,) the index of the graph that each node belongs to; G for padding in a part of one."""
     n_node = jnp.asarray(graph.n_node)
     size = graph.nodes.x.shape[0]
+    if is_part(graph):
+        n_node = jnp.append(n_node, size - jnp.sum(n_node))
     return jnp.repeat(jnp.arange(n_node.shape[0]), n_node, total_repeat_length=size)
+
+
+def total_nodes(graph: GraphsTuple) -> jax.Array:
+    """(G,) the number of nodes of each graph, on all devices that have parts of it."""
+    return sum_over_parts(graph, jnp.asarray(graph.n_node))
 
 
 def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
     """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender.
 
     Raises:
-      ValueError: the graph is none of this library, or x is no floating-point array (N, …).
+      ValueError: the graph is none of this library, or x is no floating-point array (N, …), as
+        :func:`egnn_jax.exchange` returns it.
     """
     require_geometric(graph)
-    require_rows("x", x, graph.nodes.x.shape[0], "node", jnp.floating)
+    require_exchanged(graph, "x", x)
+    require_rows("x", x, number_of_rows(graph), "node", jnp.floating)
     r_ij = x[graph.receivers] - x[graph.senders]
     return r_ij if graph.edges.shift is None else r_ij - graph.edges.shift
 
@@ -186,7 +205,7 @@ def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """
     require_geometric(graph)
     require_rows("values", values, graph.receivers.shape[0], "edge")
-    return _segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
+    return segment_sum(values, graph.receivers, graph.nodes.x.shape[0])
 
 
 def mean_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
@@ -231,7 +250,8 @@ def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """
     require_geometric(graph)
     require_rows("values", values, graph.nodes.x.shape[0], "node")
-    return _segment_sum(values, graph_of_node(graph), graph.n_node.shape[0])
+    total = segment_sum(values, graph_of_node(graph), graph.n_node.shape[0])
+    return sum_over_parts(graph, total)
 
 
 def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
@@ -248,7 +268,7 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     whole = jnp.issubdtype(values.dtype, jnp.integer)
     given = jnp.result_type(float) if whole else values.dtype
     wide = values.astype(given).astype(dtype_of_sums(values.astype(given)))
-    n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(wide.dtype)
+    n_node = jnp.maximum(total_nodes(graph), 1).astype(wide.dtype)
     # Divided before it is rounded, since the sum may exceed the range of half precision.
     total = sum_nodes(graph, wide)
     return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(given)
@@ -258,9 +278,10 @@ def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """Readout (N, …) to (G, …): the maximum over the nodes of each graph; 0 without nodes.
 
     Raises:
-      ValueError: as :func:`sum_nodes`.
+      ValueError: as :func:`sum_nodes`, or the graph is spread over devices.
     """
     require_geometric(graph)
+    require_one_part(graph, "a maximum over nodes")
     require_rows("values", values, graph.nodes.x.shape[0], "node")
     n_node = jnp.asarray(graph.n_node).reshape(-1, *(1,) * (values.ndim - 1))
     number = n_node.shape[0]
@@ -270,20 +291,7 @@ def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 def softmax_nodes(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
     """exp(logits_i) / Σ_i exp(logits_i), (N, …): over the nodes of one graph."""
+    require_one_part(graph, "a softmax over nodes")
     number = graph.n_node.shape[0]
     softmax: Any = jraph.segment_softmax
     return softmax(logits, graph_of_node(graph), number, indices_are_sorted=True)
-
-
-def dtype_of_sums(values: jax.Array) -> jnp.dtype:
-    """The dtype that many values are summed in: their own, or that of 32 bits where it is wider."""
-    given = jnp.dtype(values.dtype)
-    kinds = {"f": jnp.float32, "V": jnp.float32, "i": jnp.int32, "u": jnp.uint32}
-    return jnp.dtype(kinds.get(given.kind, given) if given.itemsize < 4 else given)
-
-
-def _segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
-    values = jnp.asarray(values)
-    wide = values.astype(dtype_of_sums(values))
-    total = jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True)
-    return total if jnp.issubdtype(values.dtype, jnp.integer) else total.astype(values.dtype)

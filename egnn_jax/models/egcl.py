@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
@@ -19,6 +20,7 @@ from egnn_jax.graph.graph import (
     mean_at_receivers,
     require_geometric,
     sum_at_receivers,
+    total_nodes,
 )
 from egnn_jax.nn.edge_blocks import sum_in_blocks
 from egnn_jax.nn.mlp import (
@@ -122,10 +124,11 @@ class EGCL(nn.Module):
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         a_ij = graph.edges.a
         n_s = (self.basis or 1) + (0 if a_ij is None else a_ij.shape[-1])
-        projected = self.phi_e.at_nodes(h, n_s)
+        projected = self.phi_e.at_nodes(graph, h, n_s)
+        places, first = exchange(graph, (x, first))
 
         def messages(layer: EGCL, graph: GraphsTuple) -> tuple[jax.Array, jax.Array | None]:
-            r_ij = edge_vectors(graph, x)
+            r_ij = edge_vectors(graph, places)
             s_ij = with_attributes(graph, layer._of_distance(r_ij))
             m_ij = layer.phi_e.at_edges(graph, projected, s_ij)  # eq. 3
             if layer.infer_edges:
@@ -146,7 +149,7 @@ class EGCL(nn.Module):
             m_i: Any = aggregate(graph, m_ij)  # eq. 5
             dx = None if moves is None else sum_at_receivers(graph, moves)
         else:
-            zeros = jnp.zeros((x.shape[0], self.features), dtype_of_sums(h))
+            zeros = jnp.zeros_like(h, dtype_of_sums(h), (x.shape[0], self.features))
             sums = (zeros, jnp.zeros_like(x) if self.update_coordinates else None)
             m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
             m_i = m_i.astype(h.dtype)
@@ -187,7 +190,7 @@ class EGCL(nn.Module):
             return 1 / jnp.maximum(in_degree(graph), 1)
         if self.coordinate_aggregation == "sum":
             return jnp.ones((), dtype)
-        others = jnp.maximum(jnp.asarray(graph.n_node) - 1, 1).astype(dtype)
+        others = jnp.maximum(total_nodes(graph) - 1, 1).astype(dtype)
         return 1 / others[graph_of_node(graph)][:, None]
 
     def _require_valid(self, graph: GraphsTuple) -> None:

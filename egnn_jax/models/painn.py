@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, with_attributes
@@ -49,7 +50,7 @@ class PaiNN(nn.Module):
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
         require_cutoff(self.cutoff)
         x, v = graph.nodes.x, graph.nodes.v
-        r_ij = edge_vectors(graph, x)
+        r_ij = edge_vectors(graph, exchange(graph, x))
         distance = safe_norm(r_ij, keepdims=True)
         h = embed(graph.nodes.h, self.features)
         u_ij = (r_ij / jnp.where(distance > 0, distance, 1))[:, :, None].astype(h.dtype)
@@ -63,11 +64,11 @@ class PaiNN(nn.Module):
         for k in range(self.layers):
             filters = Dense(3 * self.features, name=f"layer_{k}_filters")(s_ij.astype(h.dtype))
             phi = MLP(self.features, 3 * self.features, name=f"layer_{k}_phi")(h)
-            sent = phi[graph.senders] * (filters * within)
+            sent = exchange(graph, phi)[graph.senders] * (filters * within)
             dh, carried, along = jnp.split(sent, 3, axis=-1)
             moves = u_ij * along[:, None]
             if vectors is not None:
-                moves += vectors[graph.senders] * carried[:, None]
+                moves += exchange(graph, vectors)[graph.senders] * carried[:, None]
             dv = sum_at_receivers(graph, moves)
             h += sum_at_receivers(graph, dh)
             vectors = dv if vectors is None else vectors + dv

@@ -7,6 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
@@ -47,7 +48,7 @@ class RadialField(nn.Module):
         require_positive(features=self.features, layers=self.layers)
         x, v, dtype = graph.nodes.x, graph.nodes.v, compute_dtype(graph)
         for layer in range(self.layers):
-            r_ij = edge_vectors(graph, x)
+            r_ij = edge_vectors(graph, exchange(graph, x))
             s_ij = with_attributes(graph, safe_norm(r_ij, keepdims=True))
             phi_rf = MLP(
                 self.features,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.forces import move_along_forces
@@ -76,7 +77,7 @@ class SchNet(nn.Module):
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """h (N, features) of a graph with its nodes at x."""
-        distance = safe_norm(edge_vectors(graph, x))
+        distance = safe_norm(edge_vectors(graph, exchange(graph, x)))
         h = embed(graph.nodes.h, self.features)
         s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(
             h.dtype
@@ -89,7 +90,7 @@ class SchNet(nn.Module):
                 shifted_softplus(Dense(self.features, name=name("phi_cf_1"))(filters)) * within
             )
             sent = Dense(self.features, use_bias=False, name=name("phi_s"))(h)
-            m_i = sum_at_receivers(graph, filters * sent[graph.senders])
+            m_i = sum_at_receivers(graph, filters * exchange(graph, sent)[graph.senders])
             h += Dense(self.features, name=name("phi_h_1"))(
                 shifted_softplus(Dense(self.features, name=name("phi_h_0"))(m_i))
             )

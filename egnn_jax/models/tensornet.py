@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import (
@@ -84,7 +85,7 @@ class TensorNet(nn.Module):
         x = graph.nodes.x
         if x.shape[-1] != 3:
             raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
-        r_ij = edge_vectors(graph, x)
+        r_ij = edge_vectors(graph, exchange(graph, x))
         distance = safe_norm(r_ij, keepdims=True)
         h = embed(graph.nodes.h, self.features)
         s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
@@ -93,7 +94,8 @@ class TensorNet(nn.Module):
         u_ij = (r_ij / jnp.where(distance > 0, distance, 1)).astype(h.dtype)
 
         z_i = Dense(self.features, name="z_i")(h)[graph.receivers]
-        z_ij = (z_i + Dense(self.features, False, name="z_j")(h)[graph.senders]) * within
+        z_j = exchange(graph, Dense(self.features, False, name="z_j")(h))[graph.senders]
+        z_ij = (z_i + z_j) * within
         weights = self._weights(s_ij, z_ij, "tensors_w")
         tensors = _sum(graph, _weigh(_of_directions(u_ij), weights))
         norms = LayerNorm(name="tensors_norm")(_squares(tensors))
@@ -102,7 +104,7 @@ class TensorNet(nn.Module):
         for k in range(self.layers):
             y = self._mix(_normalised(tensors), f"layer_{k}_y")
             weights = self._weights(s_ij, within, f"layer_{k}_w")
-            sent = _weigh(tuple(part[graph.senders] for part in y), weights)
+            sent = _weigh(tuple(part[graph.senders] for part in exchange(graph, y)), weights)
             product = _anticommutator(_matrices(y), _matrices(_sum(graph, sent)))
             delta = self._mix(_normalised(_parts(product)), f"layer_{k}_delta")
             matrices = _matrices(delta)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph.exchange import is_part, vary
 from egnn_jax.graph.graph import GraphsTuple, add_at_receivers
 
 
@@ -49,6 +50,7 @@ def sum_in_blocks(
         stack(jnp.asarray(graph.receivers), n_node),
         jax.tree.map(stack, graph.edges),
     )
-    return nn.scan(add, variable_broadcast="params", split_rngs={"params": False})(
-        layer, sums, ends
-    )[0]
+    run: Any = nn.scan(add, variable_broadcast="params", split_rngs={"params": False})
+    if is_part(graph):  # or devices would add up derivatives of the parameters in each block
+        run = nn.map_variables(run, "params", trans_in_fn=partial(vary, graph))
+    return run(layer, sums, ends)[0]

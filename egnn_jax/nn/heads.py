@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, mean_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
 from egnn_jax.nn.precision import MixedPrecision
@@ -250,7 +251,7 @@ class Autoencoder(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         out = self.encoder(graph)
         z = self.embedded(out)
-        logits = self.decode(z[graph.receivers], z[graph.senders])
+        logits = self.decode(z[graph.receivers], exchange(graph, z)[graph.senders])
         return out._replace(edges=out.edges.replace(a=logits))
 
     def embedded(self, out: GraphsTuple) -> jax.Array:

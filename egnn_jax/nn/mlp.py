@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import NUM_KINDS, require_count
+from egnn_jax.graph.exchange import exchange, vary
 from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
 
 Initializer = Callable[..., jax.Array]
@@ -145,7 +146,7 @@ class EdgeLinear(nn.Module):
         n_h, n_in = h.shape[-1], 2 * h.shape[-1] + s_ij.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (n_in, self.features), h.dtype)
         bias = self.param("bias", self.bias_init or torch_bias(n_in), (self.features,), h.dtype)
-        h_i, h_j = h @ kernel[:n_h] + bias, h @ kernel[n_h : 2 * n_h]
+        h_i, h_j = h @ kernel[:n_h] + bias, exchange(graph, h @ kernel[n_h : 2 * n_h])
         return h_i[graph.receivers] + h_j[graph.senders] + s_ij @ kernel[2 * n_h :]
 
 
@@ -225,16 +226,20 @@ class EdgeMLP(nn.Module):
         self.Dense_0 = Dense(self.features)
 
     def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
-        projected = self.at_nodes(h, 0 if s_ij is None else s_ij.shape[-1])
+        projected = self.at_nodes(graph, h, 0 if s_ij is None else s_ij.shape[-1])
         return self.at_edges(graph, projected, s_ij)
 
     @nn.compact
-    def at_nodes(self, h: jax.Array, n_s: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def at_nodes(
+        self, graph: GraphsTuple, h: jax.Array, n_s: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """W_i h_i + b and W_j h_j (N, features) of the first layer, and its kernel for s_ij."""
         n_h = h.shape[-1]
         kernel = self.param("kernel", torch_kernel, (2 * n_h + n_s, self.features), h.dtype)
         bias = self.param("bias", torch_bias(2 * n_h + n_s), (self.features,), h.dtype)
-        return h @ kernel[:n_h] + bias, h @ kernel[n_h : 2 * n_h], kernel[2 * n_h :]
+        kernel = vary(graph, kernel)  # the part for s_ij is used in each block of edges
+        h_j = exchange(graph, h @ kernel[n_h : 2 * n_h])
+        return h @ kernel[:n_h] + bias, h_j, kernel[2 * n_h :]
 
     def at_edges(
         self,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
@@ -79,7 +80,7 @@ def edge_features(
     graph: GraphsTuple, degree: int, parity: Parity, dtype: jnp.dtype
 ) -> EdgeFeatures:
     """Harmonics up to ``degree`` and the invariants of each edge."""
-    r_ij = edge_vectors(graph, graph.nodes.x)
+    r_ij = edge_vectors(graph, exchange(graph, graph.nodes.x))
     distance = safe_norm(r_ij, keepdims=True)
     direction = r_ij / jnp.where(distance == 0, 1, distance)
     natural = irreps(1, degree, "natural")
@@ -93,7 +94,8 @@ def product(
 ) -> e3nn.IrrepsArray:
     """Y(r̂_ij) ⊗ V_j up to ``degree``, channel by channel, (E,)."""
     kept = [ir for _, ir in edges.harmonics.irreps if ir.l <= degree]
-    return e3nn.tensor_product(features[graph.senders], edges.harmonics, filter_ir_out=kept)
+    sent = exchange(graph, features)[graph.senders]
+    return e3nn.tensor_product(sent, edges.harmonics, filter_ir_out=kept)
 
 
 def linear(out: e3nn.Irreps, name: str) -> Any:

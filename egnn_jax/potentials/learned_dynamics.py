@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
@@ -49,7 +50,7 @@ class PairForce(nn.Module):
     def __call__(self, graph: GraphsTuple) -> jax.Array:
         """Forces (N, n)."""
         h, dtype = graph.nodes.h, compute_dtype(graph)
-        r_ij = edge_vectors(graph, graph.nodes.x)
+        r_ij = edge_vectors(graph, exchange(graph, graph.nodes.x))
         distance = safe_norm(r_ij, keepdims=True) + _LEAST
         s_ij = with_attributes(graph, jnp.log(distance)).astype(dtype)
         z_ij = Dense(self.features, name="edges")(s_ij)
@@ -59,7 +60,7 @@ class PairForce(nn.Module):
                 egcl = EGCL(self.features, update_coordinates=False, name=f"layer_{layer}")
                 h = egcl(graph._replace(nodes=graph.nodes.replace(h=h))).nodes.h
             z_i = Dense(self.features, use_bias=False, name="nodes")(h)
-            z_ij += z_i[graph.receivers] + z_i[graph.senders]
+            z_ij += z_i[graph.receivers] + exchange(graph, z_i)[graph.senders]
         u_ij = MLP(self.features, 1, name="phi_f")(silu(z_ij)).astype(distance.dtype)
         most = math.asinh(self.bound)
         f_ij = r_ij / distance * jnp.sinh(jnp.clip(u_ij, -most, most))

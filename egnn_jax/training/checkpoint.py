@@ -14,6 +14,8 @@ import orbax.checkpoint as ocp
 import yaml
 
 from egnn_jax._files import expanded, make_folder, read_yaml, write_atomically
+from egnn_jax.data.storage import sha256
+from egnn_jax.training._folder_lock import acquire
 from egnn_jax.training._records import (
     digest,
     digest_of_arrays,
@@ -22,6 +24,7 @@ from egnn_jax.training._records import (
     read_plain,
     write_plain,
 )
+from egnn_jax.training.processes import from_first, require_same
 
 _EARLIER = "earlier_epochs"
 """What config.yaml calls the numbers of epochs that a run had before it was given more."""
@@ -35,7 +38,8 @@ _REMEDY = {
 class RunFolder:
     """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}``.
 
-    Any number of processes may read a run; :meth:`start` makes one of them its writer.
+    Any number of processes may read a run; :meth:`start` makes one of them its writer, or those of
+    one job: they save and restore together, as Orbax does, and process 0 writes all else.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -75,8 +79,14 @@ class RunFolder:
           ValueError: another process trains here, or the folder holds a run of other settings
             (the differences are named), or it cannot be written to.
         """
+        from_first(lambda: self._start(settings))
+        file = self._settings_file
+        require_same({f"{file} (SHA-256)": file.is_file() and sha256(file)})
+        self._writes = True
+
+    def _start(self, settings: dict[str, Any]) -> None:
         make_folder(self.path)
-        self._acquire()
+        self._lock = acquire(self.path)
         if self._settings_file.exists():
             before, now = flat(self.settings()), flat(settings)
             changes = [
@@ -97,7 +107,6 @@ class RunFolder:
                 self.close()
                 raise ValueError(f"settings: {error}; expected numbers, text, lists") from error
             write_atomically(self._settings_file, text.encode())
-        self._writes = True
 
     def extend(self, epochs: int) -> None:
         """Set the ``epochs`` of a run under way; what was saved before remains valid.
@@ -105,7 +114,7 @@ class RunFolder:
         Raises:
           ValueError: another process trains here, or this is no run.
         """
-        self._acquire()
+        self._lock = acquire(self.path)
         try:
             settings = self._stored()
             settings[_EARLIER] = [*settings.get(_EARLIER, []), settings["epochs"]]
@@ -232,28 +241,6 @@ class RunFolder:
                 self._lock.close()
                 self._lock = None
 
-    def _acquire(self) -> None:
-        """Lock the folder; the lock ends with the process, however that ends."""
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system
-            return
-        file = (self.path / ".lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip()
-            file.close()
-            raise ValueError(
-                f"{self.path} is being trained by process {owner or 'unknown'}; expected another "
-                "folder, or that process to end first"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        self._lock = file
-
     def _restore(self, kind: str, step: int, like: Any) -> Any:
         path = self.path / "checkpoints" / kind / str(step)
         try:
@@ -289,11 +276,19 @@ class RunFolder:
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
-            # A reader leaves alone what a training under way is about to write.
+            # A reader leaves alone what a training under way is about to write, and waits for no
+            # other process.
+            me = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
+            )
+            # Both kinds may be written at once, which is to be two exchanges between processes.
+            together = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2 if kind == "last" else 1,
                 cleanup_tmp_directories=self._writes,
                 create=self._writes,
+                multiprocessing_options=together if self._writes else alone,
             )
             folder = self.path / "checkpoints" / kind
             self._managers[kind] = ocp.CheckpointManager(folder, options=options)

@@ -1,12 +1,17 @@
-"""The devices of this process, and how a batch is spread over them."""
+"""The devices of one or several processes, and how a batch is spread over them."""
 
 import ctypes
 import os
 import sys
 import threading
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from egnn_jax._launch import number_of_cores
+from egnn_jax.data.loader import Loader
 
 DEVICES = threading.RLock()
 """Held while a program runs whose devices exchange values, since two of them started by two threads
@@ -30,17 +35,36 @@ def use_all_cores() -> None:
         given = os.environ.get("XLA_FLAGS", "")
         if flag not in given:
             os.environ["XLA_FLAGS"] = f"{given} --{flag}={value}".strip()
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", number_of_cores())
 
 
 def make_mesh(batch_size: int) -> Mesh:
-    """As many local devices as divide a batch evenly."""
-    local = jax.local_devices()
-    number = max(d for d in range(1, len(local) + 1) if batch_size % d == 0)
-    return jax.make_mesh((number,), (AXIS,), axis_types=(AxisType.Auto,), devices=local[:number])
+    """As many devices as divide a batch evenly, the same number of each process.
+
+    Raises:
+      ValueError: the number of processes does not divide the batch.
+    """
+    by_process: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    if batch_size % len(by_process):
+        raise ValueError(
+            f"a batch, or a micro-batch, has {batch_size} samples; expected a multiple of the "
+            f"{len(by_process)} processes"
+        )
+    return _mesh_of(batch_size, [by_process[k] for k in sorted(by_process)])
+
+
+def local_mesh(batch_size: int) -> Mesh:
+    """As many devices of this process as divide a batch evenly."""
+    return _mesh_of(batch_size, [jax.local_devices()])
+
+
+def _mesh_of(batch_size: int, by_process: list[list[Any]]) -> Mesh:
+    number, most = len(by_process), min(map(len, by_process))
+    each = max(d for d in range(1, most + 1) if batch_size % (d * number) == 0)
+    devices = [device for local in by_process for device in local[:each]]
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def batch_layout(batch_size: int, micro_batches: int) -> tuple[Mesh, int]:
@@ -50,6 +74,31 @@ def batch_layout(batch_size: int, micro_batches: int) -> tuple[Mesh, int]:
     """
     parts = micro_batches if jax.default_backend() == "cpu" else 1
     return make_mesh(batch_size // parts), parts
+
+
+def own_shards(mesh: Mesh, shards: int) -> slice:
+    """Which of the shards of a batch are those of this process's devices."""
+    places = [k for k, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
+    each = shards // mesh.size
+    return slice(places[0] * each, (places[-1] + 1) * each)
+
+
+def own_batches(
+    loader: Loader, mesh: Mesh, shards: int, epoch: int | None, start: int, count: int
+) -> Any:
+    """Of so many batches the shards of this process, as :meth:`Loader.batches` returns them."""
+    own = (own_shards(mesh, shards),) if mesh.is_multi_process else ()
+    return loader.batches(epoch, start, count, shards, *own)
+
+
+def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """Arrays of the host on the devices of a mesh: of a sharded axis, each process has its part."""
+    sharding = NamedSharding(mesh, spec)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree
+    )
 
 
 def free_heaps() -> None:

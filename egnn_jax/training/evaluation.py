@@ -1,13 +1,12 @@
 """Metrics over all the samples of a loader."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from egnn_jax.data.loader import Loader, require_loader
@@ -15,8 +14,18 @@ from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.graph import PaddedGraphsTuple, graph_mask
 from egnn_jax.training._validation import require_loss
-from egnn_jax.training.distributed import AXIS, DEVICES, make_mesh
+from egnn_jax.training.distributed import (
+    AXIS,
+    DEVICES,
+    local_mesh,
+    make_mesh,
+    own_batches,
+    put,
+)
 from egnn_jax.training.step import STATISTICS, Loss, local_shards
+
+KEPT_BYTES = 2**28
+"""Batches of an evaluation that are smaller together are packed once and stay on the devices."""
 
 Metrics = Callable[[Any, Any, jax.Array], dict[str, Any]]
 """(params, batch, key) -> metrics, as the second value of :data:`egnn_jax.training.step.Loss`."""
@@ -46,30 +55,51 @@ class Evaluation:
     """
 
     def __init__(self, metrics: Metrics, loader: Loader, seeds: int = 1, seed: int = 0) -> None:
-        self._mesh = make_mesh(loader.batch_size)
+        spread = loader.batch_size % jax.process_count() == 0
+        self._mesh = (make_mesh if spread else local_mesh)(loader.batch_size)
         self._key = jax.random.PRNGKey(seed)
         self._loader = loader
-        self._batches: Any = None
+        self._count = loader.num_batches(None)
+        self._kept: Any = None
         self._evaluate = self._compiled(metrics, seeds)
 
     def __call__(self, params: Any, draw: int = 0) -> dict[str, jax.Array]:
         """Evaluate parameters; the last batch is filled with padding that does not count."""
         key = jax.random.fold_in(self._key, draw)
-        count = self._loader.num_batches(None)
         sums = []
-        if count:
-            if self._batches is None:
-                packed = self._loader.batches(None, 0, count, shards=self._mesh.size)
-                self._batches = jax.device_put(packed, NamedSharding(self._mesh, P(None, AXIS)))
-            everywhere = jax.device_put(params, NamedSharding(self._mesh, P()))
-            with DEVICES:
-                found = self._evaluate(everywhere, self._batches, key)
-                sums.append(jax.block_until_ready(found))
+        if self._count:
+            if self._mesh.is_multi_process:
+                params = jax.device_get(params)
+            everywhere = put(params, self._mesh, P())
+            each = self._chunk
+            for start in range(0, self._count, each):
+                batches = self._batches(start, min(each, self._count - start))
+                with DEVICES:
+                    found = self._evaluate(everywhere, batches, key, start)
+                    sums.append(jax.block_until_ready(found))
         remainder = getattr(self._loader, "remainder", None)
         if remainder is not None and (rest := remainder()) is not None:
             sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
         total = jax.tree.map(lambda *parts: sum(jax.device_get(parts)), *sums)
         return {name: jnp.divide(value, number) for name, (value, number) in total.items()}
+
+    @cached_property
+    def _chunk(self) -> int:
+        """How many batches are on the devices at once."""
+        one = self._packed(0, 1)
+        size = self._count * sum(leaf.nbytes for leaf in jax.tree.leaves(one))
+        chunks = min(-(-size // KEPT_BYTES), self._count)
+        return -(-self._count // max(chunks, 1))
+
+    def _batches(self, start: int, count: int) -> Any:
+        if count < self._count:
+            return put(self._packed(start, count), self._mesh, P(None, AXIS))
+        if self._kept is None:
+            self._kept = put(self._packed(0, count), self._mesh, P(None, AXIS))
+        return self._kept
+
+    def _packed(self, start: int, count: int) -> Any:
+        return own_batches(self._loader, self._mesh, self._mesh.size, None, start, count)
 
     def _compiled(self, metrics: Metrics, seeds: int) -> Any:
         def of_batch(params: Any, inputs: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -77,11 +107,15 @@ class Evaluation:
             values = metrics(params, batch, key)
             return {name: _as_sum(value, batch) for name, value in values.items()}
 
-        def evaluate(params: Any, batches: Any, key: jax.Array) -> dict[str, jax.Array]:
+        def evaluate(
+            params: Any, batches: Any, key: jax.Array, start: jax.Array
+        ) -> dict[str, jax.Array]:
             batches = local_shards(batches)
             number = jax.tree.leaves(batches)[0].shape[0]
             key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-            sums = jax.lax.map(partial(of_batch, params), (batches, jax.random.split(key, number)))
+            keys = jax.random.split(key, self._count)
+            keys = jax.lax.dynamic_slice_in_dim(keys, start, number)
+            sums = jax.lax.map(partial(of_batch, params), (batches, keys))
             return jax.lax.psum(jax.tree.map(partial(jnp.sum, axis=0), sums), AXIS)
 
         def evaluate_rest(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
@@ -90,8 +124,8 @@ class Evaluation:
         if seeds > 1:
             evaluate_rest = jax.vmap(evaluate_rest, in_axes=(0, None, None))
         self._evaluate_rest = jax.jit(evaluate_rest)
-        evaluate = evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None))
-        specs = (P(), P(None, AXIS), P())
+        evaluate = evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None, None))
+        specs = (P(), P(None, AXIS), P(), P())
         spread = jax.shard_map(
             evaluate, mesh=self._mesh, in_specs=specs, out_specs=P(), check_vma=False
         )

@@ -1,6 +1,7 @@
 """``fit``: train anyone's parameters on anyone's loss and data."""
 
 import contextlib
+import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+import egnn_jax
 from egnn_jax.data.loader import Loader
 from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.training._records import digest, digest_of_arrays
@@ -24,7 +26,11 @@ from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Metrics, metrics_of
 from egnn_jax.training.loop import Training
 from egnn_jax.training.plan import FitResult, Plan
+from egnn_jax.training.processes import exchanging, from_first, require_same
 from egnn_jax.training.step import Loss, apply_optimizer
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
+"""What the numbers of a training depend on, beside this library."""
 
 
 def fit(
@@ -53,9 +59,12 @@ def fit(
     K steps are one compiled call, and batches are packed while the devices compute. The order of
     samples and every random key follow from the seeds, the step and the number of devices, so a
     training with a folder that was stopped, in whatever way, ends in the same numbers when it is
-    called again. Called with more epochs, and nothing else changed, it goes on and ends as if it
-    had been called with these at once; an optimizer whose learning rates depend on the number of
-    epochs is a change. Several threads may train at once; their devices work for one at a time.
+    called again. In a job of several processes (``jax.distributed``) each calls this with the same
+    arguments: batches are spread over the devices of all, each packs its share, and process 0 alone
+    calls callbacks and writes. Called with more epochs, and nothing else changed, it goes on and
+    ends as if it had been called with these at once; an optimizer whose learning rates depend on
+    the number of epochs is a change. Several threads may train at once; their devices work for one
+    at a time.
 
     Args:
       loss: (params, batch, key) -> (scalar, metrics), see :data:`egnn_jax.training.step.Loss`.
@@ -87,7 +96,8 @@ def fit(
 
     Raises:
       ValueError: an argument makes no sense, the loss returns something else, or the folder holds
-        another run or is being trained.
+        another run or is being trained; or processes differ in what they would train.
+      ConnectionError: another process was lost or has failed.
       FloatingPointError: a loss, the parameters or all validation values are not finite; the step
         and the last good checkpoint are named.
       Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state was saved where there is a folder.
@@ -115,17 +125,38 @@ def fit(
     if run is not None and not any(isinstance(c, MetricsLog) for c in callbacks):
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
     evaluated = metrics_of(loss) if metrics is None else metrics
-    training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
-    if run is None:
-        return training.run()
-    if settings is None:
-        settings = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
-        _extend(run, settings)
-    run.start(dict(settings))
-    try:
-        return training.run()
-    finally:
-        run.close()
+    with exchanging():
+        if jax.process_count() > 1:
+            require_same(_facts(plan, params, settings, run))
+        training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
+        if run is None:
+            return training.run()
+        if settings is None:
+            settings = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
+            _extend(run, settings)
+        run.start(dict(settings))
+        try:
+            return training.run()
+        finally:
+            run.close()
+
+
+def _facts(
+    plan: Plan, params: Any, settings: Mapping[str, Any] | None, run: RunFolder | None
+) -> dict[str, Any]:
+    """What has to be the same in all processes for their numbers to be of one training."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    samples = {name: getattr(plan, name) for name in ("train", "valid")}
+    return {
+        "versions": versions | {"egnn_jax": egnn_jax.__version__},
+        "settings": None if settings is None else dict(settings),
+        "folder": None if run is None else str(run.path),
+        "initial parameters (SHA-256)": digest_of_arrays(params).hex(),
+        "data (SHA-256)": {name: each and _digest(each) for name, each in samples.items()},
+        "seed": int(plan.seed),
+        "epochs": int(plan.epochs),
+        "bits": 8 * jnp.zeros(()).dtype.itemsize,
+    }
 
 
 def _description(
@@ -204,7 +235,7 @@ def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
                 f"{run.path} holds a run of {epochs} epochs; expected as many or more, not "
                 f"{settings['epochs']}, or another folder"
             )
-        run.extend(settings["epochs"])
+        from_first(lambda: run.extend(settings["epochs"]))
 
 
 def _arithmetic() -> str:

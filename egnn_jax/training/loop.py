@@ -11,15 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec as P
 
 from egnn_jax.training._validation import require_loss, require_metrics
 from egnn_jax.training.callbacks import Callback, Progress
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.distributed import AXIS, DEVICES, batch_layout, free_heaps
+from egnn_jax.training.distributed import (
+    AXIS,
+    DEVICES,
+    batch_layout,
+    free_heaps,
+    own_batches,
+    put,
+)
 from egnn_jax.training.evaluation import Evaluation, Metrics
 from egnn_jax.training.plan import FitResult, Plan
-from egnn_jax.training.signals import Interrupted, stop_requested
+from egnn_jax.training.processes import is_first, largest
+from egnn_jax.training.signals import REASONS, Interrupted, stop_requested
 from egnn_jax.training.state import init_best, init_state, keep_best
 from egnn_jax.training.step import Loss, make_step, make_train
 
@@ -37,15 +45,14 @@ class Training:
         folder: RunFolder | None,
         callbacks: Sequence[Callback],
     ) -> None:
-        self.plan, self.folder, self.callbacks = plan, folder, callbacks
+        self.plan, self.folder = plan, folder
+        self.callbacks = callbacks if is_first() else ()
         self.per_epoch = plan.train.num_batches(0)
         total, seeds = plan.epochs * self.per_epoch, plan.seeds
         self.interval = min(plan.eval_every, plan.epochs) * self.per_epoch
         self.chunk = _chunk_length(self.interval, total, plan.chunk_steps)
-        mesh, parts = batch_layout(plan.train.batch_size, plan.micro_batches)
-        self.shards = mesh.size * parts
-        self.sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
-        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self.mesh, parts = batch_layout(plan.train.batch_size, plan.micro_batches)
+        self.shards = self.mesh.size * parts
         self._require_valid(loss, metrics, params)
         keys = [jax.random.split(jax.random.PRNGKey(plan.seed + k))[1] for k in range(seeds)]
         init = partial(init_state, optimizer=optimizer, average=plan.ema_decay > 0)
@@ -55,9 +62,9 @@ class Training:
             state = jax.vmap(lambda params, key: init(params, key=key))(params, jnp.stack(keys))
         # Copied, since training donates its state and the caller keeps the parameters.
         state = jax.tree.map(jnp.copy, state)
-        self.state, self.best = jax.device_put((state, init_best(state)), self.everywhere)
-        step = make_step(loss, optimizer, plan.ema_decay, mesh, parts)
-        self.train = make_train(step, seeds, mesh)
+        self.state, self.best = put((state, init_best(state)), self.mesh, P())
+        step = make_step(loss, optimizer, plan.ema_decay, self.mesh, parts)
+        self.train = make_train(step, seeds, self.mesh)
         self.evaluation = None
         if plan.valid is not None:
             self.evaluation = Evaluation(metrics, plan.valid, seeds, plan.seed)
@@ -109,14 +116,16 @@ class Training:
             self._require_finite(losses, first)
             self.losses = self.losses + losses.sum(axis=1)
             self.progress.step, self.progress.epoch = step, step / self.per_epoch
-            self.progress.params, self.progress.seconds = self.state.evaluated, self._seconds
+            # A callback of one process can compute with the arrays of that one alone.
+            self.progress.params = jax.tree.map(_of_process, self.state.evaluated)
+            self.progress.seconds = self._seconds
             self._notify("stepped")
             if step % self.interval == 0 or step == total:
                 self._evaluate()
-            reason = signal()
-            if self.folder is not None and (
-                reason or time.monotonic() - saved > self.plan.checkpoint_seconds
-            ):
+            late = is_first() and time.monotonic() - saved > self.plan.checkpoint_seconds
+            number, save = largest(REASONS.index(signal()), late)
+            reason = REASONS[number]
+            if self.folder is not None and (reason or save):
                 self._save()
                 saved = time.monotonic()
             if reason:
@@ -149,6 +158,7 @@ class Training:
         else:
             metrics = self.evaluation(self.state.evaluated)
             value = metrics[self.plan.monitor]
+        value, epoch = jax.device_get((value, epoch))  # of one process; the others are of all
         self.best = self.keep_best(self.best, self.state, value, epoch)
         mean = self.losses / ((progress.step - 1) % self.interval + 1)
         progress.loss = mean if self.plan.seeds > 1 else mean[0]
@@ -157,7 +167,7 @@ class Training:
         progress.seconds = self._seconds
         self.losses = np.zeros_like(self.losses)
         self.history.append(progress.entry)
-        self.stopped = any(end is True for end in self._notify("evaluated"))
+        (self.stopped,) = map(bool, largest(any(e is True for e in self._notify("evaluated"))))
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, where there is one."""
@@ -165,7 +175,7 @@ class Training:
         if self.folder is None or step is None:
             return
         tree = self.folder.restore("last", self._saved())
-        self.state, self.best = jax.device_put((tree["state"], tree["best"]), self.everywhere)
+        self.state, self.best = put((tree["state"], tree["best"]), self.mesh, P())
         self.losses, self.stopped = tree["losses"], bool(tree["stopped"])
         self.started = time.monotonic() - float(tree["seconds"])
         self.progress.step, self.progress.epoch = step, step / self.per_epoch
@@ -220,13 +230,13 @@ class Training:
         while step < end:
             epoch, first = divmod(step, self.per_epoch)
             count = min(end - step, self.per_epoch - first)
-            parts.append(self.plan.train.batches(epoch, first, count, self.shards))
+            parts.append(own_batches(self.plan.train, self.mesh, self.shards, epoch, first, count))
             step += count
         if not parts:
             return None
         if len(parts) > 1:
             parts = [jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)]
-        return jax.device_put(parts[0], self.sharding)
+        return put(parts[0], self.mesh, P(None, AXIS))
 
     def _require_finite(self, losses: np.ndarray, step: int) -> None:
         bad = np.flatnonzero(~np.isfinite(losses).all(axis=0))
@@ -266,6 +276,11 @@ class Training:
         require_loss(loss, params, batch)
         if self.plan.valid is not None:
             require_metrics(metrics, params, batch, self.plan.monitor)
+
+
+def _of_process(array: jax.Array) -> jax.Array:
+    """An array that is the same on all devices, on one of this process."""
+    return array if array.is_fully_addressable else array.addressable_data(0)
 
 
 def _chunk_length(interval: int, total: int, most: int) -> int:

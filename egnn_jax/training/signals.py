@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 _SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
+REASONS = (None, *_SIGNALS.values())
+"""What :func:`stop_requested` can say."""
 
 
 class Interrupted(Exception):

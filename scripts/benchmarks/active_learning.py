@@ -24,7 +24,8 @@ from scipy.stats import spearmanr
 
 import egnn_jax as egnn
 from egnn_jax._files import write_atomically
-from egnn_jax.data import frames
+from egnn_jax.data import labelled
+from egnn_jax.data.frames import Labels
 from egnn_jax.experiments.tables import markdown
 
 CUTOFF, SEEDS, BATCH = 5.0, 4, 5
@@ -34,9 +35,9 @@ MODEL = egnn.EGNN(features=48, layers=3, cutoff=CUTOFF, basis=8, coordinate_aggr
 
 def structures(path: Path, references: dict[str, float]) -> list[Any]:
     """The graphs of a file with energies relative to free atoms."""
-    named = ((str(k), atoms) for k, atoms in enumerate(frames.read(path)))
     # All pairs, so that all graphs have one shape; the network has a cutoff.
-    return list(frames.graphs(named, None, references, forces=True, stress=False))
+    graphs = labelled.read(str(path), Labels(), None).samples(references)
+    return [graphs[k] for k in range(len(graphs))]
 
 
 def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
@@ -88,7 +89,7 @@ def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
     """What one repetition finds; forces in meV/Å."""
     names = ("acac_300K_train", "acac_300K_test", "acac_600K_test")
     paths = [data / f"{name}.xyz.gz" for name in names]
-    references, _ = frames.free_atoms(frames.read(paths[0]))
+    references, _ = labelled.read(str(paths[0]), Labels(), CUTOFF).free_atoms()
     cold, calm, hot = (structures(path, references) for path in paths)
     rng = np.random.default_rng(seed)
     first = [cold[k] for k in rng.permutation(len(cold))[:FIRST]]

@@ -1,0 +1,129 @@
+"""Several processes on this machine that train together, and those that a cluster has started."""
+
+import ctypes
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+_PATIENCE = 90.0
+"""Seconds that the processes get to end by themselves after one of them has failed."""
+
+
+def process_of_cluster() -> int | None:
+    """The number of this process among several of Slurm, Open MPI or Kubernetes, or None.
+
+    The variables are those from which ``jax.distributed.initialize`` takes all else.
+    """
+    for number, own, present in (
+        ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),
+    ):
+        if present in os.environ and int(os.environ.get(number, 1)) > 1:
+            return int(os.environ[own])
+    indexed = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    if indexed and importlib.util.find_spec("kubernetes"):  # which JAX asks about the job
+        return int(os.environ["JOB_COMPLETION_INDEX"])
+    return None
+
+
+def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -> int:
+    """Run ``egnn train`` in several processes, each on its share of the cores of this one.
+
+    Ctrl-C, SIGTERM and SIGHUP go to all of them.
+
+    Args:
+      number: how many processes.
+      arguments: ``train`` and what follows it.
+      options: of ``egnn``, before the command.
+
+    Returns:
+      The exit code of the first that failed, 128 plus the signal where one ended it, or 0.
+
+    Raises:
+      ValueError: the number is below 1, or the command is another one.
+    """
+    if number < 1:
+        raise ValueError(f"-n is {number}; expected 1 or more processes")
+    if not arguments or arguments[0] != "train":
+        raise ValueError(
+            f"launch starts {arguments[0] if arguments else 'nothing'}; expected train CONFIG"
+        )
+    if chosen := [word for word in arguments if word.partition("=")[0] in _OWN]:
+        raise ValueError(f"{chosen[0]} is given; launch chooses {', '.join(_OWN)} itself")
+    program = [sys.executable, "-c", "from egnn_jax.cli import main; main()"]
+    program += [*options, *arguments, "--coordinator", f"127.0.0.1:{free_port()}"]
+    # XLA splits loops for so many threads, which decides how sums are rounded: as in one process.
+    environment = {"NPROC": str(number_of_cores())} | os.environ
+    received: list[int] = []
+    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in _SIGNALS}
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        for k in range(number):
+            command = [*program, "--processes", str(number), "--process-id", str(k)]
+            # In a session of its own, so that Ctrl-C arrives once.
+            running[k] = subprocess.Popen(
+                command,
+                start_new_session=True,
+                preexec_fn=lambda k=k: _prepare(k, number),
+                env=environment,
+            )
+        return _wait(running, received)
+    finally:
+        for process in running.values():
+            process.kill()
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+_OWN = ("--coordinator", "--processes", "--process-id")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _wait(running: dict[int, subprocess.Popen[bytes]], received: list[int]) -> int:
+    code, deadline = 0, float("inf")
+    while running:
+        while received:
+            number = received.pop(0)
+            for process in running.values():
+                process.send_signal(number)
+        for k, process in list(running.items()):
+            found = process.poll()
+            if found is None:
+                continue
+            del running[k]
+            if found and not code:
+                code, deadline = (found if found > 0 else 128 - found), time.monotonic() + _PATIENCE
+                if found < 0:
+                    name = signal.Signals(-found).name
+                    print(f"egnn: process {k} was ended by {name}", file=sys.stderr, flush=True)
+        if time.monotonic() > deadline:
+            for process in running.values():
+                process.kill()
+        time.sleep(0.05)
+    return code
+
+
+def _prepare(k: int, number: int) -> None:
+    """Give process ``k``, before it starts, its cores, and an end with the one that launched it."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[k % len(cores) :: number])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def number_of_cores() -> int:
+    """Of this machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A port of this machine where nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

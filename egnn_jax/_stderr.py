@@ -1,0 +1,92 @@
+"""What JAX says when a process of a job is lost, in one sentence.
+
+JAX ends a process by ``abort`` then, after lines of its C++ code and a stack trace on stderr, and
+no Python code runs any more. So stderr goes through a small process of its own, forked before JAX
+starts its threads, which outlives the abort.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterable
+
+_OF_COORDINATION = re.compile(r"^[WEF]\d{4} .*(coordination_service|/client\.h|client\.h:\d)")
+_FATAL = re.compile(r"^F\d{4} ", re.MULTILINE)
+_NOISE = "[Gloo] Rank"
+
+
+def explain_aborts(process_id: int | None, coordinator: str | None) -> None:
+    """Send what is written to stderr from now on through a process that explains JAX's aborts.
+
+    Args:
+      process_id: of this process in its job, if known.
+      coordinator: HOST:PORT of process 0, if known.
+    """
+    if not hasattr(os, "fork"):
+        return
+    read, write = os.pipe()
+    sys.stderr.flush()
+    if os.fork():
+        os.close(read)
+        os.dup2(write, 2)
+        os.close(write)
+        return
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # those of the job, which end by themselves
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    os.close(write)
+    for descriptor in (0, 1):  # a reader of stdout is not to wait for this process
+        os.close(descriptor)
+    try:
+        _copy(read, "" if process_id is None else f" {process_id}", coordinator or "its address")
+    finally:
+        os._exit(0)
+
+
+def _copy(read: int, process: str, coordinator: str) -> None:
+    held: list[str] = []
+    explained = False
+    with os.fdopen(read, encoding="utf-8", errors="replace", newline="") as lines:
+        for line in lines:
+            if held or _OF_COORDINATION.match(line):
+                held.append(line)
+            elif _NOISE not in line:
+                _write(line)
+            explained |= line.startswith("egnn: error:")
+    if not _FATAL.search("".join(held)):
+        _write("".join(held))
+        return
+    _write("".join(line for line in held if line.startswith("egnn:")))
+    if not explained:
+        _write(f"egnn: error: process{process} stops: {_explanation(held, coordinator)}\n")
+
+
+def _explanation(held: Iterable[str], coordinator: str) -> str:
+    text = "".join(held)
+    again = "the same command on all continues from the last checkpoint"
+    if "RegisterTask" in text:
+        if "ALREADY_EXISTS" in text or "Aborted connect attempt" in text:
+            return "another process of the job has the same number; expected each number once"
+        return (
+            f"not all processes came to the coordinator, process 0 at {coordinator}, in time; "
+            "expected all to be started, with the same address and number of processes"
+        )
+    if lost := re.search(
+        r"(?:stopped sending heartbeats\):|tasks are unhealthy)\D*([\d, \n]+)", text
+    ):
+        numbers = re.findall(r"\d+", lost[1])
+        return f"process {', '.join(numbers)} was lost (killed, or out of reach); {again}"
+    if early := re.search(r"first task at the barrier: (\d+)", text):
+        return f"process {early[1]} ended before the others; expected what it says to be mended"
+    if "leader task" in text or "Failed to send RPC" in text:
+        return (
+            f"process 0, the coordinator at {coordinator}, was lost (killed, or out of reach); "
+            f"{again}"
+        )
+    return f"another process was lost; {again}. JAX says:\n{text}"
+
+
+def _write(text: str) -> None:
+    data = text.encode(errors="replace")
+    while data:
+        data = data[os.write(2, data) :]

@@ -1,0 +1,147 @@
+"""Graphs as flat arrays, those of all side by side; and what these have to fulfil."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from egnn_jax.data import storage
+from egnn_jax.data._packing import starts_of
+from egnn_jax.graph._validation import host
+from egnn_jax.graph.batching import require_whole
+from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
+
+EdgeLists = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""n_edge (S,), and senders and receivers (ΣE,) counted from the first node of each graph."""
+
+
+class Flat(NamedTuple):
+    """The arrays of S graphs, as :meth:`egnn_jax.GraphDataset.from_arrays` takes them."""
+
+    n_node: np.ndarray
+    nodes: Nodes
+    edges: Edges
+    globals_: Globals
+    edge_lists: EdgeLists
+
+
+def flat(graphs: Sequence[GraphsTuple]) -> Flat:
+    """The arrays of graphs that are :func:`alike`, concatenated."""
+    hosted = [jax.tree.map(np.asarray, graph) for graph in graphs]
+    first_node = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in hosted]
+    senders, receivers = (
+        np.concatenate(
+            [getattr(g, end) - start for g, start in zip(hosted, first_node, strict=True)]
+        )
+        for end in ("senders", "receivers")
+    )
+    n_node, n_edge, nodes, edges, globals_ = (
+        jax.tree.map(lambda *leaves: np.concatenate(leaves), *(getattr(g, f) for g in hosted))
+        for f in ("n_node", "n_edge", "nodes", "edges", "globals")
+    )
+    return Flat(n_node, nodes, edges, globals_, (n_edge, senders, receivers))
+
+
+def arrays_of(graph: GraphsTuple) -> dict[str, np.ndarray]:
+    """The arrays of a graph by the names that they have on disk."""
+    n_node, nodes, edges, globals_, (n_edge, senders, receivers) = flat([graph])
+    arrays = storage.flatten(nodes=nodes, edges=edges, globals=globals_)
+    lists = {"n_node": n_node, "n_edge": n_edge, "senders": senders, "receivers": receivers}
+    return arrays | lists
+
+
+def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
+    """The graphs, each once it is known to carry the same fields as the first.
+
+    Raises:
+      ValueError: there are no graphs, or one carries other fields, is padded or no graph; it is
+        named.
+    """
+    expected, first = None, {}
+    for k, graph in enumerate(graphs):
+        if not isinstance(graph, GraphsTuple):
+            raise ValueError(
+                f"graph {k} is a {type(graph).__name__}; expected a GraphsTuple, as "
+                "egnn_jax.from_ase or radius_graph makes it"
+            )
+        if isinstance(graph, PaddedGraphsTuple):
+            raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
+        require_whole(f"graph {k}", graph)
+        leaves, structure = jax.tree.flatten((graph.nodes, graph.edges, graph.globals))
+        kind = structure, [np.shape(leaf)[1:] for leaf in leaves]
+        if expected is None:
+            expected, first = kind, _shapes(graph)
+        if kind != expected:
+            raise ValueError(f"graph {k} carries {_shapes(graph)}; expected {first}, as graph 0")
+        yield graph
+    if expected is None:
+        raise ValueError("GraphDataset received no graphs; expected at least one")
+
+
+def _shapes(graph: GraphsTuple) -> dict[str, tuple[int, ...]]:
+    """Of a row of each array that a graph carries, by name."""
+    carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(carried)
+    }
+
+
+def require_flat(
+    n_node: np.ndarray,
+    nodes: Any,
+    edges: Any,
+    globals_: Any,
+    edge_lists: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+) -> None:
+    """Raise ValueError where flat arrays do not fit the sizes of graphs and their edges."""
+    counts = {"n_node": host("n_node", n_node)}
+    if edge_lists is not None:
+        counts["n_edge"] = host("n_edge", edge_lists[0])
+    if nodes.x is not None and len(getattr(nodes.x, "shape", ())) != 2:
+        raise ValueError(f"nodes x is a {type(nodes.x).__name__}; expected an array (ΣM, n)")
+    for name, count in counts.items():
+        if count.ndim != 1 or count.dtype.kind not in "iu" or (len(count) and count.min() < 0):
+            raise ValueError(f"{name} is {count!r}; expected whole numbers (S,), none below 0")
+    total = int(counts["n_node"].sum(dtype=np.int64))
+    expected = [("nodes", nodes, total), ("globals_", globals_, len(counts["n_node"]))]
+    if edge_lists is None:
+        sizes = counts["n_node"].astype(np.int64)
+        expected.append(("edges", edges, int((sizes * np.maximum(sizes - 1, 0)).sum())))
+    else:
+        n_edge = int(counts["n_edge"].sum(dtype=np.int64))
+        expected += [("edges", edges, n_edge), ("edge_lists", edge_lists[1:], n_edge)]
+        expected.append(("edge_lists", counts["n_edge"], len(counts["n_node"])))
+    for name, tree, length in expected:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            part = f"{name} {jax.tree_util.keystr(path, simple=True, separator='.')}"
+            if not hasattr(leaf, "dtype") or leaf.dtype.kind in "OSUMm" or not leaf.ndim:
+                raise ValueError(f"{part} is a {type(leaf).__name__}; expected an array of numbers")
+            if len(leaf) != length:
+                raise ValueError(f"{part} has {len(leaf)} rows; expected {length}")
+    if edge_lists is not None:
+        _require_ends(counts["n_node"], counts["n_edge"], *edge_lists[1:])
+
+
+def _require_ends(
+    n_node: np.ndarray, n_edge: np.ndarray, senders: np.ndarray, receivers: np.ndarray
+) -> None:
+    starts = starts_of(n_edge.astype(np.int64))
+    for first in range(0, len(n_edge), 10_000):  # in blocks, to bound the memory
+        rows = slice(first, first + 10_000)
+        graph = np.repeat(np.arange(len(n_edge[rows])), n_edge[rows])
+        edges = slice(starts[first], starts[first] + len(graph))
+        sizes = n_node[rows][graph]
+        for name, ends in (("senders", senders[edges]), ("receivers", receivers[edges])):
+            if len(bad := np.flatnonzero((ends < 0) | (ends >= sizes))):
+                raise ValueError(
+                    f"{name} of edge {edges.start + bad[0]} is {ends[bad[0]]}, in a graph of "
+                    f"{sizes[bad[0]]} nodes; expected the number of one of these, from 0"
+                )
+        ends = receivers[edges]
+        if len(bad := np.flatnonzero((ends[1:] < ends[:-1]) & (graph[1:] == graph[:-1]))):
+            raise ValueError(
+                f"receivers of edges {edges.start + bad[0]} and after are not in order; expected "
+                "edges sorted by receiver"
+            )

@@ -1,0 +1,298 @@
+"""Structures with energies, forces and stress as graphs, in memory or memory-mapped."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egnn_jax._files import expanded
+from egnn_jax.data import frames, storage
+from egnn_jax.data._flat import arrays_of
+from egnn_jax.data._splits import drawn
+from egnn_jax.data.dataset import GraphDataset
+from egnn_jax.data.frames import Labels
+from egnn_jax.graph.ase import from_ase
+from egnn_jax.graph.graph import GraphsTuple
+
+BLOCK = 10_000
+"""How many structures are looked at together, to bound the memory."""
+KINDS = 10_000
+"""How many kinds of structures are told apart."""
+
+_ELEMENTS = 119
+_COLUMNS = ("energy", "squared_forces", "config_type")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labelled:
+    """S structures as graphs without energies, and what there is to know of each.
+
+    Args:
+      graphs: the structures, with atomic numbers as h.
+      energy: of each (S,) in eV, float64.
+      squared_forces: the sum of the squares of all components of its forces (S,) in eV²/Å².
+      config_type: the number of its ``config_type`` in ``kinds`` (S,).
+      row: its place among all structures of the files (S,).
+      kinds: of structures, "" for those without; all after the first 10,000 count as such.
+      files: the names of the files, and how many structures each has.
+    """
+
+    graphs: GraphDataset
+    energy: np.ndarray
+    squared_forces: np.ndarray
+    config_type: np.ndarray
+    row: np.ndarray
+    kinds: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the structures have a cell."""
+        return self.graphs[0].globals.cell is not None
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Labelled":
+        names = ("graphs", "energy", "squared_forces", "config_type", "row")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def name(self, k: int) -> str:
+        """Of structure ``k``, such as "frame 3 of mine.xyz"."""
+        frame = int(self.row[k])
+        for name, count in self.files:
+            if frame < count:
+                return f"frame {frame} of {name}"
+            frame -= count
+        raise IndexError(k)
+
+    def compositions(self) -> Iterator[np.ndarray]:
+        """How many atoms of each element, by atomic number, structures have (b, 119), in blocks."""
+        for first in range(0, len(self), BLOCK):
+            part = self.graphs[first : first + BLOCK]
+            of_atom = np.repeat(np.arange(len(part)), part.n_node)
+            places = of_atom * _ELEMENTS + part.node_features()
+            counts = np.bincount(places, minlength=len(part) * _ELEMENTS)
+            yield counts.reshape(len(part), _ELEMENTS)
+
+    def free_atoms(self) -> tuple[dict[str, float], bool]:
+        """Energies of free atoms that explain those of structures best, E ≈ Σ_i E0_i.
+
+        Least squares over all structures; where these do not determine them, as those of one
+        molecule do not, those with the smallest sum of squares.
+
+        Returns:
+          The energies in eV by symbol, and whether the structures determine them.
+        """
+        present = np.any([counts.any(axis=0) for counts in self.compositions()], axis=0)
+        known = sorted(np.flatnonzero(present).tolist(), key=_symbol)
+        system = np.zeros((0, len(known) + 1))
+        for block, counts in enumerate(self.compositions()):
+            if block:  # a triangle with the same least squares takes the place of those before
+                system = np.linalg.qr(system, mode="r")
+            energies = self.energy[block * BLOCK :][: len(counts)]
+            system = np.concatenate([system, np.column_stack([counts[:, known], energies])])
+        tolerance = np.finfo(float).eps * max(len(self), len(known))
+        found, _, rank, _ = np.linalg.lstsq(system[:, :-1], system[:, -1], rcond=tolerance)
+        return dict(zip(map(_symbol, known), found.tolist(), strict=True)), int(rank) == len(known)
+
+    def relative(self, references: Mapping[str, float]) -> np.ndarray:
+        """The energies (S,) less those of free atoms, 0 for elements that have none."""
+        of_element = _by_number(references, 0.0)
+        return self.energy - np.concatenate([c @ of_element for c in self.compositions()])
+
+    def samples(self, references: Mapping[str, float]) -> GraphDataset:
+        """The graphs with energies less those of free atoms as targets (S, 1).
+
+        Raises:
+          ValueError: a structure has an element without reference, or its energy is not finite;
+            it is named.
+        """
+        known = ~np.isnan(_by_number(references, np.nan))
+        for block, counts in enumerate(self.compositions()):
+            for row, number in np.argwhere((counts > 0) & ~known)[:1]:
+                raise ValueError(
+                    f"{self.name(block * BLOCK + row)} has {_symbol(number)}; expected elements "
+                    f"that are trained on, {', '.join(references)}"
+                )
+        with np.errstate(over="ignore"):
+            y = self.relative(references).astype(self.graphs[0].nodes.x.dtype)
+        for k in np.flatnonzero(~np.isfinite(y))[:1]:
+            raise ValueError(f"{self.name(k)}: its energy less that of free atoms is {y[k]}")
+        return self.graphs.with_targets(y[:, None])
+
+
+def read(name: str, labels: Labels, cutoff: float | None) -> Labelled:
+    """The structures of a file, or of a folder that :func:`pack` wrote.
+
+    Args:
+      name: see :func:`egnn_jax.data.frames.find`.
+      labels: what the file holds; of a folder, what the files held that it was packed from.
+      cutoff: atoms within this distance (Å) send to each other; all atoms if None.
+
+    Raises:
+      ValueError: the file cannot be read, or a structure lacks a label or is unlike the first; file
+        and number of the structure are named. Of a folder: it was packed with other labels or
+        another cutoff.
+    """
+    path = frames.find(name)
+    if path.is_dir():
+        return _opened(path, labels, cutoff)
+    found: tuple[dict[str, int], dict[str, int]] = {}, {}
+    graphs, columns = zip(*_stream([path], labels, cutoff, *found), strict=True)
+    joined = {name: np.concatenate([row[name] for row in columns]) for name in _COLUMNS}
+    rows, files, kinds = np.arange(len(graphs)), tuple(found[0].items()), tuple(found[1])
+    return Labelled(GraphDataset(graphs), **joined, row=rows, kinds=kinds, files=files)
+
+
+def pack(
+    files: Sequence[str], folder: Path | str, labels: Labels | None = None, cutoff: float = 5.0
+) -> int:
+    """Write the structures of files as graphs to a new folder, one after the other.
+
+    Args:
+      files: whatever :func:`egnn_jax.data.frames.read` reads.
+      folder: a new one, whole or not at all. A training takes it in place of the files.
+      labels: what the files hold.
+      cutoff: atoms within this distance (Å) send to each other.
+
+    Returns:
+      The number of structures.
+
+    Raises:
+      ValueError: the folder exists, or as :func:`read`.
+      OSError: such as of a full disk.
+    """
+    from tqdm_loggable.auto import tqdm
+
+    labels = labels or Labels()
+    paths = [frames.find(name) for name in files]
+    if folders := [path for path in paths if path.is_dir()]:
+        raise ValueError(f"{folders[0]} is a folder; expected files of structures")
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"files are {', '.join(map(str, paths))}; expected each once")
+    if not 0 < cutoff < np.inf:
+        raise ValueError(f"cutoff is {cutoff}; expected a distance above 0 in Å")
+    counts: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    with storage.writing(expanded(folder)) as writer:
+        stream = _stream(paths, labels, cutoff, counts, kinds)
+        for graph, row in tqdm(stream, unit="structure", desc=str(folder)):
+            writer.append(arrays_of(graph) | {f"frames.{name}": row[name] for name in _COLUMNS})
+        writer.about = {
+            "packed_with": _options(labels, cutoff),
+            "config_types": list(kinds),
+            "files": list(counts.items()),
+        }
+    return sum(counts.values())
+
+
+def splits(
+    train: str, valid: str, test: str, seed: int, labels: Labels, cutoff: float
+) -> dict[str, Labelled]:
+    """Structures by "train", "valid" and "test".
+
+    Args:
+      train: the name of a file or folder, see :func:`read`.
+      valid, test: others, or the shares of the structures of ``train`` that are drawn at random.
+      seed: of the draw.
+      labels, cutoff: as of :func:`read`.
+
+    Raises:
+      ValueError: as :func:`read` and :func:`egnn_jax.data._splits.drawn`, or some structures are
+        periodic and others not.
+    """
+    every = read(train, labels, cutoff)
+    rows = drawn(len(every), valid, test, seed)
+    found = {split: every[own] for split, own in rows.items()}
+    for split, source in (("valid", valid), ("test", test)):
+        if split not in found:
+            found[split] = read(source, labels, cutoff)
+            other = found[split]
+            _require_alike(other.name(0), other.periodic, every.name(0), every.periodic)
+    return found
+
+
+def _stream(
+    paths: Iterable[Path],
+    labels: Labels,
+    cutoff: float | None,
+    files: dict[str, int],
+    kinds: dict[str, int],
+) -> Iterator[tuple[GraphsTuple, dict[str, np.ndarray]]]:
+    """Graphs without energies, and their rows of the columns of :class:`Labelled`.
+
+    Counts the structures of each file in ``files``, and numbers their kinds in ``kinds``.
+    """
+    first = ""
+    periodic = False
+    kinds[""] = 0
+    for path in paths:
+        for name, atoms in frames.named(path, labels):
+            first = first or name
+            periodic = bool(atoms.pbc.any()) if first == name else periodic
+            _require_alike(name, atoms.pbc.any(), first, periodic)
+            stress = "stress" if labels.stress or labels.virial else None
+            try:
+                graph = from_ase(
+                    atoms, cutoff, forces="forces" if labels.forces else None, stress=stress
+                )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            kind, results = str(atoms.info.get("config_type", "")), atoms.calc.results
+            if len(kinds) < KINDS:
+                kinds.setdefault(kind, len(kinds))
+            squares = np.square(results.get("forces", 0.0))
+            files[str(path)] = files.get(str(path), 0) + 1
+            yield (
+                graph,
+                {
+                    "energy": np.array([results["energy"]], np.float64),
+                    "squared_forces": np.array([np.sum(squares)], np.float64),
+                    "config_type": np.array([kinds.get(kind, 0)], np.int32),
+                },
+            )
+
+
+def _opened(folder: Path, labels: Labels, cutoff: float | None) -> Labelled:
+    about, arrays = storage.about(folder), storage.read_arrays(folder)
+    if "packed_with" not in about:
+        raise ValueError(f"{folder} is a data set without labels; expected what egnn pack writes")
+    for name, value in _options(labels, cutoff).items():
+        if (own := about["packed_with"].get(name)) != value:
+            raise ValueError(
+                f"{folder} was packed with {name} {own!r}, not {value!r}; expected the same"
+            )
+    graphs = GraphDataset.open(folder)
+    columns = {name: np.array(arrays[f"frames.{name}"]) for name in _COLUMNS}
+    rows, kinds = np.arange(len(graphs)), tuple(about["config_types"])
+    return Labelled(graphs, **columns, row=rows, kinds=kinds, files=tuple(about["files"]))
+
+
+def _options(labels: Labels, cutoff: float | None) -> dict[str, Any]:
+    return dataclasses.asdict(labels) | {"cutoff": cutoff}
+
+
+def _require_alike(name: str, periodic: bool, first: str, expected: bool) -> None:
+    if periodic != expected:
+        kind = "periodic" if periodic else "not periodic"
+        raise ValueError(f"{name} is {kind}, unlike {first}; expected all alike")
+
+
+def _by_number(values: Mapping[str, float], default: float) -> np.ndarray:
+    """The values of elements by atomic number."""
+    from ase.data import atomic_numbers
+
+    found = np.full(_ELEMENTS, default)
+    for symbol, value in values.items():
+        if symbol in atomic_numbers:
+            found[atomic_numbers[symbol]] = value
+    return found
+
+
+def _symbol(number: int) -> str:
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[number]

@@ -1,0 +1,163 @@
+"""Several processes that train together: how they join, and how they come to agree."""
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from egnn_jax.training._records import flat
+
+HEARTBEAT = 30
+"""Seconds without a sign of life after which a process counts as lost, and all others end."""
+
+
+SHUTDOWN = 10
+"""Seconds that a process which has ended, or failed, waits for all others to end."""
+
+
+def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Become one of several processes; without arguments, as Slurm, Open MPI or Kubernetes say.
+
+    To be called before the first JAX computation.
+
+    Args:
+      coordinator: HOST:PORT where process 0 listens.
+      processes: their number.
+      process_id: of this one, from 0.
+
+    Raises:
+      ValueError: process 0 cannot listen there, or the cluster does not say what is missing.
+    """
+    if process_id == 0 and coordinator is not None:
+        _require_free(coordinator)
+    # Its handler of SIGTERM would take the place of the one that saves the training.
+    with contextlib.suppress(AttributeError):
+        jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with _stdout_to_stderr():  # where the connections of CPUs are reported
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process_id,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=SHUTDOWN,
+            )
+            largest(0)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"process {process_id or 0} cannot join at {coordinator or 'the address found'} "
+            f"({error}); expected HOST:PORT with a free port of the machine of process 0"
+        ) from error
+
+
+def _require_free(address: str) -> None:
+    """Raise ValueError where process 0 cannot listen: JAX itself would end in a crash."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ValueError(f"the coordinator is {address!r}; expected HOST:PORT")
+    try:
+        socket.create_server(("", int(port))).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"process 0 cannot listen at {address} ({error}); expected a free port of its machine"
+        ) from error
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone prints and writes."""
+    return jax.process_index() == 0
+
+
+def from_first(compute: Callable[[], Any]) -> Any:
+    """What a function returns in process 0, as plain values, in all processes.
+
+    Raises:
+      ValueError: in all processes, where it raises ValueError or OSError in process 0.
+    """
+    if jax.process_count() == 1:
+        return compute()
+    found: dict[str, Any] = {}
+    if is_first():
+        try:
+            found["value"] = compute()
+        except (ValueError, OSError) as error:
+            _texts(json.dumps({"error": str(error)}))
+            raise
+    found = json.loads(_texts(json.dumps(found))[0])
+    if "error" in found:
+        raise ValueError(f"process 0: {found['error']}")
+    return found["value"]
+
+
+def require_same(facts: Mapping[str, Any]) -> None:
+    """Raise ValueError in all processes where plain values differ between two of them."""
+    if jax.process_count() == 1:
+        return
+    first, *others = [flat(json.loads(text)) for text in _texts(json.dumps(facts))]
+    for k, other in enumerate(others, 1):
+        differences = [
+            f"{name} is {other.get(name)!r} there and {first.get(name)!r} in process 0"
+            for name in sorted(first | other)
+            if first.get(name) != other.get(name)
+        ]
+        if differences:
+            raise ValueError(
+                f"process {k} of {len(others) + 1} would train something else: "
+                f"{'; '.join(differences)[:2_000]}; expected the same in all processes"
+            )
+
+
+def largest(*values: int) -> tuple[int, ...]:
+    """Of each number its largest value in any process."""
+    if jax.process_count() == 1:
+        return values
+    gathered = np.asarray(multihost_utils.process_allgather(np.array(values, np.int32)))
+    return tuple(gathered.max(axis=0).tolist())
+
+
+@contextlib.contextmanager
+def exchanging() -> Iterator[None]:
+    """Raise ConnectionError where a computation fails because another process has ended."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        text = str(error)
+        if jax.process_count() == 1 or not any(name in text for name in ("Gloo", "NCCL")):
+            raise
+        time.sleep(HEARTBEAT + SHUTDOWN)  # until then JAX ends this process, and names the lost one
+        raise ConnectionError(
+            f"process {jax.process_index()} of {jax.process_count()} stops, since another one was "
+            f"lost or has failed ({text.splitlines()[0][:300]}); the same command on all continues"
+        ) from error
+
+
+def _texts(text: str) -> list[str]:
+    """The texts of all processes."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    (length,) = largest(len(content))
+    padded = np.zeros(-(-length // 4_096) * 4_096, np.uint8)  # few lengths, few compilations
+    padded[: len(content)] = content
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row).rstrip(b"\0").decode() for row in gathered]

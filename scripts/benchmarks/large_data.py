@@ -1,0 +1,229 @@
+"""Training on a data set larger than memory: what memory it takes, and the time of a step.
+
+Writes perturbed aspirins (../shared/data) as graphs to ``runs/large_data``, and trains on them in a
+process that may have so much memory, by a cgroup where there are rights to it. Then, in one process
+by turns, it trains on the same part of them memory-mapped and in memory. Run it on a quiet machine.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+GIB, MIB = 2**30, 2**20
+BATCH, CHUNK, PART, CUTOFF = 10, 20, 20_000, 5.0
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def memory() -> dict[str, float]:
+    """Resident memory of this process in MiB: anonymous, of files (the page cache), the most."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return {name: int(values[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile", "VmHWM")}
+
+
+class Watch(threading.Thread):
+    """The most anonymous memory of this process, looked at every 20 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0.0
+        self.start()
+
+    def run(self) -> None:
+        """Look, and wait."""
+        while True:
+            self.most = max(self.most, memory()["RssAnon"])
+            time.sleep(0.02)
+
+
+def limit(size: int) -> tuple[str, Path | None]:
+    """Put this process under a limit of memory, page cache included; what it is, and its cgroup."""
+    for base, name in ((CGROUPS, "memory.max"), (CGROUPS / "memory", "memory.limit_in_bytes")):
+        group = base / f"egnn_large_data_{os.getpid()}"
+        try:
+            group.mkdir()
+            if not (group / name).is_file():  # a plain folder
+                raise FileNotFoundError(group / name)
+            (group / name).write_text(str(size), encoding="utf-8")
+            (group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
+        except OSError:
+            if group.is_dir():
+                group.rmdir()
+            continue
+        return f"cgroup, {name} = {size / GIB:g} GiB with the page cache", group
+    return "none: no rights to a cgroup; see the resident memory", None
+
+
+def graphs(size: int) -> Iterator[Any]:
+    """Aspirins with atoms moved by 0.01 Å and the neighbors of their frame, of so many bytes."""
+    import jax
+    import numpy as np
+
+    from egnn_jax.data import labelled
+    from egnn_jax.data.frames import Labels
+
+    found = labelled.read("rmd17_aspirin_train.xyz.gz", Labels(), CUTOFF)
+    samples = found.samples(found.free_atoms()[0])
+    frames = [samples[k] for k in range(len(samples))]
+    rng = np.random.default_rng(0)
+    written = 0
+    while written < size:
+        graph = frames[rng.integers(len(frames))]
+        x = graph.nodes.x + 0.01 * rng.standard_normal(graph.nodes.x.shape, np.float32)
+        yield graph._replace(nodes=graph.nodes.replace(x=x))
+        written += sum(leaf.nbytes for leaf in jax.tree.leaves(graph))
+
+
+def write(folder: Path, size: int) -> dict[str, Any]:
+    """Write the data set."""
+    import egnn_jax as egnn
+
+    watch, start = Watch(), time.perf_counter()
+    data = egnn.GraphDataset.write(folder, graphs(size))
+    seconds = time.perf_counter() - start
+    written = sum(path.stat().st_size for path in folder.iterdir())
+    return {
+        "graphs": len(data),
+        "GiB": written / GIB,
+        "MiB/s": written / MIB / seconds,
+        "anonymous MiB": watch.most,
+    }
+
+
+def train(data: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
+    """Train on each of several data sets by turns, packing while the device computes, as ``fit``.
+
+    Returns:
+      By name the ms a step, of them those that the host packs, and of compute alone.
+    """
+    import jax
+    import numpy as np
+    import optax
+
+    import egnn_jax as egnn
+    from egnn_jax.training.distributed import use_all_cores
+
+    use_all_cores()
+    model = egnn.PaiNN(features=64, layers=3, cutoff=CUTOFF)
+    potential = egnn.Potential(model)
+    loss = egnn.losses.energy_forces(potential)
+    optimizer = optax.adam(1e-4)
+    loaders = {name: samples.loader(BATCH) for name, samples in data.items()}
+
+    def step(state: Any, batch: Any) -> Any:
+        params, memory = state
+        value, gradient = jax.value_and_grad(lambda p: loss(p, batch, key)[0])(params)
+        updates, memory = optimizer.update(gradient, memory, params)
+        return (optax.apply_updates(params, updates), memory), value
+
+    key = jax.random.PRNGKey(0)
+    chunk = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in data}
+
+    def pack(name: str, k: int) -> Any:
+        start = k * CHUNK % (loaders[name].num_batches(0) - CHUNK)
+        return jax.tree.map(lambda a: a[:, 0], loaders[name].batches(0, start, CHUNK))
+
+    states, batches = {}, {}
+    for name, samples in data.items():
+        params = potential.init(key, samples[0])
+        states[name] = params, optimizer.init(params)
+        batches[name] = pack(name, 0)
+        jax.block_until_ready(chunk(states[name], batches[name]))  # compiles
+    for k in range(max(steps // CHUNK, 2)):
+        for name in data:
+            begin = time.perf_counter()
+            running = chunk(states[name], batches[name])
+            packing = time.perf_counter()
+            batches[name] = pack(name, k + 1)
+            packed = time.perf_counter()
+            states[name], losses = jax.block_until_ready(running)
+            both = time.perf_counter()
+            jax.block_until_ready(chunk(states[name], batches[name]))
+            alone = time.perf_counter() - both
+            times[name].append((both - begin, packed - packing, alone))
+            if not np.isfinite(np.asarray(losses)).all():
+                raise ValueError(f"the loss of {name} is not finite")
+    words = ("ms a step", "ms to pack it", "ms of compute alone")
+    return {
+        name: dict(zip(words, (1e3 * np.median(each, axis=0) / CHUNK).tolist(), strict=True))
+        for name, each in times.items()
+    }
+
+
+def mapped(folder: Path, steps: int) -> dict[str, Any]:
+    """Train on the whole from its files."""
+    import egnn_jax as egnn
+
+    for path in folder.iterdir():  # or what was written would be in the page cache of the writer
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    watch = Watch()
+    data = egnn.GraphDataset.open(folder)
+    found: dict[str, Any] = train({"all": data}, steps)
+    return found | {"anonymous MiB": watch.most} | memory()
+
+
+def both(folder: Path, steps: int) -> dict[str, Any]:
+    """Train on a part from files and in memory, by turns."""
+    import egnn_jax as egnn
+
+    part = egnn.GraphDataset.open(folder)[:PART]
+    copy = egnn.GraphDataset(part[k] for k in range(len(part)))
+    return dict(train({"mapped": part, "in memory": copy}, steps))
+
+
+def main() -> None:
+    """Run all of it, each part in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gib", type=float, default=4.0, help="of the data set")
+    parser.add_argument("--limit-gib", type=float, default=2.0, help="of the memory to train in")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--folder", type=Path, default=Path("runs/large_data"))
+    parser.add_argument("--keep", action="store_true", help="leave the data set, or take one")
+    parser.add_argument("--part", choices=("write", "mapped", "both"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = options.folder / f"graphs_{options.gib:g}GiB"
+    if options.part:
+        found: dict[str, Any]
+        if options.part == "write":
+            found = write(folder, int(options.gib * GIB))
+        elif options.part == "mapped":
+            words, _ = limit(int(options.limit_gib * GIB))
+            found = {"limit": words} | mapped(folder, options.steps)
+        else:
+            found = both(folder, options.steps)
+        print(json.dumps(found))
+        return
+    results = {}
+    try:
+        for part in ("write", "mapped", "both"):
+            if part == "write" and folder.exists():
+                continue
+            command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                output, _ = process.communicate()
+                for group in (CGROUPS, CGROUPS / "memory"):
+                    if (own := group / f"egnn_large_data_{process.pid}").is_dir():
+                        own.rmdir()
+            if process.returncode:
+                sys.exit(f"{part} failed with {process.returncode}")
+            results[part] = json.loads(output.splitlines()[-1])
+            print(part, json.dumps(results[part], indent=2), flush=True)
+        text = json.dumps(results, indent=2)
+        (options.folder / "result.json").write_text(text, encoding="utf-8")
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Time and memory of one large graph on one device and in parts on several, a core each.
+
+PYTHONPATH=scripts python -m benchmarks.partition --nodes 100000 --devices 1 2 --repeats 3
+
+The gradient of a scalar by all parameters: random points with 50 neighbors each, an EGNN of 4
+layers of 64 features, its messages summed in blocks. Each number of devices gets a fresh process on
+as many cores, by ``taskset``; one device computes the whole graph without parts. ``--plan 8 64``
+divides the graph for more devices than there are and prints only what each would own and receive.
+
+Results go to runs/partition.json, and the gradients, which have to agree, beside it.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmarks import costs
+
+import egnn_jax as egnn
+from egnn_jax._files import write_atomically
+from egnn_jax.experiments.tables import markdown
+from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.partition import divide
+from egnn_jax.training.distributed import use_all_cores
+
+NEIGHBORS = 50
+"""The mean number of neighbors of a node."""
+TOLERANCE = 1e-3
+"""Of gradients in float32, by the largest entry of each array."""
+
+
+def points(nodes: int) -> GraphsTuple:
+    """Random points at density 1 with :data:`NEIGHBORS` neighbors each, listed cell by cell."""
+    side = nodes ** (1 / 3)
+    x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
+    x = x[np.lexsort(np.floor(x / 4).T)]
+    return egnn.radius_graph(x, side * costs.relative_cutoff(NEIGHBORS / (nodes - 1)))
+
+
+def mean_square(model: Any) -> Any:
+    """A scalar of the output that every parameter changes."""
+
+    def value(params: Any, graph: GraphsTuple) -> jax.Array:
+        nodes = model.apply(params, graph).nodes
+        squares = jnp.concatenate([nodes.x**2, nodes.h**2], axis=-1)
+        return jnp.sum(egnn.mean_nodes(graph, squares)[0])
+
+    return value
+
+
+def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """The cost of a gradient in this process, and the gradient itself as a file.
+
+    Returns:
+      ``s``, the median seconds of a call; ``device_gib``, arguments, results and temporary values
+      of the compiled program on one device; ``peak_gib``, the most memory of the process from its
+      compilation on; ``own``, ``received`` and ``edges``, the largest numbers of a part.
+    """
+    graph = points(nodes)
+    model = egnn.EGNN(features=64, layers=4, edge_block=16_384)
+    shapes = jax.eval_shape(lambda graph: graph, graph)
+    params: Any = model.lazy_init(jax.random.key(0), shapes)
+    value, sizes = mean_square(model), {"own": nodes, "received": 0, "edges": len(graph.senders)}
+    given: Any = graph
+    if devices > 1:
+        given = egnn.partition(graph, devices)
+        value, sizes = egnn.on_devices(value), part_sizes(given)
+    del graph
+    reset_peak()
+    compiled = jax.jit(jax.grad(value)).lower(params, given).compile()
+    params, given = jax.device_put((params, given), compiled.input_shardings[0])
+    times, gradient = [], None
+    for _ in range(repeats + 1):  # the first warms caches up
+        start = time.perf_counter()
+        gradient = jax.block_until_ready(compiled(params, given))
+        times.append(time.perf_counter() - start)
+    peak = costs.peak_gib()
+    memory = compiled.memory_analysis()
+    used = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    np.savez(folder / f"gradient-{devices}.npz", allow_pickle=False, **arrays)
+    return {
+        "devices": devices,
+        "nodes": nodes,
+        "s": float(np.median(times[1:])),
+        "device_gib": sum(getattr(memory, name) for name in used) / 2**30,
+        "peak_gib": peak,
+    } | sizes
+
+
+def part_sizes(parts: Any) -> dict[str, int]:
+    """The largest numbers of a part, padding included."""
+    return {
+        "own": parts.node.shape[1],
+        "received": parts.exchange.sent.shape[1],
+        "edges": parts.edge.shape[1],
+    }
+
+
+def reset_peak() -> None:
+    """Let the most memory of this process count from now on, where Linux allows it."""
+    if (file := Path("/proc/self/clear_refs")).exists():
+        file.write_text("5", encoding="utf-8")
+
+
+def in_a_process(arguments: argparse.Namespace, devices: int) -> dict[str, Any]:
+    """:func:`measure` in a fresh process on as many cores as devices."""
+    cores = sorted(os.sched_getaffinity(0))[:devices]
+    if len(cores) < devices:
+        raise ValueError(f"--devices has {devices}; expected at most {len(cores)}, a core each")
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m"]
+    command += ["benchmarks.partition", "--measure", "--devices", str(devices)]
+    command += ["--nodes", str(arguments.nodes), "--repeats", str(arguments.repeats)]
+    command += ["--out", str(arguments.out)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(re.findall(r"^\{.*\}$", done.stdout, re.M)[-1])
+
+
+def require_agreement(folder: Path, numbers: list[int]) -> float:
+    """The largest difference of the gradients.
+
+    Raises:
+      ValueError: it is more than rounding.
+    """
+    first, *others = (dict(np.load(folder / f"gradient-{number}.npz")) for number in numbers)
+    worst = 0.0
+    for other in others:
+        for name, a in first.items():
+            worst = max(worst, float(np.abs(a - other[name]).max() / np.abs(a).max()))
+    if not worst < TOLERANCE:
+        raise ValueError(f"gradients differ by {worst:.1e}; expected less than {TOLERANCE:g}")
+    return worst
+
+
+def plan(nodes: int, numbers: list[int]) -> None:
+    """Print what each of many devices would own and receive."""
+    graph = points(nodes)
+    rows = []
+    for number in numbers:
+        parts = divide(graph, number)
+        sizes = part_sizes(parts)
+        share = f"{sizes['received'] / sizes['own']:.2f}"
+        more = {"received / own": share, "rounds": len(parts.exchange.rounds)}
+        rows.append(shown({"devices": number} | sizes | more))
+    print(markdown(rows))
+
+
+def row(result: dict[str, Any], first: dict[str, Any]) -> dict[str, str]:
+    """A row of the table, beside the first number of devices."""
+    return shown(
+        {
+            "devices": result["devices"],
+            "s": f"{result['s']:.2f}",
+            "speed-up": f"{first['s'] / result['s']:.2f}",
+            "GiB a device": f"{result['device_gib']:.3f}",
+            "of one": f"{result['device_gib'] / first['device_gib']:.2f}",
+            "GiB, peak of the process": f"{result['peak_gib']:.2f}",
+        }
+        | {name: result[name] for name in ("own", "received", "edges")}
+    )
+
+
+def shown(values: dict[str, Any]) -> dict[str, str]:
+    """Whole numbers with commas, and text as it is."""
+    return {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=100_000, help="of the graph (100,000)")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="to compare (1 2)")
+    parser.add_argument("--repeats", type=int, default=3, help="the median of so many calls (3)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="a folder (runs)")
+    parser.add_argument("--plan", type=int, nargs="+", help="only divide, for these numbers")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.plan:
+        plan(arguments.nodes, arguments.plan)
+        return
+    if arguments.measure:
+        use_all_cores()
+        (devices,) = arguments.devices
+        print(json.dumps(measure(arguments.nodes, devices, arguments.repeats, arguments.out)))
+        return
+    found = [in_a_process(arguments, number) for number in arguments.devices]
+    write_atomically(arguments.out / "partition.json", json.dumps(found, indent=2).encode())
+    print(markdown([row(result, found[0]) for result in found]))
+    print(f"gradients agree to {require_agreement(arguments.out, arguments.devices):.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What several processes cost and gain: a training step of QM9 in one process and in two.
+
+PYTHONPATH=scripts python -m benchmarks.processes
+
+The recipe qm9/egnn (7 layers of 128, batches of 96 molecules) is trained by ``fit`` on 9,600
+molecules, packing, logging and the exchange of gradients included: by one process with one core,
+by one with two cores and devices, and by two processes with one core each. Prints the median time
+of a step after the first chunks, round after round, and the ratios.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from egnn_jax._launch import free_port
+
+LAYOUTS = {"1 process, 1 core": ("0",), "1 process, 2 devices": ("0,1",), "2 processes": ("0", "1")}
+
+
+def worker(batch: int, steps: int, options: list[str]) -> None:
+    """Train, and print the median time of a step in ms, and what packing a batch takes."""
+    from egnn_jax.experiments import config as configs
+    from egnn_jax.experiments._requirements import samples
+    from egnn_jax.experiments.run import initial_parameters, network_input
+    from egnn_jax.training.distributed import use_all_cores
+    from egnn_jax.training.processes import is_first, join
+
+    use_all_cores()
+    if options:
+        join(options[0], int(options[1]), int(options[2]))
+    import egnn_jax as egnn
+
+    changes = ["--task.train-size", "9600", "--batch-size", str(batch)]
+    config = configs.override(configs.load(configs.find("qm9/egnn")), changes, "", "")
+    task, network = config.task, config.network()
+    train = samples(task, "train").loader(batch)
+
+    seconds = []
+
+    class Times(egnn.Callback):
+        def stepped(self, progress: Any) -> None:
+            seconds.append(time.monotonic())
+
+    chunk = 10
+    egnn.fit(
+        task.loss(network.apply),
+        initial_parameters(config, network, network_input(config)),
+        train,
+        None,
+        config.optimizer.build(train.num_batches(0), 1),
+        epochs=-(-steps // train.num_batches(0)),
+        micro_batches=config.micro_batches,
+        chunk_steps=chunk,
+        callbacks=[Times()],
+    )
+    started = time.monotonic()
+    train.batches(0, 0, chunk, config.micro_batches)
+    packing = (time.monotonic() - started) / chunk
+    if is_first():
+        step = np.median(np.diff(seconds)[2:]) / chunk
+        print(json.dumps({"step": 1e3 * step, "packing": 1e3 * packing}))
+
+
+def measure(layout: str, batch: int, steps: int) -> dict[str, float]:
+    """What the first process of a layout prints."""
+    cores, port = LAYOUTS[layout], free_port()
+    command = [sys.executable, "-m", "benchmarks.processes", "--worker", str(batch), str(steps)]
+    started = []
+    for k, own in enumerate(cores):
+        options = [f"127.0.0.1:{port}", str(len(cores)), str(k)] if len(cores) > 1 else []
+        started.append(
+            subprocess.Popen(
+                ["taskset", "-c", own, *command, *options],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"NPROC": "2" if len(cores) > 1 else str(len(own.split(",")))},
+            )
+        )
+    out = [process.communicate()[0] for process in started]
+    return json.loads(out[0].splitlines()[-1])
+
+
+def main() -> None:
+    """Measure every layout in turn, several times."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100, help="of each training")
+    parser.add_argument("--batches", type=int, nargs="+", default=[96], help="molecules of a batch")
+    parsed = parser.parse_args()
+    if parsed.worker:
+        worker(int(parsed.worker[0]), int(parsed.worker[1]), parsed.worker[2:])
+        return
+    for batch in parsed.batches:
+        times: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
+        for _ in range(parsed.rounds):
+            for layout in LAYOUTS:
+                found = measure(layout, batch, parsed.steps)
+                times[layout].append(found["step"])
+                print(f"{batch} molecules, {layout}: {found}", flush=True)
+        one, threads, two = (np.array(times[layout]) for layout in LAYOUTS)
+        print(
+            f"{batch} molecules: two processes / two devices {np.median(two / threads):.2f}, one "
+            f"core / two processes {np.median(one / two):.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
