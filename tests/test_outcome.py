@@ -26,6 +26,7 @@ def test_more_epochs_equal_those_in_one_go(tmp_path):
     equal_runs(tmp_path / "run", tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_an_extension_that_was_stopped_still_has_its_checkpoints(tmp_path):
     train(tiny(epochs=2), tmp_path / "run")
     RunFolder(tmp_path / "run").extend(4)

@@ -107,7 +107,8 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
     require_geometric(graph)
-    return _real(graph, graph.nodes.x.shape[0], jnp.asarray(graph.n_node))
+    padding = _padding_graph(graph)
+    return _real(graph, padding, graph.nodes.x.shape[0], jnp.asarray(graph.n_node))
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
@@ -116,7 +117,8 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    return _real(graph, graph.receivers.shape[0], jnp.asarray(graph.n_edge))
+    padding = _padding_graph(graph)
+    return _real(graph, padding, graph.receivers.shape[0], jnp.asarray(graph.n_edge))
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
@@ -125,18 +127,19 @@ def graph_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    number = graph.n_node.shape[0]
-    return jnp.arange(number) < (number if is_part(graph) else _padding_graph(graph))
+    return _padding_graph(graph) > jnp.arange(graph.n_node.shape[0])
 
 
-def _real(graph: GraphsTuple, size: int, counts: jax.Array) -> jax.Array:
-    """Which of ``size`` nodes or edges are not padding; a part of a graph has it after the last."""
-    padding = size - jnp.sum(counts) if is_part(graph) else counts[_padding_graph(graph)]
-    return jnp.arange(size, dtype=counts.dtype) < size - padding
+def _real(graph: GraphsTuple, padding: Any, size: int, counts: jax.Array) -> jax.Array:
+    """Which of ``size`` nodes or edges are not of the padding graph, or in no graph of a part."""
+    number = size - jnp.sum(counts) if is_part(graph) else counts[padding]
+    return jnp.arange(size, dtype=counts.dtype) < size - number
 
 
-def _padding_graph(graph: GraphsTuple) -> jax.Array:
-    """The index of the padding graph that has nodes: the last of all that have any."""
+def _padding_graph(graph: GraphsTuple) -> Any:
+    """The index of the padding graph that has nodes, the last of all that have any; G in a part."""
+    if isinstance(graph, GraphsTuple) and is_part(graph):
+        return graph.n_node.shape[0]
     if not isinstance(graph, PaddedGraphsTuple):
         raise ValueError(
             f"the graph is a {type(graph).__name__}; expected a PaddedGraphsTuple, as egnn.batch "
