@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import egnn_jax as egnn
+from egnn_jax.training import evaluation
 from egnn_jax.training.checkpoint import RunFolder
 from tests.helpers import labelled_graphs
 
@@ -406,3 +407,21 @@ def test_what_hides_in_functions_counts_too(tmp_path, make, name):
     fit(0.5, chunk_steps=1)
     with pytest.raises(ValueError, match=rf"other settings \(compiled\.{name} "):
         fit(0.25)
+
+
+def test_an_evaluation_in_parts_has_the_keys_and_samples_of_the_whole(monkeypatch):
+    data = egnn.GraphDataset(labelled_graphs(26))
+
+    def loss(params, batch, key):
+        real = egnn.graph_mask(batch)
+        noise = jax.random.uniform(key, real.shape)
+        total = jnp.sum(jnp.where(real, batch.globals.y[:, 0] * noise, 0))
+        return total, {"noisy": (total, jnp.sum(real)), "largest": (noise.max(), 1)}
+
+    whole = egnn.evaluate(loss, {}, data.loader(4), seed=1)
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", 3_000)
+    parts = evaluation.Evaluation(evaluation.metrics_of(loss), data.loader(4), seed=1)
+    assert 1 < parts._chunk < 7, "of seven batches, some at once, and a rest"
+    assert {k: float(v) for k, v in parts({}).items()} == pytest.approx(whole, rel=1e-6)
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", 1)
+    assert egnn.evaluate(loss, {}, data.loader(4), seed=1) == pytest.approx(whole, rel=1e-6)
