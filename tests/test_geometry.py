@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import egnn_jax as egnn
+from egnn_jax.nn.radial import bessel_basis
 
 
 def test_safe_norm_and_its_derivatives_are_finite_at_zero(x64):
@@ -33,3 +34,20 @@ def test_the_norm_of_constant_zeros_is_zero_when_compiled(x64, dtype):
     """XLA works out constants by itself, and may multiply squares."""
     zeros = jax.jit(lambda: egnn.safe_norm(jnp.zeros((1, 3, 6), dtype) * 1, axis=1))()
     np.testing.assert_array_equal(zeros, 0)
+
+
+def test_derivatives_of_the_bessel_basis_are_right_near_coincident_atoms(x64):
+    """√(2/c) sin(kπd/c) / d and two derivatives, from the series of the sine."""
+    cutoff, k = 2.0, 3
+    w = k * np.pi / cutoff
+    scale = np.sqrt(2 / cutoff) * w
+    basis = lambda d: bessel_basis(d[None], k, cutoff)[0, -1]
+    for d in (0.0, 1e-8, 1e-4, 0.02, 0.0212, 0.0213, 0.05):
+        a = w * d
+        series = [
+            1 - a**2 / 6 + a**4 / 120 - a**6 / 5040,
+            w * (-a / 3 + a**3 / 30 - a**5 / 840),
+            w**2 * (-1 / 3 + a**2 / 10 - a**4 / 168),
+        ]
+        found = [f(jnp.asarray(d)) for f in (basis, jax.grad(basis), jax.grad(jax.grad(basis)))]
+        np.testing.assert_allclose(found, scale * np.array(series), rtol=1e-7, atol=1e-12)
