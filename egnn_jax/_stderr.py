@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Iterable
 
-_OF_COORDINATION = re.compile(r"^[WEF]\d{4} .*(coordination_service|/client\.h|client\.h:\d)")
+_OF_COORDINATION = re.compile(r"^[EF]\d{4} .*(coordination_service|/client\.h|client\.h:\d)")
 _FATAL = re.compile(r"^F\d{4} ", re.MULTILINE)
 _NOISE = "[Gloo] Rank"
 

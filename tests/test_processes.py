@@ -184,7 +184,7 @@ def test_processes_that_differ_are_refused_everywhere(tmp_path):
     written(tmp_path, "other.yaml", epochs=5)
     for errors, code in joined(tmp_path, ["config.yaml", "other.yaml"]):
         assert code in (1, 134)
-        assert "process 1 of 2 would train something else: epochs is 5 there and" in errors
+        assert "process 1 of 2 would train something else: config.epochs is 5 there and" in errors
         assert "Traceback" not in errors
     assert not (tmp_path / "run").exists()
 
@@ -217,6 +217,7 @@ def test_a_coordinator_that_cannot_listen_is_an_error(tmp_path):
     ("options", "message"),
     [
         (["--processes", "2"], "--coordinator, --process-id is missing"),
+        (["--processes", "0"], "--processes is 0; expected 1 or more"),
         (
             ["--coordinator", "a:1", "--processes", "2", "--process-id", "2"],
             "--process-id is 2 of 2 processes; expected 0 to 1",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from egnn_jax._files import expanded
+from egnn_jax._files import expanded, resolved
 from egnn_jax.data import frames, storage
 from egnn_jax.data._flat import arrays_of
 from egnn_jax.data._splits import drawn
@@ -171,7 +171,7 @@ def pack(
     paths = [frames.find(name) for name in files]
     if folders := [path for path in paths if path.is_dir()]:
         raise ValueError(f"{folders[0]} is a folder; expected files of structures")
-    if len(set(paths)) < len(paths):
+    if len({resolved(path) for path in paths}) < len(paths):
         raise ValueError(f"files are {', '.join(map(str, paths))}; expected each once")
     if not 0 < cutoff < np.inf:
         raise ValueError(f"cutoff is {cutoff}; expected a distance above 0 in Å")

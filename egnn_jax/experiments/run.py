@@ -29,11 +29,12 @@ from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, Pro
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import batch_layout
 from egnn_jax.training.evaluation import Evaluation, metrics_of
-from egnn_jax.training.fit import PACKAGES, fit
+from egnn_jax.training.fit import PACKAGES, digest_of_samples, fit
 from egnn_jax.training.parameters import freeze, transfer
-from egnn_jax.training.processes import from_first
+from egnn_jax.training.processes import exchanging, from_first, require_same
 
 
+@exchanging()
 def train(
     config: Config,
     folder: Path | str,
@@ -68,6 +69,10 @@ def train(
     with contextlib.suppress(ValueError):  # no run yet, or one of something else
         before = read_config(run)
     start = Start(config, run, params)
+    if jax.process_count() > 1:  # before anything is written
+        test = samples(config.task, "test").loader(config.batch_size)
+        found = {"config": start.settings, "versions": versions()}
+        require_same(found | {"test samples (SHA-256)": digest_of_samples(test)})
     if before is not None:
         extend(run, before, config)
     settings = _settings(run, start)

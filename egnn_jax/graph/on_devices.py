@@ -110,7 +110,7 @@ def _require_same(values: Any) -> None:
         except ValueError as error:
             name = jax.tree_util.keystr(path)
             raise ValueError(
-                f"the result{name} is another on each device; expected a graph, or sums over all "
+                f"the result{name} differs between devices; expected a graph, or sums over all "
                 "nodes by egnn.sum_nodes or egnn.mean_nodes"
             ) from error
 

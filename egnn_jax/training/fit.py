@@ -127,7 +127,8 @@ def fit(
     evaluated = metrics_of(loss) if metrics is None else metrics
     with exchanging():
         if jax.process_count() > 1:
-            require_same(_facts(plan, params, settings, run))
+            told = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
+            require_same(_facts(settings, run) | told | {"chunk_steps": int(plan.chunk_steps)})
         training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
         if run is None:
             return training.run()
@@ -141,21 +142,13 @@ def fit(
             run.close()
 
 
-def _facts(
-    plan: Plan, params: Any, settings: Mapping[str, Any] | None, run: RunFolder | None
-) -> dict[str, Any]:
-    """What has to be the same in all processes for their numbers to be of one training."""
+def _facts(settings: Mapping[str, Any] | None, run: RunFolder | None) -> dict[str, Any]:
+    """What has to be the same in all processes, beside the description of the training."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    samples = {name: getattr(plan, name) for name in ("train", "valid")}
     return {
         "versions": versions | {"egnn_jax": egnn_jax.__version__},
         "settings": None if settings is None else dict(settings),
         "folder": None if run is None else str(run.path),
-        "initial parameters (SHA-256)": digest_of_arrays(params).hex(),
-        "data (SHA-256)": {name: each and _digest(each) for name, each in samples.items()},
-        "seed": int(plan.seed),
-        "epochs": int(plan.epochs),
-        "bits": 8 * jnp.zeros(()).dtype.itemsize,
     }
 
 
@@ -166,7 +159,7 @@ def _description(
     optimizer: optax.GradientTransformation,
     metrics: Metrics,
     callbacks: Sequence[Callback],
-    run: RunFolder,
+    run: RunFolder | None,
 ) -> dict[str, Any]:
     """What tells one run from another where the caller does not say it."""
     initial = digest_of_arrays(params).hex()
@@ -190,7 +183,7 @@ def _description(
         "metrics": _program(metrics, params, batch, jax.random.PRNGKey(0)),
     }  # fmt: skip
     with contextlib.suppress(ValueError):  # no run yet
-        before = run.settings().get("compiled")
+        before = {} if run is None else run.settings().get("compiled")
         if not isinstance(before, dict) or before.get("jax") != compiled["jax"]:
             compiled = before  # other versions compile the same functions to other programs
     return {
@@ -198,8 +191,8 @@ def _description(
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
         "initial_parameters": initial,
         "first_batch": digest_of_arrays(batch).hex(),
-        "train": _digest(plan.train),
-        "valid": None if plan.valid is None else _digest(plan.valid),
+        "train": digest_of_samples(plan.train),
+        "valid": None if plan.valid is None else digest_of_samples(plan.valid),
         "optimizer": _parts(jax.eval_shape(optimizer.init, params)),
         "batch_size": plan.train.batch_size,
         "batches": plan.train.num_batches(0),
@@ -211,7 +204,7 @@ def _description(
     }
 
 
-def _digest(loader: Loader) -> str:
+def digest_of_samples(loader: Loader) -> str:
     """SHA-256 of all samples."""
     digests = [
         digest_of_arrays(loader.batches(None, k, 1)).hex() for k in range(loader.num_batches(None))

@@ -26,7 +26,7 @@ from egnn_jax.training.distributed import (
 )
 from egnn_jax.training.evaluation import Evaluation, Metrics
 from egnn_jax.training.plan import FitResult, Plan
-from egnn_jax.training.processes import is_first, largest
+from egnn_jax.training.processes import is_first, largest, require_same
 from egnn_jax.training.signals import REASONS, Interrupted, stop_requested
 from egnn_jax.training.state import init_best, init_state, keep_best
 from egnn_jax.training.step import Loss, make_step, make_train
@@ -146,7 +146,8 @@ class Training:
         if self.folder is None:
             return Interrupted(f"{where}; nothing was saved, since there is no folder", reason)
         self.folder.wait()
-        return Interrupted(f"{where}; the same command continues from there", reason)
+        saved = f"saved in {self.folder.path}; the same command continues from there"
+        return Interrupted(f"{where}, {saved}", reason)
 
     def _evaluate(self) -> None:
         """Evaluate and log the parameters as they are, and keep them if they are the best."""
@@ -172,6 +173,7 @@ class Training:
     def _resume(self) -> None:
         """Go on from the last checkpoint, where there is one."""
         step = None if self.folder is None else self.folder.latest("last")
+        require_same({"the last checkpoint": step})
         if self.folder is None or step is None:
             return
         tree = self.folder.restore("last", self._saved())

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -37,8 +38,8 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
     Raises:
       ValueError: process 0 cannot listen there, or the cluster does not say what is missing.
     """
-    if process_id == 0 and coordinator is not None:
-        _require_free(coordinator)
+    if coordinator is not None:
+        _require_address(coordinator, own=process_id == 0)
     # Its handler of SIGTERM would take the place of the one that saves the training.
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
@@ -59,14 +60,16 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         ) from error
 
 
-def _require_free(address: str) -> None:
-    """Raise ValueError where process 0 cannot listen: JAX itself would end in a crash."""
+def _require_address(address: str, own: bool) -> None:
+    """Raise ValueError for no HOST:PORT, or where process 0, whose ``own`` it is, cannot listen."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
-        raise ValueError(f"the coordinator is {address!r}; expected HOST:PORT")
-    try:
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(f"the coordinator is {address!r}; expected HOST:PORT, from 1 to 65535")
+    if not own:
+        return
+    try:  # since JAX itself would end in a crash
         socket.create_server(("", int(port))).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(
             f"process 0 cannot listen at {address} ({error}); expected a free port of its machine"
         ) from error
@@ -144,7 +147,7 @@ def exchanging() -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         text = str(error)
-        if jax.process_count() == 1 or not any(name in text for name in ("Gloo", "NCCL")):
+        if jax.process_count() == 1 or not re.match(r"[A-Z_]+: .*\b(Gloo|NCCL)\b", text):
             raise
         time.sleep(HEARTBEAT + SHUTDOWN)  # until then JAX ends this process, and names the lost one
         raise ConnectionError(
