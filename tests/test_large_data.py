@@ -10,6 +10,7 @@ import time
 import ase.build
 import ase.io
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -252,6 +253,38 @@ def test_a_damaged_header_is_refused(written):
     egnn.GraphDataset.open(written)
     with pytest.raises(ValueError, match=r"nodes\.x\.npy is damaged: its SHA-256"):
         egnn.GraphDataset.open(written, verify=True)
+
+
+@pytest.mark.parametrize("name", ["n_node", "n_edge", "senders", "nodes.x"])
+def test_a_manifest_without_an_array_is_refused(written, name):
+    manifest = json.loads((written / "manifest.json").read_text("utf-8"))
+    del manifest["files"][f"{name}.npy"]
+    (written / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(ValueError, match=f"is damaged: it has no {name}.npy"):
+        egnn.GraphDataset.open(written)
+
+
+def test_numbers_of_graphs_that_do_not_fit_are_refused(written):
+    path = written / "n_node.npy"
+    counts = np.load(path)
+    counts[0] += 1
+    np.save(path, counts)
+    with pytest.raises(ValueError, match=rf"nodes.x has not the {counts.sum()} rows of n_node"):
+        egnn.GraphDataset.open(written)
+
+
+def test_a_type_that_files_do_not_hold_is_refused(tmp_path):
+    graph = egnn.complete_graph(x=np.eye(3), h=jnp.ones((3, 2), jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"nodes\.h is bfloat16; expected such as float32"):
+        egnn.GraphDataset.write(tmp_path / "new", [graph])
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_file_under_two_names_is_refused(files, tmp_path):
+    again = tmp_path / "again.extxyz"
+    again.symlink_to(files[0])
+    with pytest.raises(ValueError, match="expected each once"):
+        labelled.pack([files[0], str(again)], tmp_path / "new")
 
 
 def test_data_sets_of_the_first_version_are_read(written):

@@ -332,6 +332,17 @@ def test_the_shards_of_a_process_are_those_of_all(rng):
                 )
 
 
+def test_a_data_set_that_cannot_pack_a_share_is_refused():
+    class Old(egnn.ArrayDataset):
+        def pack(self, rows):
+            return super().pack(rows)
+
+    loader = Old(np.ones((40, 3))).loader(8)
+    loader.batches(0, 0, 1, 4)
+    with pytest.raises(ValueError, match=r"Old\.pack has no argument own; expected it among"):
+        loader.batches(0, 0, 1, 4, slice(0, 2))
+
+
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     class Device:
         def __init__(self, process_index):

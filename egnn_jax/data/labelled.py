@@ -241,7 +241,7 @@ def _stream(
                 )
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            kind, results = str(atoms.info.get("config_type", "")), atoms.calc.results
+            kind, results = str(atoms.info.get("config_type", ""))[:200], atoms.calc.results
             if len(kinds) < KINDS:
                 kinds.setdefault(kind, len(kinds))
             squares = np.square(results.get("forces", 0.0))
@@ -258,7 +258,7 @@ def _stream(
 
 def _opened(folder: Path, labels: Labels, cutoff: float | None) -> Labelled:
     about, arrays = storage.about(folder), storage.read_arrays(folder)
-    if "packed_with" not in about:
+    if not isinstance(about.get("packed_with"), dict):
         raise ValueError(f"{folder} is a data set without labels; expected what egnn pack writes")
     for name, value in _options(labels, cutoff).items():
         if (own := about["packed_with"].get(name)) != value:
@@ -266,6 +266,8 @@ def _opened(folder: Path, labels: Labels, cutoff: float | None) -> Labelled:
                 f"{folder} was packed with {name} {own!r}, not {value!r}; expected the same"
             )
     graphs = GraphDataset.open(folder)
+    if missing := [name for name in _COLUMNS if f"frames.{name}" not in arrays]:
+        raise ValueError(f"{folder} is damaged: it has no frames.{missing[0]}.npy")
     columns = {name: np.array(arrays[f"frames.{name}"]) for name in _COLUMNS}
     rows, kinds = np.arange(len(graphs)), tuple(about["config_types"])
     return Labelled(graphs, **columns, row=rows, kinds=kinds, files=tuple(about["files"]))

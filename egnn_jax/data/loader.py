@@ -1,5 +1,6 @@
 """Batches by epoch and number, so that training can be resumed exactly where it stopped."""
 
+import inspect
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -125,7 +126,10 @@ class DatasetLoader:
     ) -> Any:
         """See :meth:`Loader.batches`."""
         rows = self.rows(epoch, shards)[start : start + count]
-        return self.dataset.pack(rows) if own == slice(None) else self.dataset.pack(rows, own)
+        if own == slice(None):
+            return self.dataset.pack(rows)
+        require_own(self.dataset, "pack")
+        return self.dataset.pack(rows, own)
 
     def remainder(self) -> Any:
         """See :meth:`Loader.remainder`."""
@@ -150,6 +154,15 @@ def any_batch(loader: Loader) -> Any:
     if loader.num_batches(None):
         return jax.tree.map(lambda a: a[0, 0], loader.batches(None, 0, 1))
     return loader.remainder()
+
+
+def require_own(value: Any, method: str) -> None:
+    """Raise ValueError for a method that cannot pack the shards of one process of several."""
+    if "own" not in inspect.signature(getattr(value, method)).parameters:
+        raise ValueError(
+            f"{type(value).__name__}.{method} has no argument own; expected it among several "
+            "processes, each of which packs some shards of a batch"
+        )
 
 
 def require_loader(name: str, value: Any) -> None:

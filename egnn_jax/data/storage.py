@@ -47,6 +47,8 @@ class Writer:
         if self._kinds is None:
             self._kinds = kinds
             for name, array in arrays.items():
+                if array.dtype.kind == "V":  # such as bfloat16, which NumPy's files do not know
+                    raise ValueError(f"{name} is {array.dtype}; expected such as float32")
                 self._files[name] = _File(self._folder / f"{name}.npy", array)
         if kinds != self._kinds:
             found, wanted = (
@@ -176,7 +178,18 @@ def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
         if verify and sha256(path, start) != expected["sha256"]:
             raise ValueError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}")
         arrays[path.stem] = array
+    _require_complete(folder, arrays)
     return arrays
+
+
+def _require_complete(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where an array that all data sets have is missing, or has too few rows."""
+    for name, count in (("nodes.x", "n_node"), ("senders", "n_edge"), ("receivers", "n_edge")):
+        if missing := {name, count} - set(arrays):
+            raise ValueError(f"{folder} is damaged: it has no {min(missing)}.npy")
+        rows = arrays[count].sum(dtype=np.int64)
+        if len(arrays[name]) != rows:
+            raise ValueError(f"{folder} is damaged: {name} has not the {rows} rows of {count}")
 
 
 def about(folder: Path) -> dict[str, Any]:

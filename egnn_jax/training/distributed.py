@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from egnn_jax._launch import number_of_cores
-from egnn_jax.data.loader import Loader
+from egnn_jax.data.loader import Loader, require_own
 
 DEVICES = threading.RLock()
 """Held while a program runs whose devices exchange values, since two of them started by two threads
@@ -87,8 +87,10 @@ def own_batches(
     loader: Loader, mesh: Mesh, shards: int, epoch: int | None, start: int, count: int
 ) -> Any:
     """Of so many batches the shards of this process, as :meth:`Loader.batches` returns them."""
-    own = (own_shards(mesh, shards),) if mesh.is_multi_process else ()
-    return loader.batches(epoch, start, count, shards, *own)
+    if not mesh.is_multi_process:
+        return loader.batches(epoch, start, count, shards)
+    require_own(loader, "batches")
+    return loader.batches(epoch, start, count, shards, own_shards(mesh, shards))
 
 
 def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
