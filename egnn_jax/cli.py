@@ -99,10 +99,10 @@ def _join(parsed: argparse.Namespace) -> bool:
     if parsed.options or alone:
         _use_all_cores()
         return True
-    if 0 < len(missing) < len(given):
-        raise ValueError(f"{', '.join(missing)} is missing; expected all of {', '.join(given)}")
     if "--processes" not in missing and parsed.processes < 1:
         raise ValueError(f"--processes is {parsed.processes}; expected 1 or more")
+    if 0 < len(missing) < len(given):
+        raise ValueError(f"{', '.join(missing)} is missing; expected all of {', '.join(given)}")
     if not missing and not 0 <= parsed.process_id < parsed.processes:
         raise ValueError(
             f"--process-id is {parsed.process_id} of {parsed.processes} processes; expected 0 to "

@@ -276,7 +276,7 @@ def test_models_that_do_not_exchange_are_refused(name):
 def test_sums_that_leave_out_other_devices_are_refused():
     parts = egnn.partition(crystal(), 2)
     wrong = egnn.on_devices(lambda params, graph: {"loss": jnp.sum(graph.nodes.x)})
-    with pytest.raises(ValueError, match=r"the result\['loss'\] is another on each device"):
+    with pytest.raises(ValueError, match=r"the result\['loss'\] differs between devices"):
         wrong({}, parts)
 
 
