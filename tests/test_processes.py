@@ -270,6 +270,17 @@ def test_clusters_are_found_by_their_variables(monkeypatch):
         assert process_of_cluster() == 1
 
 
+def passed_on(text, monkeypatch):
+    """What comes out, part by part, of the process through which ``text`` goes to stderr."""
+    written: list[str] = []
+    monkeypatch.setattr(_stderr, "_write", written.append)
+    read, write = os.pipe()
+    os.write(write, text.encode())
+    os.close(write)
+    _stderr._copy(read, " 1", "host:1")
+    return written
+
+
 HEADER = "E1128 00:52:01.1 7 coordination_service_agent.cc:289] Polled an error from coordination"
 FATAL = "F1128 00:52:01.2 7 client.h:80] Terminating process because the JAX distributed service"
 
@@ -292,27 +303,16 @@ FATAL = "F1128 00:52:01.2 7 client.h:80] Terminating process because the JAX dis
     ],
 )
 def test_what_jax_says_at_an_abort_becomes_a_sentence(monkeypatch, cause, sentence):
-    written: list[str] = []
-    monkeypatch.setattr(_stderr, "_write", written.append)
-    read, write = os.pipe()
     text = f"step 3\n{HEADER}\n{FATAL}: {cause}\n*** Check failure stack trace: ***\n    @ 0x7f\n"
-    os.write(write, text.encode())
-    os.close(write)
-    _stderr._copy(read, " 1", "host:1")
+    written = passed_on(text, monkeypatch)
     assert written[0] == "step 3\n"
     assert f"egnn: error: process 1 stops: {sentence}" in "".join(written)
     assert ("0x7f" in "".join(written)) == (cause == "something new")
 
 
 def test_what_is_no_abort_passes_unchanged(monkeypatch):
-    written: list[str] = []
-    monkeypatch.setattr(_stderr, "_write", written.append)
-    read, write = os.pipe()
     text = f"one\n{HEADER}\nTraceback\n  error\n"
-    os.write(write, text.encode())
-    os.close(write)
-    _stderr._copy(read, " 1", "host:1")
-    assert "".join(written) == text
+    assert "".join(passed_on(text, monkeypatch)) == text
 
 
 def test_the_shards_of_a_process_are_those_of_all(rng):

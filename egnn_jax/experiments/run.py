@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import egnn_jax
 from egnn_jax._files import expanded, read_json
 from egnn_jax.data.loader import any_batch
 from egnn_jax.experiments import config as configs
@@ -29,7 +27,7 @@ from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, Pro
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import batch_layout
 from egnn_jax.training.evaluation import Evaluation, metrics_of
-from egnn_jax.training.fit import PACKAGES, digest_of_samples, fit
+from egnn_jax.training.fit import digest_of_samples, fit, library_versions
 from egnn_jax.training.parameters import freeze, transfer
 from egnn_jax.training.processes import exchanging, from_first, require_same
 
@@ -242,8 +240,7 @@ def versions() -> dict[str, str]:
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
-        "egnn_jax": egnn_jax.__version__,
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **library_versions(),
         "device": f"{device.platform} ({device.device_kind})",
         "devices": str(jax.device_count()),
     }

@@ -29,9 +29,6 @@ from egnn_jax.training.plan import FitResult, Plan
 from egnn_jax.training.processes import exchanging, from_first, require_same
 from egnn_jax.training.step import Loss, apply_optimizer
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
-"""What the numbers of a training depend on, beside this library."""
-
 
 def fit(
     loss: Loss,
@@ -126,15 +123,19 @@ def fit(
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
     evaluated = metrics_of(loss) if metrics is None else metrics
     with exchanging():
+        described: dict[str, Any] = {}
+        if jax.process_count() > 1 or (run is not None and settings is None):
+            described = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
         if jax.process_count() > 1:
-            told = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
-            require_same(_facts(settings, run) | told | {"chunk_steps": int(plan.chunk_steps)})
+            others = {"folder": run and str(run.path), "chunk_steps": int(plan.chunk_steps)}
+            others |= {"versions": library_versions(), "settings": settings and dict(settings)}
+            require_same(others | described)
         training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
         if run is None:
             return training.run()
         if settings is None:
-            settings = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
-            _extend(run, settings)
+            settings = described
+            _extend(run, described)
         run.start(dict(settings))
         try:
             return training.run()
@@ -142,14 +143,11 @@ def fit(
             run.close()
 
 
-def _facts(settings: Mapping[str, Any] | None, run: RunFolder | None) -> dict[str, Any]:
-    """What has to be the same in all processes, beside the description of the training."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "versions": versions | {"egnn_jax": egnn_jax.__version__},
-        "settings": None if settings is None else dict(settings),
-        "folder": None if run is None else str(run.path),
-    }
+def library_versions() -> dict[str, str]:
+    """Of this library and of those that the numbers of a training depend on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
+    others = {name: importlib.metadata.version(name) for name in packages}
+    return {"egnn_jax": egnn_jax.__version__, **others}
 
 
 def _description(
@@ -183,7 +181,7 @@ def _description(
         "metrics": _program(metrics, params, batch, jax.random.PRNGKey(0)),
     }  # fmt: skip
     with contextlib.suppress(ValueError):  # no run yet
-        before = {} if run is None else run.settings().get("compiled")
+        before = compiled if run is None else run.settings().get("compiled")
         if not isinstance(before, dict) or before.get("jax") != compiled["jax"]:
             compiled = before  # other versions compile the same functions to other programs
     return {

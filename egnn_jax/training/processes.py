@@ -20,7 +20,6 @@ from egnn_jax.training._records import flat
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost, and all others end."""
 
-
 SHUTDOWN = 10
 """Seconds that a process which has ended, or failed, waits for all others to end."""
 
