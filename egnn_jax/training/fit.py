@@ -123,6 +123,7 @@ def fit(
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
     evaluated = metrics_of(loss) if metrics is None else metrics
     with exchanging():
+        training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
         described: dict[str, Any] = {}
         if jax.process_count() > 1 or (run is not None and settings is None):
             described = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
@@ -130,7 +131,6 @@ def fit(
             others = {"folder": run and str(run.path), "chunk_steps": int(plan.chunk_steps)}
             others |= {"versions": library_versions(), "settings": settings and dict(settings)}
             require_same(others | described)
-        training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
         if run is None:
             return training.run()
         if settings is None:
