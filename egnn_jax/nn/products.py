@@ -7,9 +7,9 @@ from egnn_jax.graph.graph import (
     GraphsTuple,
     PaddedGraphsTuple,
     graph_mask,
-    graph_of_node,
     sum_at_receivers,
 )
+from egnn_jax.nn.dense import rooms
 
 LARGEST = 32
 """Nodes of a graph up to which its pairs are taken as one matrix."""
@@ -34,15 +34,6 @@ def _by_edges(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _by_matrices(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
-    n_node = jnp.asarray(graph.n_node)
-    of = graph_of_node(graph)
-    first = jnp.cumsum(n_node) - n_node
-    place = jnp.arange(len(t), dtype=first.dtype) - first[of]  # within the graph of a node
-    i, j = graph.receivers, graph.senders
-    shape = (len(n_node), LARGEST)
-    # The places of a large padding graph are beyond, and left out.
-    matrices = jnp.zeros((*shape, w.shape[1], LARGEST), w.dtype)
-    matrices = matrices.at[of[i], place[i], :, place[j]].add(w, mode="drop")
-    rows = jnp.zeros((*shape, t.shape[1]), t.dtype).at[of, place].set(t, mode="drop")
-    sums = jnp.einsum("gikj,gjc->gikc", matrices, rows)
-    return sums.at[of, place].get(mode="fill", fill_value=0)
+    places, _ = rooms(graph, LARGEST)
+    matrices = places.pairs(graph.receivers, graph.senders, w)
+    return places.leave(jnp.einsum("gijk,gjc->gikc", matrices, places.enter(t)))
