@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -162,6 +163,32 @@ def test_killed_twenty_times_ends_in_the_same_numbers(tmp_path):
         process.communicate()
         assert process.returncode == 0
     train(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
+    equal_runs(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_and_the_run_goes_on_when_there_is_room(tmp_path):
+    model = {"name": "egnn", "features": 64, "layers": 4}
+    config = written(tmp_path, model=model, epochs=60, optimizer={"learning_rate": 1e-3})
+    with launched(tmp_path, "run") as process:
+        wait_for(tmp_path / "run" / "metrics.jsonl", 3, process)  # the first checkpoint is whole
+        started = time.monotonic()
+        limit = 100_000, resource.RLIM_INFINITY  # enough for metrics.jsonl alone
+        resource.prlimit(process_of(process, 0), resource.RLIMIT_FSIZE, limit)
+        _, errors = process.communicate(timeout=90)
+    assert time.monotonic() - started < 60
+    assert process.returncode == 1
+    sentence = "a checkpoint cannot be written (File too large); the one before is whole"
+    errors = [line for line in errors.splitlines() if line.startswith("egnn:")]
+    assert len(errors) == 2  # one of each process
+    assert all(sentence in line for line in errors)
+    saved = RunFolder(tmp_path / "run").latest("last")
+    assert saved is not None
+    assert saved < 120
+    with launched(tmp_path, "run") as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    train(config, tmp_path / "straight")
     equal_runs(tmp_path / "straight", tmp_path / "run")
 
 
@@ -364,3 +391,20 @@ def test_differences_between_processes_are_named(monkeypatch):
         processes.require_same({})
     monkeypatch.setattr(processes, "_texts", lambda _: texts[:2])
     processes.require_same({})
+
+
+def test_whatever_fails_in_the_first_process_fails_in_all(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_texts", lambda text: told.append(text) or told[:1])
+    with pytest.raises(ZeroDivisionError):
+        processes.from_first(lambda: 1 / 0)
+    with pytest.raises(TypeError):  # no plain value
+        processes.from_first(lambda: {1j})
+    assert [json.loads(text)["error"] for text in told] == [
+        "division by zero",
+        "Object of type set is not JSON serializable",
+    ]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match="process 0: division by zero"):
+        processes.from_first(lambda: None)
