@@ -22,7 +22,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import egnn_jax as egnn
-from egnn_jax import _stderr
+from egnn_jax import _launch, _stderr
 from egnn_jax._launch import free_port, launch, process_of_cluster
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.nbody import NBody
@@ -295,6 +295,21 @@ def test_clusters_are_found_by_their_variables(monkeypatch):
         patch.setenv("OMPI_COMM_WORLD_SIZE", "2")
         patch.setenv("OMPI_COMM_WORLD_RANK", "1")
         assert process_of_cluster() == 1
+
+
+def test_each_process_has_its_share_of_the_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(_launch, "_GPUS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _launch.gpus_of(0, 2) == {}
+    for k in range(5):
+        (tmp_path / f"0000:0{k}:00.0").mkdir()
+    shares = [_launch.gpus_of(k, 2)["CUDA_VISIBLE_DEVICES"] for k in range(2)]
+    assert shares == ["0,1", "2,3"]
+    assert _launch.gpus_of(0, 6) == {}  # such as processes on CPUs
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-1a,7")
+    assert _launch.gpus_of(2, 3) == {"CUDA_VISIBLE_DEVICES": "7"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert _launch.gpus_of(0, 1) == {}
 
 
 def passed_on(text, monkeypatch):
