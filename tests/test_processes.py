@@ -143,6 +143,22 @@ def test_a_lost_process_is_named_and_the_others_end(tmp_path, number):
 
 
 @pytest.mark.slow
+def test_killed_after_the_last_step_ends_in_the_same_numbers(tmp_path):
+    config = written(tmp_path)
+    with launched(tmp_path, "run") as process:
+        wait_for(tmp_path / "run" / "metrics.jsonl", config.epochs, process)
+        for number in range(2):
+            os.kill(process_of(process, number), signal.SIGKILL)
+        process.communicate()
+    assert not (tmp_path / "run" / "result.json").exists()
+    with launched(tmp_path, "run") as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    train(config, tmp_path / "straight")
+    equal_runs(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_killed_twenty_times_ends_in_the_same_numbers(tmp_path):
     config = written(tmp_path, epochs=300, eval_every=1, chunk_steps=1, checkpoint_seconds=0.0)
     rng = np.random.default_rng(0)
