@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 _PATIENCE = 90.0
 """Seconds that the processes get to end by themselves after one of them has failed."""
@@ -32,7 +33,7 @@ def process_of_cluster() -> int | None:
 
 
 def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -> int:
-    """Run ``egnn train`` in several processes, each on its share of the cores of this one.
+    """Run ``egnn train`` in several processes, each on its share of the cores and GPUs of this one.
 
     Ctrl-C, SIGTERM and SIGHUP go to all of them.
 
@@ -70,7 +71,7 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
                 command,
                 start_new_session=True,
                 preexec_fn=lambda k=k: _prepare(k, number),
-                env=environment,
+                env=environment | gpus_of(k, number),
             )
         return _wait(running, received)
     finally:
@@ -80,6 +81,7 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
             signal.signal(n, handler)
 
 
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _OWN = ("--coordinator", "--processes", "--process-id")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -115,6 +117,20 @@ def _prepare(k: int, number: int) -> None:
         os.sched_setaffinity(0, cores[k % len(cores) :: number])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def gpus_of(k: int, number: int) -> dict[str, str]:
+    """The variable that gives process ``k`` its share of the NVIDIA GPUs, where all can have one.
+
+    Without it each process would take all of them.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        found = list(map(str, range(len(list(_GPUS.glob("*"))))))
+    else:
+        found = [name for name in chosen.split(",") if name.strip()]
+    each = len(found) // number
+    return {"CUDA_VISIBLE_DEVICES": ",".join(found[k * each : (k + 1) * each])} if each else {}
 
 
 def number_of_cores() -> int:

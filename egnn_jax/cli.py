@@ -68,6 +68,7 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     if parsed.init == "none":  # instead of the recipe's
         changes |= {"init": None, "init_skip": ()}
     config = dataclasses.replace(config, **changes)
+    _warn_of_other_files(recipe, config)
     folder = parsed.run or default_folder(path, configs.differences(recipe, config))
     result = train(config, folder)
     if not prints:
@@ -87,6 +88,24 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"egnn: note: {note}", file=sys.stderr)
     if result.get("exploded"):
         sys.exit(f"egnn: error: the training exploded; {folder} holds what was good before")
+
+
+def _warn_of_other_files(recipe: Any, config: Any) -> None:
+    """Where only the training is on other data than a recipe's."""
+    train, valid, test = (
+        [getattr(task, split, None) for task in (recipe.task, config.task)]
+        for split in ("train", "valid", "test")
+    )
+    if type(recipe.task) is not type(config.task) or train[0] == train[1]:
+        return
+    for split, (theirs, name) in (("valid", valid), ("test", test)):
+        if name == theirs and name in config.task.files:
+            warnings.warn(
+                f"--task.train is not the recipe's, and --task.{split} still is, {name}; expected "
+                f"--task.{split} too: a file of the same kind, or a share of the training data "
+                "such as 0.1",
+                stacklevel=2,
+            )
 
 
 def _join(parsed: argparse.Namespace) -> bool:

@@ -115,7 +115,10 @@ def write_beyond_the_limit(folder):
         (["export", "~/run", "x.safetensors", "--seed", "-1"], "seed is -1; expected 0 to 0"),
         (["train", "~nobody_here/x.yaml"], "nobody_here/x.yaml has no folder"),
         (["train", "nbody/egnn", "--run", "x", "--init", "~nobody_here/x"], "has no folder"),
-        (["train", "forces/ethanol", "--task.train", "~nobody_here/x"], "has no folder"),
+        (
+            ["train", "forces/ethanol", "--task.train", "~nobody_here/x", "--task.test", "0.1"],
+            "has no",
+        ),
         (["--plugin", "~nobody_here/x.py", "train", "nbody/egnn"], "has no folder"),
         (["md", "~nobody_here/x.xyz", "--model", "~/run"], "has no folder"),
         (["export", "~/run", "loop/x.safetensors"], "leads nowhere .*; expected no circle of"),

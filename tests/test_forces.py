@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 from pathlib import Path
 
 import ase
@@ -362,3 +363,20 @@ def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
     assert force == pytest.approx(frames[0].get_forces()[0, 0], abs=1e-3)
     with pytest.raises(ValueError, match=r"nothing\.xyz is no file"):
         Forces(train="nothing.xyz").samples("train")
+
+
+@pytest.mark.parametrize("given", [[], ["--task.test", "0.1"]])
+def test_a_test_on_the_molecule_of_the_recipe_is_warned_of(tmp_path, monkeypatch, given):
+    """Where the file to train on is one's own; the recipe's file may be missing too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "egnn_jax.experiments.run.train",
+        lambda *_: {"metrics": {}, "best_epoch": 1, "seconds": 1.0},
+    )
+    arguments = ["train", "forces/ethanol", "--task.train", "mine.xyz", *given]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(arguments)
+    texts = [str(warning.message) for warning in caught if "--task" in str(warning.message)]
+    assert len(texts) == (0 if given else 1)
+    assert all("--task.test still is, rmd17_ethanol_test.xyz.gz; expected" in t for t in texts)

@@ -341,6 +341,17 @@ def test_a_packed_file_trains_as_the_file_does(files, tmp_path, monkeypatch, cap
     jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
+def test_a_flipped_bit_is_not_trained_on(files, tmp_path):
+    labelled.pack(files[:1], tmp_path / "one", cutoff=2.0)
+    path = tmp_path / "one" / "nodes.x.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    task = Forces(train=str(tmp_path / "one"), valid="0.2", test="0.2", cutoff=2.0)
+    with pytest.raises(ValueError, match=r"nodes\.x\.npy is damaged: its SHA-256 is not that of"):
+        task.samples("train")
+
+
 def test_several_files_are_one_folder(files, tmp_path):
     assert labelled.pack(files, tmp_path / "all", cutoff=2.0) == 70
     found = labelled.read(str(tmp_path / "all"), Labels(), 2.0)

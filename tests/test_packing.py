@@ -58,6 +58,32 @@ def test_batches_hold_every_graph_once_and_fit_with_little_waste(rng, steps, bat
     assert steps == 1 or (rows != other).any()
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_graphs_with_as_many_edges_and_other_numbers_of_nodes_fit(shards):
+    """Which of them are in one batch, chance says."""
+    data = egnn.GraphDataset(
+        [egnn.radius_graph(10.0 * np.eye(n, 40), 1.0) for n in [40] * 3 + [1] * 33]
+    )
+    (budget,) = data.budgets(3, shards)
+    loader = data.loader(3 * shards)
+    for epoch in (None, *range(50)):
+        assert loader.batches(epoch, 0, 4, shards).nodes.x.shape[2] == budget.n_node
+
+
+def test_all_shards_have_one_shape_where_a_batch_does_not_fit():
+    """Whichever a process packs of them."""
+    graphs = [egnn.complete_graph(x=np.zeros((n, 3))) for n in [2] * 30 + [9] * 2]
+    data = egnn.GraphDataset(graphs)
+    rows = np.array([[[0, 1], [30, 31]]])
+    whole = data.pack(rows)
+    assert whole.nodes.x.shape[2] > data.budgets(2, 2)[-1].n_node
+    for k in range(2):
+        part = data.pack(rows, slice(k, k + 1))
+        jax.tree.map(
+            lambda a, b, k=k: np.testing.assert_array_equal(a, b[:, k : k + 1]), part, whole
+        )
+
+
 def test_a_loader_is_random_access_and_reaches_every_graph(rng):
     sizes = rng.integers(2, 9, 37)
     loader = of_kinds(sizes).loader(8, seed=5)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import egnn_jax as egnn
-from egnn_jax import _stderr
+from egnn_jax import _launch, _stderr
 from egnn_jax._launch import free_port, launch, process_of_cluster
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.nbody import NBody
@@ -142,6 +143,22 @@ def test_a_lost_process_is_named_and_the_others_end(tmp_path, number):
 
 
 @pytest.mark.slow
+def test_killed_after_the_last_step_ends_in_the_same_numbers(tmp_path):
+    config = written(tmp_path)
+    with launched(tmp_path, "run") as process:
+        wait_for(tmp_path / "run" / "metrics.jsonl", config.epochs, process)
+        for number in range(2):
+            os.kill(process_of(process, number), signal.SIGKILL)
+        process.communicate()
+    assert not (tmp_path / "run" / "result.json").exists()
+    with launched(tmp_path, "run") as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    train(config, tmp_path / "straight")
+    equal_runs(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_killed_twenty_times_ends_in_the_same_numbers(tmp_path):
     config = written(tmp_path, epochs=300, eval_every=1, chunk_steps=1, checkpoint_seconds=0.0)
     rng = np.random.default_rng(0)
@@ -162,6 +179,32 @@ def test_killed_twenty_times_ends_in_the_same_numbers(tmp_path):
         process.communicate()
         assert process.returncode == 0
     train(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
+    equal_runs(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_and_the_run_goes_on_when_there_is_room(tmp_path):
+    model = {"name": "egnn", "features": 64, "layers": 4}
+    config = written(tmp_path, model=model, epochs=60, optimizer={"learning_rate": 1e-3})
+    with launched(tmp_path, "run") as process:
+        wait_for(tmp_path / "run" / "metrics.jsonl", 3, process)  # the first checkpoint is whole
+        started = time.monotonic()
+        limit = 100_000, resource.RLIM_INFINITY  # enough for metrics.jsonl alone
+        resource.prlimit(process_of(process, 0), resource.RLIMIT_FSIZE, limit)
+        _, errors = process.communicate(timeout=90)
+    assert time.monotonic() - started < 60
+    assert process.returncode == 1
+    sentence = "a checkpoint cannot be written (File too large); the one before is whole"
+    errors = [line for line in errors.splitlines() if line.startswith("egnn:")]
+    assert len(errors) == 2  # one of each process
+    assert all(sentence in line for line in errors)
+    saved = RunFolder(tmp_path / "run").latest("last")
+    assert saved is not None
+    assert saved < 120
+    with launched(tmp_path, "run") as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    train(config, tmp_path / "straight")
     equal_runs(tmp_path / "straight", tmp_path / "run")
 
 
@@ -270,6 +313,21 @@ def test_clusters_are_found_by_their_variables(monkeypatch):
         assert process_of_cluster() == 1
 
 
+def test_each_process_has_its_share_of_the_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(_launch, "_GPUS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _launch.gpus_of(0, 2) == {}
+    for k in range(5):
+        (tmp_path / f"0000:0{k}:00.0").mkdir()
+    shares = [_launch.gpus_of(k, 2)["CUDA_VISIBLE_DEVICES"] for k in range(2)]
+    assert shares == ["0,1", "2,3"]
+    assert _launch.gpus_of(0, 6) == {}  # such as processes on CPUs
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-1a,7")
+    assert _launch.gpus_of(2, 3) == {"CUDA_VISIBLE_DEVICES": "7"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert _launch.gpus_of(0, 1) == {}
+
+
 def passed_on(text, monkeypatch):
     """What comes out, part by part, of the process through which ``text`` goes to stderr."""
     written: list[str] = []
@@ -364,3 +422,20 @@ def test_differences_between_processes_are_named(monkeypatch):
         processes.require_same({})
     monkeypatch.setattr(processes, "_texts", lambda _: texts[:2])
     processes.require_same({})
+
+
+def test_whatever_fails_in_the_first_process_fails_in_all(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_texts", lambda text: told.append(text) or told[:1])
+    with pytest.raises(ZeroDivisionError):
+        processes.from_first(lambda: 1 / 0)
+    with pytest.raises(TypeError):  # no plain value
+        processes.from_first(lambda: {1j})
+    assert [json.loads(text)["error"] for text in told] == [
+        "division by zero",
+        "Object of type set is not JSON serializable",
+    ]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match="process 0: division by zero"):
+        processes.from_first(lambda: None)

@@ -187,3 +187,82 @@ def test_a_crash_of_a_callback_loses_nothing(tmp_path):
     train(config, tmp_path / "crashed")
     equal_runs(tmp_path / "straight", tmp_path / "crashed")
     assert load(tmp_path / "crashed")[0] == config
+
+
+class Stop(egnn.Callback):
+    """Interrupts after an evaluation, whose step is not saved then."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def evaluated(self, progress):
+        if progress.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_notes_of_every_change_of_devices_stay(tmp_path, monkeypatch):
+    options = {"epochs": 6, "checkpoint_seconds": 0.0}
+    devices = jax.devices()
+
+    def stopped(step, number):
+        monkeypatch.setattr(jax, "devices", lambda: devices[:number])
+        with pytest.raises(KeyboardInterrupt):
+            plain_fit(tmp_path, callbacks=(Stop(step),), **options)
+
+    stopped(6, 2)
+    with pytest.warns(UserWarning, match="resumed at step 3 with 1 shards"):
+        stopped(12, 1)
+    with pytest.warns(UserWarning, match="resumed at step 9 with 2 shards"):
+        stopped(15, 2)
+    notes = plain_fit(tmp_path, **options).notes  # on as many devices as before
+    assert [note.split(" of")[0] for note in notes] == [
+        "resumed at step 3 with 1 shards", "resumed at step 9 with 2 shards",
+    ]  # fmt: skip
+    assert [note.split("before, ")[1][0] for note in notes] == ["2", "1"]
+    assert plain_fit(tmp_path, **options | {"epochs": 7}).notes == notes
+
+
+def test_a_checkpoint_of_an_older_version_resumes(tmp_path, monkeypatch):
+    """Without changes of devices it is as before: shards and bits."""
+    with pytest.raises(KeyboardInterrupt):
+        plain_fit(tmp_path, callbacks=(Stop(6),), checkpoint_seconds=0.0)
+    assert RunFolder(tmp_path).restore("last")["arithmetic"].tolist() == [2, 32]
+
+
+def test_the_best_parameters_are_kept_where_a_resumed_training_fails(tmp_path):
+    """In the steps after the one where it was stopped."""
+
+    def loss(params, batch, key):
+        return jax.numpy.log(params["w"]).sum() + 0.0 * batch["a"].sum(), {}
+
+    def fit(seconds, *callbacks):
+        loader = egnn.ArrayDataset({"a": np.ones((6, 1), np.float32)}).loader(2)
+        params = {"w": jax.numpy.full((2,), 1.0)}
+        options = {"epochs": 9, "chunk_steps": 1, "checkpoint_seconds": seconds}
+        egnn.fit(
+            loss, params, loader, loader, optax.sgd(0.08), folder=tmp_path, callbacks=callbacks,
+            **options,
+        )  # fmt: skip
+
+    class StopAfter(egnn.Callback):
+        def stepped(self, progress):
+            if progress.step == 8:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(0.0, StopAfter())
+    assert RunFolder(tmp_path).latest("last") == 7
+    with pytest.raises(FloatingPointError, match="the best parameters, of epoch 2, are kept"):
+        fit(1e6)
+    best = RunFolder(tmp_path).restore("best")
+    assert best["epoch"] == 2
+
+
+def test_settings_that_are_no_numbers_are_the_same_when_called_again(tmp_path):
+    settings = {"nothing": float("nan"), "all": float("inf"), "pair": (1, 2)}
+    for _ in range(2):
+        run = RunFolder(tmp_path)
+        run.start(settings)
+        run.close()
+    with pytest.raises(ValueError, match=r"of other settings \(nothing nan -> 1\)"):
+        run.start(settings | {"nothing": 1})

@@ -40,16 +40,30 @@ def budgets(n_node: np.ndarray, n_edge: np.ndarray, graphs: int, shards: int) ->
         return [Budget(nodes + 1, edges, 2) for nodes, edges in sorted(shapes)]
     # The largest of each class of ``arrange``, which sorts by edges: those of one class differ in
     # nodes where edges end at a cutoff. The graphs left out of an epoch and the empty places of an
-    # evaluation, fewer than a batch each, shift the classes a little.
+    # evaluation, fewer than a batch each, shift the classes a little, and graphs with as many
+    # edges are in any order.
     size = graphs * shards
     order = np.argsort(n_edge, kind="stable")
+    edges = n_edge[order]
     bounds = np.ceil(np.arange(size + 1) * len(order) / size).astype(int)
-    windows = [order[max(start - 2 * size, 0) : end + 2 * size] for start, end in pairwise(bounds)]
+    windows = []
+    for start, end in pairwise(bounds):
+        least, most = edges[max(start - 2 * size, 0)], edges[min(end + 2 * size, len(order)) - 1]
+        windows.append(order[slice(*np.searchsorted(edges, [least, most + 1]))])
     nodes, edges = (
         int(snake(largest.reshape(graphs, shards)).sum(axis=0).max())
         for largest in (np.array([count[w].max() for w in windows]) for count in (n_node, n_edge))
     )
     return [Budget(nodes + 1, edges, graphs + 1)]
+
+
+def fitting(budget: Budget, rows: np.ndarray, n_node: np.ndarray, n_edge: np.ndarray) -> Budget:
+    """The budget, or where a shard (…, B) of graphs does not fit, that of B of the largest size."""
+    nodes, edges = (np.where(rows >= 0, n[rows], 0).sum(axis=-1).max() for n in (n_node, n_edge))
+    if nodes < budget.n_node and edges <= budget.n_edge:
+        return budget
+    size = rows.shape[-1]
+    return Budget(size * int(n_node.max()) + 1, size * int(n_edge.max()), size + 1)
 
 
 class Gather:

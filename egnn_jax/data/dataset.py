@@ -242,16 +242,14 @@ class GraphDataset:
           largest size, which costs a compilation.
         """
         shards = rows.shape[-2:-1]
+        budget = self.budgets(rows.shape[-1], *shards)[-1]  # of all shards, as all processes do
+        budget = _packing.fitting(budget, rows, self._n_node, self._n_edge)
         rows = rows[..., own, :] if shards else rows
         leading, size = rows.shape[:-1], rows.shape[-1]
         rows = rows.reshape(-1, size)
         rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
         real = rows >= 0
         n_node, n_edge = (np.where(real, n[rows], 0) for n in (self._n_node, self._n_edge))
-        budget = self.budgets(size, *shards)[-1]
-        if n_node.sum(axis=1).max() >= budget.n_node or n_edge.sum(axis=1).max() > budget.n_edge:
-            largest = int(self._n_node.max()), int(self._n_edge.max())
-            budget = Budget(size * largest[0] + 1, size * largest[1], size + 1)
         node = _packing.Runs(n_node, self._first_node[rows], budget.n_node)
         edge = _packing.Runs(n_edge, self._first_edge[rows], budget.n_edge)
         end = _packing.Runs(n_edge, self._first_end[rows], budget.n_edge)

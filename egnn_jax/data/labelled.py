@@ -257,7 +257,7 @@ def _stream(
 
 
 def _opened(folder: Path, labels: Labels, cutoff: float | None) -> Labelled:
-    about, arrays = storage.about(folder), storage.read_arrays(folder)
+    about, arrays = storage.about(folder), storage.read_arrays(folder, verify=True)
     if not isinstance(about.get("packed_with"), dict):
         raise ValueError(f"{folder} is a data set without labels; expected what egnn pack writes")
     for name, value in _options(labels, cutoff).items():

@@ -75,6 +75,18 @@ def read_plain(
     return values
 
 
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+    """The plain values that differ, before and now, by names such as ``task.dataset``."""
+    before, now = flat(before), flat(now)
+    values = {name: (before.get(name), now.get(name)) for name in sorted(before | now)}
+    # As text, in which NaN is NaN.
+    return [(name, pair) for name, pair in values.items() if len(set(map(_text, pair))) > 1]
+
+
+def _text(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True, default=str)
+
+
 def flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
     """Nested mappings as one, with names such as ``task.dataset``."""
     result = {}

@@ -17,14 +17,14 @@ from egnn_jax._files import expanded, make_folder, read_yaml, write_atomically
 from egnn_jax.data.storage import sha256
 from egnn_jax.training._folder_lock import acquire
 from egnn_jax.training._records import (
+    changes,
     digest,
     digest_of_arrays,
-    flat,
     parse,
     read_plain,
     write_plain,
 )
-from egnn_jax.training.processes import from_first, require_same
+from egnn_jax.training.processes import from_first, is_first, require_same
 
 _EARLIER = "earlier_epochs"
 """What config.yaml calls the numbers of epochs that a run had before it was given more."""
@@ -38,8 +38,8 @@ _REMEDY = {
 class RunFolder:
     """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}``.
 
-    Any number of processes may read a run; :meth:`start` makes one of them its writer, or those of
-    one job: they save and restore together, as Orbax does, and process 0 writes all else.
+    Any number of processes may read a run; :meth:`start` makes one of them its writer, of those of
+    one job process 0.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -82,22 +82,18 @@ class RunFolder:
         from_first(lambda: self._start(settings))
         file = self._settings_file
         require_same({f"{file} (SHA-256)": file.is_file() and sha256(file)})
-        self._writes = True
+        self._writes = is_first()
 
     def _start(self, settings: dict[str, Any]) -> None:
         make_folder(self.path)
         self._lock = acquire(self.path)
         if self._settings_file.exists():
-            before, now = flat(self.settings()), flat(settings)
-            changes = [
-                f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-                for key in sorted(before | now)
-                if before.get(key) != now.get(key)
-            ]
-            if changes:
+            changed = changes(self.settings(), settings)
+            if changed:
                 self.close()
+                text = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed)
                 raise ValueError(
-                    f"{self.path} holds a run of other settings ({', '.join(changes)[:2_000]}); "
+                    f"{self.path} holds a run of other settings ({text[:2_000]}); "
                     "expected the same to resume it, another folder, or that one deleted"
                 )
         else:
@@ -140,6 +136,9 @@ class RunFolder:
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Write a checkpoint and its checksum in the background; the one before stays until then.
+
+        For process 0 alone: arrays are the same in all, and what fails in one would have the others
+        wait for it.
 
         Args:
           kind: "last" or "best".
@@ -276,20 +275,17 @@ class RunFolder:
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
-            # A reader leaves alone what a training under way is about to write, and waits for no
-            # other process.
-            me = jax.process_index()
-            alone = ocp.options.MultiprocessingOptions(
-                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
-            )
-            # Both kinds may be written at once, which is to be two exchanges between processes.
-            together = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
+            folder, me = self.path / "checkpoints" / kind, jax.process_index()
+            if self._writes:
+                make_folder(folder)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2 if kind == "last" else 1,
+                # A reader leaves alone what a training under way is about to write.
                 cleanup_tmp_directories=self._writes,
-                create=self._writes,
-                multiprocessing_options=together if self._writes else alone,
+                create=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(  # waits for no other
+                    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{kind}{me}"
+                ),
             )
-            folder = self.path / "checkpoints" / kind
             self._managers[kind] = ocp.CheckpointManager(folder, options=options)
         return self._managers[kind]

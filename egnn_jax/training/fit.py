@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 import egnn_jax
 from egnn_jax.data.loader import Loader
 from egnn_jax.graph._forks import require_usable_jax
-from egnn_jax.training._records import digest, digest_of_arrays
+from egnn_jax.training._records import changes, digest, digest_of_arrays
 from egnn_jax.training._validation import (
     require_callbacks,
     require_optimizer,
@@ -220,7 +220,7 @@ def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
     compiled, epochs = before.get("compiled"), before.get("epochs")
     comparable = isinstance(compiled, dict) and compiled.get("jax") == _arithmetic()
     comparable = comparable and isinstance(epochs, int)
-    if comparable and before | {"epochs": settings["epochs"]} == settings != before:
+    if comparable and [name for name, _ in changes(before, settings)] == ["epochs"]:
         if settings["epochs"] < epochs:
             raise ValueError(
                 f"{run.path} holds a run of {epochs} epochs; expected as many or more, not "

@@ -1,6 +1,5 @@
 """The loop behind ``fit``: chunks of compiled steps, evaluations and checkpoints in turn."""
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,8 +24,8 @@ from egnn_jax.training.distributed import (
     put,
 )
 from egnn_jax.training.evaluation import Evaluation, Metrics
-from egnn_jax.training.plan import FitResult, Plan
-from egnn_jax.training.processes import is_first, largest, require_same
+from egnn_jax.training.plan import FitResult, Plan, chunk_length
+from egnn_jax.training.processes import from_first, is_first, largest, require_same
 from egnn_jax.training.signals import REASONS, Interrupted, stop_requested
 from egnn_jax.training.state import init_best, init_state, keep_best
 from egnn_jax.training.step import Loss, make_step, make_train
@@ -50,7 +49,7 @@ class Training:
         self.per_epoch = plan.train.num_batches(0)
         total, seeds = plan.epochs * self.per_epoch, plan.seeds
         self.interval = min(plan.eval_every, plan.epochs) * self.per_epoch
-        self.chunk = _chunk_length(self.interval, total, plan.chunk_steps)
+        self.chunk = chunk_length(self.interval, total, plan.chunk_steps)
         self.mesh, parts = batch_layout(plan.train.batch_size, plan.micro_batches)
         self.shards = self.mesh.size * parts
         self._require_valid(loss, metrics, params)
@@ -78,7 +77,8 @@ class Training:
             folder=None if folder is None else folder.path,
         )
         self.history: list[dict[str, Any]] = []
-        self.notes: list[str] = []
+        bits = 8 * np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize
+        self.arithmetic = [self.shards, bits]  # and after each change step, shards and bits
         self.losses = np.zeros(seeds)  # their sum since the last evaluation
         self.saved_best, self.stopped = 0, False
         self.started = time.monotonic()
@@ -86,7 +86,7 @@ class Training:
     def run(self) -> FitResult:
         """Train to the end, and return the best parameters."""
         self._resume()
-        self._notify("started")
+        from_first(lambda: self._notify("started") and None)
         try:
             with stop_requested() as signal:
                 self._train(signal)
@@ -94,14 +94,14 @@ class Training:
             self._notify("ended")
         if self.folder is not None:
             self._save()
-            self.folder.wait()
+            from_first(self.folder.wait)
         if not np.all(self.best.epoch):
             raise FloatingPointError(
                 f"{self.plan.monitor} of the validation samples was never finite: there are no "
                 "parameters worth keeping"
             )
         params, (value, epoch) = jax.device_get(self.best.params), self._best
-        return FitResult(params, value, epoch, self.history, self._seconds, tuple(self.notes))
+        return FitResult(params, value, epoch, self.history, self._seconds, tuple(self._notes()))
 
     def _train(self, signal: Callable[[], str | None]) -> None:
         total, saved = self.progress.total_steps, time.monotonic()
@@ -145,7 +145,7 @@ class Training:
         where = f"{reason} at step {self.progress.step:,} of {self.progress.total_steps:,}"
         if self.folder is None:
             return Interrupted(f"{where}; nothing was saved, since there is no folder", reason)
-        self.folder.wait()
+        from_first(self.folder.wait)
         saved = f"saved in {self.folder.path}; the same command continues from there"
         return Interrupted(f"{where}, {saved}", reason)
 
@@ -168,7 +168,7 @@ class Training:
         progress.seconds = self._seconds
         self.losses = np.zeros_like(self.losses)
         self.history.append(progress.entry)
-        (self.stopped,) = map(bool, largest(any(e is True for e in self._notify("evaluated"))))
+        self.stopped = from_first(lambda: any(e is True for e in self._notify("evaluated")))
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, where there is one."""
@@ -183,13 +183,18 @@ class Training:
         self.progress.step, self.progress.epoch = step, step / self.per_epoch
         self.progress.best_value, self.progress.best_epoch = self._best
         self.history = [entry for entry in self.folder.history() if entry["step"] <= step]
-        before, now = tree["arithmetic"].tolist(), self._saved()["arithmetic"].tolist()
-        if before != now:
-            self.notes.append(
-                f"resumed at step {step} with {now[0]} shards of a batch and {now[1]}-bit numbers; "
-                f"before, {before[0]} and {before[1]}: the numbers are not those of one machine"
-            )
-            warnings.warn(self.notes[-1], stacklevel=4)
+        before, now = tree["arithmetic"].tolist(), self.arithmetic
+        self.arithmetic = before if before[-2:] == now else [*before, step, *now]
+        if self.arithmetic != before:
+            warnings.warn(self._notes()[-1], stacklevel=4)
+
+    def _notes(self) -> list[str]:
+        numbers = self.arithmetic
+        return [
+            "resumed at step {2} with {3} shards of a batch and {4}-bit numbers; before, {0} and "
+            "{1}: the numbers are not those of one machine".format(*numbers[k : k + 5])
+            for k in range(0, len(numbers) - 2, 3)
+        ]
 
     def _saved(self) -> dict[str, Any]:
         return {
@@ -198,27 +203,36 @@ class Training:
             "losses": self.losses,
             "stopped": np.array(self.stopped),
             "seconds": np.array(self._seconds),
-            "arithmetic": np.array(
-                [self.shards, 8 * np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize]
-            ),
+            "arithmetic": np.array(self.arithmetic),
         }
 
     def _save(self) -> None:
         """Both checkpoints, where they are not on disk yet."""
+        leaves = jax.tree.leaves(jax.device_get(self.state.params))
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
+            raise FloatingPointError(
+                f"the parameters are not finite after step {self.progress.step}; "
+                f"{from_first(self._last_good)}"
+            )
+        from_first(self._write)
+        free_heaps()  # of compilations, evaluations and checkpoints
+
+    def _write(self) -> None:
         folder, step = self.folder, self.progress.step
         assert folder is not None
         if folder.latest("last") != step:
-            leaves = jax.tree.leaves(jax.device_get(self.state.params))
-            if not all(np.isfinite(leaf).all() for leaf in leaves):
-                raise FloatingPointError(
-                    f"the parameters are not finite after step {step}; {self._last_good()}"
-                )
             folder.save("last", step, self._saved())
+        self._write_best()
+
+    def _write_best(self) -> int:
+        """The epoch of the best parameters, which are on disk then."""
+        folder, step = self.folder, self.progress.step
+        assert folder is not None
         best = int(np.max(self.best.epoch))
         if best != self.saved_best and (folder.latest("best") or -1) < step:
             folder.save("best", step, self.best)
             self.saved_best = best
-        free_heaps()  # of compilations, evaluations and checkpoints
+        return best
 
     def _end(self, step: int) -> int:
         """Where the chunk that begins at ``step`` ends; none goes beyond an evaluation."""
@@ -246,16 +260,15 @@ class Training:
             epoch, k = divmod(step + int(bad[0]), self.per_epoch)
             raise FloatingPointError(
                 f"the loss is {losses[:, bad[0]].tolist()} at step {step + bad[0]} (epoch "
-                f"{epoch + 1}, batch {k + 1} of {self.per_epoch}); {self._last_good()}"
+                f"{epoch + 1}, batch {k + 1} of {self.per_epoch}); "
+                f"{from_first(self._last_good)}"
             )
 
     def _last_good(self) -> str:
         """In words, what is left of a training that failed; the best parameters are kept."""
         if self.folder is None:
             return "there are no checkpoints, since there is no folder"
-        best = int(np.max(self.best.epoch))
-        if best > self.saved_best:
-            self.folder.save("best", best * self.per_epoch, self.best)
+        best = self._write_best()
         self.folder.wait()
         last = self.folder.latest("last")
         kept = "there is no checkpoint yet"
@@ -283,13 +296,3 @@ class Training:
 def _of_process(array: jax.Array) -> jax.Array:
     """An array that is the same on all devices, on one of this process."""
     return array if array.is_fully_addressable else array.addressable_data(0)
-
-
-def _chunk_length(interval: int, total: int, most: int) -> int:
-    """How many steps a compiled call makes: a divisor of all intervals, if one is large enough.
-
-    Then one length of scan is compiled; much shorter scans waste time in getting their memory.
-    """
-    most = min(most, interval)
-    even = max(d for d in range(1, most + 1) if math.gcd(interval, total) % d == 0)
-    return even if 2 * even > most else most

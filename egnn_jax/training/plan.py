@@ -1,6 +1,7 @@
 """What a training is given, and what it returns."""
 
 import dataclasses
+import math
 from typing import Any
 
 from egnn_jax.data.loader import Loader, require_loader
@@ -68,3 +69,13 @@ class FitResult:
     history: list[dict[str, Any]]
     seconds: float
     notes: tuple[str, ...] = ()
+
+
+def chunk_length(interval: int, total: int, most: int) -> int:
+    """How many steps a compiled call makes: a divisor of all intervals, if one is large enough.
+
+    Then one length of scan is compiled; much shorter scans waste time in getting their memory.
+    """
+    most = min(most, interval)
+    even = max(d for d in range(1, most + 1) if math.gcd(interval, total) % d == 0)
+    return even if 2 * even > most else most

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from egnn_jax.training._records import flat
+from egnn_jax.training._records import changes
 
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost, and all others end."""
@@ -96,18 +96,18 @@ def from_first(compute: Callable[[], Any]) -> Any:
     """What a function returns in process 0, as plain values, in all processes.
 
     Raises:
-      ValueError: in all processes, where it raises ValueError or OSError in process 0.
+      ValueError: in all others, where it raises an exception in process 0.
     """
     if jax.process_count() == 1:
         return compute()
-    found: dict[str, Any] = {}
+    text = ""
     if is_first():
         try:
-            found["value"] = compute()
-        except (ValueError, OSError) as error:
-            _texts(json.dumps({"error": str(error)}))
+            text = json.dumps({"value": compute()})
+        except Exception as error:
+            _texts(json.dumps({"error": str(error) or repr(error)}))
             raise
-    found = json.loads(_texts(json.dumps(found))[0])
+    found = json.loads(_texts(text)[0])
     if "error" in found:
         raise ValueError(f"process 0: {found['error']}")
     return found["value"]
@@ -117,12 +117,11 @@ def require_same(facts: Mapping[str, Any]) -> None:
     """Raise ValueError in all processes where plain values differ between two of them."""
     if jax.process_count() == 1:
         return
-    first, *others = [flat(json.loads(text)) for text in _texts(json.dumps(facts))]
+    first, *others = [json.loads(text) for text in _texts(json.dumps(facts))]
     for k, other in enumerate(others, 1):
         differences = [
-            f"{name} is {other.get(name)!r} there and {first.get(name)!r} in process 0"
-            for name in sorted(first | other)
-            if first.get(name) != other.get(name)
+            f"{name} is {there!r} there and {here!r} in process 0"
+            for name, (here, there) in changes(first, other)
         ]
         if differences:
             raise ValueError(
