@@ -35,7 +35,7 @@ class Dataset(Protocol):
         Args:
           rows: sample numbers (steps·B,) in random order; -1 is no sample.
           steps: the number of batches.
-          shards: how many equal parts each batch has, one a device.
+          shards: how many equal parts each batch has, one per device.
           rng: the source of randomness.
 
         Returns:
@@ -75,7 +75,7 @@ class Loader(Protocol):
           epoch: from 0; None for all samples in order, each once, the last batch padded where
             the data set can be padded.
           start, count: which batches.
-          shards: how many equal parts each batch has, one a device.
+          shards: how many equal parts each batch has, one per device.
           own: which of the shards are packed; given among several processes alone.
 
         Returns:

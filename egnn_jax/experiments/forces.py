@@ -49,7 +49,7 @@ class Forces(Task):
       free_atoms: energies of free atoms in eV, such as H=-13.57, one for each element; by least
         squares if none.
       cutoff: atoms within this distance (Å) send to each other. The model needs the same cutoff.
-      energy_weight: of the mean squared error of the energy an atom (1/eV²).
+      energy_weight: of the mean squared error of the energy per atom (1/eV²).
       forces_weight: of that of the forces (Å²/eV²).
       stress_weight: of that of the stress (Å⁶/eV²).
     """

@@ -2,27 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-import networkx as nx
 import numpy as np
 
-mpl.use("Agg", force=False)
-import matplotlib.pyplot as plt
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+def subplots(size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    """A new figure and its axes, as of ``pyplot.subplots``, of a width and height in inches."""
+    from matplotlib.figure import Figure  # takes a second, which what draws nothing can save
+
+    figure = Figure(size)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def save(figure: Any, path: Path, dpi: int = 130, tight: bool = True) -> Path:
-    """Write a figure, cropped to what is drawn if ``tight``, and free it."""
+    """Write a figure, cropped to what is drawn if ``tight``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, bbox_inches="tight" if tight else None)
-    plt.close(figure)
     return path
 
 
 def table(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
     """A table of text; the keys of the first row are its head."""
-    figure, axes = plt.subplots(figsize=(1.6 * len(rows[0]), 0.4 * (len(rows) + 1)))
+    figure, axes = subplots((1.6 * len(rows[0]), 0.4 * (len(rows) + 1)))
     axes.axis("off")
     cells = [list(row.values()) for row in rows]
     drawn = axes.table(cells, colLabels=list(rows[0]), loc="center", cellLoc="center")
@@ -40,7 +45,7 @@ def curves(
     log: bool = False,
 ) -> Path:
     """One curve a name, through its points in order of x; both axes logarithmic if ``log``."""
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, axes = subplots((6, 4))
     for name, values in points.items():
         axes.plot(*zip(*sorted(values), strict=True), marker="o", label=name)
     scale = "log" if log else "linear"
@@ -56,7 +61,7 @@ def loss_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, str], path: Path
 ) -> Path:
     """Training loss (thin) and validation metric over epochs, one color a run."""
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = subplots((7, 4.5))
     for k, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] for entry in history]
         losses = [np.mean(entry["train"]["loss"]) for entry in history]
@@ -81,7 +86,7 @@ def parity(names: Mapping[str, str], true: np.ndarray, predicted: np.ndarray, pa
     """
     columns = min(len(names), 4)
     rows = -(-len(names) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(4.5 * columns, 4.5 * rows), squeeze=False)
+    figure, panels = subplots((4.5 * columns, 4.5 * rows), rows, columns, squeeze=False)
     for axes in panels.flat[len(names) :]:
         axes.axis("off")
     for k, (name, label) in enumerate(names.items()):
@@ -100,7 +105,7 @@ def parity_and_errors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: 
         ``quantity``.
       path: the file.
     """
-    figure, panels = plt.subplots(2, len(pairs), figsize=(4.5 * len(pairs), 8), squeeze=False)
+    figure, panels = subplots((4.5 * len(pairs), 8), 2, len(pairs), squeeze=False)
     for (label, (true, predicted)), (above, below) in zip(pairs.items(), panels.T, strict=True):
         unit = _predicted_over_true(above, label, true, predicted)
         error = (predicted - true).ravel()
@@ -131,7 +136,7 @@ def dynamics(rows: np.ndarray, path: Path) -> Path:
         frame (frames, 6).
       path: the file.
     """
-    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True)
+    figure, (above, below) = subplots((7, 6), 2, sharex=True)
     _, times, potential, _, total, temperature = rows.T
     above.plot(times, potential - potential[0], lw=0.8, label="potential")
     above.plot(times, total - total[0], lw=0.8, label="total")
@@ -155,9 +160,7 @@ def trajectories(
       path: the file.
     """
     columns = -(-len(charges) // 2)
-    figure, panels = plt.subplots(
-        2, columns, figsize=(4 * columns, 8), subplot_kw={"projection": "3d"}
-    )
+    figure, panels = subplots((4 * columns, 8), 2, columns, subplot_kw={"projection": "3d"})
     for s, axes in zip(range(len(charges)), panels.flat, strict=False):
         for k, charge in enumerate(charges[s]):
             color = "tab:red" if charge > 0 else "tab:blue"
@@ -174,7 +177,7 @@ def trajectories(
     return save(figure, path, tight=False)
 
 
-def reconstructions(graphs: Mapping[str, tuple[nx.Graph, np.ndarray]], path: Path) -> Path:
+def reconstructions(graphs: Mapping[str, tuple["nx.Graph", np.ndarray]], path: Path) -> Path:
     """Graphs, what was decoded of them, and both adjacency matrices, one row a graph.
 
     Missed edges are dashed, false ones red.
@@ -183,7 +186,9 @@ def reconstructions(graphs: Mapping[str, tuple[nx.Graph, np.ndarray]], path: Pat
       graphs: a graph of M nodes and decoded probabilities of its edges (M, M), by title.
       path: the file.
     """
-    figure, panels = plt.subplots(len(graphs), 4, figsize=(12, 3 * len(graphs)), squeeze=False)
+    import networkx as nx
+
+    figure, panels = subplots((12, 3 * len(graphs)), len(graphs), 4, squeeze=False)
     for row, (title, (truth, probability)) in zip(panels, graphs.items(), strict=True):
         decoded = nx.from_numpy_array(probability > 0.5)
         places = nx.spring_layout(truth, seed=0)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egnn_jax.experiments.plots import save
+from egnn_jax.experiments.plots import save, subplots
 from egnn_jax.experiments.tables import markdown
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -100,17 +100,11 @@ def size_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def draw(results: Results, machine: str, path: Path) -> Path:
     """Plot the ratios of each case and, where it was measured, time over the size of the graph."""
-    import matplotlib.pyplot as plt
-
     mine = {name: result for name, result in results.items() if result.get("machine") == machine}
     cases = [name for name, result in mine.items() if "ours_ms" in result][::-1]
-    figure, (axes, growth) = plt.subplots(
-        1,
-        2,
-        figsize=(13, 1.5 + 0.45 * max(len(cases), 5)),
-        width_ratios=(2, 1),
-        layout="constrained",
-    )
+    size = 13, 1.5 + 0.45 * max(len(cases), 5)
+    figure, (axes, growth) = subplots(size, 1, 2, width_ratios=(2, 1))
+    figure.set_layout_engine("constrained")
     for k, (peer, label) in enumerate(PEERS.items()):
         points = [
             (mine[name][f"ratio_vs_{peer}"], y, name)
