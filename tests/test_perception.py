@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from egnn_jax.data import _perception
 from egnn_jax.data.structures import Refused, outside, read
 
 ase = pytest.importorskip("ase")
 pytest.importorskip("rdkit")
 from ase import Atoms  # noqa: E402
 from ase.build import molecule  # noqa: E402
+from ase.collections import g2  # noqa: E402
 
 
 def written(tmp_path, *frames, comment=None):
@@ -199,3 +201,21 @@ def test_one_molecule_is_one_geometry_however_its_smiles_is_written():
     for one in every[1:]:
         assert one.symbols == every[0].symbols
         np.testing.assert_array_equal(one.positions, every[0].positions)
+
+
+def test_the_search_for_whole_bonds_agrees_with_the_integer_program(monkeypatch, rng):
+    """On molecules with some hydrogens taken away, many of which have no whole bonds."""
+    cases = []
+    for name in sorted(g2.names):
+        atoms = molecule(name)
+        if not set(atoms.symbols) <= set("HCNOF"):
+            continue
+        for lost in range(min(3, len(atoms))):
+            hydrogens = np.flatnonzero(atoms.numbers == 1)
+            kept = atoms.copy()
+            del kept[rng.permutation(hydrogens)[:lost]]
+            cases.append((kept.numbers, kept.positions))
+    found = [_perception.of_geometry(*case, 0) for case in cases]
+    monkeypatch.setattr(_perception, "_completed", lambda *_: False)
+    assert found == [_perception.of_geometry(*case, 0) for case in cases]
+    assert 20 < sum(not reasons for reasons in found) < len(cases) - 20
