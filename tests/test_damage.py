@@ -60,7 +60,7 @@ def start():
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_equals_an_undisturbed_one(tmp_path, start, monkeypatch, kills):
-    config = tiny(epochs=1_500, eval_every=10, chunk_steps=4)
+    config = tiny(epochs=75 * max(kills, 4), eval_every=10, chunk_steps=4)
     train(dataclasses.replace(config, checkpoint_seconds=1e6), tmp_path / "straight")
     folder, rng = tmp_path / "killed", np.random.default_rng(0)
     metrics = folder / "metrics.jsonl"
