@@ -393,7 +393,8 @@ def test_a_run_on_a_packed_file_is_that_on_the_file(files, tmp_path):
         plain = {
             "task": {"name": "forces", "train": source, "valid": "0.2", "test": "0.2"}
             | {"cutoff": 2.0},
-            "model": {"name": "egnn", "features": 8, "layers": 1, "cutoff": 2.0},
+            "model": {"name": "egnn", "features": 8, "layers": 1, "cutoff": 2.0}
+            | {"coordinate_aggregation": "sum"},
             "epochs": 2,
             "batch_size": 4,
         }  # fmt: skip
