@@ -92,14 +92,15 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _warn_of_other_files(recipe: Any, config: Any) -> None:
     """Where only the training is on other data than a recipe's."""
-    train, valid, test = (
-        [getattr(task, split, None) for task in (recipe.task, config.task)]
-        for split in ("train", "valid", "test")
-    )
-    if type(recipe.task) is not type(config.task) or train[0] == train[1]:
+    other = {
+        split for split in ("train", "valid", "test")
+        if getattr(config.task, split, None) != getattr(recipe.task, split, None)
+    }  # fmt: skip
+    if "train" not in other:
         return
-    for split, (theirs, name) in (("valid", valid), ("test", test)):
-        if name == theirs and name in config.task.files:
+    for split in ("valid", "test"):
+        name = getattr(config.task, split, None)
+        if split not in other and name in config.task.files:
             warnings.warn(
                 f"--task.train is not the recipe's, and --task.{split} still is, {name}; expected "
                 f"--task.{split} too: a file of the same kind, or a share of the training data "

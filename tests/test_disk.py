@@ -117,7 +117,7 @@ def write_beyond_the_limit(folder):
         (["train", "nbody/egnn", "--run", "x", "--init", "~nobody_here/x"], "has no folder"),
         (
             ["train", "forces/ethanol", "--task.train", "~nobody_here/x", "--task.test", "0.1"],
-            "has no",
+            "has no folder",
         ),
         (["--plugin", "~nobody_here/x.py", "train", "nbody/egnn"], "has no folder"),
         (["md", "~nobody_here/x.xyz", "--model", "~/run"], "has no folder"),

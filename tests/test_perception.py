@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.collections import g2
 
 from egnn_jax.data import _perception
 from egnn_jax.data.structures import Refused, outside, read
-
-ase = pytest.importorskip("ase")
-pytest.importorskip("rdkit")
-from ase import Atoms  # noqa: E402
-from ase.build import molecule  # noqa: E402
-from ase.collections import g2  # noqa: E402
 
 
 def written(tmp_path, *frames, comment=None):

@@ -222,8 +222,8 @@ def test_notes_of_every_change_of_devices_stay(tmp_path, monkeypatch):
     assert plain_fit(tmp_path, **options | {"epochs": 7}).notes == notes
 
 
-def test_a_checkpoint_of_an_older_version_resumes(tmp_path, monkeypatch):
-    """Without changes of devices it is as before: shards and bits."""
+def test_without_a_change_of_devices_checkpoints_are_as_in_older_versions(tmp_path):
+    """Shards and bits, so that older ones are read."""
     with pytest.raises(KeyboardInterrupt):
         plain_fit(tmp_path, callbacks=(Stop(6),), checkpoint_seconds=0.0)
     assert RunFolder(tmp_path).restore("last")["arithmetic"].tolist() == [2, 32]

@@ -100,11 +100,7 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     single = _RADII[numbers][:, None] + _RADII[numbers]
     bonded = (distances < single + 0.35) & ~np.eye(len(numbers), dtype=bool)
-    linked = np.arange(len(numbers)) == 0
-    while (more := bonded[linked].any(axis=0) & ~linked).any():
-        linked |= more
-    if not linked.all():
-        fragments = connected_components(csr_array(bonded))[0]
+    if (fragments := connected_components(csr_array(bonded))[0]) > 1:
         return [f"it is {fragments} molecules by its distances"]
     reasons = []
     flat = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)[-1] < _FLAT

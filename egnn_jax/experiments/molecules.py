@@ -56,7 +56,7 @@ class MolecularTask(Task):
     @property
     def targets(self) -> tuple[str, ...]:
         """The names of the properties."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -66,17 +66,17 @@ class MolecularTask(Task):
     @property
     def deviation(self) -> np.ndarray:
         """The scale of each standardised target (T,), in its unit."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def baseline(
         self, n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
         """What standardised targets are relative to (S, T), itself relative to free atoms."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
         """Standardised targets (G, T)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     @property
     def units(self) -> dict[str, str]:

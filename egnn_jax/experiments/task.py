@@ -43,11 +43,11 @@ class Task:
 
         Anything will do that has ``loader(batch_size, seed)`` and a length.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def loss(self, apply: Apply) -> Loss:
         """The loss of the network whose ``apply`` is given: (params, batch, key) to it, metrics."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def metrics(self, apply: Apply) -> Metrics | None:
         """What evaluation reports; the metrics of the loss, and its value, by default."""

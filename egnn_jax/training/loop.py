@@ -86,7 +86,7 @@ class Training:
     def run(self) -> FitResult:
         """Train to the end, and return the best parameters."""
         self._resume()
-        from_first(lambda: self._notify("started") and None)
+        from_first(lambda: self._notify("started"))
         try:
             with stop_requested() as signal:
                 self._train(signal)
@@ -168,7 +168,7 @@ class Training:
         progress.seconds = self._seconds
         self.losses = np.zeros_like(self.losses)
         self.history.append(progress.entry)
-        self.stopped = from_first(lambda: any(e is True for e in self._notify("evaluated")))
+        self.stopped = from_first(lambda: self._notify("evaluated"))
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, where there is one."""
@@ -278,10 +278,11 @@ class Training:
             kept += f"; the best parameters, of epoch {best}, are kept: evaluate reads them"
         return kept
 
-    def _notify(self, method: str) -> list[Any]:
-        """What the callbacks that have this method return."""
+    def _notify(self, method: str) -> bool:
+        """Call the callbacks that have this method, all of them; whether one returns True."""
         methods = [getattr(callback, method, None) for callback in self.callbacks]
-        return [method(self.progress) for method in methods if method is not None]
+        returned = [method(self.progress) for method in methods if method is not None]
+        return any(value is True for value in returned)
 
     def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
         """Raise ValueError where the loss or the metrics return something else than expected."""
