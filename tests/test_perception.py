@@ -1,10 +1,13 @@
 """Structures that are not what they seem: each gets a warning that says why."""
 
+import itertools
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
+from scipy.sparse.csgraph import connected_components
 
 from egnn_jax.data import _perception
 from egnn_jax.data.structures import Refused, outside, read
@@ -50,6 +53,15 @@ def test_two_molecules(tmp_path, distance):
     other = molecule("H2O")
     other.translate([distance, 0, 0])
     assert "it is 2 molecules" in reasons(tmp_path, pair + other)
+
+
+def test_fragments_are_counted_as_scipy_counts_them(rng):
+    for size, bonds in itertools.product((2, 3, 8, 9, 29), (0, 0.5, 1, 1.5)):
+        bonded = rng.random((size, size)) < bonds / size
+        bonded |= bonded.T
+        assert _perception._fragments(bonded) == connected_components(bonded)[0]
+    chain = np.eye(29, k=1, dtype=bool)
+    assert _perception._fragments(chain | chain.T) == 1
 
 
 def test_a_flat_drawing(tmp_path):

@@ -117,6 +117,22 @@ def test_geometries_of_another_kind_than_those_of_the_training_are_outside(folde
     assert one["properties"]
 
 
+def test_molecules_one_after_the_other_need_few_compilations():
+    model, traced = egnn.load_pretrained("qm9"), []
+
+    def apply(params, graph):
+        traced.append((graph.nodes.x.shape, graph.receivers.shape))
+        return model.network.apply(params, graph)
+
+    vars(model)["_apply"] = apply
+    molecules = [structures.read("C" * length)[0] for length in range(1, 7)] * 2
+    alone = [model.predict(molecule)["alpha"][0] for molecule in molecules]
+    assert len(traced) == len(set(traced)) == 5
+    many = model.predict(molecules)["alpha"]  # more than a batch holds
+    assert len(traced) == len(set(traced)) == 6
+    np.testing.assert_allclose(many, alone, rtol=1e-5)
+
+
 def test_places_do_not_matter():
     (ethanol,) = structures.read("CCO")
     model = egnn.load_pretrained("qm9")

@@ -84,6 +84,17 @@ def test_every_way_to_write_water(tmp_path, text):
     assert molecule.name == "w"
 
 
+def test_a_plain_frame_is_read_as_by_ase(tmp_path, rng):
+    import ase.io
+
+    atoms = ase.Atoms("CHNOFClHe", rng.normal(scale=100, size=(7, 3)))
+    ase.io.write(tmp_path / "plain.xyz", atoms, format="xyz", fmt="%.17g")
+    (one,) = read(str(tmp_path / "plain.xyz"))
+    assert isinstance(one, Structure)
+    assert one.symbols == atoms.get_chemical_symbols()
+    np.testing.assert_array_equal(one.positions, atoms.positions)
+
+
 @pytest.mark.parametrize("name", ["w@home.xyz", "H2O@C60.xyz", "POSCAR.xyz", "a.EXTXYZ", "$ä.xyz"])
 def test_names_of_files_mean_nothing(tmp_path, name):
     (tmp_path / "H2O").write_text("1\n\nN 0 0 0\n", encoding="utf-8")

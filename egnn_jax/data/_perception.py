@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from egnn_jax.data import qm9
 
@@ -100,7 +98,7 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     single = _RADII[numbers][:, None] + _RADII[numbers]
     bonded = (distances < single + 0.35) & ~np.eye(len(numbers), dtype=bool)
-    if (fragments := connected_components(csr_array(bonded))[0]) > 1:
+    if (fragments := _fragments(bonded)) > 1:
         return [f"it is {fragments} molecules by its distances"]
     reasons = []
     flat = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)[-1] < _FLAT
@@ -123,6 +121,14 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
             "hydrogens are missing or too many, or it is a radical or charged"
         )
     return reasons
+
+
+def _fragments(bonded: np.ndarray) -> int:
+    """How many parts of atoms (M, M) no bond connects."""
+    connected = (bonded | np.eye(len(bonded), dtype=bool)).astype(np.float32)
+    for _ in range(len(bonded).bit_length()):  # paths of twice as many bonds each time
+        connected = np.minimum(connected @ connected, 1)
+    return len(set(connected.argmax(axis=1).tolist()))  # the first atom of each one's part
 
 
 def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray) -> bool:

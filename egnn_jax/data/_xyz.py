@@ -6,7 +6,7 @@ import io
 import itertools
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,21 +72,21 @@ def read(frame: Frame, name: str) -> Structure:
     Raises:
       ValueError: a line is no atom, it has too many, is periodic, or its charge is no number.
     """
-    import ase.io
-
     check_size(len(frame.rows), MOST_ATOMS)
     comment = _GAUSSIAN.sub(r"charge=\1 multiplicity=\2", frame.comment)
-    rows, heavy = _rows(frame)
-    try:
-        try:
-            atoms = ase.io.read(_text(frame.comment, rows), index=0, format="extxyz")
-        except Exception:  # ASE takes a comment such as "= 5" for keys and values
-            if re.search(r"Lattice|Properties|pbc", frame.comment, re.IGNORECASE):
-                raise
-            atoms = ase.io.read(_text("", rows), index=0, format="extxyz")
-    except Exception as error:  # ASE's readers raise whatever they stumble over
-        raise ValueError(f"ASE cannot read it ({type(error).__name__}: {error})") from error
-    return _from_ase(atoms, name, _PROPERTIES.sub("", comment), heavy)
+    cells, heavy = _cells(frame)
+    if "=" not in frame.comment:  # it states nothing that ASE, which takes ten times as long, reads
+        symbols, x = [row[0] for row in cells], np.array([row[1:] for row in cells], float)
+        return _structure(name, symbols, x, comment, heavy, {}, {})
+    atoms = _by_ase(frame, cells)
+    if atoms.pbc.any():
+        raise ValueError("it is periodic; expected a molecule")
+    check_size(len(atoms), MOST_ATOMS)
+    results = {} if atoms.calc is None else atoms.calc.results
+    columns = {k: v for k, v in {**atoms.arrays, **results}.items() if np.ndim(v)}
+    values = {k: str(v) for k, v in {**results, **atoms.info}.items() if np.ndim(v) == 0}
+    symbols, x = atoms.get_chemical_symbols(), atoms.get_positions()
+    return _structure(name, symbols, x, _PROPERTIES.sub("", comment), heavy, columns, values)
 
 
 def stream(path: Path) -> Iterator[Any]:
@@ -163,8 +163,10 @@ def _is_atom(line: str) -> bool:
     return named and len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[:3]))
 
 
-def _rows(frame: Frame) -> tuple[list[str], bool]:
-    """The lines of atoms as ASE reads them, and whether some were deuterium or tritium."""
+def _cells(frame: Frame) -> tuple[list[list[Any]], bool]:
+    """What the lines of atoms hold: a symbol and three numbers, or the columns of an extended
+    file, a symbol among them; and whether some were deuterium or tritium.
+    """
     columns = _PROPERTIES.search(frame.comment)
     place = 0
     if columns:
@@ -175,7 +177,7 @@ def _rows(frame: Frame) -> tuple[list[str], bool]:
             place = sum(int(width) if width.isdigit() else 1 for width in widths[:place])
     rows, heavy = [], False
     for k, row in enumerate(frame.rows, 1):
-        cells = row.split()
+        cells: list[Any] = row.split()
         if len(cells) == 1:
             cells = row.split(";" if ";" in row else ",")
         cells = [cell.strip().rstrip(",;") for cell in cells]
@@ -189,7 +191,7 @@ def _rows(frame: Frame) -> tuple[list[str], bool]:
                 heavy |= isotope
             elif not columns or (_NUMBER.fullmatch(cell) and not _PLAIN.fullmatch(cell)):
                 cells[other] = _number(cell, k)
-        rows.append(" ".join(cells))
+        rows.append(cells)
     return rows, heavy
 
 
@@ -210,31 +212,49 @@ def _element(label: str, atom: int) -> tuple[str, bool]:
     raise ValueError(f"atom {atom} is {shown(label)}; expected an element or an atomic number")
 
 
-def _number(text: str, atom: int) -> str:
-    """A number as Python writes it: 1.5D-01, 1.5*^-6 and 1,5 are numbers too."""
+def _number(text: str, atom: int) -> float:
+    """A number also in other writing than Python's: 1.5D-01, 1.5*^-6 and 1,5."""
     if match := _NUMBER.fullmatch(text):
-        return repr(float(f"{match[1].replace(',', '.')}e{match[2] or 0}"))
+        return float(f"{match[1].replace(',', '.')}e{match[2] or 0}")
     if _NOT_FINITE.fullmatch(text):
-        return text
+        return float(text)
     raise ValueError(f"atom {atom} has the coordinate {shown(text)}; expected a number")
 
 
-def _text(comment: str, rows: list[str]) -> io.StringIO:
-    return io.StringIO("\n".join([str(len(rows)), comment, *rows, ""]))
+def _by_ase(frame: Frame, cells: list[list[Any]]) -> Any:
+    """A frame as ASE's ``Atoms``, with what its comment states."""
+    import ase.io
+
+    rows = "\n".join([" ".join(map(str, row)) for row in cells] + [""])
+
+    def read(comment: str) -> Any:
+        text = io.StringIO(f"{len(cells)}\n{comment}\n{rows}")
+        return ase.io.read(text, index=0, format="extxyz")
+
+    try:
+        try:
+            return read(frame.comment)
+        except Exception:  # ASE takes a comment such as "= 5" for keys and values
+            if re.search(r"Lattice|Properties|pbc", frame.comment, re.IGNORECASE):
+                raise
+            return read("")
+    except Exception as error:  # ASE's readers raise whatever they stumble over
+        raise ValueError(f"ASE cannot read it ({type(error).__name__}: {error})") from error
 
 
-def _from_ase(atoms: Any, name: str, comment: str, heavy: bool) -> Structure:
-    if atoms.pbc.any():
-        raise ValueError("it is periodic; expected a molecule")
-    check_size(len(atoms), MOST_ATOMS)
-    results = {} if atoms.calc is None else atoms.calc.results
-    columns = {k: v for k, v in {**atoms.arrays, **results}.items() if np.ndim(v)}
+def _structure(
+    name: str,
+    symbols: list[str],
+    x: np.ndarray,
+    comment: str,
+    heavy: bool,
+    columns: Mapping[str, np.ndarray],
+    values: Mapping[str, str],
+) -> Structure:
     charge = _perception.charge(comment, columns)
     notes = []
     if (multiplicity := _perception.multiplicity(comment)) != 1:
         notes.append(f"its spin multiplicity is {multiplicity}, not 1")
     if heavy:
         notes.append("it has deuterium or tritium, which the network takes for hydrogen")
-    values = {k: str(v) for k, v in {**results, **atoms.info}.items() if np.ndim(v) == 0}
-    symbols, x = atoms.get_chemical_symbols(), atoms.get_positions()
     return checked(Structure(name, symbols, x, charge, notes=tuple(notes), values=values))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -277,8 +277,7 @@ class MolecularTask(Task):
         return self._predictions(apply, params, self._all[rows]) + baseline
 
     def _predictions(self, apply: Apply, params: Any, graphs: GraphDataset) -> np.ndarray:
-        predict = partial(self.predict, apply)
-        return predictions(predict, params, graphs, len(self.targets)) * self.deviation
+        return predictions(self.predict, apply, params, graphs, len(self.targets)) * self.deviation
 
     def _rows(self, split: str) -> np.ndarray:
         rows = self.molecules.splits[split]

@@ -1,6 +1,6 @@
 """Properties of molecules of anyone's by a trained network, as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,17 @@ SHOWN = 20
 """How many molecules are printed."""
 
 
-class _Numbers(NamedTuple):
-    """Predictions for one molecule (T,), and half the widths of their intervals by name."""
+class _Found(NamedTuple):
+    """What is known of one molecule.
 
-    values: np.ndarray
+    Attributes:
+      outside: in what it is unlike those that the network was trained on, or why it is refused.
+      values: predictions (T,); None where its elements or its size are not known to the network.
+      widths: half the widths of their intervals by name; empty where they are not known.
+    """
+
+    outside: list[str]
+    values: np.ndarray | None
     widths: Mapping[str, float]
 
 
@@ -65,17 +72,11 @@ def predict(
                 "one on QM9 or on a table, or of another task that has properties"
             )
     task: Any = next(iter(networks.values())).config.task
-    tasks = {id(m): networks[name].config.task for name, own in by_model.items() for m in own}
-    predicted: dict[int, _Numbers] = {}
+    found = {id(m): _Found([m.reason], None, {}) for m in molecules if isinstance(m, Refused)}
     for name, own in by_model.items():
-        if known := [m for m in own if task.takes(m)]:
-            values = np.stack(list(networks[name].predict(known).values()), axis=1)
-            for molecule, numbers in zip(known, values, strict=True):
-                # An interval is measured on such molecules, and says nothing of others.
-                outside = tasks[id(molecule)].outside(molecule)
-                widths = {} if outside else _widths(networks[name], molecule)
-                predicted[id(molecule)] = _Numbers(numbers, widths)
-    rows = [_row(m, tasks.get(id(m), task), predicted.get(id(m))) for m in molecules]
+        found |= zip(map(id, own), _predicted(networks[name], own), strict=True)
+    each = [(molecule, found[id(molecule)]) for molecule in molecules]
+    rows = [_row(molecule, task, one) for molecule, one in each]
     _print(rows, task)
     for remark in dict.fromkeys(m.remark for m in molecules if isinstance(m, Structure)):
         if remark:
@@ -86,20 +87,18 @@ def predict(
             shown = [f"{t} {errors[t]:.4g} {task.units.get(t, '')}".rstrip() for t in task.columns]
             of = "" if model else f" ({name})"
             print(f"\nmean absolute error on {task.test_set}{of}: {', '.join(shown)}")
-    if any(numbers.widths for numbers in predicted.values()):
+    if any(one.widths for one in found.values()):
         print(
             f"±: holds for {COVERAGE:.0%} of {task.test_set} of the same size; none where a "
             f"molecule is outside {task.trained_on}"
         )
     if out is not None:
-        records = [_record(m, tasks.get(id(m), task), predicted.get(id(m))) for m in molecules]
+        records = [_record(molecule, task, one) for molecule, one in each]
         units = {name: task.units.get(name, "") for name in task.columns}
         _prediction_files.write(out, molecules, rows, records, units)
-    refused = [m for m in molecules if isinstance(m, Refused)]
-    unknown = [m for m in molecules if isinstance(m, Structure) and not task.takes(m)]
-    if failures or refused or unknown:
-        problems = [*failures, *(f"{m.name}: {m.reason}" for m in refused)]
-        problems += [f"{m.name}: {'; '.join(tasks[id(m)].outside(m))}" for m in unknown]
+    missing = [f"{m.name}: {'; '.join(one.outside)}" for m, one in each if one.values is None]
+    if failures or missing:
+        problems = [*failures, *missing]
         kind = "molecules or files" if failures else "molecules"
         raise ValueError(
             printable(
@@ -126,6 +125,17 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
     show_progress_lines()
     made = structures.made(entries, structures.useful_processes(waiting))
     return list(tqdm(made, total=len(entries), unit="molecule", desc="geometries")), failures
+
+
+def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[_Found]:
+    task: Any = network.config.task
+    known = [molecule for molecule in molecules if task.takes(molecule)]
+    values = iter(np.stack(list(network.predict(known).values()), axis=1) if known else [])
+    for molecule in molecules:
+        outside = task.outside(molecule)
+        # An interval is measured on such molecules, and says nothing of others.
+        widths = {} if outside else _widths(network, molecule)
+        yield _Found(outside, next(values) if task.takes(molecule) else None, widths)
 
 
 def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
@@ -155,35 +165,33 @@ def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
         return {}
 
 
-def _row(molecule: Structure | Refused, task: Any, numbers: _Numbers | None) -> dict[str, str]:
+def _row(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, str]:
     """A row of text; what is missing is empty."""
     row = {"molecule": molecule.name, "formula": "", "geometry": ""}
+    reasons, values, widths = found
     if isinstance(molecule, Structure):
         row |= {"formula": molecule.formula, "geometry": molecule.geometry}
         if molecule.conformers is not None and len(molecule.conformers) > 1:
             row["geometry"] += f" (mean of {len(molecule.conformers)})"
-        reasons = task.outside(molecule)
-    else:
-        reasons = [molecule.reason]
     for k, name in enumerate(task.columns):
         unit = task.units.get(name, "")
         digits = {"meV": ".1f", "": ".4g"}.get(unit, ".3f")
-        row[_column(name, unit)] = "" if numbers is None else f"{numbers.values[k]:{digits}}"
-        if numbers is not None and numbers.widths:
-            row[_column(f"{name} ±", unit)] = f"{numbers.widths[name]:{digits}}"
+        row[_column(name, unit)] = "" if values is None else f"{values[k]:{digits}}"
+        if widths:
+            row[_column(f"{name} ±", unit)] = f"{widths[name]:{digits}}"
     row[f"outside {task.trained_on}"] = "; ".join(reasons) if reasons else "no"
     if isinstance(molecule, Structure) and molecule.remark:
         row["remark"] = molecule.remark
     return row
 
 
-def _record(molecule: Structure | Refused, task: Any, numbers: _Numbers | None) -> dict[str, Any]:
+def _record(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, Any]:
     """A molecule and its properties as plain values, for JSON; null where there is none."""
     if isinstance(molecule, Refused):
         return {"molecule": molecule.name, "refused": molecule.reason, "properties": None}
     values = None
-    if numbers is not None:
-        values = dict(zip(task.columns, numbers.values.tolist(), strict=True))
+    if found.values is not None:
+        values = dict(zip(task.columns, found.values.tolist(), strict=True))
     return {
         "molecule": molecule.name,
         "refused": None,
@@ -191,10 +199,10 @@ def _record(molecule: Structure | Refused, task: Any, numbers: _Numbers | None) 
         "charge": molecule.charge,
         "geometry": molecule.geometry,
         "conformers": 1 if molecule.conformers is None else len(molecule.conformers),
-        "outside": task.outside(molecule),
+        "outside": found.outside,
         "remark": molecule.remark or None,
         "properties": values,
-        "half_widths": dict(numbers.widths) if numbers and numbers.widths else None,
+        "half_widths": dict(found.widths) or None,
     }
 
 

@@ -215,10 +215,10 @@ class Table(Task):
     def _outputs(self, apply: Apply, params: Any, graphs: GraphDataset) -> list[np.ndarray]:
         """What the network gives of each target of all molecules, in float64."""
 
-        def outputs(params: Any, batch: GraphsTuple) -> jax.Array:
+        def outputs(apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
             return apply(params, self.graph(batch)).globals.y
 
-        return self._split(predictions(outputs, params, graphs, len(self.columns)))
+        return self._split(predictions(outputs, apply, params, graphs, len(self.columns)))
 
     def _split(self, outputs: Any) -> list[Any]:
         ends = np.cumsum([len(column.columns) for column in self._trained.columns]).tolist()

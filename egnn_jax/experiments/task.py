@@ -12,6 +12,8 @@ import numpy as np
 
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.structures import Structure
+from egnn_jax.graph import batching
+from egnn_jax.graph.batching import Budget
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.training.evaluation import Metrics
 from egnn_jax.training.step import Loss
@@ -135,19 +137,29 @@ class Task:
 
 
 def predictions(
-    predict: Callable[[Any, GraphsTuple], jax.Array], params: Any, graphs: GraphDataset, number: int
+    predict: Callable[[Apply, Any, GraphsTuple], jax.Array],
+    apply: Apply,
+    params: Any,
+    graphs: GraphDataset,
+    number: int,
 ) -> np.ndarray:
     """Numbers (S, number) of all graphs in their order, in batches on all devices of the process.
 
     Args:
-      predict: (params, batch) to an array whose first rows are those of the batch's graphs.
+      predict: (apply, params, batch) to an array whose first rows are those of the batch's graphs.
+      apply: of the network; called with the same one again, it is compiled for new shapes alone.
       params: of the network.
       graphs: what is predicted.
       number: of what each graph gets.
     """
-    loader = graphs.loader(min(len(graphs), 100))
-    compiled = jax.jit(predict)
-    values = np.zeros((len(graphs), number))
+    # Small enough that what is computed of a batch stays in a CPU's caches.
+    size = 10 if jax.default_backend() == "cpu" else 100
+    compiled, values = jax.jit(apply), np.zeros((len(graphs), number))
+    if len(graphs) <= size:
+        found = predict(compiled, params, _in_few_shapes(graphs, size))
+        values[:] = np.asarray(found)[: len(graphs)]
+        return values
+    loader = graphs.loader(size)
     batches = loader.num_batches(None)
     devices = jax.local_devices()[:batches]
     params = [jax.device_put(params, device) for device in devices]
@@ -157,11 +169,23 @@ def predictions(
         batch = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
         place = k % len(devices)
         batch = jax.device_put(batch, devices[place])
-        running.append((rows[rows >= 0], compiled(params[place], batch)))
+        running.append((rows[rows >= 0], predict(compiled, params[place], batch)))
         while len(running) > (2 * len(devices) if k + 1 < batches else 0):
             rows, found = running.popleft()
             values[rows] = np.asarray(found)[: len(rows)]
     return values
+
+
+def _in_few_shapes(graphs: GraphDataset, most: int) -> GraphsTuple:
+    """At most so many graphs as one batch, of sizes that are powers of 2: graphs that are predicted
+    one after the other then need few compilations.
+    """
+    each = [graphs[k] for k in range(len(graphs))]
+    nodes, edges = (
+        1 << int(sum(np.sum(count) for count in counts)).bit_length()
+        for counts in zip(*((graph.n_node, graph.n_edge) for graph in each), strict=True)
+    )
+    return batching.batch(each, Budget(nodes, edges, most + 1))
 
 
 def zeros_of(apply: Apply) -> Apply:

@@ -10,7 +10,6 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import yaml
 
 from egnn_jax._files import expanded, make_folder, read_yaml, write_atomically
@@ -49,7 +48,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
         self._settings_file = self.path / "config.yaml"
-        self._managers: dict[str, ocp.CheckpointManager] = {}
+        self._managers: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
         """The settings that the run was started with, as plain values.
@@ -148,7 +147,7 @@ class RunFolder:
         tree = jax.device_get(tree)
         saved = {"tree": tree, "sha256": self._checksum(tree, self.settings())}
         with self._writing():
-            self._manager(kind).save(step, args=ocp.args.StandardSave(saved))
+            self._manager(kind).save(step, args=_orbax().args.StandardSave(saved))
 
     def wait(self) -> None:
         """Until the checkpoints being written are on disk."""
@@ -246,7 +245,8 @@ class RunFolder:
             abstract = None
             if like is not None:
                 abstract = {"tree": jax.device_get(like), "sha256": np.zeros(32, np.uint8)}
-            saved = self._manager(kind).restore(step, args=ocp.args.StandardRestore(abstract))
+            args = _orbax().args.StandardRestore(abstract)
+            saved = self._manager(kind).restore(step, args=args)
             tree, expected = saved["tree"], saved["sha256"]
         except Exception as error:
             raise ValueError(f"{path} cannot be read ({error}); {_REMEDY[kind]}") from error
@@ -273,8 +273,9 @@ class RunFolder:
         """
         return np.frombuffer(digest_of_arrays(tree, digest(settings)), np.uint8)
 
-    def _manager(self, kind: str) -> ocp.CheckpointManager:
+    def _manager(self, kind: str) -> Any:
         if kind not in self._managers:
+            ocp = _orbax()
             folder, me = self.path / "checkpoints" / kind, jax.process_index()
             if self._writes:
                 make_folder(folder)
@@ -289,3 +290,10 @@ class RunFolder:
             )
             self._managers[kind] = ocp.CheckpointManager(folder, options=options)
         return self._managers[kind]
+
+
+def _orbax() -> Any:
+    """Orbax, imported where a checkpoint is written or read: a third of a second for all others."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
