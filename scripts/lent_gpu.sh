@@ -3,6 +3,7 @@
 #
 #   scripts/lent_gpu.sh 540 out python3 scripts/benchmark.py --gpu-campaign --targets homo
 #   scripts/lent_gpu.sh 540 out python3 scripts/reproduce.py table3 --targets homo --epochs 200
+#   scripts/lent_gpu.sh 540 out python3 scripts/train.py qm9/painn
 #
 # After the seconds the command is interrupted, as by Ctrl-C, and runs/, where all results are, is
 # packed into out/runs.tgz (12 MB a target of QM9). The same command with that file in the root

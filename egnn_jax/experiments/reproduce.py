@@ -29,8 +29,8 @@ OVERFIT_PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 OVERFIT_QUICK = (0.1, 0.5, 0.9)
 _NOISE = {"noise": "h", "draws": 10}
 TABLE2_RECIPES = (
-    "egnn", "egnn_best", "gnn", "gnn_best", "linear", "radial_field", "radial_field_best",
-    "schnet", "se3_transformer", "tfn",
+    "egnn", "egnn_best", "gnn", "gnn_best", "l1net", "linear", "radial_field",
+    "radial_field_best", "schnet", "se3_transformer", "tfn",
 )  # fmt: skip
 FIGURE5_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("baseline", {}),

@@ -1,6 +1,4 @@
-"""Cormorant (Anderson, Hy and Kondor 2019) of Table 3: products of complex features of every
-degree.
-"""
+"""Cormorant (Anderson, Hy and Kondor 2019) of Table 3: products of features of all degrees."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -197,7 +195,8 @@ class Cormorant(nn.Module):
             levels.append(f)
         if self.update_coordinates:
             vectors = jnp.concatenate([part(f, 1) for f in levels if f.shape[-1] > 1], axis=1)
-            kernel = self.param("out", _normal, (2, vectors.shape[1], 1), f.dtype)
+            small = lambda *a: 1e-3 * _normal(*a)
+            kernel = self.param("out", small, (2, vectors.shape[1], 1), f.dtype)
             x = x + cartesian(mix(kernel, vectors)[:, 0]).astype(x.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=_invariants(levels), x=x))
 

@@ -106,7 +106,7 @@ class DimeNetPP(nn.Module):
             raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, x)))
-        energies = partial(Matrix, 1, name="energy")
+        energies = partial(Matrix, 1, kernel_init=nn.initializers.zeros, name="energy")
         features = lambda model, x: model._features(graph, x)
         return move_along_forces(self, graph, features, lambda h: energies()(h))
 

@@ -5,7 +5,6 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from egnn_jax.graph._validation import require_cutoff
 from egnn_jax.graph.geometry import safe_norm
@@ -20,7 +19,7 @@ SHARPNESS = 5.0  # β
 LN2 = 0.6931471805599453
 Edges = tuple[jax.Array, jax.Array, jax.Array]
 """b (E, K), u (E, 3) and how often each edge counts, (E, 1) or ()."""
-standard_normal = nn.initializers.normal(1.0)
+normal = nn.initializers.normal
 
 
 def softplus(z: jax.Array) -> jax.Array:
@@ -80,8 +79,8 @@ class Convolution(nn.Module):
     def _phi(self, b: jax.Array) -> jax.Array:
         """φ (E, hidden) of b (E, K)."""
         act = lambda z: self.scale * (softplus(z) - LN2 / SHARPNESS)
-        first = self.param("W_0", standard_normal, (b.shape[-1], self.hidden), b.dtype)
-        second = self.param("W_1", standard_normal, (self.hidden, self.hidden), b.dtype)
+        first = self.param("W_0", normal(1.0), (b.shape[-1], self.hidden), b.dtype)
+        second = self.param("W_1", normal(1.0), (self.hidden, self.hidden), b.dtype)
         return act(act(b @ first) @ second / self.hidden**0.5)
 
     def _terms(self, u: jax.Array, s: jax.Array, v: jax.Array) -> jax.Array:
@@ -106,12 +105,11 @@ class Convolution(nn.Module):
         of_scalars, of_vectors = ([1.0], [-(3**0.5)]), ([-1.0], [1.0, *crossed, -(0.5**0.5)])
         factors = (of_scalars, of_vectors, of_scalars)
         blocks = [
-            [(n, width, np.array(f)) for width, f in zip((n_s, n_v), of, strict=True)]
+            [(n, width, f) for width, f in zip((n_s, n_v), of, strict=True)]
             for n, of in zip(outputs, factors, strict=True)
         ]
         total = sum(n * width * len(f) for block in blocks for n, width, f in block)
-        normal = nn.initializers.normal(self.deviation)
-        kernel = self.param("W_2", normal, (self.hidden, total), dtype)
+        kernel = self.param("W_2", normal(self.deviation), (self.hidden, total), dtype)
         made, start = [], 0
         for block in blocks:
             parts = []
@@ -153,7 +151,7 @@ class L1Net(nn.Module):
         to this size: they sit at the origin with s = κ softplus(0) after the first layer. This
         gives up the equivariance to translations.
       output_features: h' is that many scalars of one more convolution; s if none.
-      update_coordinates: move x by a learned combination of the vectors.
+      update_coordinates: move x by a learned combination of the vectors and of v.
 
     Call: a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None, to the
     same with new h and x.
@@ -196,7 +194,7 @@ class L1Net(nn.Module):
         if jnp.issubdtype(s.dtype, jnp.integer):
             s = embed(s, self.embedding)
         else:
-            s = Dense(self.embedding, False, standard_normal, name="embedding")(s)
+            s = Dense(self.embedding, False, normal(1.0), name="embedding")(s)
         pairs, kept = pairs_of(graph, self.padded_nodes is not None)
         rows = edge_rows(pairs, kept)
         pairs, edges = self._edges(pairs, s.dtype)
@@ -223,8 +221,10 @@ class L1Net(nn.Module):
             dv = GATE * nn.sigmoid(gates)[:, None] * turned
             s, vectors = (s + ds, vectors + dv) if 0 < k < self.layers else (ds, dv)
         if self.update_coordinates:
-            moves = Dense(1, use_bias=False, name="vectors_out")(vectors)
+            moves = Dense(1, False, normal(1e-3), name="vectors_out")(vectors)
             x = x + moves[..., 0].astype(x.dtype)
+            if v is not None:  # of which layers tell a node its neighbors' alone
+                x += self.param("t", nn.initializers.ones, (), v.dtype) * v
         if self.output_features is not None:
             # 0 before training: sums over nodes begin at hundreds where these weights are normal.
             s, _ = convolve(self.output_features, 0, "out", 0.0)
