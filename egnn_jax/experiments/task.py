@@ -156,8 +156,8 @@ def predictions(
     size = 10 if jax.default_backend() == "cpu" else 100
     compiled, values = jax.jit(apply), np.zeros((len(graphs), number))
     if len(graphs) <= size:
-        found = predict(compiled, params, _in_few_shapes(graphs, size))
-        values[:] = np.asarray(found)[: len(graphs)]
+        batch = jax.device_put(_in_few_shapes(graphs, size))
+        values[:] = np.asarray(predict(compiled, params, batch))[: len(graphs)]
         return values
     loader = graphs.loader(size)
     batches = loader.num_batches(None)
@@ -180,12 +180,10 @@ def _in_few_shapes(graphs: GraphDataset, most: int) -> GraphsTuple:
     """At most so many graphs as one batch, of sizes that are powers of 2: graphs that are predicted
     one after the other then need few compilations.
     """
-    each = [graphs[k] for k in range(len(graphs))]
-    nodes, edges = (
-        1 << int(sum(np.sum(count) for count in counts)).bit_length()
-        for counts in zip(*((graph.n_node, graph.n_edge) for graph in each), strict=True)
-    )
-    return batching.batch(each, Budget(nodes, edges, most + 1))
+    packed = graphs.pack(np.arange(len(graphs)))
+    counts = len(packed.nodes.x), len(packed.senders)
+    nodes, edges = ((1 << count.bit_length()) - count for count in counts)
+    return batching.padded(packed, Budget(nodes, edges, most + 2 - len(packed.n_node)))
 
 
 def zeros_of(apply: Apply) -> Apply:

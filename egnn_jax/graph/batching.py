@@ -66,7 +66,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     if budget is not None:
         _validation.fits_budget(counts, budget)
         require_memory(f"a batch of {tuple(budget)}", _size(joined, budget))
-        joined = _padded(joined, Budget(*np.subtract(budget, np.sum(counts, axis=0)).tolist()))
+        joined = padded(joined, Budget(*np.subtract(budget, np.sum(counts, axis=0)).tolist()))
     return jax.tree.map(jnp.asarray, joined)
 
 
@@ -114,7 +114,7 @@ def _size(graph: GraphsTuple, budget: Budget) -> int:
     return size
 
 
-def _padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
+def padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
     """A batch on the host with so many more nodes, edges and graphs."""
 
     def append(number: int, fill: int = 0) -> Callable[[np.ndarray], np.ndarray]:
