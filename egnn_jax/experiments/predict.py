@@ -1,6 +1,7 @@
 """Properties of molecules of anyone's by a trained network, as a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +98,7 @@ def predict(
         units = {name: task.units.get(name, "") for name in task.columns}
         _prediction_files.write(out, molecules, rows, records, units)
     missing = [f"{m.name}: {'; '.join(one.outside)}" for m, one in each if one.values is None]
-    if failures or missing:
-        problems = [*failures, *missing]
+    if problems := [*failures, *missing]:
         kind = "molecules or files" if failures else "molecules"
         raise ValueError(
             printable(
@@ -129,13 +129,14 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
 
 def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[_Found]:
     task: Any = network.config.task
-    known = [molecule for molecule in molecules if task.takes(molecule)]
+    taken = [task.takes(molecule) for molecule in molecules]
+    known = list(compress(molecules, taken))
     values = iter(np.stack(list(network.predict(known).values()), axis=1) if known else [])
-    for molecule in molecules:
+    for molecule, predicted in zip(molecules, taken, strict=True):
         outside = task.outside(molecule)
         # An interval is measured on such molecules, and says nothing of others.
         widths = {} if outside else _widths(network, molecule)
-        yield _Found(outside, next(values) if task.takes(molecule) else None, widths)
+        yield _Found(outside, next(values) if predicted else None, widths)
 
 
 def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:

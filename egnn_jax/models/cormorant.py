@@ -195,7 +195,7 @@ class Cormorant(nn.Module):
             levels.append(f)
         if self.update_coordinates:
             vectors = jnp.concatenate([part(f, 1) for f in levels if f.shape[-1] > 1], axis=1)
-            small = lambda *a: 1e-3 * _normal(*a)
+            small = lambda *a: 1e-3 * _normal(*a)  # hardly moves x before training
             kernel = self.param("out", small, (2, vectors.shape[1], 1), f.dtype)
             x = x + cartesian(mix(kernel, vectors)[:, 0]).astype(x.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=_invariants(levels), x=x))

@@ -106,6 +106,7 @@ class DimeNetPP(nn.Module):
             raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, x)))
+        # Particles that nearly meet would be sent far away before training.
         energies = partial(Matrix, 1, kernel_init=nn.initializers.zeros, name="energy")
         features = lambda model, x: model._features(graph, x)
         return move_along_forces(self, graph, features, lambda h: energies()(h))
