@@ -50,4 +50,4 @@ $(DOCS): $(SETUP)
 
 docs: $(DOCS)
 	rm -rf docs/_build docs/api/made
-	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going --quiet --jobs auto docs docs/_build/html

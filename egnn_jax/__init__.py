@@ -1,6 +1,6 @@
 """E(n)-equivariant graph neural networks (Satorras, Hoogeboom and Welling, ICML 2021) for JAX.
 
-What is public stands in ``__init__.pyi``; each name is imported when it is first used.
+The public names are listed in ``__init__.pyi``; each is imported when it is first used.
 """
 
 import lazy_loader as _lazy

@@ -1,4 +1,4 @@
-"""The options of the command ``egnn``."""
+"""The command-line arguments of ``egnn``."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ _TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser, which imports nothing of JAX: help is to come at once."""
+    """Make the argument parser, without importing JAX, so that help appears at once."""
     parser = argparse.ArgumentParser(
         prog="egnn",
         description="E(n)-equivariant graph networks: train, evaluate, export and predict.",
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _pack(command: argparse.ArgumentParser) -> None:
-    """Those of ``egnn pack``, which are named as the options of the task ``forces``."""
+    """Add the arguments of ``egnn pack``, named like the options of the task ``forces``."""
     command.add_argument("files", nargs="+", metavar="FILE", help="any file that ASE reads")
     command.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="a new folder")
     command.add_argument("--cutoff", type=float, default=5.0, help="of the neighbors, in Å (5)")
@@ -158,7 +158,7 @@ def _pack(command: argparse.ArgumentParser) -> None:
 
 
 def _path(text: str) -> Path:
-    """A path as typed, with ~ as the home folder."""
+    """A path with ~ expanded to the home folder."""
     try:
         return expanded(text)
     except ValueError as error:

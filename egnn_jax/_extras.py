@@ -1,4 +1,4 @@
-"""Packages and modules that not every installation has."""
+"""Optional packages and plugin modules."""
 
 import importlib.util
 import sys
@@ -17,18 +17,18 @@ _EXTRAS = {
     "pytest": "test",
     "hypothesis": "test",
 }
-"""The extra of pyproject.toml that brings a package; all others come with egnn-jax itself."""
+"""The extra of pyproject.toml that installs a package; all others are required dependencies."""
 
 
 def require(*packages: str) -> None:
-    """Raise ImportError where a package is not installed, with the command that installs it."""
+    """Raise ImportError, with the command to install it, if a package is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ImportError(_sentence(package), name=package)
 
 
 def advice(error: ImportError) -> str:
-    """What an import that failed needs, as a sentence."""
+    """A sentence that says how to fix a failed import."""
     package = (error.name or "").partition(".")[0]
     if not package or importlib.util.find_spec(package) is not None:
         return str(error)
@@ -42,7 +42,7 @@ def _sentence(package: str) -> str:
 
 
 def import_plugin(plugin: str) -> None:
-    """Import a module by its name, or a file.
+    """Import a module by its name, or a ``.py`` file by its path.
 
     Raises:
       ValueError: there is no such module or file.

@@ -1,4 +1,4 @@
-"""Files that are whole or absent; YAML and JSON that are bounded and have each key once."""
+"""Atomic file writing, and strict parsers of YAML and JSON with bounded size and unique keys."""
 
 import json
 import math
@@ -16,14 +16,14 @@ MAX_JSON = 10_000_000
 """The largest JSON text that is read, in characters."""
 MAX_DEPTH = 50
 MAX_MESSAGE = 500
-"""The largest number of characters of a message about what a file holds."""
+"""The largest number of characters of a message about a file's content."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds all of it or what it held before.
+    """Write ``content`` so that ``path`` holds either all of it or its previous content.
 
-    That holds after a power cut too, and among several writers. A symbolic link is followed; what
-    is no regular file, such as a device, is written to directly.
+    This also holds after a power failure and with several writers. Symbolic links are followed. A
+    path that is not a regular file, for example a device, is written to directly.
     """
     path = resolved(path)
     if path.is_dir():
@@ -41,7 +41,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno and not error.filename:  # a full disk, which does not say where
+        if error.errno and not error.filename:  # the error of a full disk names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except BaseException:
@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def expanded(path: Path | str) -> Path:
-    """A path with ``~`` as the home folder.
+    """A path with ``~`` expanded to the home folder.
 
     Raises:
       ValueError: there is no such home folder.
@@ -62,10 +62,10 @@ def expanded(path: Path | str) -> Path:
 
 
 def resolved(path: Path) -> Path:
-    """A path without symbolic links.
+    """A path with its symbolic links resolved.
 
     Raises:
-      ValueError: they lead to each other.
+      ValueError: the links form a cycle.
     """
     try:
         return path.resolve()
@@ -74,17 +74,17 @@ def resolved(path: Path) -> Path:
 
 
 def printable(text: str, most: int = MAX_MESSAGE) -> str:
-    """Text of at most so many characters, without line ends and what controls a terminal."""
+    """Text of at most ``most`` characters, without line ends and terminal control characters."""
     start = text[: most + 1]
     clean = "".join(c if c.isprintable() else " " for c in start).strip()
     return clean if len(start) <= most else f"{clean[: most - 1]}…"
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those that it is in, where they do not exist.
+    """Make a folder and its parents if they do not exist.
 
     Raises:
-      ValueError: it cannot be made, such as under a file.
+      ValueError: it cannot be made, for example under a file.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -95,11 +95,11 @@ def make_folder(path: Path) -> None:
 
 
 def read_yaml(text: str) -> Any:
-    """Plain values from YAML text.
+    """Parse YAML text into plain values.
 
     Raises:
-      ValueError: it is no YAML, too large, nested too deeply, uses aliases or merge keys, has a key
-        twice, or a number of another base that looks like a decimal one.
+      ValueError: the text is not valid YAML, is too large or nested too deeply, uses aliases or
+        merge keys, repeats a key, or has a non-decimal number that looks like a decimal one.
     """
     if len(text) > MAX_YAML:
         raise ValueError(f"the text has {len(text)} characters; expected at most {MAX_YAML}")
@@ -110,11 +110,11 @@ def read_yaml(text: str) -> Any:
 
 
 def read_json(text: str) -> Any:
-    """Plain values from JSON text.
+    """Parse JSON text into plain values.
 
     Raises:
-      ValueError: it is no JSON, too large, nested too deeply, has a key twice or a number that is
-        not finite.
+      ValueError: the text is not valid JSON, is too large or nested too deeply, repeats a key, or
+        has a number that is not finite.
     """
     if len(text) > MAX_JSON:
         raise ValueError(f"the text has {len(text)} characters; expected at most {MAX_JSON}")
@@ -146,7 +146,7 @@ def _require_plain(value: Any, depth: int) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, without what is read as something else than it looks like."""
+    """YAML's safe loader, which also rejects values that do not mean what they look like."""
 
     depth = 0
 
@@ -171,7 +171,7 @@ class _Loader(yaml.SafeLoader):
     def construct_number(self, node: Any) -> int | float:
         text = str(self.construct_scalar(node))
         whole = node.tag.endswith("int")
-        # To YAML 1.1, 010 is 8 and 1:30 is 90.
+        # YAML 1.1 reads 010 as 8 and 1:30 as 90.
         if ":" in text or (whole and re.match(r"[-+]?0[0-9_]", text)):
             raise ValueError(f"a number is {text[:100]}; expected a decimal, or text in quotes")
         return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)

@@ -1,4 +1,4 @@
-"""Several processes on this machine that train together, and those that a cluster has started."""
+"""Training in several processes on this machine, and detecting those started by a cluster."""
 
 import ctypes
 import importlib.util
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PATIENCE = 90.0
-"""Seconds that the processes get to end by themselves after one of them has failed."""
+"""Seconds that the other processes get to end by themselves after one has failed."""
 
 
 def process_of_cluster() -> int | None:
-    """The number of this process among several of Slurm, Open MPI or Kubernetes, or None.
+    """The number of this process in a job of Slurm, Open MPI or Kubernetes, or None.
 
-    The variables are those from which ``jax.distributed.initialize`` takes all else.
+    Reads the same environment variables as ``jax.distributed.initialize``.
     """
     for number, own, present in (
         ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
@@ -33,20 +33,20 @@ def process_of_cluster() -> int | None:
 
 
 def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -> int:
-    """Run ``egnn train`` in several processes, each on its share of the cores and GPUs of this one.
+    """Run ``egnn train`` in several processes, each on its share of the cores and GPUs.
 
-    Ctrl-C, SIGTERM and SIGHUP go to all of them.
+    Ctrl-C, SIGTERM and SIGHUP are passed on to all of them.
 
     Args:
-      number: how many processes.
-      arguments: ``train`` and what follows it.
-      options: of ``egnn``, before the command.
+      number: the number of processes.
+      arguments: ``train`` and its arguments.
+      options: options of ``egnn`` before the command.
 
     Returns:
-      The exit code of the first that failed, 128 plus the signal where one ended it, or 0.
+      The exit code of the first process that failed, 128 plus the signal if one ended it, or 0.
 
     Raises:
-      ValueError: the number is below 1, or the command is another one.
+      ValueError: the number is below 1, or the command is not ``train``.
     """
     if number < 1:
         raise ValueError(f"-n is {number}; expected 1 or more processes")
@@ -58,7 +58,7 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
         raise ValueError(f"{chosen[0]} is given; launch chooses {', '.join(_OWN)} itself")
     program = [sys.executable, "-c", "from egnn_jax.cli import main; main()"]
     program += [*options, *arguments, "--coordinator", f"127.0.0.1:{free_port()}"]
-    # XLA splits loops for so many threads, which decides how sums are rounded: as in one process.
+    # XLA splits loops by the number of threads, which affects rounding: keep that of one process.
     environment = {"NPROC": str(number_of_cores())} | os.environ
     received: list[int] = []
     before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in _SIGNALS}
@@ -66,7 +66,7 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
     try:
         for k in range(number):
             command = [*program, "--processes", str(number), "--process-id", str(k)]
-            # In a session of its own, so that Ctrl-C arrives once.
+            # In its own session, so that Ctrl-C arrives only once.
             running[k] = subprocess.Popen(
                 command,
                 start_new_session=True,
@@ -111,7 +111,7 @@ def _wait(running: dict[int, subprocess.Popen[bytes]], received: list[int]) -> i
 
 
 def _prepare(k: int, number: int) -> None:
-    """Give process ``k``, before it starts, its cores, and an end with the one that launched it."""
+    """Give process ``k``, before it starts, its cores, and let it end with its parent."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[k % len(cores) :: number])
@@ -120,9 +120,9 @@ def _prepare(k: int, number: int) -> None:
 
 
 def gpus_of(k: int, number: int) -> dict[str, str]:
-    """The variable that gives process ``k`` its share of the NVIDIA GPUs, where all can have one.
+    """The variable that gives process ``k`` its share of the NVIDIA GPUs, if there is one for each.
 
-    Without it each process would take all of them.
+    Without it, every process would use all GPUs.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -134,12 +134,12 @@ def gpus_of(k: int, number: int) -> dict[str, str]:
 
 
 def number_of_cores() -> int:
-    """Of this machine, those that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
-    """A port of this machine where nothing listens."""
+    """A port of this machine on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

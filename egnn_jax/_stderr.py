@@ -1,8 +1,8 @@
-"""What JAX says when a process of a job is lost, in one sentence.
+"""Replace JAX's output about a lost process of a job by one sentence.
 
-JAX ends a process by ``abort`` then, after lines of its C++ code and a stack trace on stderr, and
-no Python code runs any more. So stderr goes through a small process of its own, forked before JAX
-starts its threads, which outlives the abort.
+When a process is lost, JAX logs messages and a stack trace to stderr and calls ``abort``, after
+which no Python code runs. So stderr goes through a small process, forked before JAX starts its
+threads, which outlives the abort.
 """
 
 import os
@@ -17,10 +17,10 @@ _NOISE = "[Gloo] Rank"
 
 
 def explain_aborts(process_id: int | None, coordinator: str | None) -> None:
-    """Send what is written to stderr from now on through a process that explains JAX's aborts.
+    """Send stderr through a process that explains JAX's aborts, from now on.
 
     Args:
-      process_id: of this process in its job, if known.
+      process_id: the number of this process in its job, if known.
       coordinator: HOST:PORT of process 0, if known.
     """
     if not hasattr(os, "fork"):
@@ -32,10 +32,10 @@ def explain_aborts(process_id: int | None, coordinator: str | None) -> None:
         os.dup2(write, 2)
         os.close(write)
         return
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # those of the job, which end by themselves
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # meant for the job; this ends after it
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.close(write)
-    for descriptor in (0, 1):  # a reader of stdout is not to wait for this process
+    for descriptor in (0, 1):  # a reader of stdout must not wait for this process
         os.close(descriptor)
     try:
         _copy(read, "" if process_id is None else f" {process_id}", coordinator or "its address")

@@ -1,7 +1,7 @@
-"""Arrays by name, and what describes them, in ``.safetensors`` files with a checksum.
+"""Reading and writing arrays and metadata as ``.safetensors`` files with a checksum.
 
-A file is read as numbers and JSON alone: nothing in it is executed, and its header is bounded
-before it is parsed.
+A file is read only as numbers and JSON: nothing in it is executed, and the size of its header is
+checked before it is parsed.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ _CHECKSUM = "sha256"
 
 
 def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Write arrays and metadata, whole or not at all.
+    """Write arrays and metadata atomically.
 
     Args:
-      path: the file, which is replaced where it exists.
-      arrays: by name.
+      path: the file; an existing one is replaced.
+      arrays: arrays by name.
       metadata: plain values by name, each of which becomes a JSON string.
 
     Raises:
-      ValueError: an array is not finite, or of a dtype that such a file cannot hold.
+      ValueError: an array is not finite, or its dtype is not one of :data:`DTYPES`.
     """
     # Unlike np.ascontiguousarray this keeps scalars scalars.
     host = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -46,11 +46,11 @@ def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) ->
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the metadata of a file that :func:`write` wrote.
+    """Read the arrays and the metadata of a file that :func:`write` wrote.
 
     Raises:
-      ValueError: there is no such file, it is too large, damaged, cut short, of another kind, or
-        an array is not finite; the path is named.
+      ValueError: there is no such file, it is too large, damaged, truncated or of another kind, or
+        an array is not finite; the message names the path.
     """
     try:
         if not path.is_file():
@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 of names, dtypes, shapes and values, whatever their order."""
+    """SHA-256 digest of names, dtypes, shapes and values, independent of the order of arrays."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name])

@@ -24,7 +24,7 @@ _OPTIONS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command of the command line; exits with 1 and a sentence where it fails."""
+    """Run a command of ``egnn``; on failure, print one sentence and exit with 1."""
     options = parser()
     parsed, rest = options.parse_known_args(arguments)
     if rest and parsed.command not in ("train", "benchmark"):
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             import_plugin(plugin)
         _COMMANDS[parsed.command](parsed, rest)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, for example head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -91,7 +91,7 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _warn_of_other_files(recipe: Any, config: Any) -> None:
-    """Where only the training is on other data than a recipe's."""
+    """Warn if only the training data differ from the recipe's."""
     other = {
         split for split in ("train", "valid", "test")
         if getattr(config.task, split, None) != getattr(recipe.task, split, None)
@@ -110,7 +110,7 @@ def _warn_of_other_files(recipe: Any, config: Any) -> None:
 
 
 def _join(parsed: argparse.Namespace) -> bool:
-    """Make the cores devices, and this one of several processes where it is; whether it prints."""
+    """Use all cores, and join the job if there is one; return whether this process prints."""
     given = {"--coordinator": parsed.coordinator, "--processes": parsed.processes}
     given |= {"--process-id": parsed.process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -144,7 +144,7 @@ def _launch(parsed: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def default_folder(path: Path, changes: dict[str, Any]) -> Path:
-    """Where a run goes if its folder is not given: one place for each set of overrides."""
+    """The default folder of a run, a different one for each set of overrides."""
     name = path.stem
     for option, value in changes.items():
         text = "+".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,7 +1,7 @@
-"""Losses for graphs with targets: (params, batch, key) -> (scalar, metrics), as ``fit`` takes them.
+"""Losses for graphs with targets: (params, batch, key) -> (scalar, metrics), as ``fit`` expects.
 
-Each takes a network whose output has predictions in ``globals.y``, such as
-:class:`egnn_jax.Readout`; batches are padded, and padding does not count.
+Each takes a network that returns predictions in ``globals.y``, for example
+:class:`egnn_jax.Readout`. Batches may be padded; padding does not count.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from egnn_jax.training.step import Loss
 
 
 def mean_absolute_error(network: nn.Module) -> Loss:
-    """Σ ``|ŷ − y|`` / (G T) over the targets (G, T) of real graphs; also the metric ``mae``."""
+    """Mean absolute error Σ ``|ŷ − y|`` / (G T) over the targets (G, T) of real graphs, ``mae``."""
     return _regression(network, jnp.abs, "mae")
 
 
 def mean_squared_error(network: nn.Module) -> Loss:
-    """Σ (ŷ − y)² / (G T) over the targets (G, T) of real graphs; also the metric ``mse``."""
+    """Mean squared error Σ (ŷ − y)² / (G T) over the targets (G, T) of real graphs, ``mse``."""
     return _regression(network, jnp.square, "mse")
 
 
@@ -39,22 +39,22 @@ def energy_forces(
     forces: float = 1.0,
     stress: float = 0.0,
 ) -> Loss:
-    """The weighted mean squared errors of energies an atom, forces and stress.
+    """Weighted mean squared errors of the energy per atom, the forces and the stress.
 
-    w_E mean((ΔE/M)²) + w_F mean(ΔF²) + w_S mean(Δσ²), over graphs, and over all components. Also
-    the mean absolute errors ``energy`` (of a graph), ``forces`` and ``stress`` as metrics, in the
-    units of the labels.
+    w_E mean((ΔE/M)²) + w_F mean(ΔF²) + w_S mean(Δσ²), averaged over graphs and components. The
+    mean absolute errors ``energy`` (per graph), ``forces`` and ``stress`` are metrics, in the units
+    of the labels.
 
     Args:
-      potential: a network such as :class:`egnn_jax.Potential`, or its ``apply``, whose output has
-        ``globals.y``, ``nodes.y`` and ``globals.stress``; batches have the labels there, see
-        :func:`egnn_jax.from_ase`.
+      potential: a network, for example :class:`egnn_jax.Potential`, or its ``apply``, that returns
+        ``globals.y``, ``nodes.y`` and ``globals.stress``; batches have their labels in the same
+        places, see :func:`egnn_jax.from_ase`.
       energy: w_E, in 1/eV² for labels in eV and Å.
       forces: w_F, in Å²/eV².
       stress: w_S, in Å⁶/eV².
 
     Raises:
-      ValueError: of what has a weight the batch has no label.
+      ValueError: a term has a weight, but the batch has no labels for it.
     """
     weights = {"energy": energy, "forces": forces, "stress": stress}
     apply = getattr(potential, "apply", potential)
@@ -93,7 +93,7 @@ def energy_forces(
 
 
 def _require_labels(batch: GraphsTuple) -> None:
-    """Raise ValueError for what is no batch of graphs with a place for labels."""
+    """Raise ValueError if ``batch`` is not a batch of graphs that can have labels."""
     require_geometric(batch)
     if not isinstance(batch.globals, Globals):
         raise ValueError(

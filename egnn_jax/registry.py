@@ -1,13 +1,13 @@
-"""Names for models and tasks, open to anyone's: by a decorator, or by an entry point.
+"""Registries of models and tasks, to which users can add their own by name.
 
-A decorator in a user's own module::
+Use a decorator in your own module::
 
     @egnn.MODELS.register("mine")
     class Mine(nn.Module): ...
 
-or, for an installed package, an entry point of the group ``egnn_jax.models`` or
-``egnn_jax.tasks`` in its ``pyproject.toml``. Both work in YAML, on the command line (with
-``--plugin mine.py`` for the decorator), in checkpoints and in reports.
+or, in an installed package, an entry point of the group ``egnn_jax.models`` or
+``egnn_jax.tasks`` in its ``pyproject.toml``. Registered names work in YAML, on the command line
+(with ``--plugin mine.py`` for the decorator), in checkpoints and in reports.
 """
 
 import importlib.metadata
@@ -19,12 +19,12 @@ T = TypeVar("T", bound=type)
 
 
 class Registry(Mapping[str, type]):
-    """A mapping from names to classes, which are imported when they are first asked for.
+    """A mapping from names to classes, which are imported at first use.
 
     Args:
-      kind: what the classes are, for messages.
-      group: the entry-point group that other packages add to.
-      builtin: where this library's own classes are, ``module:class`` by name.
+      kind: what to call the classes in messages.
+      group: the entry-point group for other packages.
+      builtin: this library's own classes, as ``module:class`` by name.
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
@@ -33,11 +33,11 @@ class Registry(Mapping[str, type]):
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that gives a class its name.
+        """Return a decorator that registers a class under ``name``.
 
         Raises:
-          ValueError: the name is no text or another class has it, or what is decorated is no
-            class.
+          ValueError: the name is not a nonempty string or is taken by another class, or the
+            decorated object is not a class.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -48,7 +48,7 @@ class Registry(Mapping[str, type]):
             if not isinstance(cls, type):
                 raise ValueError(f"{cls!r} is registered as {name!r}; expected a class")
             taken = self._classes.get(name)
-            # A notebook's cell is run again and again, and makes a new class each time.
+            # Running a notebook cell again makes a new class each time.
             same = taken is not None and taken.__qualname__ == cls.__qualname__
             if name in self._builtin or (taken is not None and not same):
                 raise ValueError(f"the {self._kind} {name!r} exists; expected another name")
@@ -58,10 +58,10 @@ class Registry(Mapping[str, type]):
         return decorate
 
     def name_of(self, cls: type) -> str:
-        """The name of a class, which has to be registered itself, not only its parent.
+        """The name of a class; the class itself must be registered, not only a parent.
 
         Raises:
-          ValueError: it is not registered.
+          ValueError: the class is not registered.
         """
         for name, registered in self._classes.items():
             if registered is cls:
@@ -123,7 +123,7 @@ MODELS = Registry(
         "learned_dynamics": "egnn_jax.potentials.learned_dynamics:LearnedDynamics",
     },
 )
-"""The models that a config's ``model.name`` may be: flax modules, graph to graph."""
+"""The models for a config's ``model.name``: flax modules that map a graph to a graph."""
 
 TASKS = Registry(
     "task",
@@ -137,4 +137,4 @@ TASKS = Registry(
         "table": "egnn_jax.experiments.property_table:Table",
     },
 )
-"""The tasks that a config's ``task.name`` may be, see :class:`egnn_jax.Task`."""
+"""The tasks for a config's ``task.name``, see :class:`egnn_jax.Task`."""

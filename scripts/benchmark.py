@@ -1,4 +1,4 @@
-"""How much faster our networks are than PyTorch and plain JAX: make benchmark"""
+"""Benchmark our networks against PyTorch and plain JAX: make benchmark"""
 
 import sys
 from concurrent.futures.process import BrokenProcessPool

@@ -1,4 +1,4 @@
-"""``egnn evaluate`` for a clone that is not installed: python scripts/evaluate.py --help"""
+"""``egnn evaluate`` from an uninstalled clone: python scripts/evaluate.py --help"""
 
 import sys
 

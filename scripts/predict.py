@@ -1,4 +1,4 @@
-"""``egnn predict`` for a clone that is not installed: python scripts/predict.py --help"""
+"""``egnn predict`` from an uninstalled clone: python scripts/predict.py --help"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``egnn report`` for a clone that is not installed: python scripts/report.py --help"""
+"""``egnn report`` from an uninstalled clone: python scripts/report.py --help"""
 
 import sys
 

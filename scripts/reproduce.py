@@ -1,4 +1,4 @@
-"""``egnn reproduce`` for a clone that is not installed: python scripts/reproduce.py --help"""
+"""``egnn reproduce`` from an uninstalled clone: python scripts/reproduce.py --help"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``egnn train`` for a clone that is not installed: python scripts/train.py --help"""
+"""``egnn train`` from an uninstalled clone: python scripts/train.py --help"""
 
 import sys
 

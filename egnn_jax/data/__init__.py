@@ -1,1 +1,1 @@
-"""Where graphs come from: one file per data set of the paper."""
+"""Data sets of graphs: the paper's, and your own molecules and structures."""

@@ -1,4 +1,4 @@
-"""Geometries of molecules that are given by their bonds: from SMILES and InChI, by RDKit."""
+"""Generating geometries of molecules from SMILES and InChI with RDKit."""
 
 import dataclasses
 import os
@@ -16,15 +16,15 @@ from egnn_jax.data._structure import Refused, Structure, check_size, shown
 from egnn_jax.data._workers import workers
 
 CONFORMERS = 5
-"""How many geometries are made of a molecule that is given without one."""
+"""The number of geometries generated for a molecule that has none."""
 MOST_EMBEDDED = 100
-"""The largest number of atoms, hydrogens included, of a molecule that gets a geometry."""
+"""The largest number of atoms, including hydrogens, for which a geometry is generated."""
 MOST_SMILES = 2_000
 """The largest number of characters of a SMILES or InChI."""
 SECONDS = 30
-"""How long a geometry is sought."""
+"""The time limit for finding a geometry."""
 MANY = 50
-"""From so many molecules without a geometry on, several processes make these."""
+"""The number of molecules without a geometry from which several processes are used."""
 _CHUNK = 10
 _FORMULAS = {
     "CO": ("methanol", "carbon monoxide is [C-]#[O+]"),
@@ -34,16 +34,16 @@ _FORMULAS = {
 
 
 class NoSmilesError(ValueError):
-    """A text is neither a SMILES nor an InChI."""
+    """Raised if a text is neither a SMILES nor an InChI."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Smiles:
-    """A molecule that is to get a geometry.
+    """A molecule for which a geometry will be generated.
 
     Args:
       text: a SMILES or InChI.
-      name: of the structure.
+      name: the name of the structure.
       where: its place in a file, for messages.
       remark, values: see :class:`egnn_jax.data.structures.Structure`.
     """
@@ -56,27 +56,27 @@ class Smiles:
 
 
 def from_smiles(smiles: str, name: str, conformers: int = CONFORMERS) -> Structure:
-    """The molecule of a SMILES in geometries by MMFF94, which depend on the molecule alone.
+    """Generate MMFF94 geometries from a SMILES; they depend only on the molecule.
 
     Args:
-      smiles: of one molecule; or its InChI.
-      name: of the structure.
-      conformers: at most this many geometries; ``positions`` is the one of lowest energy. A
-        molecule of more atoms than any of QM9 gets one.
+      smiles: the SMILES or InChI of one molecule.
+      name: the name of the structure.
+      conformers: the largest number of geometries; ``positions`` is the one of lowest energy. A
+        molecule with more atoms than any in QM9 gets one.
 
     Raises:
-      ValueError: this is no SMILES, an impossible molecule, several molecules, or too large; or no
-        geometry is found in :data:`SECONDS`.
+      ValueError: this is not a SMILES, the molecule is impossible or too large, there are several
+        molecules, or no geometry is found in :data:`SECONDS`.
     """
     return _embedded(parsed(smiles), name, conformers)
 
 
 def parsed(text: str) -> Any:
-    """RDKit's molecule of a SMILES or InChI.
+    """Parse a SMILES or InChI into an RDKit molecule.
 
     Raises:
-      NoSmilesError: it is neither.
-      ValueError: the molecule is impossible, with RDKit's reason.
+      NoSmilesError: the text is neither.
+      ValueError: the text is too long, or the molecule is impossible (with RDKit's reason).
     """
     from rdkit import Chem, rdBase
 
@@ -102,7 +102,7 @@ def parsed(text: str) -> Any:
 
 
 def problem(molecule: Any) -> str:
-    """Why RDKit takes a molecule to be impossible; empty where it does not say."""
+    """The reason why RDKit considers a molecule impossible; empty if it gives none."""
     from rdkit import Chem
 
     if molecule is None:
@@ -112,11 +112,11 @@ def problem(molecule: Any) -> str:
 
 
 def remark(text: str, formula: str) -> str:
-    """What else a typed SMILES could mean: CO is methanol, not carbon monoxide.
+    """A remark if a typed SMILES could be meant as a formula: CO is methanol, not carbon monoxide.
 
     Args:
-      text: that was typed.
-      formula: of the molecule that it is as a SMILES.
+      text: the text that was typed.
+      formula: the formula of the molecule if the text is read as a SMILES.
     """
     elements = re.findall("Cl|Br|[BCNOFPSI]", text)
     if len(elements) < 2 or "".join(elements) != text or len(set(elements)) < len(elements):
@@ -128,8 +128,8 @@ def remark(text: str, formula: str) -> str:
 
 
 def useful_processes(waiting: int) -> int:
-    """How many processes make the geometries of so many molecules the fastest; 1 for no new one."""
-    if waiting < MANY:  # in less time than new processes take to start
+    """The fastest number of processes to generate ``waiting`` geometries; 1 for only this one."""
+    if waiting < MANY:  # starting new processes would take longer
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, 2 * waiting // MANY)
@@ -138,12 +138,12 @@ def useful_processes(waiting: int) -> int:
 def made(
     entries: Iterable[Any], processes: int = 1, conformers: int = CONFORMERS
 ) -> Iterator[Structure | Refused]:
-    """Entries of files in their order, where each :class:`Smiles` has got a geometry.
+    """Generate a geometry for each :class:`Smiles` among entries, keeping their order.
 
     Args:
-      entries: of :class:`Smiles`, ``Structure`` and ``Refused``.
-      processes: how many new ones make geometries; 1 for none but this one. A molecule that ends
-        its process is refused.
+      entries: :class:`Smiles`, ``Structure`` and ``Refused`` objects.
+      processes: the number of new processes; 1 to use only this one. A molecule that crashes its
+        process is refused.
       conformers: see :func:`from_smiles`.
     """
     make = partial(_made, conformers=conformers)
@@ -159,7 +159,7 @@ def made(
                 done += 1
                 yield from found
         except BrokenProcessPool:
-            # Which molecule ended its process is not known, and may be of a later chunk.
+            # Any molecule of this or a later chunk may have crashed its process.
             for one in chunks[done]:
                 yield _alone(make, one)
             done += 1
@@ -197,7 +197,7 @@ def _made(entry: Any, conformers: int) -> Structure | Refused:
         return entry
     try:
         molecule = from_smiles(entry.text, entry.name, conformers)
-    except Exception as error:  # RDKit raises RuntimeError where an invariant of its is broken
+    except Exception as error:  # RDKit raises RuntimeError if one of its invariants is violated
         return Refused(entry.name, f"{entry.where}{error}")
     return dataclasses.replace(molecule, remark=entry.remark, values=entry.values)
 
@@ -214,16 +214,16 @@ def _embedded(molecule: Any, name: str, conformers: int) -> Structure:
     size = molecule.GetNumAtoms(onlyExplicit=False)
     check_size(size, MOST_EMBEDDED, " where a geometry is to be made")
     if size > qm9.LARGEST:
-        conformers = 1  # no network here takes it
-    # One molecule has many SMILES and orders of atoms, which lead to different conformers; and
-    # numbers of atoms, as for reactions, change the order.
+        conformers = 1  # the networks included here do not take it
+    # Different SMILES and atom orders of one molecule would give different conformers, so use the
+    # canonical SMILES; atom map numbers (of reactions) would change its order.
     for atom in molecule.GetAtoms():
         atom.SetAtomMapNum(0)
     molecule = Chem.AddHs(Chem.MolFromSmiles(Chem.MolToSmiles(molecule)))
     settings = rdDistGeom.ETKDGv3()
     settings.randomSeed = 0
     settings.enableSequentialRandomSeeds = True  # seed k for conformer k, instead of 0 for all
-    settings.useRandomCoords = True  # finds more of the strained cages that QM9 is full of
+    settings.useRandomCoords = True  # finds more of the strained cages that are common in QM9
     settings.timeout = SECONDS
     field, energies = "ETKDG", np.zeros(conformers)
     with rdBase.BlockLogs():
@@ -247,12 +247,12 @@ def of_rdkit(
     conformers: np.ndarray | None = None,
     first: int = -1,
 ) -> Structure:
-    """A structure from RDKit's molecule with all its hydrogens.
+    """Make a structure from an RDKit molecule that has all its hydrogens.
 
     Args:
-      molecule: with a conformer.
+      molecule: an RDKit molecule with a conformer.
       name, geometry, conformers: see :class:`egnn_jax.data.structures.Structure`.
-      first: RDKit's number of the conformer that is the structure's.
+      first: RDKit's number of the conformer to use for ``positions``.
     """
     from rdkit import Chem, rdBase
 

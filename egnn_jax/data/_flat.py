@@ -1,4 +1,4 @@
-"""Graphs as flat arrays, those of all side by side; and what these have to fulfil."""
+"""Graphs as flat, concatenated arrays, and checks of these arrays."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ EdgeLists = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Flat(NamedTuple):
-    """The arrays of S graphs, as :meth:`egnn_jax.GraphDataset.from_arrays` takes them."""
+    """The arrays of S graphs, in the form of :meth:`egnn_jax.GraphDataset.from_arrays`."""
 
     n_node: np.ndarray
     nodes: Nodes
@@ -27,7 +27,7 @@ class Flat(NamedTuple):
 
 
 def flat(graphs: Sequence[GraphsTuple]) -> Flat:
-    """The arrays of graphs that are :func:`alike`, concatenated."""
+    """Concatenate the arrays of graphs, which must be :func:`alike`."""
     hosted = [jax.tree.map(np.asarray, graph) for graph in graphs]
     first_node = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in hosted]
     senders, receivers = (
@@ -44,7 +44,7 @@ def flat(graphs: Sequence[GraphsTuple]) -> Flat:
 
 
 def arrays_of(graph: GraphsTuple) -> dict[str, np.ndarray]:
-    """The arrays of a graph by the names that they have on disk."""
+    """The arrays of a graph by their names on disk."""
     n_node, nodes, edges, globals_, (n_edge, senders, receivers) = flat([graph])
     arrays = storage.flatten(nodes=nodes, edges=edges, globals=globals_)
     lists = {"n_node": n_node, "n_edge": n_edge, "senders": senders, "receivers": receivers}
@@ -52,11 +52,11 @@ def arrays_of(graph: GraphsTuple) -> dict[str, np.ndarray]:
 
 
 def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
-    """The graphs, each once it is known to carry the same fields as the first.
+    """Yield the graphs, checking that each has the same fields as the first.
 
     Raises:
-      ValueError: there are no graphs, or one carries other fields, is padded or no graph; it is
-        named.
+      ValueError: there are no graphs, or one (named in the message) has other fields, is padded or
+        is not a graph.
     """
     expected, first = None, {}
     for k, graph in enumerate(graphs):
@@ -80,7 +80,7 @@ def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
 
 
 def _shapes(graph: GraphsTuple) -> dict[str, tuple[int, ...]]:
-    """Of a row of each array that a graph carries, by name."""
+    """The shape of a row of each array of a graph, by name."""
     carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
@@ -95,7 +95,7 @@ def require_flat(
     globals_: Any,
     edge_lists: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
 ) -> None:
-    """Raise ValueError where flat arrays do not fit the sizes of graphs and their edges."""
+    """Raise ValueError if flat arrays do not match the sizes of the graphs and their edges."""
     counts = {"n_node": host("n_node", n_node)}
     if edge_lists is not None:
         counts["n_edge"] = host("n_edge", edge_lists[0])

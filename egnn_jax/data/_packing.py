@@ -1,4 +1,4 @@
-"""How graphs of different sizes come to lie side by side in arrays of one shape."""
+"""Packing graphs of different sizes into arrays of one shape."""
 
 import mmap
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from egnn_jax.graph.graph import GraphsTuple
 
 
 def complete_edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edges of a complete graph of each size that occurs.
+    """The edges of one complete graph of each size in ``n_node``.
 
     Returns:
-      Senders and receivers, one graph after the other, and where those of M nodes start, by M.
+      Senders and receivers of these graphs, concatenated, and the start of those of M nodes, by M.
     """
     sizes = np.unique(n_node)
     senders, receivers = (
@@ -31,17 +31,17 @@ def complete_edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def budgets(n_node: np.ndarray, n_edge: np.ndarray, graphs: int, shards: int) -> list[Budget]:
-    """Shapes of shards of so many graphs, for graphs of these sizes (S,), the smallest first."""
+    """Budgets of shards of ``graphs`` graphs, for graphs of these sizes (S,), smallest first."""
     if graphs == 1:
         order = np.argsort(n_edge, kind="stable")
         places = np.ceil(len(order) * np.array([0.25, 0.5, 0.75, 1])).astype(int)
         largest = [order[:place] for place in places]
         shapes = {(int(n_node[part].max()), int(n_edge[part].max())) for part in largest}
         return [Budget(nodes + 1, edges, 2) for nodes, edges in sorted(shapes)]
-    # The largest of each class of ``arrange``, which sorts by edges: those of one class differ in
-    # nodes where edges end at a cutoff. The graphs left out of an epoch and the empty places of an
-    # evaluation, fewer than a batch each, shift the classes a little, and graphs with as many
-    # edges are in any order.
+    # Sum the largest graph of each class of ``arrange``, which sorts by edges; with a cutoff,
+    # graphs of one class differ in their number of nodes. Graphs dropped from an epoch and empty
+    # places of an evaluation, each fewer than a batch, shift the classes a little, and graphs with
+    # equal numbers of edges can be in any order: so look at a window around each class.
     size = graphs * shards
     order = np.argsort(n_edge, kind="stable")
     edges = n_edge[order]
@@ -58,7 +58,7 @@ def budgets(n_node: np.ndarray, n_edge: np.ndarray, graphs: int, shards: int) ->
 
 
 def fitting(budget: Budget, rows: np.ndarray, n_node: np.ndarray, n_edge: np.ndarray) -> Budget:
-    """The budget, or where a shard (…, B) of graphs does not fit, that of B of the largest size."""
+    """The budget, or that of B graphs of the largest size if a shard (…, B) does not fit."""
     nodes, edges = (np.where(rows >= 0, n[rows], 0).sum(axis=-1).max() for n in (n_node, n_edge))
     if nodes < budget.n_node and edges <= budget.n_edge:
         return budget
@@ -67,11 +67,11 @@ def fitting(budget: Budget, rows: np.ndarray, n_node: np.ndarray, n_edge: np.nda
 
 
 class Gather:
-    """Where the nodes (or edges) of batches are in the flat arrays, and where they go.
+    """Indices of the nodes (or edges) of batches in the flat arrays and in the batches.
 
     Args:
-      counts: of the graphs of each batch (K, B).
-      first: the place of the first of each graph in the flat arrays (K, B).
+      counts: the number of nodes (or edges) of each graph of each batch (K, B).
+      first: the index of the first one of each graph in the flat arrays (K, B).
     """
 
     def __init__(self, counts: np.ndarray, first: np.ndarray) -> None:
@@ -84,14 +84,14 @@ class Gather:
 
 
 class Runs:
-    """The nodes (or edges) of graphs as runs of rows, copied from the flat arrays into batches.
+    """Copies the nodes (or edges) of graphs from the flat arrays into batches, as runs of rows.
 
-    Whole runs are copied, since an index for each row takes longer, from a file above all.
+    Copying whole runs is faster than indexing single rows, above all from a file.
 
     Args:
-      counts: of the graphs of each batch (K, B).
-      first: the place of the first of each graph in the flat arrays (K, B).
-      budget: the rows of a batch.
+      counts: the number of nodes (or edges) of each graph of each batch (K, B).
+      first: the index of the first one of each graph in the flat arrays (K, B).
+      budget: the number of rows of a batch.
     """
 
     def __init__(self, counts: np.ndarray, first: np.ndarray, budget: int) -> None:
@@ -105,16 +105,16 @@ class Runs:
     def fill(
         self, values: np.ndarray, add: np.ndarray | None = None, padding: np.ndarray | None = None
     ) -> np.ndarray:
-        """The rows of ``values`` as (K, budget, …).
+        """Copy the rows of ``values`` into an array (K, budget, …).
 
         Args:
           values: the flat array.
-          add: what is added to those of each graph (K, B).
-          padding: the value of rows without a graph in each batch (K,); 0 if not given.
+          add: a number to add to the rows of each graph (K, B).
+          padding: the value of padding rows in each batch (K,); 0 if not given.
         """
         if isinstance(values, np.memmap):
             _prefetch(values, self._sources)
-            values = values.view(np.ndarray)  # whose slices take a tenth of the time
+            values = values.view(np.ndarray)  # slicing it takes a tenth of the time
         padded = np.zeros((*self._shape, *values.shape[1:]), values.dtype)
         if padding is not None:
             padded[:] = padding[:, None]
@@ -128,9 +128,9 @@ class Runs:
 
 
 def _prefetch(values: np.memmap, runs: Sequence[slice]) -> None:
-    """Have runs of rows read from the disk all at once.
+    """Ask the system to read runs of rows from disk all at once.
 
-    Else they are read one after the other, each with much around it that is not asked for.
+    Otherwise they are read sequentially, each with a lot of unneeded data around it.
     """
     mapped: Any = getattr(values, "_mmap", None)
     if mapped is None or not hasattr(mmap, "MADV_WILLNEED") or not values.flags.c_contiguous:
@@ -146,14 +146,14 @@ def _prefetch(values: np.memmap, runs: Sequence[slice]) -> None:
 
 
 def snake(classes: np.ndarray) -> np.ndarray:
-    """(…, rounds, shards) with every second round reversed, which evens out the shards' sizes."""
+    """Reverse every second round of (…, rounds, shards), which evens out the shards' sizes."""
     reordered = classes.copy()
     reordered[..., 1::2, :] = reordered[..., 1::2, ::-1]
     return reordered
 
 
 def starts_of(counts: np.ndarray) -> np.ndarray:
-    """Where each of several runs of so many entries starts, along the last axis."""
+    """The start of each of several consecutive runs of the given lengths, along the last axis."""
     return np.cumsum(counts, axis=-1) - counts
 
 
@@ -166,7 +166,7 @@ def edges_within(
       n_node: (S,).
       x: coordinates (ΣM, n).
       cutoff: a distance in the unit of x.
-      block: how many graphs are looked at together, to bound the memory.
+      block: the number of graphs to process at once, to bound the memory.
 
     Returns:
       The ``edge_lists`` of :meth:`egnn_jax.GraphDataset.from_arrays`.
@@ -190,10 +190,10 @@ def edges_within(
 def trimmed(
     loss: Callable[[Any, GraphsTuple, jax.Array], jax.Array], budgets: Sequence[Budget]
 ) -> Callable[..., jax.Array]:
-    """``loss(params, batch, key)`` at the smallest of several budgets that holds a padded batch.
+    """Evaluate ``loss(params, batch, key)`` at the smallest budget that fits a padded batch.
 
     Value and gradient with respect to ``params`` are those of ``loss``; there are no other
-    derivatives. A batch that fits none but the last is taken as it is.
+    derivatives. A batch that fits only the last budget is not trimmed.
     """
     *smaller, _ = budgets
     if not smaller:
@@ -214,7 +214,7 @@ def trimmed(
     def value(params: Any, batch: GraphsTuple, key: jax.Array) -> jax.Array:
         return at_smallest(loss, params, batch, key)
 
-    # Differentiated outside, each branch would keep room for what every other one has to remember.
+    # If differentiated outside, each branch would allocate the residuals of every other one.
     def forward(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, Any]:
         return at_smallest(jax.value_and_grad(loss), params, batch, key)
 
@@ -226,7 +226,7 @@ def trimmed(
 
 
 def _trim(batch: GraphsTuple, budget: Budget) -> GraphsTuple:
-    """A padded batch of one graph with less padding."""
+    """Reduce the padding of a padded batch to a budget."""
 
     def pad(counts: jax.Array, total: int) -> jax.Array:
         return counts.at[-1].set((total - jnp.sum(counts[:-1])).astype(counts.dtype))
@@ -242,10 +242,10 @@ def _trim(batch: GraphsTuple, budget: Budget) -> GraphsTuple:
 
 
 def parts_of(rows: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:
-    """``rows`` (S,) in parts: one for each share of them, and what is left.
+    """Split ``rows`` (S,) into one part for each fraction, and the rest.
 
     Raises:
-      ValueError: a share or their sum is not between 0 and 1, or a part would be empty.
+      ValueError: a fraction or their sum is not between 0 and 1, or a part would be empty.
     """
     numbers = all(isinstance(fraction, float | int) for fraction in fractions)
     if not (numbers and fractions and min(fractions) > 0 and sum(fractions) < 1):

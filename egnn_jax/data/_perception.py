@@ -1,4 +1,4 @@
-"""What kind of molecule a structure is: its charge, bonds, fragments, radicals and isotopes."""
+"""Perception of charge, bonds, fragments, radicals and isotopes of a molecule."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _CHARGE = re.compile(
     r"(?:charge|chrg|chg)(?:[_-]?tot(?:al)?)?|q",
     re.IGNORECASE,
 )
-"""Names of the charge of a whole molecule."""
+"""Names for the charge of a whole molecule."""
 _SAYS_CHARGE = re.compile(
     r"(?<![^\s=:,;(\"'])(?:[^\s=:,;(\"']*(?:charge|chrg|chg)[^\s=:,;(\"']*"
     r"|q(?=[\"']?\s*[=:]))",
@@ -23,7 +23,7 @@ _MULTIPLICITY = re.compile(r"\b(?:spin_)?multiplicity\b", re.IGNORECASE)
 _VALUE = r"[\"']?\s*[=:,;(]?\s*(\"[^\"]*\"|'[^']*'|[^\s\"',;)}]*)"
 _RADII = np.zeros(10)
 _RADII[[1, 6, 7, 8, 9]] = 0.34, 0.76, 0.71, 0.67, 0.62
-"""Half the length of a single bond between atoms of an element (Å), by atomic number."""
+"""Half the length (Å) of a single bond between two atoms of an element, by atomic number."""
 _VALENCES = np.zeros(10)
 _VALENCES[[1, 6, 7, 8, 9]] = 1, 4, 3, 2, 1
 _LEAST = np.zeros(10)
@@ -31,18 +31,18 @@ _LEAST[[1, 6, 7, 8, 9]] = 0.5, 3.45, 2.1, 1.35, 0.7
 _MOST = np.zeros(10)
 _MOST[[1, 6, 7, 8, 9]] = 1.25, 4.85, 4.6, 2.85, 1.4
 _FLAT = 0.02
-"""A molecule whose atoms are closer than this (Å) to one plane is flat."""
+"""A molecule is flat if all atoms are closer than this (Å) to one plane."""
 
 
 def charge(comment: str, columns: Mapping[str, np.ndarray]) -> int:
-    """The total charge that the comment and the columns of a frame state, 0 where they do not.
+    """The total charge stated in the comment and columns of a frame; 0 if there is none.
 
     Args:
-      comment: of the frame, without the names of its columns.
-      columns: of the atoms, by name; those of charges are summed.
+      comment: the comment of the frame, without the names of its columns.
+      columns: values of the atoms, by name; columns of charges are summed.
 
     Raises:
-      ValueError: it is no whole number, may be another charge, or is stated twice and differs.
+      ValueError: it is not a whole number, may not be the total charge, or two statements differ.
     """
     found = _stated(comment, _SAYS_CHARGE, _CHARGE)
     for name, column in columns.items():
@@ -60,16 +60,16 @@ def charge(comment: str, columns: Mapping[str, np.ndarray]) -> int:
 
 
 def multiplicity(comment: str) -> int:
-    """The spin multiplicity that a comment states, 1 where it does not.
+    """The spin multiplicity stated in a comment; 1 if there is none.
 
     Raises:
-      ValueError: it is no whole number, or is stated twice and differs.
+      ValueError: it is not a whole number, or two statements differ.
     """
     return _one(_stated(comment, _MULTIPLICITY, _MULTIPLICITY), "multiplicity", 1)
 
 
 def of_rdkit(molecule: Any) -> list[str]:
-    """In what a molecule with bonds is unlike QM9's: radicals, carbocations and isotopes."""
+    """How an RDKit molecule differs from QM9's: radicals, carbocations and isotopes."""
     reasons = []
     if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
         electrons = "electron" if radicals == 1 else "electrons"
@@ -85,15 +85,15 @@ def of_rdkit(molecule: Any) -> list[str]:
 
 
 def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list[str]:
-    """In what the bonds that distances suggest are unlike those of QM9's molecules.
+    """How the bonds suggested by distances differ from those of QM9's molecules.
 
-    The order of a bond of length d is exp((d₁ - d) / 0.3 Å), d₁ a single bond's (Pauling 1947). In
-    QM9 the orders of an atom add up to 3.5 to 4.8 for C, 2.15 to 4.5 for N and 1.4 to 2.75 for O.
+    The order of a bond of length d is exp((d₁ - d) / 0.3 Å), d₁ for a single bond (Pauling 1947).
+    In QM9, the orders of an atom sum to 3.5 to 4.8 for C, 2.15 to 4.5 for N and 1.4 to 2.75 for O.
 
     Args:
       numbers: atomic numbers of H, C, N, O and F (M,).
       positions: (M, 3) in Å.
-      charge: of the molecule.
+      charge: the charge of the molecule.
     """
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     single = _RADII[numbers][:, None] + _RADII[numbers]
@@ -124,36 +124,36 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
 
 
 def _fragments(bonded: np.ndarray) -> int:
-    """How many parts of atoms (M, M) no bond connects."""
+    """The number of connected components of an adjacency matrix (M, M)."""
     connected = (bonded | np.eye(len(bonded), dtype=bool)).astype(np.float32)
-    for _ in range(len(bonded).bit_length()):  # paths of twice as many bonds each time
+    for _ in range(len(bonded).bit_length()):  # squaring doubles the length of paths
         connected = np.minimum(connected @ connected, 1)
-    return len(set(connected.argmax(axis=1).tolist()))  # the first atom of each one's part
+    return len(set(connected.argmax(axis=1).tolist()))  # the first atom of each component
 
 
 def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray) -> bool:
-    """Whether orders of bonds exist by which each atom has its valence.
+    """Whether integer bond orders exist with which each atom has its valence.
 
-    N and O may have a charge of +1 and a bond more, and as many N, O, and C beside such an atom a
-    charge of -1 and a bond less, as in an amino acid, an N-oxide or an isocyanide.
+    N and O may have a charge of +1 and one more bond. The same number of N, O, or C next to such an
+    atom then have a charge of -1 and one bond less, as in amino acids, N-oxides or isocyanides.
 
     Args:
       numbers: atomic numbers (M,).
-      bonded: (M, M) pairs that may have a bond.
-      short: (M, M) those that must.
+      bonded: pairs that may have a bond (M, M).
+      short: pairs that must have a bond (M, M).
     """
     i, j = np.nonzero(np.triu(bonded))
     rest = _VALENCES[numbers] - short.sum(axis=1, where=bonded)
     room = {(a, b): 2 if short[a, b] else 3 for a, b in zip(i.tolist(), j.tolist(), strict=True)}
     if _completed(rest.astype(int).tolist(), room, 200):
         return True
-    from scipy.optimize import Bounds, LinearConstraint, milp  # half a second, for few molecules
+    from scipy.optimize import Bounds, LinearConstraint, milp  # half a second, rarely needed
 
     atoms, bonds = len(numbers), len(i)
     ends, one = np.zeros((atoms, bonds)), np.eye(atoms)
     ends[i, np.arange(bonds)] = ends[j, np.arange(bonds)] = 1
     valences: Any = _VALENCES[numbers]
-    # Unknown are the order of each bond, and whether each atom is positive and negative.
+    # The unknowns are the order of each bond, and whether each atom is positive or negative.
     balance = np.concatenate([np.zeros(bonds), np.ones(atoms), -np.ones(atoms)])
     beside = np.hstack([0 * ends, -1.0 * bonded, one])[numbers == 6]
     apart = np.hstack([np.zeros((bonds, bonds + atoms)), ends.T])
@@ -174,15 +174,15 @@ def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray)
 
 
 def _completed(rest: list[int], room: dict[tuple[int, int], int], steps: int) -> bool:
-    """Whether a search of so many steps finds orders that use the valences that are left.
+    """Whether a search finds bond orders that use up the remaining valences.
 
-    Most molecules are found in a few, which take a tenth of a millisecond; an integer program,
-    which takes some, decides the others.
+    For most molecules a few steps suffice, which take a tenth of a millisecond; the caller decides
+    the others with an integer program, which takes some milliseconds.
 
     Args:
-      rest: of each atom, its valence less its bonds so far.
+      rest: for each atom, its valence minus its bonds so far.
       room: by how much the order of each bond may grow.
-      steps: after which the search ends without an answer.
+      steps: the largest number of steps; then the search gives up.
     """
     todo = [(rest, room)]
     while todo and steps:
@@ -198,7 +198,7 @@ def _completed(rest: list[int], room: dict[tuple[int, int], int], steps: int) ->
             continue
         if not room:
             return True
-        # The bond whose ends have least to spare: where they have none, its order is known.
+        # Branch on the bond whose ends have the least to spare; with none, its order is known.
         spare = {(a, b): min(most[a] - rest[a], most[b] - rest[b]) for a, b in room}
         bond = min(spare, key=spare.__getitem__)
         n = room.pop(bond)
@@ -211,7 +211,7 @@ def _completed(rest: list[int], room: dict[tuple[int, int], int], steps: int) ->
 
 
 def _stated(comment: str, says: re.Pattern[str], sure: re.Pattern[str]) -> list[tuple[str, int]]:
-    """The whole numbers of what a comment states by names that may mean something, and do."""
+    """The names and whole numbers in a comment that match ``says``; all must match ``sure`` too."""
     found = []
     for name, value in re.findall(f"({says.pattern}){_VALUE}", comment, re.IGNORECASE):
         if not sure.fullmatch(name):
@@ -225,7 +225,7 @@ def _stated(comment: str, says: re.Pattern[str], sure: re.Pattern[str]) -> list[
 
 
 def _one(found: list[tuple[str, int]], what: str, default: int) -> int:
-    """The number that all statements agree on."""
+    """The number on which all statements agree."""
     if len(numbers := {number for _, number in found}) > 1:
         names = ", ".join(dict.fromkeys(name for name, _ in found))
         raise ValueError(f"its {what} is given as {sorted(numbers)} ({names}); expected one")

@@ -1,4 +1,4 @@
-"""SMILES and InChI from ``.smi`` files and tables."""
+"""Reading SMILES and InChI from ``.smi`` files and tables."""
 
 import csv
 import io
@@ -11,19 +11,19 @@ from egnn_jax.data._structure import Refused, shown
 
 _DELIMITERS = ",\t;|"
 _SMILES = ("smiles", "smi", "canonical_smiles", "isomeric_smiles", "inchi")
-"""Names of columns of molecules, the first before the others."""
+"""Names of columns of molecules, in order of preference."""
 _NAMES = ("name", "id", "title", "molecule", "compound", "label", "identifier")
 _LINE = re.compile(r"\s*(InChI=[^\s\"]+|[^\s,;\"]+)\"?[\s,;]*(.*)")
 
 
 def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
-    """The molecules of lines of a SMILES and a name, divided by white space, a comma or semicolon.
+    """Read lines of a SMILES and a name, separated by white space, a comma or a semicolon.
 
-    Quotes are dropped; lines that begin with # and a first line of names of columns are no
-    molecules.
+    Quotes are dropped. Comment lines, which begin with # or //, and a first line of column names
+    are skipped.
 
     Args:
-      text: of the file.
+      text: the content of the file.
       where: its path.
     """
     lines = enumerate(text.split("\n"), 1)
@@ -43,16 +43,16 @@ def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
 
 
 def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
-    """The molecules of a table with a line of names of columns, one of them of SMILES or InChI.
+    """Read the molecules of a table with a header line and a column of SMILES or InChI.
 
-    The delimiter is a comma, tab, semicolon, bar or, where it is none of these, white space.
+    The delimiter is a comma, tab, semicolon, bar or, if none of these fits, white space.
 
     Args:
-      text: of the file.
+      text: the content of the file.
       where: its path.
 
     Raises:
-      ValueError: no column, or several, can be that of the molecules.
+      ValueError: no column, or more than one, can hold the molecules.
     """
     lines = text.split("\n")
     while lines and (not lines[0].strip() or (_is_comment(lines[0]) and not _names(lines[0])[1])):
@@ -114,8 +114,8 @@ def _is_comment(line: str) -> bool:
 
 
 def _names(line: str) -> tuple[str, list[str]]:
-    """The delimiter of a line of names, and these in small letters; none where no column is of
-    molecules.
+    """The delimiter of a header line, and its column names in lower case; no names if there is no
+    column of molecules.
     """
     found = []
     for delimiter in _DELIMITERS:

@@ -1,13 +1,13 @@
-"""Shares of samples that are drawn at random for validation and test."""
+"""Random splits of samples into training, validation and test."""
 
 import numpy as np
 
 
 def shares(valid: str, test: str) -> tuple[float | None, float | None]:
-    """What share of the training samples each is; None where it is the name of a file.
+    """The shares of the training samples for ``valid`` and ``test``; None for the name of a file.
 
     Raises:
-      ValueError: a share is not above 0 and below 1, or both are 1 or more.
+      ValueError: a share is not above 0 and below 1, or their sum is 1 or more.
     """
     found = []
     for source in (valid, test):
@@ -25,16 +25,16 @@ def shares(valid: str, test: str) -> tuple[float | None, float | None]:
 
 
 def files(train: str, valid: str, test: str) -> tuple[str, ...]:
-    """The names among these, of which ``valid`` and ``test`` may be shares."""
+    """The file names among these; ``valid`` and ``test`` may be shares instead."""
     own = zip((valid, test), shares(valid, test), strict=True)
     return (train, *(source for source, share in own if share is None))
 
 
 def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, np.ndarray]:
-    """Which of ``count`` samples are of "train" and, where these are shares, "valid" and "test".
+    """Draw the rows of "train" and, if these are shares, "valid" and "test" from ``count`` samples.
 
     Raises:
-      ValueError: as :func:`shares`, or one would have no sample.
+      ValueError: as for :func:`shares`, or a split would be empty.
     """
     order = np.random.default_rng(seed).permutation(count)
     found = {}

@@ -1,4 +1,4 @@
-"""A molecule with its geometry, and a molecule that cannot be used."""
+"""Molecules with a geometry, and molecules that cannot be used."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ class Structure:
     """A molecule and its geometry.
 
     Args:
-      name: from its file.
-      symbols: of its M elements.
+      name: the name in its file.
+      symbols: the element symbols of its M atoms.
       positions: (M, 3) in Å.
-      charge: in elementary charges; 0 where the file does not say.
-      geometry: "as given", or the force field it was made with.
-      notes: in what it is unlike a molecule of QM9 by its bonds.
-      conformers: (C, M, 3) all geometries that were made, of lowest energy first; None where it is
+      charge: the charge in elementary charges; 0 if the file does not state it.
+      geometry: "as given", or the method that generated it.
+      notes: how its bonds differ from those of QM9's molecules.
+      conformers: all generated geometries (C, M, 3), lowest energy first; None if the geometry is
         as given.
-      remark: what else its text could mean, such as a formula; empty for most.
-      block: the molecule with its bonds as a mol block; empty where bonds are not known.
-      values: what else its file says of it, by the names of columns, tags or keys.
+      remark: another possible meaning of its text, for example a formula; usually empty.
+      block: the molecule with its bonds as a mol block; empty if bonds are not known.
+      values: other values in its file, by the names of columns, tags or keys.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Structure:
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Bound the name, and take from it what could control a terminal."""
+        """Shorten the name, and remove terminal control characters."""
         object.__setattr__(self, "name", printable(self.name, MOST_NAME))
 
     @property
     def formula(self) -> str:
-        """In Hill's order: C, H, then the others by letter."""
+        """The formula in Hill order: C, H, then the other elements alphabetically."""
         first = [symbol for symbol in ("C", "H") if "C" in self.symbols]
         order = first + sorted(set(self.symbols) - set(first))
         counts = [
@@ -60,13 +60,13 @@ class Structure:
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """A molecule that cannot be used: its name, and why."""
+    """A molecule that cannot be used: its name and the reason."""
 
     name: str
     reason: str
 
     def __post_init__(self) -> None:
-        """Bound both, and take from them what could control a terminal."""
+        """Shorten both fields, and remove terminal control characters."""
         object.__setattr__(self, "name", printable(self.name, MOST_NAME))
         object.__setattr__(self, "reason", printable(self.reason))
 
@@ -85,16 +85,16 @@ def check_size(count: int, most: int, where: str = "") -> None:
 
 
 def check_extent(positions: np.ndarray) -> None:
-    """Raise ValueError where several atoms are all at one place, as without coordinates."""
+    """Raise ValueError if several atoms are all at one point, as when coordinates are missing."""
     if len(positions) > 1 and np.ptp(positions, axis=0).max() < 1e-3:
         raise ValueError("all its atoms are at one place; expected coordinates, or its SMILES")
 
 
 def checked(molecule: Structure) -> Structure:
-    """A molecule in a given geometry, with what its distances say of its bonds.
+    """Check a molecule with a given geometry, and add notes on the bonds that distances suggest.
 
     Raises:
-      ValueError: coordinates are not finite, or all atoms are at one place.
+      ValueError: coordinates are not finite, or all atoms are at one point.
     """
     positions = molecule.positions
     if not np.isfinite(positions).all():
@@ -102,7 +102,7 @@ def checked(molecule: Structure) -> Structure:
     check_extent(positions)
     known = set(molecule.symbols) <= set(qm9.ELEMENTS)
     if not known or not 1 < len(molecule.symbols) <= qm9.LARGEST:
-        return molecule  # no network here takes it
+        return molecule  # the networks included here do not take it
     numbers = np.array([qm9.ELEMENTS[symbol] for symbol in molecule.symbols])
     found = _perception.of_geometry(numbers, positions, molecule.charge)
     return dataclasses.replace(molecule, notes=(*molecule.notes, *found))

@@ -1,4 +1,4 @@
-"""What files of molecules hold, by their kind."""
+"""Reading files of molecules, by their kind."""
 
 import dataclasses
 import gzip
@@ -25,22 +25,22 @@ MOST_BYTES = 500_000_000
 """The largest file that is read, after decompression."""
 
 _TAG = re.compile(r"^>[^<\n]*<([^>\n]+)>.*\n((?:.+\n?)*)", re.MULTILINE)
-"""Of an SDF: the name of a value, and the lines of it, which a blank line ends."""
+"""A value in an SDF: its name, and its lines up to a blank line."""
 
 _COORDINATE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 Entry = Structure | Refused | Smiles
-"""A molecule of a file; a ``Smiles`` has no geometry yet."""
+"""An entry of a file; a ``Smiles`` has no geometry yet."""
 
 
 def entries(path: Path) -> list[Entry]:
-    """The molecules of a file in their order; each that cannot be read says why.
+    """Read the molecules of a file, in order; those that cannot be read are ``Refused``.
 
     Args:
-      path: its suffix, before any ``.gz``, is one of :data:`KINDS`.
+      path: the file; its suffix, before any ``.gz``, must be in :data:`KINDS`.
 
     Raises:
-      ValueError: the file cannot be read, is too large, is no text, or holds nothing of its kind.
+      ValueError: the file cannot be read, is too large, is not text, or is not of its kind.
     """
     suffix, stem = kind(path)
     try:
@@ -54,13 +54,13 @@ def entries(path: Path) -> list[Entry]:
 
 
 def kind(path: Path) -> tuple[str, str]:
-    """The suffix of a file in small letters without ``.gz``, and its name without both."""
+    """The lower-case suffix of a file, ignoring ``.gz``, and its name without both."""
     name = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
     return Path(name).suffix.lower(), Path(name).stem
 
 
 def _text(path: Path) -> tuple[str, str]:
-    """The text of a file with line ends ``\\n``; and how it is damaged, empty if not."""
+    """The text of a file with line ends ``\\n``, and how it is damaged (empty if it is not)."""
     cut = ""
     with path.open("rb") as file:
         if path.suffix.lower() == ".gz":
@@ -73,7 +73,7 @@ def _text(path: Path) -> tuple[str, str]:
     if "\0" in text:
         raise ValueError(f"{path} is no text; expected a file of molecules")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    # The last line of a file that is cut may be part of one.
+    # The last line of a truncated file may be incomplete.
     return (text[: text.rfind("\n") + 1] if cut else text), cut
 
 
@@ -100,7 +100,7 @@ def _decoded(content: bytes) -> str:
     ):
         if content.startswith(mark):
             return content.decode(encoding, errors="replace")
-    for encoding in ("utf-16-le", "utf-16-be"):  # without a mark every other byte is 0
+    for encoding in ("utf-16-le", "utf-16-be"):  # without a byte order mark: every other byte is 0
         start = content[encoding == "utf-16-le" : 200 : 2]
         if len(content) > 3 and start and not any(start):
             return content.decode(encoding, errors="replace")
@@ -142,7 +142,7 @@ def _from_mol2(text: str, stem: str, path: str) -> Iterator[Entry]:
     from rdkit import Chem
 
     def read(block: str, **options: Any) -> Any:
-        # RDKit takes a record that is cut for whole.
+        # RDKit accepts a truncated record as complete.
         counts = (block.split("\n") + [""] * 3)[2].split()
         molecule = Chem.MolFromMol2Block(f"{block}\n", **options)
         if molecule is not None and counts[:2] != [
@@ -206,7 +206,7 @@ def _from_block(
 ) -> Structure | Smiles:
     from rdkit import Chem
 
-    for k, row in enumerate(cells(), 1):  # RDKit takes the start of what is no number
+    for k, row in enumerate(cells(), 1):  # RDKit parses the numeric start of an invalid number
         if len(row) < 3 or not all(_COORDINATE.fullmatch(cell.strip()) for cell in row):
             raise ValueError(
                 f"the coordinates of atom {k} are {shown(' '.join(row))}; expected three numbers"
@@ -222,7 +222,7 @@ def _from_block(
 
 
 def _from_pdb(text: str, stem: str, path: str) -> Iterator[Entry]:
-    """Models; bonds are left to distances, since few files of this kind have their orders."""
+    """Read the models of a PDB file; bonds come from distances, as few files have bond orders."""
     cells = re.findall(r"^CRYST1(.{9})(.{9})(.{9})", text, flags=re.MULTILINE)
     if any(side.strip() not in ("0.000", "1.000") for cell in cells for side in cell):
         raise ValueError(f"{path} is of a crystal (CRYST1); expected molecules")
@@ -245,7 +245,7 @@ def _from_model(rows: list[str], name: str) -> Structure:
 
     check_size(len(rows), MOST_ATOMS)
     for row in rows:
-        # Columns 31 to 54 of the format; RDKit reads what is left of a line that is cut.
+        # Columns 31 to 54 of the format; RDKit would accept a truncated line.
         cells = [row[k : k + 8] for k in (30, 38, 46)]
         if not all(len(x) == 8 and re.fullmatch(r" *-?\d+\.\d+", x) for x in cells):
             raise ValueError(f"the coordinates of {shown(row)} are not in their columns")
@@ -284,4 +284,4 @@ KINDS: dict[str, Callable[[str, str, str], Iterator[Entry]]] = {
     ".csv": _from_table,
     ".tsv": _from_table,
 }
-"""What reads each kind of file, by its suffix: from its text, name and path."""
+"""The reader of each kind of file, by suffix: a function of its text, name and path."""

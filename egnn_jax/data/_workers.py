@@ -1,4 +1,4 @@
-"""Pools of processes."""
+"""Pools of worker processes."""
 
 import multiprocessing
 import os
@@ -8,14 +8,14 @@ from concurrent.futures import ProcessPoolExecutor
 
 
 def workers(processes: int | None = None) -> ProcessPoolExecutor:
-    """A pool of so many processes, one for each core if not given, which end with this one."""
-    # New ones: those that are forked could hold locks of JAX's threads.
+    """A pool of processes (default: one per core) that end when this process ends."""
+    # Spawned, since forked processes could inherit locks held by JAX's threads.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:
-    """End with the process that started this one, however that ends, and at Ctrl-C silently."""
+    """Make this process end with its parent, and silently at Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 

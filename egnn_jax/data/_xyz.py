@@ -1,4 +1,4 @@
-"""Frames of ``.xyz`` files, each read alone: plain, extended, and QM9's own."""
+"""Reading frames of ``.xyz`` files one by one: plain, extended, and QM9's own."""
 
 import bz2
 import gzip
@@ -16,7 +16,7 @@ from egnn_jax.data import _perception
 from egnn_jax.data._structure import MOST_ATOMS, Structure, check_size, checked, shown
 
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-"""What opens a compressed file, by its suffix."""
+"""The functions that open compressed files, by suffix."""
 
 _COUNT = re.compile(r"\s*\+?\d{1,15}\s*")
 _NUMBER = re.compile(r"([+-]?(?:\d+[.,]?\d*|[.,]\d+))(?:(?:[eEdDqQ]|\*\^)([+-]?\d+))?")
@@ -25,21 +25,21 @@ _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _LABEL = re.compile(r"([A-Za-z]{1,2})(?:[\d_'*.:(][\w'*.:()]*)?")
 _PROPERTIES = re.compile(r'Properties=(?:"([^"]*)"|(\S+))')
 _GAUSSIAN = re.compile(r"\A\s*([+-]?\d)\s+([1-9])\s*\Z")
-"""A comment of charge and multiplicity alone."""
+"""A comment with only charge and multiplicity."""
 
 
 class Frame(NamedTuple):
-    """A comment and the lines of atoms."""
+    """The comment and the atom lines of a frame."""
 
     comment: str
     rows: list[str]
 
 
 def frames(text: str) -> Iterator[Frame | str]:
-    """The frames of a file; instead of one that cannot be read, why.
+    """Yield the frames of a file, or an error message for each that cannot be read.
 
-    Every line that is not blank belongs to a frame, to the lines that QM9 has after it, or to what
-    cannot be read.
+    Every line that is not blank belongs to a frame, to the extra lines that QM9 has after it, or to
+    an unreadable part.
     """
     lines = text.split("\n")
     place = 0
@@ -56,26 +56,26 @@ def frames(text: str) -> Iterator[Frame | str]:
         end = next((k for k in range(first, most) if _ends(lines[k])), most)
         rows = lines[first:end]
         trouble = _trouble(count, rows, lines[end : end + 2])
-        if trouble and end - first == count:  # more atoms follow
+        if trouble and end - first == count:  # skip the extra atoms
             end = next((k for k in range(end, len(lines)) if _ends(lines[k])), len(lines))
         elif end - first == count and "".join(lines[end + 2 : end + 3]).startswith("InChI="):
             end += 3  # QM9: frequencies, SMILES, InChI
         comment = "".join(lines[place + 1 : first])
         yield f"line {place + 1}: {trouble}" if trouble else Frame(comment, rows)
-        cut = trouble and _COUNT.fullmatch(comment)  # before its comment
+        cut = trouble and _COUNT.fullmatch(comment)  # truncated before its comment line
         place = place + 1 if cut else max(end, place + 1)
 
 
 def read(frame: Frame, name: str) -> Structure:
-    """The molecule of a frame.
+    """Make a molecule from a frame.
 
     Raises:
-      ValueError: a line is no atom, it has too many, is periodic, or its charge is no number.
+      ValueError: a line is not an atom, there are too many, it is periodic, or a charge is invalid.
     """
     check_size(len(frame.rows), MOST_ATOMS)
     comment = _GAUSSIAN.sub(r"charge=\1 multiplicity=\2", frame.comment)
     cells, heavy = _cells(frame)
-    if "=" not in frame.comment:  # it states nothing that ASE, which takes ten times as long, reads
+    if "=" not in frame.comment:  # no keys, so ASE, which takes ten times as long, is not needed
         symbols, x = [row[0] for row in cells], np.array([row[1:] for row in cells], float)
         return _structure(name, symbols, x, comment, heavy, {}, {})
     atoms = _by_ase(frame, cells)
@@ -90,16 +90,16 @@ def read(frame: Frame, name: str) -> Structure:
 
 
 def stream(path: Path) -> Iterator[Any]:
-    """The frames of an extended ``.xyz``, of any size, as ASE's ``Atoms``, one after the other.
+    """Iterate over the frames of an extended ``.xyz`` of any size as ASE's ``Atoms``.
 
-    ASE itself ends at the first blank line between frames.
+    ASE's own reader stops at the first blank line between frames.
 
     Args:
-      path: the file; compressed where it ends in ``.gz``, ``.bz2`` or ``.xz``.
+      path: the file; it is decompressed if it ends in ``.gz``, ``.bz2`` or ``.xz``.
 
     Raises:
-      ValueError: there is something else where the number of atoms of a frame is expected, or the
-        file ends within a frame; also what ASE raises.
+      ValueError: a frame does not start with its number of atoms, or the file ends within a frame.
+        Exceptions of ASE are passed on.
     """
     import ase.io
 
@@ -120,7 +120,7 @@ def stream(path: Path) -> Iterator[Any]:
             uncertain = not line and count > 1 and not rows[-1].endswith("\n")
             if uncertain and _is_cut([row.split() for row in rows[1:]]):
                 raise ValueError(f"the file ends within its last atom, {shown(rows[-1])}")
-            while line.startswith("VEC"):  # a cell, after the atoms
+            while line.startswith("VEC"):  # a cell after the atoms
                 rows.append(line)
                 line = file.readline()
             yield ase.io.read(io.StringIO(f"{count}\n{''.join(rows)}"), index=0, format="extxyz")
@@ -132,15 +132,15 @@ def _next_count(lines: list[str], place: int) -> int:
 
 
 def _ends(line: str) -> bool:
-    """Whether a line cannot be one of atoms: it is blank, or the count of another frame."""
+    """Whether a line ends a frame's atoms: it is blank, or the atom count of another frame."""
     return not line.strip() or _COUNT.fullmatch(line) is not None
 
 
 def _trouble(count: int, rows: list[str], following: list[str]) -> str:
-    """What is wrong with the number of atoms of a frame; empty if nothing."""
+    """The error in the number of atoms of a frame; empty if there is none."""
     if len(rows) < count:
         return f"its header says {count:,} atoms; {len(rows):,} follow"
-    # The second: a frame whose header is the end of the last line of the one before, which was cut.
+    # Two lines, since a truncated last atom line may be joined with the header of the next frame.
     if following and not _COUNT.fullmatch(following[0]) and any(map(_is_atom, following)):
         return f"its header says {count:,} atoms; more follow"
     if not following and len(rows) > 2 and _is_cut([row.split() for row in rows]):
@@ -149,7 +149,7 @@ def _trouble(count: int, rows: list[str], following: list[str]) -> str:
 
 
 def _is_cut(rows: list[list[str]]) -> bool:
-    """Whether the last line, without a line end, has fewer columns or decimals than all others."""
+    """Whether the last line, which has no line end, has fewer columns or decimals than others."""
     *columns, last = map(len, rows)
     if last < 4 or last < min(columns):
         return True
@@ -164,8 +164,8 @@ def _is_atom(line: str) -> bool:
 
 
 def _cells(frame: Frame) -> tuple[list[list[Any]], bool]:
-    """What the lines of atoms hold: a symbol and three numbers, or the columns of an extended
-    file, a symbol among them; and whether some were deuterium or tritium.
+    """The cells of the atom lines: a symbol and three numbers, or the columns of an extended file,
+    including a symbol; and whether any atom is deuterium or tritium.
     """
     columns = _PROPERTIES.search(frame.comment)
     place = 0
@@ -196,8 +196,8 @@ def _cells(frame: Frame) -> tuple[list[list[Any]], bool]:
 
 
 def _element(label: str, atom: int) -> tuple[str, bool]:
-    """The symbol of an element from a symbol, a label such as C1, or an atomic number; and whether
-    it is D or T.
+    """The element symbol from a symbol, a label like C1, or an atomic number; and whether it is D
+    or T.
     """
     from ase.data import atomic_numbers, chemical_symbols
 
@@ -213,7 +213,7 @@ def _element(label: str, atom: int) -> tuple[str, bool]:
 
 
 def _number(text: str, atom: int) -> float:
-    """A number also in other writing than Python's: 1.5D-01, 1.5*^-6 and 1,5."""
+    """Parse a number, also in notations that Python does not know: 1.5D-01, 1.5*^-6 and 1,5."""
     if match := _NUMBER.fullmatch(text):
         return float(f"{match[1].replace(',', '.')}e{match[2] or 0}")
     if _NOT_FINITE.fullmatch(text):
@@ -222,7 +222,7 @@ def _number(text: str, atom: int) -> float:
 
 
 def _by_ase(frame: Frame, cells: list[list[Any]]) -> Any:
-    """A frame as ASE's ``Atoms``, with what its comment states."""
+    """Read a frame as ASE's ``Atoms``, with the values in its comment."""
     import ase.io
 
     rows = "\n".join([" ".join(map(str, row)) for row in cells] + [""])
@@ -234,11 +234,11 @@ def _by_ase(frame: Frame, cells: list[list[Any]]) -> Any:
     try:
         try:
             return read(frame.comment)
-        except Exception:  # ASE takes a comment such as "= 5" for keys and values
+        except Exception:  # ASE fails on comments like "= 5", which it parses as keys and values
             if re.search(r"Lattice|Properties|pbc", frame.comment, re.IGNORECASE):
                 raise
             return read("")
-    except Exception as error:  # ASE's readers raise whatever they stumble over
+    except Exception as error:  # ASE's readers raise exceptions of any type
         raise ValueError(f"ASE cannot read it ({type(error).__name__}: {error})") from error
 
 

@@ -1,6 +1,4 @@
-"""Arrays that are slow to make, kept on disk; a file that is damaged or half-written is never
-mistaken for whole.
-"""
+"""A disk cache of arrays that are slow to compute; damaged and incomplete files are detected."""
 
 import hashlib
 import io
@@ -15,21 +13,21 @@ from egnn_jax._files import expanded, write_atomically
 
 
 def default_folder() -> Path:
-    """Where data sets are kept: ``$EGNN_JAX_DATA``, or ``data`` in the working directory."""
+    """The folder of data sets: ``$EGNN_JAX_DATA``, or ``data`` in the working directory."""
     return expanded(os.environ.get("EGNN_JAX_DATA", "data"))
 
 
 def cached_arrays(
     path: Path, build: Callable[[], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The arrays that ``build`` returns, from ``path`` (.npz) if its SHA-256, kept beside it, still
-    holds.
+    """Load arrays from ``path`` (.npz) if they match the SHA-256 stored next to it; otherwise call
+    ``build`` and store its arrays.
 
     The checksum is written last, so that a killed build leaves nothing that looks complete. A file
-    that does not match is named in a warning and built again.
+    that does not match is built again, with a warning.
     """
     checksum = path.with_name(path.name + ".sha256")
-    if os.path.exists(path):  # False also where a folder may not be entered
+    if os.path.exists(path):  # also False if a folder on the path must not be entered
         content = _content(path, checksum)
         if content is not None:
             with np.load(io.BytesIO(content)) as arrays:
@@ -46,7 +44,7 @@ def cached_arrays(
         checksum.unlink(missing_ok=True)
         write_atomically(path, buffer.getvalue())
         write_atomically(checksum, hashlib.sha256(buffer.getvalue()).hexdigest().encode() + b"\n")
-    except (OSError, ValueError) as error:  # the arrays are there, and only their cache is not
+    except (OSError, ValueError) as error:  # the arrays are still usable without a cache
         warnings.warn(
             f"{path} cannot be written ({error}); it is made again next time", stacklevel=2
         )
@@ -54,7 +52,7 @@ def cached_arrays(
 
 
 def _content(path: Path, checksum: Path) -> bytes | None:
-    """The bytes of a file whose SHA-256 is as written beside it, or None."""
+    """The bytes of a file, or None if they do not match the SHA-256 stored next to it."""
     try:
         content = path.read_bytes()
         whole = checksum.read_text(encoding="utf-8").strip() == hashlib.sha256(content).hexdigest()

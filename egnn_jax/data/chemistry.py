@@ -1,4 +1,4 @@
-"""Bonds and the chemistry of atoms, by RDKit: from a SMILES and positions, or positions alone."""
+"""Bonds and atom traits from RDKit, for a SMILES with positions or for positions alone."""
 
 import functools
 import os
@@ -7,26 +7,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BOND_TYPES = ("single", "double", "triple", "aromatic")
-"""The kinds of bonds; kind k of an array is the k-th of these from 1, and 0 is no bond."""
+"""The kinds of bonds, numbered from 1 in arrays; 0 is no bond."""
 
 TRAITS = ("acceptor", "donor", "aromatic", "sp", "sp2", "sp3", "hydrogens")
-"""What is known of an atom: of a hydrogen bond, of a ring, its hybridization (each 0 or 1), and to
-how many hydrogens it is bound.
+"""The traits of an atom: hydrogen bond acceptor or donor, aromatic, hybridization (each 0 or 1),
+and its number of bonded hydrogens.
 """
 
 SOURCES = ("in order", "reordered", "by positions", "none")
-"""Where the bonds of a molecule with a SMILES are from; its place here is the ``source``.
+"""The possible sources of the bonds of a molecule with a SMILES, in the order of ``source``.
 
-"in order": the bonds of the SMILES agree with the distances, atom by atom. "reordered": they do
-after the atoms of the SMILES are put into another order. "by positions": they do not, and the bonds
-are those of :func:`perceived`. "none": that fails as well.
+"in order": the bonds of the SMILES agree with the distances, atom by atom. "reordered": they agree
+after reordering the atoms of the SMILES. "by positions": they do not agree, and the bonds are from
+:func:`perceived`. "none": that fails as well.
 """
 
 BOUND, LONGEST, CLOSEST = 1.16, 1.25, 1.1
-"""Distances in sums of two covalent radii. Atoms closer than ``BOUND`` are taken to be bound where
-nothing else is known; this tells bonds from other pairs in all but some forty molecules of QM9. A
-SMILES disagrees with the distances where a bond is longer than ``LONGEST``, or two atoms without a
-bond are closer than ``CLOSEST``.
+"""Distances in units of the sum of two covalent radii. Atoms closer than ``BOUND`` count as bonded
+if nothing else is known; this separates bonds from other pairs in all but some forty molecules of
+QM9. A SMILES disagrees with the distances if a bond is longer than ``LONGEST``, or two atoms
+without a bond are closer than ``CLOSEST``.
 """
 
 _RADII = np.zeros(10)
@@ -38,9 +38,9 @@ class Chemistry(NamedTuple):
     """Bonds and traits of a molecule of M atoms.
 
     Attributes:
-      ends: atoms of each bond (B, 2), the lower first.
-      kinds: of the bonds (B,), 1 to 4 in the order of :data:`BOND_TYPES`.
-      traits: of the atoms (M, 7) in the order of :data:`TRAITS`.
+      ends: indices of the atoms of each bond (B, 2), the lower one first.
+      kinds: kinds of the bonds (B,), 1 to 4 in the order of :data:`BOND_TYPES`.
+      traits: traits of the atoms (M, 7), in the order of :data:`TRAITS`.
     """
 
     ends: np.ndarray
@@ -49,16 +49,16 @@ class Chemistry(NamedTuple):
 
 
 def of_smiles(smiles: str, numbers: np.ndarray, positions: np.ndarray) -> tuple[Chemistry, int]:
-    """The chemistry of a molecule whose SMILES and positions are known, and where it is from.
+    """Determine bonds and traits of a molecule from its SMILES and positions.
 
     Args:
-      smiles: of the molecule.
+      smiles: the SMILES of the molecule.
       numbers: atomic numbers of H, C, N, O and F (M,).
       positions: (M, 3) in Å.
 
     Returns:
-      The chemistry in the order of ``numbers``, without bonds and traits where there is none, and
-      the place of its source in :data:`SOURCES`.
+      The chemistry in the order of ``numbers`` (no bonds and zero traits if it cannot be
+      determined), and the index of its source in :data:`SOURCES`.
     """
     from rdkit import Chem, rdBase
 
@@ -82,12 +82,12 @@ def of_smiles(smiles: str, numbers: np.ndarray, positions: np.ndarray) -> tuple[
 
 
 def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Chemistry:
-    """The chemistry of a molecule by RDKit's perception of bonds from positions.
+    """Determine bonds and traits by RDKit's perception of bonds from positions.
 
     Args:
       numbers: atomic numbers (M,).
       positions: (M, 3) in Å.
-      charge: of the molecule.
+      charge: the charge of the molecule.
 
     Raises:
       ValueError: rdkit is not installed, or finds no bonds that fit the valences and the charge.
@@ -123,7 +123,7 @@ def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Ch
 
 
 def _in_radii(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """(M, M) distances in sums of two covalent radii; infinite on the diagonal."""
+    """Distances (M, M) in units of the sum of two covalent radii; infinite on the diagonal."""
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     distances /= _RADII[numbers][:, None] + _RADII[numbers]
     np.fill_diagonal(distances, np.inf)
@@ -131,7 +131,7 @@ def _in_radii(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def _agrees(molecule: Any, distances: np.ndarray) -> bool:
-    """Whether the bonds of a molecule of RDKit are short, and all other distances are not."""
+    """Whether the bonds of an RDKit molecule are short, and all other distances are not."""
     from rdkit import Chem
 
     bound = Chem.GetAdjacencyMatrix(molecule).astype(bool)
@@ -140,7 +140,7 @@ def _agrees(molecule: Any, distances: np.ndarray) -> bool:
 
 
 def _order(molecule: Any, numbers: np.ndarray, adjacent: np.ndarray) -> list[int]:
-    """For each atom of a graph the atom of the molecule in its place; empty if they differ."""
+    """For each atom of ``adjacent``, the matching atom of the molecule; empty without a match."""
     from rdkit import Chem
 
     found = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
@@ -151,7 +151,7 @@ def _order(molecule: Any, numbers: np.ndarray, adjacent: np.ndarray) -> list[int
 
 
 def _skeleton(numbers: np.ndarray, adjacent: np.ndarray) -> Any:
-    """A molecule that is only elements and single bonds."""
+    """An RDKit molecule of only elements and single bonds, for matching."""
     from rdkit import Chem
 
     molecule = Chem.RWMol()
@@ -167,7 +167,7 @@ def _skeleton(numbers: np.ndarray, adjacent: np.ndarray) -> Any:
 
 
 def _of_rdkit(molecule: Any) -> Chemistry:
-    """The chemistry of a sanitized molecule of RDKit with all of its hydrogens."""
+    """The chemistry of a sanitized RDKit molecule with all of its hydrogens."""
     kinds = {"SINGLE": 1, "DOUBLE": 2, "TRIPLE": 3, "AROMATIC": 4}
     ends, found = [], []
     for bond in molecule.GetBonds():
@@ -190,9 +190,9 @@ def _of_rdkit(molecule: Any) -> Chemistry:
 
 @functools.cache
 def _factory() -> Any:
-    """RDKit's definitions of donors and acceptors of hydrogen bonds."""
+    """RDKit's definitions of hydrogen bond donors and acceptors."""
     from rdkit import RDConfig
     from rdkit.Chem import ChemicalFeatures
 
-    features: Any = ChemicalFeatures  # whose types do not list the function
+    features: Any = ChemicalFeatures  # its type stubs lack the function
     return features.BuildFeatureFactory(os.path.join(RDConfig.RDDataDir, "BaseFeatures.fdef"))

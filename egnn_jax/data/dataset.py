@@ -1,4 +1,4 @@
-"""Graphs of different sizes as flat arrays, packed side by side into batches of one shape."""
+"""Graphs of different sizes as flat arrays, packed into padded batches of one shape."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,15 +17,15 @@ from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraph
 
 
 class GraphDataset:
-    """S graphs of any sizes, from which batches of any of them are gathered by NumPy alone.
+    """S graphs of any sizes, from which batches are gathered with NumPy.
 
-    ``dataset[k]`` is one graph, ``dataset[rows]`` a data set that shares its arrays.
+    ``dataset[k]`` is one graph, and ``dataset[rows]`` a data set that shares the arrays.
 
     Args:
-      graphs: graphs, or batches without padding, that all carry the same fields.
+      graphs: graphs, or batches without padding, that all have the same fields.
 
     Raises:
-      ValueError: there are no graphs, or their fields differ (the first that does is named).
+      ValueError: there are no graphs, or their fields differ (the message names the first graph).
     """
 
     pads = True
@@ -42,7 +42,7 @@ class GraphDataset:
         globals_: Globals | None = None,
         edge_lists: EdgeLists | None = None,
     ) -> "GraphDataset":
-        """A data set from flat arrays, which are not copied and may be memory-mapped.
+        """Make a data set from flat arrays, which are not copied and may be memory-mapped.
 
         Args:
           n_node: the number of nodes M of each graph (S,).
@@ -50,12 +50,12 @@ class GraphDataset:
           edges: arrays (ΣE, …).
           globals_: arrays (S, …).
           edge_lists: n_edge (S,), and senders and receivers (ΣE,), counted from the first node of
-            each graph and sorted by receiver. Every graph is complete if not given, with its edges
+            each graph and sorted by receiver. If not given, every graph is complete, with its edges
             in the order of :func:`egnn_jax.complete_edges`.
 
         Raises:
-          ValueError: arrays differ in length from what n_node and n_edge say, or an edge has an
-            end outside of its graph or is not sorted.
+          ValueError: the lengths of arrays do not match n_node and n_edge, an edge ends outside of
+            its graph, or edges are not sorted.
         """
         require_flat(n_node, nodes, edges, globals_, edge_lists)
         self = cls.__new__(cls)
@@ -99,15 +99,15 @@ class GraphDataset:
 
     @property
     def n_node(self) -> np.ndarray:
-        """(S,) the number of nodes of each graph."""
+        """The number of nodes of each graph (S,)."""
         return self._n_node
 
     @property
     def y(self) -> np.ndarray:
-        """(S, T) the targets of the graphs.
+        """The targets of the graphs (S, T).
 
         Raises:
-          ValueError: the graphs have none.
+          ValueError: the graphs have no targets.
         """
         if self._globals.y is None:
             raise ValueError("the graphs have no targets; expected y where they were built")
@@ -121,15 +121,15 @@ class GraphDataset:
         return other
 
     def node_features(self) -> np.ndarray:
-        """h of the nodes of all graphs (ΣM, …), one graph after the other."""
+        """h of the nodes of all graphs (ΣM, …), in the order of the graphs."""
         if self._nodes.h is None:
             raise ValueError("the graphs have no h")
         return self._nodes.h[_packing.Gather(self._n_node[None], self._first_node[None]).source]
 
     def target_statistics(self) -> dict[str, tuple[float, ...]]:
-        """``mean`` and ``scale`` (standard deviation, or 1 where it is 0) of each target (T,).
+        """``mean`` and ``scale`` (standard deviation, or 1 if it is 0) of each target (T,).
 
-        As :class:`egnn_jax.Readout` takes them.
+        These are arguments of :class:`egnn_jax.Readout`.
         """
         scale = self.y.std(axis=0, dtype=np.float64)
         mean = self.y.mean(axis=0, dtype=np.float64)
@@ -137,11 +137,11 @@ class GraphDataset:
         return {"mean": tuple(mean.tolist()), "scale": tuple(scale.tolist())}
 
     def split(self, *fractions: float, seed: int = 0) -> tuple["GraphDataset", ...]:
-        """Random parts of the data set: one for each fraction, and what is left.
+        """Split the data set at random into one part for each fraction, and the rest.
 
         Args:
-          fractions: shares of the graphs, such as 0.8, 0.1 for train, valid and the rest as test.
-          seed: of the order.
+          fractions: shares of the graphs, for example 0.8, 0.1 for train, valid and the rest.
+          seed: seed of the random order.
 
         Raises:
           ValueError: a fraction or their sum is not between 0 and 1, or a part would be empty.
@@ -151,14 +151,14 @@ class GraphDataset:
         return tuple(self[part] for part in _packing.parts_of(order, fractions))
 
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
-        """Batches of ``batch_size`` graphs, see :class:`egnn_jax.data.loader.DatasetLoader`."""
+        """A loader of batches of graphs, see :class:`egnn_jax.data.loader.DatasetLoader`."""
         return DatasetLoader(self, batch_size, seed)
 
     def save(self, folder: Path | str) -> None:
         """Write the data set to a new folder, see :meth:`write`; :meth:`open` reads it.
 
         Raises:
-          ValueError: the folder exists.
+          ValueError: the folder already exists.
         """
         with storage.writing(expanded(folder)) as writer:
             for k in range(len(self)):
@@ -166,19 +166,19 @@ class GraphDataset:
 
     @classmethod
     def write(cls, folder: Path | str, graphs: Iterable[GraphsTuple]) -> "GraphDataset":
-        """A data set in a new folder of graphs that need not fit in memory, whole or not at all.
+        """Write graphs, which need not fit in memory, atomically to a new folder.
 
         Args:
-          folder: a new one, which :meth:`open` reads.
-          graphs: as of :class:`GraphDataset`, taken one after the other, such as from a generator.
+          folder: a new folder, which :meth:`open` reads.
+          graphs: as for :class:`GraphDataset`; read one at a time, so a generator works.
 
         Returns:
           The data set, memory-mapped.
 
         Raises:
-          ValueError: the folder exists, there are no graphs, or one differs from the first in what
-            it carries or in a dtype (it is named).
-          OSError: such as of a full disk.
+          ValueError: the folder exists, there are no graphs, or one differs from the first in its
+            fields or a dtype (the message names it).
+          OSError: writing fails, for example because the disk is full.
         """
         folder = expanded(folder)
         with storage.writing(folder) as writer:
@@ -188,29 +188,29 @@ class GraphDataset:
 
     @classmethod
     def open(cls, folder: Path | str, verify: bool = False) -> "GraphDataset":
-        """A data set that :meth:`save` wrote, its arrays memory-mapped.
+        """Open a data set that :meth:`save` or :meth:`write` wrote, with memory-mapped arrays.
 
         Args:
-          folder: where it is.
-          verify: compare the SHA-256 of every file; sizes are compared in any case.
+          folder: the folder of the data set.
+          verify: check the SHA-256 of every file; sizes are always checked.
 
         Raises:
-          ValueError: this is no such folder, or a file is missing, of another size or damaged.
+          ValueError: this is not a data set, or a file is missing, has a wrong size or is damaged.
         """
         arrays = storage.read_arrays(expanded(folder), verify)
         carried = storage.unflatten(arrays)
         nodes, edges, globals_ = (carried[name] for name in ("nodes", "edges", "globals"))
         lists = arrays["n_edge"], arrays["senders"], arrays["receivers"]
-        self = cls.__new__(cls)  # from_arrays would read all of them
+        self = cls.__new__(cls)  # from_arrays would read all arrays to check them
         self._set(arrays["n_node"], nodes, edges, globals_, lists)
         return self
 
     def arrange(
         self, rows: np.ndarray, steps: int, shards: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Batches of nearly the same size, so that one shape fits all with little padding.
+        """Assign graphs to batches of similar size, so that one shape fits all with little padding.
 
-        Graphs are sorted into B classes of similar size, and each batch gets one of each class at
+        Graphs are sorted into B classes of similar size, and each batch takes one of each class at
         random (stratified sampling). See :meth:`egnn_jax.data.loader.Dataset.arrange`.
         """
         sizes = np.where(rows >= 0, self._n_edge[rows], 0)
@@ -219,10 +219,10 @@ class GraphDataset:
         return _packing.snake(batches.reshape(steps, -1, shards)).swapaxes(1, 2)
 
     def budgets(self, graphs: int, shards: int = 1) -> list[Budget]:
-        """Shapes of a shard of ``graphs`` graphs, the smallest first.
+        """The budgets of a shard of ``graphs`` graphs, smallest first.
 
-        Whatever :meth:`arrange` returns fits the last of them. For single graphs these are the
-        quartiles of their sizes; for more there is only one.
+        Every shard that :meth:`arrange` returns fits the last one. For single graphs, the budgets
+        are the quartiles of their sizes; for more graphs there is only one.
         """
         key = graphs, shards
         if key not in self._budgets:
@@ -230,19 +230,19 @@ class GraphDataset:
         return self._budgets[key]
 
     def pack(self, rows: np.ndarray, own: slice = slice(None)) -> PaddedGraphsTuple:
-        """Padded batches of the graphs numbered ``rows``; see :class:`~egnn_jax.PaddedGraphsTuple`.
+        """Pack the graphs ``rows`` into padded batches; see :class:`~egnn_jax.PaddedGraphsTuple`.
 
         Args:
           rows: (B,) or (…, shards, B/shards) as :meth:`arrange` returns them; -1 is no graph.
-          own: which of the shards are packed, in the shape that they have among all.
+          own: which shards to pack; their shape does not depend on it.
 
         Returns:
           NumPy arrays with the leading axes of ``rows`` and the shape of the last of
-          :meth:`budgets`. If one of the batches does not fit, all get that of B graphs of the
-          largest size, which costs a compilation.
+          :meth:`budgets`. If a batch does not fit, all have the shape for B graphs of the largest
+          size, which costs a compilation.
         """
         shards = rows.shape[-2:-1]
-        budget = self.budgets(rows.shape[-1], *shards)[-1]  # of all shards, as all processes do
+        budget = self.budgets(rows.shape[-1], *shards)[-1]  # the same in all processes
         budget = _packing.fitting(budget, rows, self._n_node, self._n_edge)
         rows = rows[..., own, :] if shards else rows
         leading, size = rows.shape[:-1], rows.shape[-1]
@@ -279,7 +279,7 @@ class GraphDataset:
 
     @property
     def _runs(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """First and number of each graph's nodes, edges, and ends of edges in the flat arrays."""
+        """Start and number of each graph's nodes, edges and edge ends in the flat arrays."""
         first = (self._first_node, self._first_edge, self._first_end)
         return tuple(zip(first, (self._n_node, self._n_edge, self._n_edge), strict=True))
 

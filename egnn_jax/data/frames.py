@@ -1,4 +1,4 @@
-"""Structures with energies and forces from files: whatever ASE reads, and rMD17's ``.npz``."""
+"""Reading structures with energies and forces from any format of ASE and rMD17's ``.npz``."""
 
 import dataclasses
 import zipfile
@@ -24,10 +24,10 @@ class Labels:
     """The names and units of the labels of frames.
 
     Args:
-      energy, forces, stress, virial: the names that the labels have in the file; an empty one is
-        not used. A virial W gives the stress -W / V.
-      energy_unit: of energies; forces are in this a unit of length.
-      length_unit: of positions, cells and forces.
+      energy, forces, stress, virial: the names of the labels in the file; "" if not used. A virial
+        W gives the stress -W / V.
+      energy_unit: the unit of energies; forces are in this unit per unit of length.
+      length_unit: the length unit of positions, cells and forces.
     """
 
     energy: str = "energy"
@@ -38,18 +38,18 @@ class Labels:
     length_unit: Length = "Å"
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the stress has two sources."""
+        """Raise ValueError if both stress and virial are given."""
         if self.stress and self.virial:
             raise ValueError(
                 f"stress is {self.stress!r} and virial {self.virial!r}; expected one of them"
             )
 
     def in_ev(self, atoms: Any) -> Any:
-        """A copy of ASE's ``Atoms`` in eV and Å, with "energy", "forces" and "stress" as its
-        labels.
+        """A copy of ASE's ``Atoms`` in eV and Å, with the labels "energy", "forces" and "stress".
 
         Raises:
-          ValueError: a label is missing, not finite or of another shape, or an atom is no element.
+          ValueError: a label is missing, not finite or has the wrong shape, or an atom is not an
+            element.
         """
         from ase import units
         from ase.calculators.singlepoint import SinglePointCalculator
@@ -66,7 +66,7 @@ class Labels:
         energy = energy_units[self.energy_unit]
         length = {"Å": 1.0, "nm": units.nm, "Bohr": units.Bohr}[self.length_unit]
         copy = atoms.copy()
-        copy.set_constraint()  # fixed atoms would stay where they were in the file's unit
+        copy.set_constraint()  # set_positions would not move fixed atoms to the new unit
         copy.set_cell(atoms.cell * length)
         copy.set_positions(atoms.get_positions() * length)
         labels = {"energy": energy * label_of(atoms, self.energy, ())}
@@ -81,8 +81,8 @@ class Labels:
 
 
 def find(name: str) -> Path:
-    """The file of that name, or the folder that :func:`egnn_jax.data.labelled.pack` wrote: as it
-    stands, or else in the folder ``frames`` of :func:`egnn_jax.data.cache.default_folder`, or in
+    """Find a file, or a folder that :func:`egnn_jax.data.labelled.pack` wrote, by name: the path
+    itself, or in the folder ``frames`` of :func:`egnn_jax.data.cache.default_folder`, or in
     ``../shared/data`` of a clone.
 
     Raises:
@@ -99,14 +99,14 @@ def find(name: str) -> Path:
 
 
 def read(path: Path) -> Iterator[Any]:
-    """The structures of a file, one after the other, as ASE's ``Atoms``.
+    """Iterate over the structures of a file as ASE's ``Atoms``.
 
     Args:
-      path: any format of ASE, also compressed; or an ``.npz`` with the arrays of rMD17,
-        whose energies and forces are taken from kcal/mol to eV.
+      path: a file in any format of ASE, also compressed; or an ``.npz`` with the arrays of rMD17,
+        whose energies and forces are converted from kcal/mol to eV.
 
     Raises:
-      ValueError: the file cannot be read, at the frame that is named, or holds no structures.
+      ValueError: a frame cannot be read (the message names it), or there are no structures.
     """
     import ase.io
 
@@ -121,26 +121,26 @@ def read(path: Path) -> Iterator[Any]:
         for atoms in frames:
             yield atoms
             number += 1
-    except Exception as error:  # ASE's readers raise whatever they stumble over
+    except Exception as error:  # ASE's readers raise exceptions of any type
         raise ValueError(f"{path}: frame {number} cannot be read ({error})") from error
     if not number:
         raise ValueError(f"{path} holds no structures")
 
 
 def is_xyz(path: Path) -> bool:
-    """Whether the name of a file says that it is an extended ``.xyz``; ASE may guess another kind
-    from its first lines.
+    """Whether a file is an extended ``.xyz`` by its name; ASE may guess another format from its
+    first lines.
     """
     name = path.with_suffix("") if path.suffix.lower() in _xyz.OPENERS else path
     return name.suffix.lower() in (".xyz", ".extxyz")
 
 
 def named(path: Path, labels: Labels) -> Iterator[tuple[str, Any]]:
-    """The structures of a file in eV and Å, each with its name.
+    """Iterate over the structures of a file in eV and Å, each with its name.
 
     Raises:
-      ValueError: as :func:`read` and :meth:`Labels.in_ev`; the file and the number of the structure
-        are named.
+      ValueError: as for :func:`read` and :meth:`Labels.in_ev`; the message names the file and the
+        number of the structure.
     """
     if path.suffix == ".npz" and (labels.energy_unit, labels.length_unit) != ("eV", "Å"):
         raise ValueError(

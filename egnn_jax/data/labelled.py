@@ -17,9 +17,9 @@ from egnn_jax.graph.ase import from_ase
 from egnn_jax.graph.graph import GraphsTuple
 
 BLOCK = 10_000
-"""How many structures are looked at together, to bound the memory."""
+"""The number of structures to process at once, to bound the memory."""
 KINDS = 10_000
-"""How many kinds of structures are told apart."""
+"""The largest number of kinds of structures that are distinguished."""
 
 _ELEMENTS = 119
 _COLUMNS = ("energy", "squared_forces", "config_type")
@@ -27,16 +27,16 @@ _COLUMNS = ("energy", "squared_forces", "config_type")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labelled:
-    """S structures as graphs without energies, and what there is to know of each.
+    """S structures as graphs without energies, and data on each structure.
 
     Args:
       graphs: the structures, with atomic numbers as h.
-      energy: of each (S,) in eV, float64.
-      squared_forces: the sum of the squares of all components of its forces (S,) in eV²/Å².
-      config_type: the number of its ``config_type`` in ``kinds`` (S,).
-      row: its place among all structures of the files (S,).
-      kinds: of structures, "" for those without; all after the first 10,000 count as such.
-      files: the names of the files, and how many structures each has.
+      energy: energies (S,) in eV, float64.
+      squared_forces: the sum of squares of all force components (S,) in eV²/Å².
+      config_type: the index of the structure's ``config_type`` in ``kinds`` (S,).
+      row: its index among all structures of the files (S,).
+      kinds: the values of ``config_type``; "" if missing, and for all after the first 10,000.
+      files: the name of each file and its number of structures.
     """
 
     graphs: GraphDataset
@@ -60,7 +60,7 @@ class Labelled:
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def name(self, k: int) -> str:
-        """Of structure ``k``, such as "frame 3 of mine.xyz"."""
+        """The name of structure ``k``, for example "frame 3 of mine.xyz"."""
         frame = int(self.row[k])
         for name, count in self.files:
             if frame < count:
@@ -69,7 +69,7 @@ class Labelled:
         raise IndexError(k)
 
     def compositions(self) -> Iterator[np.ndarray]:
-        """How many atoms of each element, by atomic number, structures have (b, 119), in blocks."""
+        """Yield blocks (b, 119) of the number of atoms of each element, by atomic number."""
         for first in range(0, len(self), BLOCK):
             part = self.graphs[first : first + BLOCK]
             of_atom = np.repeat(np.arange(len(part)), part.n_node)
@@ -78,10 +78,10 @@ class Labelled:
             yield counts.reshape(len(part), _ELEMENTS)
 
     def free_atoms(self) -> tuple[dict[str, float], bool]:
-        """Energies of free atoms that explain those of structures best, E ≈ Σ_i E0_i.
+        """Fit energies of free atoms to those of the structures, E ≈ Σ_i E0_i.
 
-        Least squares over all structures; where these do not determine them, as those of one
-        molecule do not, those with the smallest sum of squares.
+        This is a least-squares fit over all structures. If they do not determine the energies, for
+        example with only one molecule, it is the solution with the smallest sum of squares.
 
         Returns:
           The energies in eV by symbol, and whether the structures determine them.
@@ -90,7 +90,7 @@ class Labelled:
         known = sorted(np.flatnonzero(present).tolist(), key=_symbol)
         system = np.zeros((0, len(known) + 1))
         for block, counts in enumerate(self.compositions()):
-            if block:  # a triangle with the same least squares takes the place of those before
+            if block:  # replace all rows so far by a triangle with the same least squares
                 system = np.linalg.qr(system, mode="r")
             energies = self.energy[block * BLOCK :][: len(counts)]
             system = np.concatenate([system, np.column_stack([counts[:, known], energies])])
@@ -99,16 +99,16 @@ class Labelled:
         return dict(zip(map(_symbol, known), found.tolist(), strict=True)), int(rank) == len(known)
 
     def relative(self, references: Mapping[str, float]) -> np.ndarray:
-        """The energies (S,) less those of free atoms, 0 for elements that have none."""
+        """The energies (S,) minus those of free atoms; elements without a reference count as 0."""
         of_element = _by_number(references, 0.0)
         return self.energy - np.concatenate([c @ of_element for c in self.compositions()])
 
     def samples(self, references: Mapping[str, float]) -> GraphDataset:
-        """The graphs with energies less those of free atoms as targets (S, 1).
+        """The graphs with energies relative to free atoms as targets (S, 1).
 
         Raises:
           ValueError: a structure has an element without reference, or its energy is not finite;
-            it is named.
+            the message names it.
         """
         known = ~np.isnan(_by_number(references, np.nan))
         for block, counts in enumerate(self.compositions()):
@@ -125,17 +125,17 @@ class Labelled:
 
 
 def read(name: str, labels: Labels, cutoff: float | None) -> Labelled:
-    """The structures of a file, or of a folder that :func:`pack` wrote.
+    """Read the structures of a file, or of a folder that :func:`pack` wrote.
 
     Args:
       name: see :func:`egnn_jax.data.frames.find`.
-      labels: what the file holds; of a folder, what the files held that it was packed from.
-      cutoff: atoms within this distance (Å) send to each other; all atoms if None.
+      labels: the labels in the file, or in the files from which a folder was packed.
+      cutoff: distance (Å) within which atoms are connected; all atoms if None.
 
     Raises:
-      ValueError: the file cannot be read, or a structure lacks a label or is unlike the first; file
-        and number of the structure are named. Of a folder: it was packed with other labels or
-        another cutoff.
+      ValueError: the file cannot be read, a structure lacks a label, or only some are periodic (the
+        message names file and structure); or a folder was packed with other labels or another
+        cutoff.
     """
     path = frames.find(name)
     if path.is_dir():
@@ -150,20 +150,20 @@ def read(name: str, labels: Labels, cutoff: float | None) -> Labelled:
 def pack(
     files: Sequence[str], folder: Path | str, labels: Labels | None = None, cutoff: float = 5.0
 ) -> int:
-    """Write the structures of files as graphs to a new folder, one after the other.
+    """Write the structures of files as graphs to a new folder, one at a time.
 
     Args:
-      files: whatever :func:`egnn_jax.data.frames.read` reads.
-      folder: a new one, whole or not at all. A training takes it in place of the files.
-      labels: what the files hold.
-      cutoff: atoms within this distance (Å) send to each other.
+      files: files that :func:`egnn_jax.data.frames.read` can read.
+      folder: a new folder, written atomically; training reads it instead of the files.
+      labels: the labels in the files.
+      cutoff: distance (Å) within which atoms are connected.
 
     Returns:
       The number of structures.
 
     Raises:
-      ValueError: the folder exists, or as :func:`read`.
-      OSError: such as of a full disk.
+      ValueError: the folder exists, or as for :func:`read`.
+      OSError: writing fails, for example because the disk is full.
     """
     from tqdm_loggable.auto import tqdm
 
@@ -192,17 +192,17 @@ def pack(
 def splits(
     train: str, valid: str, test: str, seed: int, labels: Labels, cutoff: float
 ) -> dict[str, Labelled]:
-    """Structures by "train", "valid" and "test".
+    """Read the structures of "train", "valid" and "test".
 
     Args:
       train: the name of a file or folder, see :func:`read`.
-      valid, test: others, or the shares of the structures of ``train`` that are drawn at random.
-      seed: of the draw.
-      labels, cutoff: as of :func:`read`.
+      valid, test: other files or folders, or shares of the structures of ``train`` to draw.
+      seed: seed of the random draw.
+      labels, cutoff: as for :func:`read`.
 
     Raises:
-      ValueError: as :func:`read` and :func:`egnn_jax.data._splits.drawn`, or some structures are
-        periodic and others not.
+      ValueError: as for :func:`read` and :func:`egnn_jax.data._splits.drawn`, or some structures
+        are periodic and others are not.
     """
     every = read(train, labels, cutoff)
     rows = drawn(len(every), valid, test, seed)
@@ -222,9 +222,9 @@ def _stream(
     files: dict[str, int],
     kinds: dict[str, int],
 ) -> Iterator[tuple[GraphsTuple, dict[str, np.ndarray]]]:
-    """Graphs without energies, and their rows of the columns of :class:`Labelled`.
+    """Yield graphs without energies, and their rows of the columns of :class:`Labelled`.
 
-    Counts the structures of each file in ``files``, and numbers their kinds in ``kinds``.
+    Also count the structures of each file in ``files``, and number their kinds in ``kinds``.
     """
     first = ""
     periodic = False
@@ -284,7 +284,7 @@ def _require_alike(name: str, periodic: bool, first: str, expected: bool) -> Non
 
 
 def _by_number(values: Mapping[str, float], default: float) -> np.ndarray:
-    """The values of elements by atomic number."""
+    """An array of the values of elements, indexed by atomic number."""
     from ase.data import atomic_numbers
 
     found = np.full(_ELEMENTS, default)

@@ -1,4 +1,4 @@
-"""Batches by epoch and number, so that training can be resumed exactly where it stopped."""
+"""Loaders with random access to batches by epoch and number, so that training resumes exactly."""
 
 import inspect
 from functools import lru_cache
@@ -12,10 +12,10 @@ from egnn_jax.graph._validation import host, require_count
 
 
 class Dataset(Protocol):
-    """Samples that a :class:`Loader` makes batches of.
+    """Samples from which a :class:`DatasetLoader` makes batches.
 
     Attributes:
-      pads: whether a batch can hold places without a sample, which metrics leave out.
+      pads: whether batches can contain padding without a sample, which metrics ignore.
     """
 
     pads: bool
@@ -29,76 +29,76 @@ class Dataset(Protocol):
     ) -> np.ndarray:
         """Assign samples to the batches of an epoch.
 
-        A data set whose samples differ in size may change the order, at random, so that all
-        batches are of nearly the same size.
+        A data set with samples of different sizes may reorder them at random, so that all batches
+        have nearly the same size.
 
         Args:
           rows: sample numbers (steps·B,) in random order; -1 is no sample.
           steps: the number of batches.
-          shards: how many equal parts each batch has, one per device.
-          rng: the source of randomness.
+          shards: the number of equal parts of each batch, one per device.
+          rng: the random number generator.
 
         Returns:
-          (steps, shards, B/shards) sample numbers.
+          Sample numbers (steps, shards, B/shards).
         """
         ...
 
     def pack(self, rows: np.ndarray, own: slice = slice(None)) -> Any:
-        """Arrays with the leading axes of ``rows`` (…, B); -1 is no sample.
+        """Pack samples into arrays with the leading axes of ``rows`` (…, B); -1 is no sample.
 
-        Among several processes rows are (…, shards, B/shards), and only the shards ``own`` are
-        packed, in the shape that they have among all; in one process ``own`` is not given.
+        With several processes, rows are (…, shards, B/shards), and only the shards ``own`` are
+        packed, in the same shape as for all shards. With one process, ``own`` is not given.
         """
         ...
 
 
 class Loader(Protocol):
-    """What :func:`egnn_jax.fit` and :func:`egnn_jax.evaluate` read batches from.
+    """The protocol of loaders for :func:`egnn_jax.fit` and :func:`egnn_jax.evaluate`.
 
-    Any object with these members will do. Batches are random access: which samples batch k of an
-    epoch holds depends on the epoch and k alone, so that a resumed run sees what it would have
-    seen.
+    Any object with these members works. Batches are random access: the samples of batch k of an
+    epoch depend only on the epoch and k, so that a resumed run sees the same batches as an
+    uninterrupted one.
     """
 
     batch_size: int
 
     def num_batches(self, epoch: int | None) -> int:
-        """Full batches of an epoch; for None, the batches of an evaluation."""
+        """The number of full batches of an epoch or, for None, of batches of an evaluation."""
         ...
 
     def batches(
         self, epoch: int | None, start: int, count: int, shards: int = 1, own: slice = slice(None)
     ) -> Any:
-        """Batches ``start`` to ``start + count`` of an epoch, stacked.
+        """Batches ``start`` to ``start + count`` (exclusive) of an epoch, stacked.
 
         Args:
-          epoch: from 0; None for all samples in order, each once, the last batch padded where
-            the data set can be padded.
-          start, count: which batches.
-          shards: how many equal parts each batch has, one per device.
-          own: which of the shards are packed; given among several processes alone.
+          epoch: the epoch, from 0; or None for all samples in order, each once, with the last
+            batch padded if the data set supports padding.
+          start, count: the first batch and the number of batches.
+          shards: the number of equal parts of each batch, one per device.
+          own: which shards to pack; only given with several processes.
 
         Returns:
-          A pytree of arrays with leading axes (count, shards), or as many shards as ``own`` has.
+          A pytree of arrays with leading axes (count, shards), or (count, number of ``own``).
         """
         ...
 
     def remainder(self) -> Any:
-        """The samples that the batches of an evaluation leave out: one smaller batch, or None.
+        """The samples left over by the batches of an evaluation: one smaller batch, or None.
 
-        May be missing where batches are padded.
+        This method may be missing if batches are padded.
         """
         ...
 
 
 class DatasetLoader:
-    """Shuffled batches of a data set for training, and all of it in order for evaluation.
+    """Load shuffled batches of a data set for training, and all samples in order for evaluation.
 
     Args:
       dataset: the samples.
-      batch_size: samples of a batch, B; what is left of an epoch after its last full batch is
-        dropped in training.
-      seed: of the order of samples; each epoch has its own.
+      batch_size: samples per batch, B; in training, samples after the last full batch of an epoch
+        are dropped.
+      seed: seed of the order of samples, which differs between epochs.
 
     Raises:
       ValueError: the batch size is below 1, the seed below 0, or the data set is empty.
@@ -113,7 +113,7 @@ class DatasetLoader:
         self.rows = lru_cache(maxsize=2)(self._arrange)
 
     def __reduce__(self) -> Any:
-        """Pickled as it was made, without what is remembered of an epoch."""
+        """Pickle the arguments only, without cached epochs."""
         return type(self), (self.dataset, self.batch_size, self.seed)
 
     def num_batches(self, epoch: int | None) -> int:
@@ -150,14 +150,14 @@ class DatasetLoader:
 
 
 def any_batch(loader: Loader) -> Any:
-    """The first batch of an evaluation, which is all there is where samples are few."""
+    """The first batch of an evaluation, or the remainder if there is no full batch."""
     if loader.num_batches(None):
         return jax.tree.map(lambda a: a[0, 0], loader.batches(None, 0, 1))
     return loader.remainder()
 
 
 def require_own(value: Any, method: str) -> None:
-    """Raise ValueError for a method that cannot pack the shards of one process of several."""
+    """Raise ValueError if a method cannot pack only the shards of one process."""
     if "own" not in inspect.signature(getattr(value, method)).parameters:
         raise ValueError(
             f"{type(value).__name__}.{method} has no argument own; expected it among several "
@@ -166,7 +166,7 @@ def require_own(value: Any, method: str) -> None:
 
 
 def require_loader(name: str, value: Any) -> None:
-    """Raise ValueError for what is no :class:`Loader`."""
+    """Raise ValueError if ``value`` is not a :class:`Loader`."""
     if not all(hasattr(value, member) for member in ("batch_size", "num_batches", "batches")):
         raise ValueError(
             f"{name} is a {type(value).__name__}; expected a loader, such as dataset.loader(32)"
@@ -175,16 +175,16 @@ def require_loader(name: str, value: Any) -> None:
 
 
 class ArrayDataset:
-    """S samples of one size: a pytree of arrays (S, …), such as the states of N particles.
+    """S samples of one size: a pytree of arrays (S, …), for example the states of N particles.
 
-    Batches have the structure of ``arrays``, with the leading axes of the rows asked for. They are
+    Batches have the structure of ``arrays``, with the leading axes of the requested rows. They are
     never padded: an evaluation ends with a smaller batch.
 
     Args:
-      arrays: a NamedTuple, dict or other pytree.
+      arrays: a NamedTuple, dict or other pytree of arrays.
 
     Raises:
-      ValueError: the arrays differ in S, or one is not finite (its sample is named) or no numbers.
+      ValueError: the arrays differ in S, or one is not finite (the sample is named) or not numeric.
     """
 
     pads = False
@@ -216,11 +216,11 @@ class ArrayDataset:
     def arrange(
         self, rows: np.ndarray, steps: int, shards: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """The rows as they come, since all samples have one size."""
+        """Keep the order of rows, since all samples have the same size."""
         return rows.reshape(steps, shards, -1)
 
     def pack(self, rows: np.ndarray, own: slice = slice(None)) -> Any:
-        """The arrays at ``rows`` (…, B); zeros for -1. See :meth:`Dataset.pack`."""
+        """The arrays at ``rows`` (…, B), with zeros for -1. See :meth:`Dataset.pack`."""
         rows = rows[..., own, :] if rows.ndim > 1 else rows
         return jax.tree.map(lambda a: np.where(_expand(rows >= 0, a), a[rows], 0), self.arrays)
 
@@ -230,7 +230,7 @@ class ArrayDataset:
 
 
 def _samples(path: Any, leaf: Any) -> np.ndarray:
-    """An array (S, …) of numbers or booleans, on the host."""
+    """Convert a leaf to a host array (S, …) of numbers or booleans."""
     name = jax.tree_util.keystr(path, simple=True) or "the array"
     array = host(name, leaf)
     if array.ndim < 1 or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):

@@ -1,7 +1,6 @@
-"""Charged particles that attract and repel each other: the simulator and the paper's two data sets
-(section 5.1).
+"""N-body systems of charged particles: the simulator and the paper's two data sets (section 5.1).
 
-Units are the simulation's own: length 1, charge ±1, time 1 = 1,000 steps of dt.
+Units are those of the simulation: length 1, charge ±1, and time 1, which is 1,000 steps of dt.
 """
 
 import sys
@@ -27,8 +26,8 @@ SPLITS = ("train", "valid", "test")
 
 @chex.dataclass(frozen=True)
 class Trajectories:
-    """S trajectories of M particles: ``x``, ``v`` at the input frame and ``target`` positions (S,
-    M, n), ``charges`` (S, M).
+    """S trajectories of M particles: ``x`` and ``v`` at the input frame and ``target`` positions
+    (S, M, n), and ``charges`` (S, M).
     """
 
     x: np.ndarray
@@ -38,8 +37,8 @@ class Trajectories:
 
 
 class Recipe(NamedTuple):
-    """How the authors drew one of their data sets: seed, trajectories per split, and the frames of
-    input and target.
+    """The authors' settings for one of their data sets: seed, trajectories per split, and the steps
+    of input and target.
     """
 
     seed: int
@@ -52,7 +51,7 @@ class Recipe(NamedTuple):
 
 LENGTH = 5_000
 CHUNK = 2_000
-"""Trajectories that advance together: many to a NumPy call, few enough for the cache."""
+"""The number of trajectories that advance together: many per NumPy call, but fitting the cache."""
 RECIPES = {
     "small": Recipe(
         43,
@@ -74,14 +73,14 @@ RECIPES = {
 
 
 def force(charges: jax.Array, x: jax.Array) -> jax.Array:
-    """Σ_j c_i c_j r_ij / ‖r_ij‖³ on each particle, each component bounded to ±0.1/dt.
+    """The force Σ_j c_i c_j r_ij / ‖r_ij‖³ on each particle, each component clipped to ±0.1/dt.
 
     Args:
       charges: (M,).
       x: positions (M, n).
 
     Returns:
-      Forces (M, n); particles at the same place do not act on each other.
+      Forces (M, n); particles at the same position do not act on each other.
     """
     r_ij = x[:, None] - x[None]
     squared = jnp.sum(r_ij**2, axis=-1)
@@ -95,7 +94,7 @@ def force(charges: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def reflect(x: ArrayLike, v: ArrayLike, box: float = BOX) -> tuple[jax.Array, jax.Array]:
-    """Positions beyond ±box mirrored at that wall, and the velocity component turned inwards; both
+    """Reflect positions beyond ±box at that wall, and turn the velocity component inward; both are
     (…, n).
     """
     x, v = jnp.asarray(x), jnp.asarray(v)
@@ -106,15 +105,15 @@ def reflect(x: ArrayLike, v: ArrayLike, box: float = BOX) -> tuple[jax.Array, ja
 def simulate(
     charges: jax.Array, x: jax.Array, v: jax.Array, steps: int, sample_every: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Follow M charged particles in n dimensions; a pure function to jit, vmap and differentiate.
+    """Simulate M charged particles in n dimensions; a pure, differentiable function.
 
     Each step is v += dt F(x), then x += dt v, with dt = 0.001.
 
     Args:
       charges: (M,).
       x, v: initial positions and velocities (M, n).
-      steps: how many steps, at least 1.
-      sample_every: return the state after each so many steps; only the last state if not given.
+      steps: the number of steps, at least 1.
+      sample_every: return the state every this many steps; only the last state if not given.
 
     Returns:
       Positions and velocities (frames, M, n), frames = steps / sample_every.
@@ -151,15 +150,14 @@ def simulate(
 def initial_states(
     random: np.random.RandomState, count: int, n_particles: int = 5, unused_frames: int = 0
 ):
-    """Charges (S, M), positions and velocities (S, M, 3) in the order the authors' generator draws
-    them.
+    """Draw charges (S, M), positions and velocities (S, M, 3) in the order of the authors' code.
 
     Args:
       random: NumPy's legacy generator, which is advanced.
-      count: S.
-      n_particles: M.
-      unused_frames: stored frames whose (discarded) measurement noise the generator draws after
-        each trajectory.
+      count: the number of systems S.
+      n_particles: the number of particles M.
+      unused_frames: the number of stored frames for which the authors' code draws measurement noise
+        after each trajectory; it is discarded.
     """
     charges, x, v = (
         np.empty((count, n_particles)),
@@ -176,12 +174,11 @@ def initial_states(
 
 
 def load(name: str, split: str, folder: Path | None = None) -> Trajectories:
-    """One split of the paper's data, generated at the first call and kept in ``folder`` from then
-    on.
+    """Load one split of the paper's data; the first call generates it and stores it in ``folder``.
 
     Args:
-      name: "small" (Table 2: 3,000 / 2,000 / 2,000 trajectories) or "sweep" (Figure 2: 50,000 to
-        train on; it is validated and tested on small's).
+      name: "small" (Table 2: 3,000 / 2,000 / 2,000 trajectories) or "sweep" (Figure 2: 50,000 for
+        training; validation and test are those of "small").
       split: "train", "valid" or "test".
       folder: default :func:`egnn_jax.data.cache.default_folder`.
 
@@ -205,9 +202,7 @@ def load(name: str, split: str, folder: Path | None = None) -> Trajectories:
 
 
 def _generate(name: str, split: str, count: int | None = None) -> dict[str, np.ndarray]:
-    """A split from the authors' seed; its first ``count`` trajectories alone cost accordingly
-    less.
-    """
+    """Generate a split, or only its first ``count`` trajectories, from the authors' seed."""
     recipe = RECIPES[name]
     random = np.random.RandomState(recipe.seed)
     unused_frames = LENGTH // recipe.sample_every - 1
@@ -231,13 +226,13 @@ def _generate(name: str, split: str, count: int | None = None) -> dict[str, np.n
 def _authors_frames(
     charges: np.ndarray, x: np.ndarray, v: np.ndarray, recipe: Recipe
 ) -> tuple[np.ndarray, ...]:
-    """What :func:`simulate` finds at the input and target steps, in the authors' arithmetic,
-    operation by operation.
+    """The states of :func:`simulate` at the input and target steps, in the authors' exact order of
+    operations.
 
-    After a close encounter a difference in the last bit grows to order one: in another order of
-    operations, one trajectory in twenty ends elsewhere. So ‖r_ij‖² is formed as ‖x_i‖² + ‖x_j‖² − 2
-    x_i·x_j, and terms are added in the order in which NumPy adds them for a single trajectory;
-    trajectories are the last axis, for speed.
+    After a close encounter, a difference in the last bit grows to order one: with another order of
+    operations, one trajectory in twenty ends elsewhere. So ‖r_ij‖² is computed as
+    ‖x_i‖² + ‖x_j‖² − 2 x_i·x_j, and terms are added in the order in which NumPy adds them for a
+    single trajectory. Trajectories are the last axis, for speed.
     """
     n_particles = x.shape[1]
     i, j = np.tril_indices(n_particles, -1)

@@ -1,4 +1,4 @@
-"""Molecules with properties from anyone's file: a table with SMILES, an SDF or an extended XYZ."""
+"""Reading molecules with properties from a table with SMILES, an SDF or an extended XYZ."""
 
 import dataclasses
 import hashlib
@@ -16,16 +16,16 @@ from egnn_jax.data.cache import cached_arrays, default_folder
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PropertyTable:
-    """S molecules of ΣM atoms, and what their file says of them.
+    """S molecules of ΣM atoms, with columns of their file.
 
     Args:
-      n_atoms: (S,).
+      n_atoms: number of atoms of each molecule (S,).
       atomic_numbers: (ΣM,).
-      positions: (ΣM, 3) in Å, of each molecule around its mean.
-      charges: of the molecules (S,).
-      noted: whether each is odd by its bonds (S,), see ``notes`` of
+      positions: (ΣM, 3) in Å; each molecule is centered at its mean.
+      charges: charges of the molecules (S,).
+      noted: whether the bonds of each are unusual (S,), see ``notes`` of
         :class:`egnn_jax.data.structures.Structure`.
-      values: text (S,) by the name of a column, "" where it is missing.
+      values: text (S,) by column name, "" for missing values.
     """
 
     n_atoms: np.ndarray
@@ -40,19 +40,19 @@ class PropertyTable:
 
 
 def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -> PropertyTable:
-    """The molecules of a file and some of its columns.
+    """Read the molecules of a file and some of its columns.
 
-    Molecules that are given by SMILES, InChI or a drawing get hydrogens and a geometry (ETKDG, then
-    MMFF94), in as many processes as there are cores. These are kept, so that the same file is read
-    at once the next time. Molecules that cannot be used are left out with a warning.
+    For molecules given by SMILES, InChI or a 2-D drawing, hydrogens and a geometry (ETKDG, then
+    MMFF94) are generated on all cores. They are cached, so that reading the same file again is
+    fast. Molecules that cannot be used are left out with a warning.
 
     Args:
-      path: a file of :func:`egnn_jax.data.structures.read`.
+      path: a file of a kind that :func:`egnn_jax.data.structures.read` reads.
       columns: names of columns of a table, of values of an SDF, or of keys of an extended XYZ.
-      folder: where geometries are kept; default :func:`egnn_jax.data.cache.default_folder`.
+      folder: folder of the cache; default :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
-      ValueError: the file cannot be read, no molecule has a column, or none can be used.
+      ValueError: the file cannot be read, no molecule has a requested column, or none can be used.
     """
     path = expanded(path)
     if not path.is_file():
@@ -80,7 +80,7 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
 
 
 def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
-    """The rows of the molecules that can be used, and their atoms."""
+    """The rows of the usable molecules, and their atoms, charges and notes."""
     from ase.data import atomic_numbers
     from tqdm_loggable.auto import tqdm
 

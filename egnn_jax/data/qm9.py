@@ -1,6 +1,6 @@
 """QM9: 130,831 small organic molecules, their geometries and twelve properties (section 5.3).
 
-Two sources give the same arrays: the PyPI package ``qm9pack``, and the original archive of
+Two sources give the same arrays: the PyPI package ``qm9pack`` and the original archive of
 Ramakrishnan et al. (2014).
 Units: Å; bohr³ (alpha), bohr² (r2), debye (mu), cal/(mol K) (Cv), and meV for every energy.
 """
@@ -43,9 +43,9 @@ __all__ = [
 class QM9:
     """S molecules of ΣM atoms, in the order of ``index``.
 
-    ``index`` (S,) the original number from 1, ``n_atoms`` (S,), ``atomic_numbers`` (ΣM,),
-    ``positions`` (ΣM, 3) in Å, ``targets`` name to (S,) float64 in :data:`UNITS`, ``splits`` name
-    to rows of Anderson et al. (2019).
+    ``index`` (S,) is the original number, from 1. ``n_atoms`` is (S,), ``atomic_numbers`` (ΣM,),
+    ``positions`` (ΣM, 3) in Å, and ``targets`` (S,) by name, float64 in :data:`UNITS`. ``splits``
+    are rows by name, as of Anderson et al. (2019).
     """
 
     index: np.ndarray
@@ -61,18 +61,17 @@ def load(
     uncharacterized: Path | str | None = None,
     folder: Path | None = None,
 ) -> QM9:
-    """All of QM9, read from its source at the first call and kept in ``folder`` as one file from
-    then on.
+    """Load all of QM9; the first call reads its source and stores the arrays in ``folder``.
 
     Args:
       archive: ``dsgdb9nsd.xyz.tar.bz2``; the installed package ``qm9pack`` if not given.
-      uncharacterized: ``uncharacterized.txt``, the list of the molecules to leave out; beside the
-        archive if not given.
+      uncharacterized: ``uncharacterized.txt``, the list of molecules to leave out; in the folder of
+        the archive if not given.
       folder: default :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
-      ValueError: the source is missing, damaged or not all of QM9; what is wrong, and in which
-        molecule, is named.
+      ValueError: the source is missing, damaged or not all of QM9; the message describes the
+        problem and names the molecule.
     """
     folder = default_folder() if folder is None else expanded(folder)
     if archive is None and uncharacterized is not None:
@@ -96,6 +95,6 @@ def load(
 
 
 def split_rows() -> dict[str, np.ndarray]:
-    """The rows of each split: a permutation from seed 0, cut in three."""
+    """The rows of each split: a permutation from seed 0, cut into three parts."""
     order = np.random.RandomState(0).permutation(MOLECULES)
     return dict(zip(SPLITS, np.split(order, np.cumsum(list(SPLITS.values()))[:-1]), strict=True))

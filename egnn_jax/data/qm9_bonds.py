@@ -1,4 +1,4 @@
-"""Bonds and the chemistry of atoms of QM9, from its SMILES, checked against distances."""
+"""Bonds and atom traits of QM9, from its SMILES, checked against distances."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +20,11 @@ class Bonds(NamedTuple):
     """Bonds and traits of S molecules of ΣM atoms.
 
     Attributes:
-      n_bond: (S,).
-      ends: atoms of each bond (ΣB, 2), counted from the first of each molecule.
-      kinds: (ΣB,) see :data:`egnn_jax.data.chemistry.BOND_TYPES`.
-      traits: (ΣM, 7) see :data:`egnn_jax.data.chemistry.TRAITS`.
-      source: (S,) see :data:`egnn_jax.data.chemistry.SOURCES`.
+      n_bond: number of bonds of each molecule (S,).
+      ends: atoms of each bond (ΣB, 2), counted from the first atom of the molecule.
+      kinds: kinds of bonds (ΣB,), see :data:`egnn_jax.data.chemistry.BOND_TYPES`.
+      traits: traits of atoms (ΣM, 7), see :data:`egnn_jax.data.chemistry.TRAITS`.
+      source: source of the bonds (S,), see :data:`egnn_jax.data.chemistry.SOURCES`.
     """
 
     n_bond: np.ndarray
@@ -34,17 +34,17 @@ class Bonds(NamedTuple):
     source: np.ndarray
 
     def numbers(self, molecules: QM9) -> dict[str, list[int]]:
-        """The QM9 numbers of the molecules whose bonds are not simply those of their SMILES, by
-        what was done instead.
+        """The QM9 numbers of molecules whose bonds are not from their SMILES in order, by the
+        source that was used instead.
         """
         rows = {name: self.source == k for k, name in enumerate(chemistry.SOURCES) if k}
         return {name: molecules.index[found].tolist() for name, found in rows.items()}
 
 
 def load(molecules: QM9, folder: Path | None = None) -> Bonds:
-    """The bonds of all of QM9, made at the first call and kept in ``folder`` from then on.
+    """Load the bonds of all of QM9; the first call computes and stores them in ``folder``.
 
-    That takes minutes on two cores, and the packages ``rdkit`` and ``qm9pack``.
+    This takes minutes on two cores, and requires the packages ``rdkit`` and ``qm9pack``.
 
     Args:
       molecules: all of QM9, from :func:`egnn_jax.data.qm9.load`.
@@ -58,16 +58,16 @@ def load(molecules: QM9, folder: Path | None = None) -> Bonds:
 
 
 def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray) -> Bonds:
-    """The bonds of any molecules, by RDKit's perception from positions, see
+    """Determine the bonds of any molecules by RDKit's perception from positions, see
     :func:`egnn_jax.data.chemistry.perceived`.
 
     Args:
-      n_atoms: (S,).
+      n_atoms: number of atoms of each molecule (S,).
       atomic_numbers: (ΣM,).
       positions: (ΣM, 3) in Å.
 
     Raises:
-      ValueError: the bonds of a molecule cannot be told; it is named by its place.
+      ValueError: the bonds of a molecule cannot be determined; the message gives its place.
     """
     found = []
     source = chemistry.SOURCES.index("by positions")
@@ -82,7 +82,7 @@ def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.
 
 
 def _all(molecules: QM9) -> dict[str, np.ndarray]:
-    """The arrays of :class:`Bonds` of all molecules."""
+    """Compute the arrays of :class:`Bonds` for all molecules."""
     smiles = smiles_of_package()
     bounds = np.cumsum(molecules.n_atoms)[:-1]
     texts = [smiles[int(index)] for index in molecules.index]

@@ -1,4 +1,4 @@
-"""Molecules of QM9's elements as graphs, and the features of their atoms."""
+"""Molecules of QM9's elements as graphs, and their atom and bond features."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from egnn_jax.graph.graph import Edges, Globals, Nodes
 
 
 def atom_features(atomic_numbers: jax.Array) -> jax.Array:
-    """(N,) to (N, 15): one-hot of H, C, N, O, F times (Z/9)^0, (Z/9)^1, (Z/9)^2; 0 for padding."""
+    """Map Z (N,) to (N, 15): one-hot of H, C, N, O, F times (Z/9)^0, ^1 and ^2; 0 for padding."""
     elements = jnp.array(list(ELEMENTS.values()), atomic_numbers.dtype)
     one_hot = atomic_numbers[:, None] == elements
     powers = (atomic_numbers[:, None] / max(ELEMENTS.values())) ** jnp.arange(3)
@@ -21,14 +21,14 @@ def atom_features(atomic_numbers: jax.Array) -> jax.Array:
 
 
 def element_features(atomic_numbers: jax.Array) -> jax.Array:
-    """(N,) to (N, 6): one-hot of H, C, N, O, F, and Z; 0 for padding."""
+    """Map Z (N,) to (N, 6): one-hot of H, C, N, O, F, and Z; 0 for padding."""
     elements = jnp.array(list(ELEMENTS.values()), atomic_numbers.dtype)
     one_hot = atomic_numbers[:, None] == elements
     return jnp.concatenate([one_hot, atomic_numbers[:, None]], axis=1).astype(jnp.float32)
 
 
 def bond_features(kinds: jax.Array) -> jax.Array:
-    """(E,) to (E, 4): one-hot of :data:`~egnn_jax.data.chemistry.BOND_TYPES`; 0 without a bond."""
+    """Map (E,) to (E, 4): one-hot of :data:`~egnn_jax.data.chemistry.BOND_TYPES`; 0 for no bond."""
     types = jnp.arange(1, len(BOND_TYPES) + 1, dtype=kinds.dtype)
     return (kinds[:, None] == types).astype(jnp.float32)
 
@@ -42,10 +42,10 @@ def molecular_graphs(
     bonds: Bonds | None = None,
     only_bonds: bool = False,
 ) -> GraphDataset:
-    """Molecules as graphs: h atomic numbers (ΣM,), x (ΣM, 3) in Å, y labels (S, T).
+    """Make graphs of molecules: h atomic numbers (ΣM,), x (ΣM, 3) in Å, y labels (S, T).
 
-    All atoms of a molecule send to each other, or those within the cutoff (Å), or those with a
-    bond. Where bonds are given, a is their kinds (ΣE,), and h (ΣM, 8) the traits of the atoms too.
+    Edges connect all atoms of a molecule, those within the cutoff (Å), or those with a bond. If
+    bonds are given, a is their kinds (ΣE,), and h (ΣM, 8) also has the traits of the atoms.
     """
     y = None if labels is None else labels.astype(np.float32)
     h, kinds, edges = atomic_numbers, None, None
@@ -63,7 +63,7 @@ def molecular_graphs(
 def _kinds_of_edges(
     n_atoms: np.ndarray, bonds: Bonds, edges: EdgeLists | None, only_bonds: bool
 ) -> tuple[EdgeLists | None, np.ndarray]:
-    """The edges themselves, or those with a bond, and the kind of bond of each (ΣE,)."""
+    """The edges, or only those with a bond, and the kind of bond of each (ΣE,)."""
     kinds = _kinds_of_pairs(n_atoms, bonds)
     molecules = np.arange(len(n_atoms))
     first_pair = starts_of(n_atoms.astype(np.int64) ** 2)
@@ -78,14 +78,14 @@ def _kinds_of_edges(
         n_edge, senders, receivers = edges
         graph = np.repeat(molecules, n_edge)
         return edges, kinds[first_pair[graph] + receivers * n_atoms[graph] + senders]
-    # Without its diagonal a matrix of all pairs is in the order of complete_edges.
+    # Without its diagonal, a matrix of all pairs is in the order of complete_edges.
     graph = np.repeat(molecules, n_atoms)
     within = np.arange(len(graph)) - starts_of(n_atoms.astype(np.int64))[graph]
     return None, np.delete(kinds, first_pair[graph] + within * (n_atoms[graph] + 1))
 
 
 def _kinds_of_pairs(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:
-    """The kind of bond of each pair of atoms, as a matrix (M, M) of each molecule, flat (ΣM²,)."""
+    """The kind of bond of each pair of atoms: a matrix (M, M) for each molecule, flat (ΣM²,)."""
     squares = n_atoms.astype(np.int64) ** 2
     kinds = np.zeros(squares.sum(), np.int8)
     of = np.repeat(np.arange(len(n_atoms)), bonds.n_bond)

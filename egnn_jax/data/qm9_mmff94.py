@@ -1,4 +1,4 @@
-"""QM9 in the geometries that SMILES get: from RDKit, by the MMFF94 force field."""
+"""QM9 in the geometries that RDKit generates from SMILES with the MMFF94 force field."""
 
 from functools import partial
 from pathlib import Path
@@ -19,17 +19,17 @@ _CHUNK = 500
 
 
 def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> QM9:
-    """QM9 with MMFF94 geometries, its splits without the molecules that get none.
+    """QM9 with MMFF94 geometries, and without molecules that have none in the splits.
 
-    Those (1,686 of 130,831) cannot be embedded, or their SMILES has another formula. The first
-    call takes half an hour a conformer on two cores and the packages ``rdkit`` and ``qm9pack``; it
-    goes on where it was stopped.
+    These (1,686 of 130,831) cannot be embedded, or their SMILES has another formula. The first call
+    takes half an hour per conformer on two cores, requires the packages ``rdkit`` and ``qm9pack``,
+    and resumes if it was stopped.
 
     Args:
       molecules: all of QM9, from :func:`egnn_jax.data.qm9.load`.
-      conformers: how many geometries each molecule gets, where so many are found. They follow each
-        other, of lowest energy first, with one ``index``; splits hold the first of each.
-      folder: where the geometries are kept; default :func:`egnn_jax.data.cache.default_folder`.
+      conformers: the largest number of geometries per molecule. They are consecutive, lowest energy
+        first, and share one ``index``; splits contain the first of each.
+      folder: folder of the geometries; default :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
       ValueError: a package is missing.
@@ -53,8 +53,8 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
 
 
 def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.ndarray]:
-    """``usable`` (S,), how many conformers (S,), atomic numbers of each molecule, positions of each
-    conformer; those of QM9 where not usable.
+    """``usable`` (S,), the ``count`` of conformers (S,), atomic numbers of each molecule, positions
+    of each conformer; those of QM9 for molecules that are not usable.
     """
     smiles = smiles_of_package()
     ends = np.cumsum(molecules.n_atoms).tolist()
@@ -89,8 +89,8 @@ def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.n
 def _embedded(
     smiles: str, numbers: np.ndarray, conformers: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Atomic numbers (M,) and positions (C, M, 3) of a SMILES; None where its atoms are not
-    those.
+    """Atomic numbers (M,) and positions (C, M, 3) of a SMILES; None if it has no geometry or other
+    elements than ``numbers``.
     """
     try:
         molecule = structures.from_smiles(smiles, smiles, conformers)

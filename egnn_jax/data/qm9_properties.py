@@ -3,12 +3,12 @@
 import numpy as np
 
 EV = 27.2114
-"""One hartree in eV, as the paper's tables have it."""
+"""One hartree in eV, as in the paper's tables."""
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 LARGEST = 29
 """The largest number of atoms of a molecule."""
 TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
-"""In the order of Table 3."""
+"""The properties, in the order of Table 3."""
 UNITS = dict.fromkeys(TARGETS, "meV") | {
     "alpha": "bohr³",
     "mu": "D",
@@ -16,7 +16,7 @@ UNITS = dict.fromkeys(TARGETS, "meV") | {
     "r2": "bohr²",
 }
 IN_MEV = {name: 1e3 * EV if unit == "meV" else 1.0 for name, unit in UNITS.items()}
-"""The factor from atomic units (mu, Cv: from their own) to :data:`UNITS`."""
+"""Factors from the units of the sources (atomic units, except mu and Cv) to :data:`UNITS`."""
 REFERENCES = {
     name: {
         element: energy * IN_MEV[name] for element, energy in zip(ELEMENTS, energies, strict=True)
@@ -30,20 +30,20 @@ REFERENCES = {
         "Cv": (2.981, 2.981, 2.981, 2.981, 2.981),
     }.items()
 }
-"""What a single atom of each element has of a property, in the property's unit; thermochemistry is
-learnt relative to it.
+"""The value of each property for a free atom of each element, in the property's unit;
+thermochemical properties are learned relative to it.
 """
 SPLITS = {"train": 100_000, "valid": 17_748, "test": 13_083}
 MOLECULES = 130_831
 
 
 def free_atoms(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
-    """What the atoms of each molecule have of a target by themselves (S,), from :data:`REFERENCES`;
-    0 where that has none.
+    """The sum of a target over the free atoms of each molecule (S,), from :data:`REFERENCES`; 0 for
+    targets without references.
 
     Args:
       name: the target.
-      n_atoms: (S,).
+      n_atoms: number of atoms of each molecule (S,).
       atomic_numbers: (ΣM,).
     """
     if name not in REFERENCES:

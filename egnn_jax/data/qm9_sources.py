@@ -1,4 +1,4 @@
-"""QM9 from the PyPI package ``qm9pack`` or the original archive, seen to be whole."""
+"""Reading QM9 from the PyPI package ``qm9pack`` or the original archive, with integrity checks."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from egnn_jax.data.qm9_properties import ELEMENTS, IN_MEV, MOLECULES, TARGETS
 
 ARCHIVE_ORDER = ("mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
-"""The properties of a molecule as both sources list them, in atomic units but for mu and Cv."""
+"""The order of properties in both sources, in atomic units except mu and Cv."""
 _WHOLE = {
     "molecules": str(MOLECULES),
     "atoms": "2359210",
@@ -38,8 +38,8 @@ _WHOLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Molecule:
-    """One molecule as a source has it: number, element symbols, positions (M, 3) in Å, properties
-    in :data:`ARCHIVE_ORDER`.
+    """One molecule of a source: number, element symbols, positions (M, 3) in Å, and properties in
+    :data:`ARCHIVE_ORDER`.
     """
 
     index: int
@@ -49,20 +49,20 @@ class Molecule:
 
 
 def from_package() -> Iterator[Molecule]:
-    """The molecules of the installed package ``qm9pack``.
+    """Read the molecules of the installed package ``qm9pack``.
 
     Raises:
-      ValueError: it is not installed, or a line is damaged.
+      ValueError: the package is not installed, or a line is damaged.
     """
     for table in _tables():
         yield from from_csv(table)
 
 
 def smiles_of_package() -> dict[int, str]:
-    """The SMILES of each molecule of ``qm9pack`` by its number.
+    """Read the SMILES of each molecule of ``qm9pack``, by number.
 
     Raises:
-      ValueError: the package is not installed, or another version.
+      ValueError: the package is not installed, or is another version.
     """
     smiles = {}
     for table in _tables():
@@ -90,10 +90,10 @@ def _tables() -> list[Path]:
 
 
 def from_csv(path: Path) -> Iterator[Molecule]:
-    """The molecules of one of ``qm9pack``'s tables.
+    """Read the molecules of one of ``qm9pack``'s tables.
 
     Raises:
-      ValueError: the file is missing, or a line is damaged; the molecule is named.
+      ValueError: the file is missing, or a line is damaged; the message names the molecule.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing; install qm9pack again")
@@ -118,10 +118,10 @@ def from_csv(path: Path) -> Iterator[Molecule]:
 
 
 def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
-    """The characterized molecules of the original archive of ``dsgdb9nsd_*.xyz`` files.
+    """Read the characterized molecules of the original archive of ``dsgdb9nsd_*.xyz`` files.
 
     Raises:
-      ValueError: a file is missing or damaged, or a molecule is; it is named.
+      ValueError: a file is missing, or a file or molecule is damaged; the message names it.
     """
     for path in (archive, uncharacterized):
         if not path.is_file():
@@ -150,11 +150,11 @@ def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
 
 
 def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
-    """Molecules of any order as the flat arrays of :class:`QM9`, targets named ``targets/alpha``
-    and so on.
+    """Sort molecules and convert them to the flat arrays of :class:`QM9`, with targets named
+    ``targets/alpha`` and so on.
 
     Raises:
-      ValueError: there are none, or two have one number.
+      ValueError: there are no molecules, or two have the same number.
     """
     ordered = sorted(molecules, key=lambda molecule: molecule.index)
     if not ordered:
@@ -179,11 +179,11 @@ def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
 
 
 def check(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays, seen to be all of QM9.
+    """Check that arrays are all of QM9, and return them.
 
     Raises:
-      ValueError: a count, the list of numbers, the elements or the mean of a target differs; both
-        values are named.
+      ValueError: a count, the list of numbers, the elements or the mean of a target differs; the
+        message gives both values.
     """
     got = {"molecules": str(len(found["index"])), "atoms": str(len(found["atomic_numbers"]))}
     got |= {
@@ -200,8 +200,8 @@ def check(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _from_xyz(text: str, name: str) -> Molecule:
-    """A file of the archive: count, properties, one line an atom, frequencies, SMILES, InChI;
-    1.5*^-6 is 1.5e-6.
+    """Parse a file of the archive: count, properties, one line per atom, frequencies, SMILES and
+    InChI; 1.5*^-6 means 1.5e-6.
     """
     try:
         lines = text.replace("*^", "e").splitlines()

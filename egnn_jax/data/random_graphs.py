@@ -1,8 +1,7 @@
-"""The random graphs of the autoencoder (section 5.2): communities, Erdős–Rényi, and the small sets
-to overfit.
+"""The random graphs of the autoencoder (section 5.2): community, Erdős–Rényi, and small sets for
+overfitting.
 
-Drawn as the authors draw them, from the same seeds in the same order, so that they are the same
-graphs.
+They are the authors' graphs, drawn in the same way from the same seeds in the same order.
 """
 
 import random
@@ -33,15 +32,14 @@ LARGEST = {
 def load(
     name: str, split: str, edge_probability: float = 0.25, folder: Path | None = None
 ) -> list[nx.Graph]:
-    """One split of the paper's random graphs, drawn at the first call and kept in ``folder`` from
-    then on.
+    """Load one split of the paper's random graphs; the first call draws and caches it.
 
     Args:
       name: "community" (two communities, 12 to 20 nodes), "erdos_renyi" (7 to 16 nodes) or
         "overfit" (100 Erdős–Rényi graphs, the same in every split).
       split: "train" (5,000 graphs), "valid" or "test" (500 each).
-      edge_probability: p_e of "overfit"; the other two sets have the paper's.
-      folder: default :func:`egnn_jax.data.cache.default_folder`.
+      edge_probability: p_e of "overfit"; the other two data sets use the paper's.
+      folder: folder of the cache; default :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
       ValueError: the name or the split is unknown, or the probability is not between 0 and 1.
@@ -74,7 +72,7 @@ def load(
 
 
 def erdos_renyi(seed: int, count: int, edge_probability: float = 0.25) -> list[nx.Graph]:
-    """``count`` graphs, as many of each size from 7 to 16, in shuffled order."""
+    """Draw ``count`` graphs, equally many of each size from 7 to 16, in shuffled order."""
     generator = random.Random(seed)
     sizes = [size for _ in range(count // len(ERDOS_RENYI_SIZES)) for size in ERDOS_RENYI_SIZES]
     graphs = [nx.gnp_random_graph(size, edge_probability, seed=generator) for size in sizes]
@@ -83,14 +81,14 @@ def erdos_renyi(seed: int, count: int, edge_probability: float = 0.25) -> list[n
 
 
 def communities(seed: int, count: int) -> list[nx.Graph]:
-    """``count`` graphs of two dense communities with hardly an edge between them."""
+    """Draw ``count`` graphs of two dense communities with few edges between them."""
     generator = np.random.RandomState(seed)
     return [_community(generator) for _ in range(count)]
 
 
 def _community(generator: np.random.RandomState) -> nx.Graph:
     sizes = generator.choice(list(COMMUNITY_SIZES), 2)
-    # The seed 0, 1 of a community is the original generator's, so that there are only five of each.
+    # The original code also seeds the communities with 0 and 1, so there are only five of each.
     graph = nx.disjoint_union_all(
         [nx.gnp_random_graph(int(size), 0.7, seed=k) for k, size in enumerate(sizes)]
     )

@@ -1,4 +1,4 @@
-"""Graph data sets on disk: one .npy file an array, and a manifest with sizes and checksums."""
+"""Graph data sets on disk: one .npy file per array, and a manifest with sizes and checksums."""
 
 import glob
 import hashlib
@@ -25,10 +25,10 @@ _TYPES = {"nodes": Nodes, "edges": Edges, "globals": Globals}
 
 
 class Writer:
-    """Arrays that grow by rows, each in a file of its own; see :func:`writing`.
+    """Writes arrays that grow by rows, each to its own file; see :func:`writing`.
 
     Attributes:
-      about: plain values that the manifest keeps, and :func:`about` reads.
+      about: plain values to store in the manifest, which :func:`about` reads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,16 +38,16 @@ class Writer:
         self._files: dict[str, _File] = {}
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the rows of one more graph of each array, by name.
+        """Append the rows of one graph to each array, by name.
 
         Raises:
-          ValueError: the names, dtypes or shapes of rows differ from those of the first graph.
+          ValueError: names, dtypes or row shapes differ from those of the first graph.
         """
         kinds = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
         if self._kinds is None:
             self._kinds = kinds
             for name, array in arrays.items():
-                if array.dtype.kind == "V":  # such as bfloat16, which NumPy's files do not know
+                if array.dtype.kind == "V":  # for example bfloat16, which .npy does not support
                     raise ValueError(f"{name} is {array.dtype}; expected such as float32")
                 self._files[name] = _File(self._folder / f"{name}.npy", array)
         if kinds != self._kinds:
@@ -61,7 +61,7 @@ class Writer:
         self._number += 1
 
     def finish(self) -> None:
-        """Write sizes and checksums, the manifest last."""
+        """Finish all files, and write the manifest last."""
         files = {file.path.name: file.finish() for file in self._files.values()}
         manifest = {"format": _FORMAT, "version": _VERSION, "about": self.about, "files": files}
         with (self._folder / MANIFEST).open("x", encoding="utf-8") as file:
@@ -69,14 +69,14 @@ class Writer:
             _sync(file)
 
     def close(self) -> None:
-        """Close the files, as they are."""
+        """Close all files without finishing them."""
         for file in self._files.values():
-            with suppress(OSError):  # what a full disk does not take
+            with suppress(OSError):  # flushing fails if the disk is full
                 file.close()
 
 
 class _File:
-    """An .npy file of rows whose number is not known before the end."""
+    """An .npy file whose number of rows is not known before the end."""
 
     def __init__(self, path: Path, like: np.ndarray) -> None:
         self.path = path
@@ -109,7 +109,7 @@ class _File:
         }
 
     def _header(self) -> None:
-        # NumPy leaves room in it for the number of rows to grow.
+        # NumPy leaves room in the header for the number of rows to grow.
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._row)}
         np.lib.format.write_array_header_1_0(self._file, header)
@@ -117,14 +117,14 @@ class _File:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Writer]:
-    """A writer of a new folder, which is there whole at the end of the context, or not at all.
+    """Yield a writer of a new folder, which appears atomically at the end of the context.
 
-    Until then it is ``.NAME.…`` beside it, which the next writing of the same name deletes if its
-    process was killed.
+    Until then, the data are in a folder ``.NAME.…`` next to it. If the process is killed, the next
+    writer of the same name deletes it.
 
     Raises:
       ValueError: the folder exists.
-      OSError: such as of a full disk; the path is named.
+      OSError: writing fails, for example because the disk is full; the error names the path.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists; expected a new folder")
@@ -144,7 +144,7 @@ def writing(folder: Path) -> Iterator[Writer]:
     except BaseException as error:
         writer.close()
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk
+        if isinstance(error, OSError) and error.errno and not error.filename:  # disk is full
             raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     finally:
@@ -153,10 +153,10 @@ def writing(folder: Path) -> Iterator[Writer]:
 
 
 def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
-    """The arrays of a folder that :func:`writing` wrote, memory-mapped.
+    """Memory-map the arrays of a folder that :func:`writing` wrote.
 
     Raises:
-      ValueError: this is no such folder, or a file is missing, of another size or damaged.
+      ValueError: this is not a data set, or a file is missing, has a wrong size or is damaged.
     """
     manifest = _manifest(folder)
     arrays = {}
@@ -173,7 +173,7 @@ def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
         wanted = [expected.get("dtype", found[0]), expected.get("shape", found[1])]
         if found != wanted:
             raise ValueError(f"{path} is damaged: it has {found}; expected {wanted}")
-        # The first version has checksums of whole files.
+        # Version 1 of the format has checksums of whole files.
         start = 0 if manifest["version"] == 1 else size - array.nbytes
         if verify and sha256(path, start) != expected["sha256"]:
             raise ValueError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}")
@@ -183,7 +183,7 @@ def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
 
 
 def _require_complete(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError where an array that all data sets have is missing, or has too few rows."""
+    """Raise ValueError if a required array is missing or has the wrong number of rows."""
     for name, count in (("nodes.x", "n_node"), ("senders", "n_edge"), ("receivers", "n_edge")):
         if missing := {name, count} - set(arrays):
             raise ValueError(f"{folder} is damaged: it has no {min(missing)}.npy")
@@ -193,10 +193,10 @@ def _require_complete(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What the writer of a folder said about it.
+    """The plain values ``about`` that the writer of a folder stored.
 
     Raises:
-      ValueError: this is no such folder.
+      ValueError: this is not a data set.
     """
     return _manifest(folder).get("about", {})
 
@@ -214,7 +214,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def flatten(**trees: Any) -> dict[str, np.ndarray]:
-    """The arrays of nodes, edges and globals by names such as ``nodes.x``."""
+    """The arrays of nodes, edges and globals, by names like ``nodes.x``."""
     return {
         f"{part}.{field}": array
         for part, tree in trees.items()
@@ -234,19 +234,19 @@ def _fields(arrays: dict[str, np.ndarray], part: str, kind: type) -> dict[str, A
 
 
 def sha256(path: Path, start: int = 0) -> str:
-    """That of a file from byte ``start`` on, in hexadecimal."""
+    """The SHA-256 of a file from byte ``start`` on, in hexadecimal."""
     with path.open("rb") as file:
         file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's manifest, which has those of its files."""
+    """The SHA-256 of a file, or of a folder's manifest, which contains those of its files."""
     return sha256(path / MANIFEST if path.is_dir() else path)
 
 
 def _locked(folder: Path) -> Any:
-    """A lock in a folder, held until it is closed or the process ends; None where there is none."""
+    """Lock a folder until the lock is closed or the process ends; None if locks are unsupported."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -254,7 +254,7 @@ def _locked(folder: Path) -> Any:
     lock = (folder / "new").open("xb")
     with suppress(OSError):  # a file system without locks
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        (folder / "new").rename(folder / _LOCK)  # nobody sees it without its lock
+        (folder / "new").rename(folder / _LOCK)  # so that the file never exists unlocked
         return lock
     (folder / "new").unlink()
     lock.close()
@@ -262,9 +262,9 @@ def _locked(folder: Path) -> Any:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left of writing a folder."""
+    """Delete temporary folders that killed writers of this folder left behind."""
     for lock in folder.parent.glob(f".{glob.escape(folder.name)}.*/{_LOCK}"):
-        with suppress(OSError), lock.open("rb") as file:  # held by a process that is writing
+        with suppress(OSError), lock.open("rb") as file:  # an active writer still holds its lock
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

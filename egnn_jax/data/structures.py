@@ -1,4 +1,4 @@
-"""Molecules of your own, from files and from SMILES."""
+"""Reading your own molecules from files and from SMILES."""
 
 import importlib.util
 import os
@@ -21,23 +21,23 @@ from egnn_jax.data._structure import Structure as Structure
 from egnn_jax.data._structure import checked as checked
 
 HEAVY = 9
-"""The largest number of atoms other than hydrogen of a molecule of QM9."""
+"""The largest number of atoms other than hydrogen in a molecule of QM9."""
 FEW = 9
-"""QM9 has few molecules with fewer atoms than this, so that networks err more on them."""
+"""QM9 has few molecules with fewer atoms than this, so predictions for them are less accurate."""
 SMALLEST = 3
-"""The smallest number of atoms of a molecule of QM9."""
+"""The smallest number of atoms in a molecule of QM9."""
 NEAREST = (0.9, 1.6)
-"""How far the atom nearest to another is, Å; in QM9 it is 0.959 to 1.568."""
+"""The expected range of nearest-neighbor distances in Å; in QM9, they are 0.959 to 1.568."""
 READ = tuple(_structure_files.KINDS)
-"""The kinds of files that are read, each also with ``.gz`` after it."""
+"""The supported kinds of files, by suffix; each may be followed by ``.gz``."""
 
 
 def read(source: str) -> list[Structure | Refused]:
-    """The molecules of a file or, where there is no such file, of a SMILES or InChI.
+    """Read the molecules of a file or, if there is no such file, of a SMILES or InChI.
 
-    SMILES, and files without coordinates in space, get hydrogens and a geometry (ETKDG, then
-    MMFF94). A molecule that has no geometry, lacks hydrogens, is periodic, is several, is too large
-    or cannot be read is refused; the others of its file are not.
+    For SMILES and files without 3-D coordinates, hydrogens and a geometry (ETKDG, then MMFF94) are
+    generated. An entry is refused, without affecting others, if it cannot be read, lacks hydrogens,
+    is periodic, is too large, consists of several molecules, or no geometry is found.
 
     Raises:
       ValueError: the source is neither, cannot be read as a whole, or is empty.
@@ -46,10 +46,10 @@ def read(source: str) -> list[Structure | Refused]:
 
 
 def entries(source: str) -> list[Structure | Refused | Smiles]:
-    """What :func:`read` reads, before geometries are made of the SMILES; :func:`made` does that.
+    """Read a source like :func:`read`, but leave generating geometries to :func:`made`.
 
     Raises:
-      ValueError: as :func:`read`.
+      ValueError: as for :func:`read`.
     """
     for package in ("ase", "rdkit"):
         if importlib.util.find_spec(package) is None:
@@ -94,8 +94,8 @@ def _typed(text: str) -> Smiles | Refused:
 
 
 def outside(molecule: Structure) -> list[str]:
-    """In what a molecule differs from all of QM9's, so that what a network learnt there may not
-    hold; empty where it does not.
+    """How a molecule differs from all of QM9's, so that networks trained there may be inaccurate;
+    empty if it does not.
     """
     return [*_outside(molecule), *molecule.notes]
 
@@ -125,7 +125,7 @@ def _outside(molecule: Structure) -> Iterator[str]:
 
 
 def _nearest(positions: np.ndarray) -> np.ndarray:
-    """How far the atom nearest to each of M > 1 atoms is (M,)."""
+    """The distance (M,) from each of M > 1 atoms to its nearest neighbor."""
     if len(positions) > MOST_ATOMS:
         from scipy.spatial import KDTree
 

@@ -1,4 +1,4 @@
-"""Frames of a molecule, simulated and labelled by GFN2-xTB, for where no others are at hand."""
+"""Generating training frames of a molecule by simulation with GFN2-xTB."""
 
 import io
 import os
@@ -12,30 +12,30 @@ from egnn_jax.data import structures
 from egnn_jax.data.cache import default_folder
 
 TEMPERATURE = 500.0
-"""In K, as of rMD17."""
+"""The temperature in K, as in rMD17."""
 EVERY = 10
-"""How many steps of 1 fs are between two frames."""
+"""The number of steps of 1 fs between two frames."""
 _WARM_UP = 1_000
 
 
 def simulated_frames(
     smiles: str, number: int = 2_000, seed: int = 0, folder: Path | None = None
 ) -> Path:
-    """An extended XYZ file of frames with energies (eV) and forces (eV/Å), made at the first call.
+    """Simulate frames with energies (eV) and forces (eV/Å), and cache them as extended XYZ.
 
-    Langevin dynamics at :data:`TEMPERATURE` by the tight-binding method GFN2-xTB (Bannwarth,
+    Runs Langevin dynamics at :data:`TEMPERATURE` with the tight-binding method GFN2-xTB (Bannwarth,
     Ehlert and Grimme 2019). 2,000 frames of ethanol take a minute.
 
     Args:
-      smiles: of the molecule.
-      number: of frames, each :data:`EVERY` fs after the one before.
-      seed: of velocities and noise.
-      folder: where the file is kept; default ``frames`` in
+      smiles: the SMILES of the molecule.
+      number: the number of frames, :data:`EVERY` fs apart.
+      seed: seed of velocities and noise.
+      folder: the folder of the file; default ``frames`` in
         :func:`egnn_jax.data.cache.default_folder`.
 
     Raises:
       ImportError: tblite is not installed.
-      ValueError: the SMILES gets no geometry.
+      ValueError: no geometry can be generated from the SMILES.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before tblite is loaded: threads slow it down
     require("tblite")

@@ -1,1 +1,1 @@
-"""Experiments: YAML to tasks, models and trainings; tables and pictures of their results."""
+"""Experiments: train tasks and models from YAML configs, and report the results."""

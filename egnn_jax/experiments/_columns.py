@@ -1,4 +1,4 @@
-"""What is predicted of a molecule: a number, or one of several classes."""
+"""Target columns of molecules: numbers (regression) or classes (classification)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from egnn_jax.data.structures import Structure
 from egnn_jax.experiments.molecules import COVERAGE, conformal
 
 MISSING = ("", "na", "nan", "n/a", "none", "null", "-", "?")
-"""What stands for a value that is not known, in small letters."""
+"""Texts that mark a missing value, in lower case."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """A column of numbers, standardised by mean and scale.
+    """A column of numbers, standardized by mean and scale.
 
     Args:
-      name: of the column.
+      name: the name of the column.
       mean, scale: mean and standard deviation of the training molecules.
     """
 
@@ -30,10 +30,10 @@ class Numbers:
 
     @staticmethod
     def of(name: str, texts: np.ndarray) -> "Numbers":
-        """The column with the statistics of training values (S,), which are text.
+        """Make a column with the statistics of training values (S,), given as text.
 
         Raises:
-          ValueError: a text is no number, or all are missing.
+          ValueError: a value is not a number, or all are missing.
         """
         values = Numbers(name, 0.0, 1.0).labels(texts)
         if not np.isfinite(values).any():
@@ -42,14 +42,14 @@ class Numbers:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of what is predicted."""
+        """The names of the predicted values."""
         return (self.name,)
 
     def labels(self, texts: np.ndarray) -> np.ndarray:
-        """Texts (S,) as standardised numbers, nan where they are missing.
+        """Texts (S,) as standardized numbers, nan for missing values.
 
         Raises:
-          ValueError: one is neither a finite number nor in :data:`MISSING`.
+          ValueError: a text is neither a finite number nor in :data:`MISSING`.
         """
         found = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
@@ -67,11 +67,11 @@ class Numbers:
         return (found - self.mean) / self.scale
 
     def loss(self, out: jax.Array, label: jax.Array) -> jax.Array:
-        """|ŷ - y| of standardised values, (G, 1) and (G,) to (G,)."""
+        """The absolute error |ŷ - y| of standardized values: (G, 1) and (G,) to (G,)."""
         return jnp.abs(out[:, 0] - label)
 
     def error(self, out: jax.Array, label: jax.Array) -> jax.Array:
-        """The absolute error in the unit of the column (G,)."""
+        """The absolute error (G,) in the unit of the column."""
         return self.scale * self.loss(out, label)
 
     def predicted(self, out: np.ndarray) -> np.ndarray:
@@ -79,9 +79,9 @@ class Numbers:
         return self.mean + self.scale * out
 
     def width(self, labels: np.ndarray, out: np.ndarray) -> float | None:
-        """Half the width of an interval that holds
+        """Half the width of an interval that contains the true values of a share
         :data:`egnn_jax.experiments.molecules.COVERAGE` of molecules (split conformal prediction);
-        none where there are too few molecules to know it.
+        None if there are too few molecules to determine it.
         """
         error = np.abs(out[:, 0] - labels)
         error = error[np.isfinite(error)]
@@ -89,7 +89,7 @@ class Numbers:
         return self.scale * float(conformal(error)) if enough else None
 
     def scores(self, labels: np.ndarray, out: np.ndarray) -> dict[str, Any]:
-        """Errors where labels (S,) are known; ``mae_of_mean`` is that of the training mean."""
+        """Errors over known labels (S,); ``mae_of_mean`` is the MAE of predicting the mean."""
         known = np.isfinite(labels)
         if not known.any():
             return {"known": 0}
@@ -109,8 +109,8 @@ class Classes:
     """A column of classes.
 
     Args:
-      name: of the column.
-      classes: their names.
+      name: the name of the column.
+      classes: the names of the classes.
     """
 
     name: str
@@ -118,10 +118,10 @@ class Classes:
 
     @staticmethod
     def of(name: str, texts: np.ndarray) -> "Classes":
-        """The classes of training molecules, of numbers by size and of words by letter.
+        """The classes of training molecules, sorted as numbers if possible, else as text.
 
         Raises:
-          ValueError: they are fewer than 2 or more than 100.
+          ValueError: there are fewer than 2 or more than 100 classes.
         """
         found = {t.strip() for t in texts.tolist() if t.strip().lower() not in MISSING}
         if not 2 <= len(found) <= 100:
@@ -136,14 +136,14 @@ class Classes:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of what is predicted: the probability of each class."""
+        """The names of the predicted values: the probability of each class."""
         return tuple(f"{self.name} = {one}" for one in self.classes)
 
     def labels(self, texts: np.ndarray) -> np.ndarray:
-        """The place of the class of each text (S,), nan where it is missing.
+        """The class index of each text (S,), nan for missing values.
 
         Raises:
-          ValueError: one is no class.
+          ValueError: a text is not one of the classes.
         """
         found = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
@@ -157,16 +157,16 @@ class Classes:
         return found
 
     def loss(self, out: jax.Array, label: jax.Array) -> jax.Array:
-        """The cross-entropy of logits (G, C) and places (G,), (G,)."""
+        """The cross-entropy (G,) of logits (G, C) and class indices (G,)."""
         place = label.astype(jnp.int32)[:, None]
         return -jnp.take_along_axis(jax.nn.log_softmax(out), place, axis=1)[:, 0]
 
     def error(self, out: jax.Array, label: jax.Array) -> jax.Array:
-        """1 where the most probable class is another (G,)."""
+        """1 where the most probable class is wrong, else 0 (G,)."""
         return (jnp.argmax(out, axis=1) != label).astype(out.dtype)
 
     def predicted(self, out: np.ndarray) -> np.ndarray:
-        """Logits (S, C) as probabilities."""
+        """Logits (S, C) as probabilities (softmax)."""
         weights = np.exp(out - out.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 
@@ -174,8 +174,8 @@ class Classes:
         """None: probabilities have no interval."""
 
     def scores(self, labels: np.ndarray, out: np.ndarray) -> dict[str, Any]:
-        """Accuracy where labels (S,) are known, that of the most common class, and of two classes
-        the area under the receiver operating characteristic.
+        """Accuracy over known labels (S,), accuracy of always predicting the most common class and,
+        for two classes, the area under the receiver operating characteristic.
         """
         known = np.isfinite(labels)
         if not known.any():
@@ -195,8 +195,8 @@ KINDS = {"regression": Numbers, "classification": Classes}
 
 
 class Trained(NamedTuple):
-    """The molecules that were trained on: their elements, the least and the largest number of
-    atoms, the columns, their charges, and whether any is odd by its bonds.
+    """Facts about the training molecules: elements, smallest and largest number of atoms, columns,
+    charges, and whether any has unusual bonds.
     """
 
     elements: tuple[str, ...]
@@ -206,7 +206,7 @@ class Trained(NamedTuple):
     noted: bool = False
 
     def outside(self, molecule: Structure) -> list[str]:
-        """In what a molecule differs from all of these."""
+        """How a molecule differs from all training molecules."""
         reasons, (least, most) = [], self.atoms
         if unknown := sorted(set(molecule.symbols) - set(self.elements)):
             reasons.append(f"it has {', '.join(unknown)}; training had {', '.join(self.elements)}")
@@ -218,17 +218,17 @@ class Trained(NamedTuple):
         return reasons if self.noted else [*reasons, *molecule.notes]
 
     def plain(self) -> dict[str, Any]:
-        """As plain values."""
+        """Convert to plain values."""
         columns = [dataclasses.asdict(column) for column in self.columns]
         lists = {name: list(getattr(self, name)) for name in ("elements", "atoms", "charges")}
         return {**lists, "columns": columns, "noted": self.noted}
 
     @staticmethod
     def of_plain(kind: str, names: Sequence[str], values: Mapping[str, Any]) -> "Trained":
-        """What :meth:`plain` made plain values of.
+        """The inverse of :meth:`plain`.
 
         Raises:
-          ValueError: they are not such.
+          ValueError: the values are not those of :meth:`plain`.
         """
         columns: list[Numbers | Classes] = []
         try:
@@ -239,7 +239,7 @@ class Trained(NamedTuple):
                     columns.append(Classes(name, tuple(str(one) for one in own["classes"])))
             least, most = values["atoms"]
             elements = tuple(str(symbol) for symbol in values["elements"])
-            # Of a run of an earlier version these are not known.
+            # Runs of earlier versions did not record these.
             charges = tuple(int(charge) for charge in values.get("charges", (0,)))
             noted = bool(values.get("noted", False))
             return Trained(elements, (int(least), int(most)), tuple(columns), charges, noted)
@@ -250,7 +250,7 @@ class Trained(NamedTuple):
 
 
 def _roc_auc(true: np.ndarray, score: np.ndarray) -> float:
-    """The chance that one of class 1 has a larger score than one of class 0."""
+    """The probability that a sample of class 1 has a larger score than one of class 0."""
     from scipy.stats import rankdata
 
     ones = true.sum()

@@ -12,16 +12,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 
-_MAX_OF_MODEL = 1_000_000  # no width, depth or block of a model is larger
+_MAX_OF_MODEL = 1_000_000  # no integer option of a model may be larger
 _MAX_SHOWN = 200
 
 
 @functools.cache
 def plain_hints(cls: type) -> dict[str, Any]:
-    """The type hint of each option that YAML can hold, by name.
+    """The type hint of each option that YAML can represent, by name.
 
-    Options are the fields of a dataclass or flax module. Of a union the members that YAML can hold
-    count; a field that has none, such as a class of layers, is left to Python.
+    Options are the fields of a dataclass or flax module. For a union, only the members that YAML
+    can represent count. A field without any, for example a layer class, can only be set in Python.
     """
     hints = get_type_hints(cls)
     plain = {name: _plain_hint(hints[name]) for name in _fields(cls)}
@@ -29,7 +29,7 @@ def plain_hints(cls: type) -> dict[str, Any]:
 
 
 def _fields(cls: type) -> list[str]:
-    """The fields of a dataclass, without those that flax gives to every module."""
+    """The fields of a dataclass, without those that flax adds to every module."""
     if not dataclasses.is_dataclass(cls):
         raise ValueError(
             f"{cls.__name__} is no dataclass; expected @dataclasses.dataclass(frozen=True), whose "
@@ -51,10 +51,10 @@ def _plain_hint(hint: Any) -> Any:
 
 
 def to_plain(options: Any, where: str) -> dict[str, Any]:
-    """The options of a dataclass or module, tuples as lists.
+    """The options of a dataclass or module as plain values, with tuples as lists.
 
     Raises:
-      ValueError: an option that YAML cannot hold is not at its default.
+      ValueError: an option that YAML cannot represent differs from its default.
     """
     hints = plain_hints(type(options))
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
@@ -70,7 +70,7 @@ def to_plain(options: Any, where: str) -> dict[str, Any]:
 
 
 def as_dataclass(options: Any) -> Any:
-    """The plain options of a task, module or optimizer as a dataclass of their own."""
+    """The plain options of a task, module or optimizer as a new dataclass."""
     cls = type(options)
     hints = plain_hints(cls)
     fields = [
@@ -84,7 +84,7 @@ def as_dataclass(options: Any) -> Any:
 
 
 def shared(options: Any, cls: type) -> dict[str, Any]:
-    """The options that another class has too, as plain values, where they fit it."""
+    """The options that another class also has, as plain values, if they fit its type hints."""
     hints, found = plain_hints(cls), {}
     for name, value in to_plain(options, "").items():
         with contextlib.suppress(ValueError, KeyError):
@@ -94,7 +94,7 @@ def shared(options: Any, cls: type) -> dict[str, Any]:
 
 
 def described(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and of its bases say of each option, as plain text."""
+    """The plain-text description of each option from the docstrings of a class and its bases."""
     import docstring_parser
 
     texts = {}
@@ -106,14 +106,14 @@ def described(cls: type) -> dict[str, str]:
 
 
 def replace(options: Any, changes: Mapping[str, Any]) -> Any:
-    """A task, module or optimizer with other plain options."""
+    """A copy of a task, module or optimizer with some plain options changed."""
     if isinstance(options, nn.Module):
         return options.clone(**changes)
     return dataclasses.replace(options, **changes)
 
 
 def build(cls: Any, plain: Mapping[str, Any], where: str, **given: Any) -> Any:
-    """An object from plain values.
+    """Build an object of a class from plain values.
 
     Raises:
       ValueError: a key is unknown, a required one is missing, or a value has the wrong type.
@@ -136,10 +136,10 @@ def build(cls: Any, plain: Mapping[str, Any], where: str, **given: Any) -> Any:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """The value as its type hint has it.
+    """Convert a value to its type hint.
 
     Raises:
-      ValueError: it has another type.
+      ValueError: the value has another type.
     """
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for choice in choices:
@@ -160,10 +160,10 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         is_number = isinstance(value, int | float | str) and not isinstance(value, bool)
         if choice is float and is_number:
             try:
-                return float(value)  # YAML 1.1 reads 5e-4 as text
+                return float(value)  # YAML 1.1 parses 5e-4 as text
             except (ValueError, OverflowError):
                 continue
-    if callable(value):  # from Python, where a field takes functions too
+    if callable(value):  # set in Python, where fields may also be functions
         return value
     raise ValueError(f"{where} is {shown(value)}; expected {_words(hint)}")
 
@@ -182,10 +182,10 @@ def _words(hint: Any) -> str:
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
-    """The value, which has to map text to values.
+    """Return the value if it is a mapping with text keys.
 
     Raises:
-      ValueError: it does not.
+      ValueError: it is not.
     """
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{where} is {shown(value)}; expected a mapping of names to values")
@@ -193,12 +193,12 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def nearest(key: Any, known: Any) -> str:
-    """A hint at the known name most like an unknown one, or nothing."""
+    """A hint that suggests the known name closest to an unknown one, or an empty text."""
     close = difflib.get_close_matches(str(key)[:_MAX_SHOWN], list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def shown(value: Any) -> str:
-    """A value as text of bounded length."""
+    """The repr of a value, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(text)} characters)"

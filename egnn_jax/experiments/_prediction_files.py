@@ -1,4 +1,4 @@
-"""Files of predictions: CSV, JSON, and SDF with geometries."""
+"""Writing predictions to CSV, JSON, or SDF with geometries."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ from egnn_jax.data.structures import Refused, Structure
 
 KINDS = (".csv", ".json", ".sdf")
 TEXTS = ("molecule", "formula", "geometry", "outside QM9", "outside training", "remark")
-"""The columns that are no numbers."""
+"""The columns that are text, not numbers."""
 
 
 def kind(out: Path) -> str:
-    """The kind of a file by its suffix; a device gets CSV.
+    """The kind of an output file by its suffix; CSV for a device.
 
     Raises:
-      ValueError: it is a folder, in a file, or its suffix is of none of :data:`KINDS`.
+      ValueError: the path is a folder or inside a file, or its suffix is not in :data:`KINDS`.
     """
     if out.is_dir() or any(parent.is_file() for parent in out.absolute().parents):
         raise ValueError(f"--out {out} is a folder, or in a file; expected the path of a file")
@@ -40,14 +40,14 @@ def write(
     records: Sequence[Mapping[str, Any]],
     units: Mapping[str, str],
 ) -> None:
-    """Write predictions.
+    """Write predictions to a file.
 
     Args:
-      out: the file, of a kind that :func:`kind` knows.
-      molecules: in order.
-      rows: of the table, for each molecule.
-      records: plain values, for each molecule; JSON holds them.
-      units: of properties.
+      out: the file, of a kind that :func:`kind` accepts.
+      molecules: the molecules, in order.
+      rows: the table row of each molecule.
+      records: plain values of each molecule, for JSON.
+      units: the units of the properties.
     """
     suffix = kind(out)
     if suffix == ".json":
@@ -62,7 +62,7 @@ def write(
 
 
 def _csv(rows: Sequence[Mapping[str, str]]) -> str:
-    """CSV in which no name is a formula of a spreadsheet, and missing numbers are empty."""
+    """CSV text in which no cell is a spreadsheet formula and missing numbers are empty."""
     heads = list(dict.fromkeys(key for row in sorted(rows, key=len)[::-1] for key in row))
     numbers = [key for key in heads if key not in TEXTS]
     file = io.StringIO()
@@ -75,14 +75,14 @@ def _csv(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Plain values in which a number that is not finite is null, as JSON has none."""
+    """Plain values with non-finite numbers replaced by None, since JSON has none."""
     if isinstance(value, Mapping):
         return {key: _finite(member) for key, member in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _record(molecule: Structure, row: Mapping[str, str]) -> str:
-    """A record of an SDF file: the geometry of lowest energy, and the row as its tags."""
+    """A record of an SDF file: the geometry of lowest energy, with the row as tags."""
     _, block = (molecule.block or _block(molecule)).split("\n", 1)
     tags = [(k, printable(v, 2_000)) for k, v in row.items() if k != "molecule" and v]
     lines = [f">  <{key}>\n{value}\n\n" for key, value in tags]
@@ -91,7 +91,7 @@ def _record(molecule: Structure, row: Mapping[str, str]) -> str:
 
 
 def _block(molecule: Structure) -> str:
-    """A mol block with bonds by distances; without them where they make no sense."""
+    """A mol block with bonds perceived from distances, or without bonds if that fails."""
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDetermineBonds
     from rdkit.Geometry import Point3D
@@ -113,6 +113,6 @@ def _block(molecule: Structure) -> str:
             try:
                 rdDetermineBonds.DetermineBonds(bonded, charge=molecule.charge)
                 return Chem.MolToMolBlock(bonded)
-            except (ValueError, RuntimeError):  # a radical, or another charge
+            except (ValueError, RuntimeError):  # a radical, or a wrong charge
                 pass
         return Chem.MolToMolBlock(bare)

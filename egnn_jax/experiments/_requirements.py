@@ -1,4 +1,4 @@
-"""What a config has to be before it is trained."""
+"""Requirements that a config must meet before it is trained."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from egnn_jax.experiments.task import SPLITS, Task
 
 
 def require_trainable(config: Config) -> None:
-    """Raise ValueError where task or model lack a method, or their cutoffs do not fit."""
+    """Raise ValueError if task or model lack a method, or their cutoffs are inconsistent."""
     _require_methods(config.task, config.model)
     cutoffs: list[Any] = [getattr(part, "cutoff", None) for part in (config.task, config.model)]
     if all(isinstance(cutoff, int | float) for cutoff in cutoffs):
@@ -26,7 +26,7 @@ def samples(task: Task, split: str) -> Any:
     """The samples of a split.
 
     Raises:
-      ValueError: they have no loader.
+      ValueError: they have no method ``loader``.
     """
     found = task.samples(split)
     if not callable(getattr(found, "loader", None)):

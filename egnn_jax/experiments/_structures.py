@@ -1,4 +1,4 @@
-"""Checks of structures that a network is to predict properties of."""
+"""Checks of structures whose properties are to be predicted."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from egnn_jax.graph import _validation
 
 
 def listed(structures: Any) -> list[Any]:
-    """One or several structures as a list; text is read as ``egnn predict`` reads it.
+    """One or several structures as a list; text is read as by ``egnn predict``.
 
     Raises:
-      ValueError: there are none, one is no structure, or text cannot be read.
+      ValueError: there are none, one is not a structure, or text cannot be read.
     """
     one = hasattr(structures, "positions") or not np.iterable(structures)
     several = []
@@ -34,10 +34,10 @@ def listed(structures: Any) -> list[Any]:
 
 
 def molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Atomic numbers (M,) and positions (M, 3).
+    """Atomic numbers (M,) and positions (M, 3) of structure ``k``.
 
     Raises:
-      ValueError: there are no atoms, they are periodic, or numbers or positions are none.
+      ValueError: there are no atoms, they are periodic, or numbers or positions are invalid.
     """
     positions = _validation.points(f"positions of structure {k}", positions)
     numbers = getattr(structure, "numbers", None)

@@ -1,4 +1,4 @@
-"""Graph autoencoder: the edges of a random graph from an embedding of its nodes. Section 5.2."""
+"""Graph autoencoder (section 5.2): reconstruct the edges of random graphs from node embeddings."""
 
 import dataclasses
 import warnings
@@ -27,16 +27,16 @@ from egnn_jax.training.step import Loss
 
 @dataclasses.dataclass(frozen=True)
 class GraphAutoencoder(Task):
-    """Encode the complete graph with a_ij = A_ij, decode each pair of nodes; cross-entropy.
+    """Encode complete graphs with a_ij = A_ij and decode each pair of nodes; cross-entropy loss.
 
     Args:
       dataset: the paper's data: "community", "erdos_renyi", or "overfit" for 100 graphs to train
         and test on.
-      edge_probability: p_e of "overfit".
-      dimensions: n of the coordinates.
+      edge_probability: the edge probability p_e of "overfit".
+      dimensions: the dimension n of the coordinates.
       embedding: z is the encoder's "x", decoded by eq. 9, or its "h", decoded by a linear layer.
-      noise: what tells nodes apart, drawn anew at every pass: "x" coordinates from N(0, I), "h" one
-        feature from N(0, 1); "none" leaves x = 0 and h = 1.
+      noise: distinguishes nodes, drawn anew in every pass: "x" for coordinates from N(0, I), "h"
+        for one feature from N(0, 1); "none" leaves x = 0 and h = 1.
       draws: average the final metrics over this many draws of the noise.
     """
 
@@ -50,7 +50,7 @@ class GraphAutoencoder(Task):
     metric = "bce"
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a number makes no sense."""
+        """Raise ValueError if a number is out of range."""
         if self.dimensions < 1 or self.draws < 1:
             raise ValueError(
                 f"task.dimensions is {self.dimensions} and task.draws {self.draws}; expected at "
@@ -64,7 +64,7 @@ class GraphAutoencoder(Task):
 
     @property
     def units(self) -> dict[str, str]:
-        """Wrong edges are in percent of all pairs."""
+        """Wrong edges are given in percent of all pairs."""
         return {"error": "%"}
 
     @property
@@ -96,7 +96,7 @@ class GraphAutoencoder(Task):
         return Autoencoder(model, self.embedding)
 
     def graph(self, batch: GraphsTuple, key: jax.Array) -> GraphsTuple:
-        """The input of the encoder, with noise drawn from ``key``."""
+        """The encoder's input, with noise drawn from ``key``."""
         h = batch.nodes.h
         x = jnp.zeros((h.shape[0], self.dimensions), h.dtype)
         if self.noise == "x":
@@ -106,7 +106,7 @@ class GraphAutoencoder(Task):
         return batch._replace(nodes=Nodes(h=h, x=x))
 
     def loss(self, apply: Apply) -> Loss:
-        """The binary cross-entropy over the ordered pairs of a graph, averaged over graphs."""
+        """Binary cross-entropy, summed over the ordered pairs of a graph, averaged over graphs."""
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> jax.Array:
             logits = apply(params, self.graph(batch, key)).edges.a
@@ -119,7 +119,7 @@ class GraphAutoencoder(Task):
         return with_metrics
 
     def metrics(self, apply: Apply) -> Metrics:
-        """``bce`` a graph, ``error`` wrong pairs in percent, and ``f1`` of edges; threshold 1/2."""
+        """``bce`` per graph, ``error`` (percentage of wrong pairs) and ``f1``; threshold 1/2."""
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
             logits = apply(params, self.graph(batch, key)).edges.a
@@ -135,7 +135,7 @@ class GraphAutoencoder(Task):
         return metrics
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
-        """The share of pairs that are edges in training, as the probability of each pair."""
+        """Predict every edge with the share of pairs that are edges in the training graphs."""
         graphs = self.graphs("train")
         pairs = sum(len(graph) * (len(graph) - 1) // 2 for graph in graphs)
         share = sum(graph.number_of_edges() for graph in graphs) / pairs
@@ -147,7 +147,7 @@ class GraphAutoencoder(Task):
         return f"an edge between any two nodes with probability {share:.3g}", equal
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path:
-        """Four test graphs, their reconstructions and adjacency matrices."""
+        """Draw four test graphs, their reconstructions and adjacency matrices."""
         graphs = self.graphs("test")
         shown = {}
         for number in np.linspace(0, len(graphs) - 1, 4).astype(int).tolist():
@@ -161,7 +161,7 @@ class GraphAutoencoder(Task):
         return plots.reconstructions(shown, path)
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
-        """``figure5-overfit.png`` for runs on "overfit": F1 over p_e, one curve an encoder."""
+        """Draw ``figure5-overfit.png`` of runs on "overfit": F1 over p_e, one curve per encoder."""
         curves: dict[str, list[tuple[float, float]]] = {}
         for result in results.values():
             task, model = result["config"]["task"], result["config"]["model"]["name"]
@@ -177,16 +177,16 @@ class GraphAutoencoder(Task):
     def embed(
         self, network: nn.Module, params: Any, graph: nx.Graph, key: jax.Array | None = None
     ) -> np.ndarray:
-        """The embedding of anyone's graph.
+        """Embed any graph.
 
         Args:
-          network, params: a trained autoencoder, as :func:`egnn_jax.experiments.run.load` gives it.
-          graph: simple and undirected, with any labels; one larger than those trained on gives a
-            warning.
-          key: draws the noise; key 0 if not given.
+          network, params: a trained autoencoder from :func:`egnn_jax.experiments.run.load`.
+          graph: a simple, undirected graph with any labels; a graph larger than those in training
+            gives a warning.
+          key: the random key of the noise; key 0 if not given.
 
         Returns:
-          z (M, n), a row for each of ``graph.nodes`` in their order.
+          z (M, n), one row per node in the order of ``graph.nodes``.
 
         Raises:
           ValueError: the graph has no nodes, is directed, weighted or a multigraph, or has
@@ -207,16 +207,16 @@ class GraphAutoencoder(Task):
     def reconstruct(
         self, network: nn.Module, params: Any, z: np.ndarray, nodes: Any = None
     ) -> nx.Graph:
-        """The graph whose edges have a probability above 1/2, which they carry as ``probability``.
+        """Decode the graph of all edges with ``probability``, an edge attribute, above 1/2.
 
         Args:
           network, params: the autoencoder that made the embedding.
           z: the embedding (M, n).
-          nodes: the labels of the rows of z, such as ``graph.nodes``; 0 to M-1 if not given.
+          nodes: labels of the rows of z, for example ``graph.nodes``; 0 to M-1 if not given.
 
         Raises:
-          ValueError: z has another shape or is not finite, or there is another number of labels,
-            or one twice.
+          ValueError: z has the wrong shape or is not finite, or the number of labels is wrong, or
+            a label is repeated.
         """
         z = np.asarray(z)
         wanted = self.dimensions
@@ -268,6 +268,6 @@ def _require_simple(graph: nx.Graph) -> None:
 
 
 def _cross_entropy(logits: jax.Array, batch: GraphsTuple) -> jax.Array:
-    """(E, 1), 0 at padding."""
+    """The cross-entropy of each edge (E, 1), 0 for padding."""
     entropy = optax.losses.sigmoid_binary_cross_entropy(logits, batch.edges.a)
     return jnp.where(edge_mask(batch)[:, None], entropy, 0.0)

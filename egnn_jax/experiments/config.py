@@ -27,29 +27,29 @@ class Config:
     Args:
       task: data, head and loss, see :class:`egnn_jax.Task`.
       model: the model, a flax module of the registry.
-      optimizer: how parameters move.
+      optimizer: the optimizer and its schedule.
       epochs: passes over the training samples.
-      batch_size: samples of a step; the last partial batch of an epoch is dropped.
-      ema_decay: decay per step of an exponential moving average of the parameters, which then is
-        what is evaluated and kept; 0 for none.
-      micro_batches: on CPUs, compute the gradient of a batch in this many parts, one after the
-        other: less memory, and less time where a part fits the cache and the batch does not.
+      batch_size: samples per step; the last partial batch of an epoch is dropped.
+      ema_decay: decay per step of an exponential moving average of the parameters, which is then
+        evaluated and kept; 0 for none.
+      micro_batches: on CPUs, compute the gradient of a batch sequentially in this many parts: this
+        saves memory, and time if a part fits into the cache and the batch does not.
       eval_every: epochs between two evaluations on the validation samples.
       patience: stop after this many epochs without a better validation value; 0 for never.
-      seed: of the initial parameters, the order of samples and random keys (of the first seed,
-        where there are several).
-      seeds: how many seeds are trained at once, as one vmapped state.
-      chunk_steps: at most this many steps in one compiled call.
+      seed: seed of the initial parameters, the order of samples and the random keys (with several
+        seeds, the first one).
+      seeds: how many seeds to train at once, as one vmapped state.
+      chunk_steps: the largest number of steps in one compiled call.
       checkpoint_seconds: time between two checkpoints.
-      compute_dtype: of the model's features and products, see :class:`egnn_jax.MixedPrecision`;
-        parameters, coordinates, head, loss and optimizer stay in float32.
-      matmul_precision: of the model; "default", or "high" or "highest" for more exact float32
-        products on GPUs and TPUs.
-      init: start from the parameters of an exported ``.safetensors`` file, or of a run's folder
-        (of its first seed), matched by name; new parameters if none.
-      init_skip: patterns of parameters that are new in spite of ``init``, such as ``graph_dec/*``
+      compute_dtype: dtype of the model's features and products; parameters, coordinates, head, loss
+        and optimizer stay in float32; see :class:`egnn_jax.MixedPrecision`.
+      matmul_precision: precision of the model's float32 products on GPUs and TPUs; "default", or
+        "high" or "highest" for more exact ones.
+      init: start from the parameters of an exported ``.safetensors`` file, or of the first seed of
+        a run's folder, matched by name; new parameters if none.
+      init_skip: patterns of parameters that are new despite ``init``, for example ``graph_dec/*``
         for another number of targets.
-      freeze: patterns of parameters that stay as they begin, see :func:`egnn_jax.freeze`.
+      freeze: patterns of parameters to keep fixed, see :func:`egnn_jax.freeze`.
     """
 
     task: Task
@@ -72,7 +72,7 @@ class Config:
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError where an option has the wrong type or a number makes no sense."""
+        """Raise ValueError if an option has the wrong type or is out of range."""
         TASKS.name_of(type(self.task))
         MODELS.name_of(type(self.model))
         for where, options in self._parts().items():
@@ -107,7 +107,7 @@ class Config:
         return {"task.": self.task, "model.": self.model, "optimizer.": self.optimizer, "": self}
 
     def network(self) -> nn.Module:
-        """The flax module that is trained: the model with the task's head."""
+        """The flax module to train: the model with the task's head."""
         model = self.model.clone()
         if (self.compute_dtype, self.matmul_precision) != ("float32", "default"):
             model = MixedPrecision(model, self.compute_dtype, self.matmul_precision)
@@ -115,12 +115,12 @@ class Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain values, as they stand in a YAML file; :func:`from_dict` inverts it.
+    """Convert a config to plain values, as in a YAML file; the inverse of :func:`from_dict`.
 
-    The options of fine-tuning are left out where they are not used.
+    Options of fine-tuning that are not used are left out.
 
     Raises:
-      ValueError: an option is a Python object that YAML cannot hold, such as a layer class.
+      ValueError: an option is a Python object that YAML cannot represent, like a layer class.
     """
     plain = {name: getattr(config, name) for name in _options.plain_hints(Config)}
     for name in ("init", "init_skip", "freeze"):
@@ -133,11 +133,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(plain: Any) -> Config:
-    """A config from plain values.
+    """Make a config from plain values.
 
     Raises:
-      ValueError: a key is unknown (the nearest known one is named), a value has the wrong type, or
-        task or model are missing.
+      ValueError: a key is unknown (the message suggests the closest one), a value has the wrong
+        type, or task or model is missing.
     """
     plain = dict(_options.mapping(plain, "the config"))
     chosen = {}
@@ -151,7 +151,7 @@ def from_dict(plain: Any) -> Config:
 
 
 def _registered(part: str, name: Any) -> type:
-    """The task or model of a name."""
+    """The task or model class registered under a name."""
     registry = TASKS if part == "task" else MODELS
     if not isinstance(name, str) or name not in registry:
         near = _options.nearest(name, registry)
@@ -162,10 +162,10 @@ def _registered(part: str, name: Any) -> type:
 
 
 def load(path: Path | str) -> Config:
-    """A config from a YAML file, or from a recipe of this library such as ``nbody/egnn``.
+    """Load a config from a YAML file, or from a recipe of this library, like ``nbody/egnn``.
 
     Raises:
-      ValueError: there is no such file or recipe, or it is not such a config; the path is named.
+      ValueError: there is no such file or recipe, or it is not a valid config (its path is named).
     """
     path = find(path)
     try:
@@ -175,7 +175,7 @@ def load(path: Path | str) -> Config:
 
 
 def find(path: Path | str) -> Path:
-    """The file of a config: the path itself, or a recipe that comes with this library."""
+    """The file of a config: the path itself, or a recipe included in this library."""
     given = expanded(path)
     if given.is_file():
         return given
@@ -189,13 +189,13 @@ def find(path: Path | str) -> Path:
 
 
 def recipes() -> list[str]:
-    """The names of the recipes that come with this library."""
+    """The names of the recipes included in this library."""
     folder = recipes_folder()
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.yaml"))
 
 
 def recipes_folder() -> Path:
-    """Where the recipes are: in the installed package, or beside it in a clone."""
+    """The folder of the recipes: in the installed package, or next to it in a clone."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -207,7 +207,7 @@ def dump(config: Config) -> str:
 
 
 def differences(config: Config, other: Config) -> dict[str, Any]:
-    """The options of ``other`` that ``config`` has another value for, by names such as
+    """The options of ``other`` whose values differ from those of ``config``, by names like
     ``task.dataset``.
     """
     before, after = (flat(to_dict(c)) for c in (config, other))
@@ -215,10 +215,10 @@ def differences(config: Config, other: Config) -> dict[str, Any]:
 
 
 def override(config: Config, arguments: Sequence[str], program: str, description: str) -> Config:
-    """The config changed by flags such as ``--optimizer.learning-rate 1e-3``; see ``--help``.
+    """Change a config by flags, for example ``--optimizer.learning-rate 1e-3``; see ``--help``.
 
-    ``--model.name`` takes another model, in which options of the same name keep their values.
-    Exits, as command-line parsers do, where a flag is unknown.
+    ``--model.name`` selects another model, in which options of the same name keep their values.
+    Like other command-line parsers, this exits if a flag is unknown.
 
     Raises:
       ValueError: there is no such model.

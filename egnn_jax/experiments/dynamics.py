@@ -1,4 +1,4 @@
-"""Molecular dynamics of a structure under a trained potential, run by ASE."""
+"""Molecular dynamics of a structure with a trained potential, run by ASE."""
 
 import contextlib
 import csv
@@ -27,21 +27,21 @@ _COLUMNS = ("step", "time_ps", "potential_eV", "kinetic_eV", "total_eV", "temper
 
 @dataclasses.dataclass(frozen=True)
 class Dynamics:
-    """How a simulation runs.
+    """The settings of a simulation.
 
     Args:
       ensemble: "nvt" for Langevin dynamics at the temperature, "nve" for constant energy.
-      temperature: in K; of the first velocities too, where the structure has none.
-      steps: how many.
-      timestep: in fs.
-      friction: of Langevin dynamics, in 1/fs.
+      temperature: temperature in K, also of the initial velocities if the structure has none.
+      steps: the number of steps.
+      timestep: the time step in fs.
+      friction: friction of Langevin dynamics, in 1/fs.
       every: steps between two frames of the trajectory.
-      seed: of the velocities and of Langevin dynamics.
-      max_spread: simulate with all seeds of the run, and end where they differ by more about a
-        force, in eV/Å, see :class:`egnn_jax.Ensemble`; the first seed alone if none.
+      seed: seed of the velocities and of Langevin dynamics.
+      max_spread: simulate with all seeds of the run, and stop if their forces differ by more than
+        this, in eV/Å, see :class:`egnn_jax.Ensemble`; only the first seed if none.
 
     Raises:
-      ValueError: a number makes no sense.
+      ValueError: a setting is out of range.
     """
 
     ensemble: Literal["nvt", "nve"] = "nvt"
@@ -54,7 +54,7 @@ class Dynamics:
     max_spread: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a number makes no sense."""
+        """Raise ValueError if a setting is out of range."""
         if self.ensemble not in ("nvt", "nve"):
             raise ValueError(f"ensemble is {self.ensemble!r}; expected 'nvt' or 'nve'")
         for name in ("steps", "every"):
@@ -68,29 +68,29 @@ class Dynamics:
 
 
 def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> dict[str, float]:
-    """Simulate a structure, and write what happens into a new folder as it goes.
+    """Simulate a structure and write the trajectory to a new folder during the simulation.
 
-    The folder gets ``trajectory.xyz``, frames with momenta, forces and energies that ASE reads,
-    ``dynamics.csv`` with a line for each of them, and ``dynamics.png``.
+    The folder receives ``trajectory.xyz``, frames with momenta, forces and energies in ASE's
+    format, ``dynamics.csv`` with one line per frame, and ``dynamics.png``.
 
     Args:
-      structure: a file that ASE reads, the first structure of it, or ``file@-1`` for its last one,
-        with the momenta that it has, if any.
-      model: as :class:`egnn_jax.ASECalculator` takes it; a run of several seeds with
-        ``max_spread``.
-      folder: a new or empty one.
-      dynamics: how the simulation runs.
+      structure: a file that ASE reads, for its first structure, or ``file@-1`` for its last one;
+        momenta in the file are used.
+      model: the potential, as for :class:`egnn_jax.ASECalculator`; with ``max_spread``, a run with
+        several seeds.
+      folder: a new or empty folder.
+      dynamics: the settings of the simulation.
 
     Returns:
       ``steps_per_second``, the mean ``temperature`` (K), and the ``drift`` of the total energy, the
-      slope of a straight line through it (meV an atom and ps).
+      slope of a straight line fitted to it (meV per atom and ps).
 
     Raises:
-      ValueError: the structure cannot be read, or the model does not know it, or the folder is not
+      ValueError: the structure cannot be read, the model does not support it, or the folder is not
         empty.
       FloatingPointError: the simulation explodes; the frames so far are kept.
-      Uncertain: the potentials differ by more than ``max_spread``; the frames so far are kept, the
-        last one, which has no forces, is where they differ.
+      Uncertain: the potentials differ by more than ``max_spread``; the frames so far are kept, and
+        the last one, without forces, is the geometry where they differ.
       Interrupted: Ctrl-C, SIGTERM or SIGHUP; the frames so far are kept.
     """
     atoms = _read(structure)
@@ -98,8 +98,8 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
         atoms.calc = ASECalculator(model)
     else:
         atoms.calc = ASECalculator(Ensemble.load(model), max_spread=dynamics.max_spread)
-    with contextlib.suppress(Uncertain):  # of which a frame is to be written
-        atoms.get_potential_energy()  # raises before anything is written
+    with contextlib.suppress(Uncertain):  # handled below, where its frame is written
+        atoms.get_potential_energy()  # raises other errors before anything is written
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; expected a new folder")
     engine = _engine(atoms, dynamics)
@@ -155,20 +155,20 @@ def _read(structure: str) -> Any:
     from ase.utils import string2index
 
     name, _, index = structure.rpartition("@")
-    if not name or expanded(structure).is_file():  # its name may have an @
+    if not name or expanded(structure).is_file():  # the file name may contain an @
         name, index = structure, "0"
     path = expanded(name)
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a structure that ASE reads")
     try:
-        if is_xyz(path):  # ASE ends at the first blank line
+        if is_xyz(path):  # ASE stops at the first blank line
             place: Any = string2index(index)
             every = _xyz.stream(path)
             first = isinstance(place, int) and place >= 0
             atoms = next(islice(every, place, None)) if first else list(every)[place]
         else:
             atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
-    except Exception as error:  # ASE's readers raise whatever they meet
+    except Exception as error:  # ASE's readers raise exceptions of any type
         reason = str(error) or "there is no such structure"
         raise ValueError(f"{structure} cannot be read: {reason}") from error
     if isinstance(atoms, list):
@@ -200,7 +200,7 @@ def _engine(atoms: Any, dynamics: Dynamics) -> Any:
 
 
 def _progress(name: str, dynamics: Dynamics) -> Any:
-    """The steps at which a frame is written, 0 and the last one included, with a progress bar."""
+    """Iterate over the steps of frames, including 0 and the last one, with a progress bar."""
     from tqdm_loggable.auto import tqdm
 
     show_progress_lines()

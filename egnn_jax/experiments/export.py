@@ -1,4 +1,4 @@
-"""From the folder of a run to one file, and from either to a network that predicts."""
+"""Exporting a run to one file, and loading a trained network from a run or a file."""
 
 import dataclasses
 from pathlib import Path
@@ -16,32 +16,31 @@ from egnn_jax.training.parameters import named
 
 
 def export(run_folder: Path | str, path: Path | str, seed: int | None = None) -> Path:
-    """Write the best parameters of a complete run into one file that predicts anywhere.
+    """Write the best parameters of a complete run to a self-contained file for predictions.
 
-    The file holds one set of parameters and, as JSON in its metadata, all that a prediction
-    needs: options of task and model, constants such as means, units, elements, cutoff, dtype,
+    The file contains one set of parameters and, as JSON in its metadata, all that predictions
+    need: options of task and model, constants (for example means), units, elements, cutoff, dtype,
     versions, and the errors on the validation and test samples. :func:`load_pretrained` reads it
     without the run and without the data set.
 
     Args:
       run_folder: the folder of a complete run.
-      path: the file, ``NAME.safetensors``; it is replaced where it exists, whole or not at all.
-      seed: which seed of a run with several, ``config.seed`` (the default) or one of those after
-        it.
+      path: the file, ``NAME.safetensors``; an existing one is replaced atomically.
+      seed: for a run with several seeds, which one to export; ``config.seed`` by default.
 
     Returns:
       The path.
 
     Raises:
-      ValueError: the run is not complete, has no such seed, or a parameter is not finite; or the
+      ValueError: the run is not complete, has no such seed, a parameter is not finite, or the
         path has another suffix.
     """
     path = expanded(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} ends in {path.suffix!r}; expected a name.safetensors")
-    RunFolder(run_folder).result()  # raises where the run is not complete
+    RunFolder(run_folder).result()  # raises if the run is not complete
     model = _of_run(run_folder, seed)
-    model = dataclasses.replace(model, card={**model.card, "seeds": 1})  # of the file
+    model = dataclasses.replace(model, card={**model.card, "seeds": 1})  # a file holds only one
     if model.input is None:
         model = dataclasses.replace(model, input=network_input(model.config))
     pretrained.write(path, model)
@@ -49,23 +48,23 @@ def export(run_folder: Path | str, path: Path | str, seed: int | None = None) ->
 
 
 def load_pretrained(path: Path | str, seed: int | None = None) -> Pretrained:
-    """A trained network from an exported file, or from the folder of a run.
+    """Load a trained network from an exported file or from the folder of a run.
 
-    "qm9" and "qm9-smiles" are networks that come with this library: all twelve properties of QM9,
-    the first for geometries like QM9's own (relaxed by DFT), the second for those that RDKit makes
-    from SMILES by the force field MMFF94.
+    "qm9" and "qm9-smiles" are networks included in this library. They predict all twelve
+    properties of QM9: the first for geometries like QM9's own (relaxed by DFT), the second for
+    those that RDKit makes from SMILES with the force field MMFF94.
 
-    Reading a file executes nothing that is in it: it is numbers and JSON, and the names of task
-    and model are looked up in :data:`egnn_jax.TASKS` and :data:`egnn_jax.MODELS`, where yours have
-    to be registered first.
+    Nothing in a file is executed: it contains only numbers and JSON. The names of task and model
+    are looked up in :data:`egnn_jax.TASKS` and :data:`egnn_jax.MODELS`, so register your own
+    first.
 
     Args:
-      path: the file or folder, or the name of a network that comes with this library.
-      seed: which seed of a run with several, by default its first.
+      path: the file or folder, or the name of a network included in this library.
+      seed: for a run with several seeds, which one to load; the first by default.
 
     Raises:
       ValueError: there is no such file, run or seed, it is damaged, its task or model is not
-        registered, or its parameters are not those of its network; the path is named.
+        registered, or its parameters do not fit its network; the message names the path.
     """
     path = pretrained.find(path)
     if path.is_dir():
@@ -115,6 +114,6 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
 
 
 def _cutoff(config: Any) -> float | None:
-    """The distance beyond which atoms do not see each other, of the task or else the model."""
+    """The cutoff distance of the task or, if it has none, of the model."""
     cutoffs = (getattr(part, "cutoff", None) for part in (config.task, config.model))
     return next((cutoff for cutoff in cutoffs if isinstance(cutoff, int | float)), None)

@@ -1,4 +1,4 @@
-"""More epochs for a run that was finished or stopped, where they mean the same as in one go."""
+"""Extending a finished or stopped run to more epochs, if this equals one uninterrupted run."""
 
 import dataclasses
 
@@ -8,14 +8,14 @@ from egnn_jax.training.processes import from_first
 
 
 def extend(run: RunFolder, before: Config, config: Config) -> None:
-    """Give the run of a folder more epochs, where that is all that its new config asks for.
+    """Extend a run to the epochs of ``config`` if nothing else differs from ``before``.
 
-    With a constant learning rate (after its warm-up) the run goes on as if it had been started with
+    With a constant learning rate (after warm-up), the run continues as if it had been started with
     the epochs of ``config``.
 
     Raises:
       ValueError: the config has fewer epochs, the learning rate depends on their number, or another
-        process trains here.
+        process is training here.
     """
     same_otherwise = dataclasses.replace(before, epochs=config.epochs) == config
     if not same_otherwise or config.epochs == before.epochs:

@@ -1,4 +1,4 @@
-"""Errors of a potential on labelled structures, in detail."""
+"""Detailed errors of a potential on labeled structures."""
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -14,7 +14,7 @@ from egnn_jax.experiments import plots
 from egnn_jax.graph.graph import GraphsTuple, graph_mask, node_mask
 
 SCALES = {"energy": 1e3, "forces": 1e3, "stress": 160.2176634}
-"""From eV, eV/Å and eV/Å³ to meV, meV/Å and GPa."""
+"""Factors from eV, eV/Å and eV/Å³ to meV, meV/Å and GPa."""
 
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 """True and predicted energies (S, 1), forces (ΣM, 3) and stress (S, 3, 3), by name."""
@@ -24,8 +24,8 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
     """Labels and predictions of all samples, in order, in eV and Å.
 
     Args:
-      predict: a potential and its parameters, as a function of a batch.
-      samples: with labels, as :func:`egnn_jax.from_ase` gives them.
+      predict: a function from a batch to the predictions of a potential.
+      samples: labeled graphs, as from :func:`egnn_jax.from_ase`.
     """
     loader = samples.loader(min(len(samples), 32))
     ends = list(pairwise(np.cumsum([0, *samples.n_node]).tolist()))
@@ -59,7 +59,7 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
 def errors(
     predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset
 ) -> dict[str, np.ndarray]:
-    """Predicted less true in meV, meV/Å and GPa, with the shapes of :func:`pairs`."""
+    """Predicted minus true values in meV, meV/Å and GPa, with the shapes of :func:`pairs`."""
     return {
         name: SCALES[name] * (predicted - true).astype(np.float64)
         for name, (true, predicted) in pairs(predict, samples).items()
@@ -67,11 +67,11 @@ def errors(
 
 
 def details(errors: Mapping[str, np.ndarray], structures: Labelled) -> dict[str, Any]:
-    """Root mean square errors of all, and both errors by element and ``config_type``.
+    """Root mean square errors of all structures, and MAE and RMSE by element and ``config_type``.
 
     Args:
-      errors: as the function of that name gives them.
-      structures: in the same order.
+      errors: the result of :func:`errors`.
+      structures: the structures, in the same order.
     """
     n_atoms = structures.graphs.n_node
     every = dict(errors) | {"energy_per_atom": errors["energy"] / n_atoms[:, None]}
@@ -108,7 +108,7 @@ def _symbol(number: int) -> str:
 
 
 def plot(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset, path: Path) -> Path:
-    """Energies an atom and components of forces, predicted over true, and their errors."""
+    """Draw parity plots and errors of energies per atom and force components."""
     found = pairs(predict, samples)
     (true, predicted), n_atoms = found["energy"], samples.n_node[:, None]
     shown = {"energy, eV/atom": (true / n_atoms, predicted / n_atoms)}

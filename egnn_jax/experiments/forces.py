@@ -1,4 +1,4 @@
-"""Potentials: energies, forces and stress of anyone's structures."""
+"""The task of training potentials on energies, forces and stress of your own structures."""
 
 import dataclasses
 import warnings
@@ -28,30 +28,30 @@ from egnn_jax.training.step import Loss
 
 @dataclasses.dataclass(frozen=True)
 class Forces(Task):
-    """Energies, forces and, where they are given, stress of structures, by ``Potential``.
+    """Predict energies, forces and, if given, stress of structures with ``Potential``.
 
-    Energies are relative to those of free atoms, which are given or found by least squares on the
-    training structures (:func:`egnn_jax.data.frames.free_atoms`).
+    Energies are relative to those of free atoms, which are given or fitted by least squares to the
+    training structures (:meth:`egnn_jax.data.labelled.Labelled.free_atoms`).
 
     Args:
       train: a file of structures that ASE reads, rMD17's .npz, or a folder of ``egnn pack``.
-      valid: another file, or the share of the structures of ``train`` that is kept for validation.
-      test: the same for the test.
-      simulate: NAME=SMILES; where ``train`` is this name and there is no such file, frames of the
-        molecule that are made and labelled here, see :func:`egnn_jax.data.xtb.simulated_frames`.
-      split_seed: of the random choice of these structures.
+      valid: another file, or the share of the structures of ``train`` to use for validation.
+      test: another file, or the share of the structures of ``train`` to use for testing.
+      simulate: NAME=SMILES; if ``train`` is this name and no such file exists, simulate and label
+        frames of the molecule, see :func:`egnn_jax.data.xtb.simulated_frames`.
+      split_seed: seed of the random choice of validation and test structures.
       energy: the name of the energies in the files.
-      forces: the name of the forces; without them ("") only energies are trained.
-      stress: the name of the stress, if any, in ASE's sign.
-      virial: the name of the virial -V·stress, instead.
-      energy_unit: of all labels in the files.
-      length_unit: of positions, cells and labels.
-      free_atoms: energies of free atoms in eV, such as H=-13.57, one for each element; by least
-        squares if none.
-      cutoff: atoms within this distance (Å) send to each other. The model needs the same cutoff.
-      energy_weight: of the mean squared error of the energy per atom (1/eV²).
-      forces_weight: of that of the forces (Å²/eV²).
-      stress_weight: of that of the stress (Å⁶/eV²).
+      forces: the name of the forces; "" to train on energies only.
+      stress: the name of the stress, if any, with ASE's sign.
+      virial: the name of the virial -V·stress, instead of the stress.
+      energy_unit: energy unit of all labels in the files.
+      length_unit: length unit of positions, cells and labels.
+      free_atoms: energies of free atoms in eV, one per element, for example H=-13.57; fitted by
+        least squares if none.
+      cutoff: distance (Å) within which atoms are connected. The model needs the same cutoff.
+      energy_weight: weight of the mean squared error of the energy per atom (1/eV²).
+      forces_weight: weight of the mean squared error of the forces (Å²/eV²).
+      stress_weight: weight of the mean squared error of the stress (Å⁶/eV²).
     """
 
     train: str = ""
@@ -74,7 +74,7 @@ class Forces(Task):
     metric = "loss"
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a choice makes no sense."""
+        """Raise ValueError if an option is invalid."""
         _ = self._labels, self._given
         if not 0 < self.cutoff < np.inf:
             raise ValueError(f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å")
@@ -85,7 +85,7 @@ class Forces(Task):
 
     @property
     def units(self) -> dict[str, str]:
-        """meV, meV/Å and GPa."""
+        """The units of the metrics: meV, meV/Å and GPa."""
         units = {"energy": "meV", "energy_per_atom": "meV/atom"}
         if self.forces:
             units["forces"] = "meV/Å"
@@ -93,7 +93,7 @@ class Forces(Task):
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """Those of the training structures, or those with a given energy of the free atom."""
+        """The elements of the training structures, or those with a given free-atom energy."""
         return tuple(self.references)
 
     @property
@@ -103,7 +103,7 @@ class Forces(Task):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Those of ``train``, ``valid`` and ``test``."""
+        """The files among ``train``, ``valid`` and ``test``."""
         return files(self.train, self.valid, self.test)
 
     def samples(self, split: str) -> GraphDataset:
@@ -111,10 +111,10 @@ class Forces(Task):
         return self._samples[split]
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model with :class:`egnn_jax.Potential`.
+        """The model wrapped in :class:`egnn_jax.Potential`.
 
         Raises:
-          ValueError: the model does not go to zero at the task's cutoff.
+          ValueError: the model's cutoff differs from the task's.
         """
         cutoff = getattr(model, "cutoff", None)
         if cutoff != self.cutoff:
@@ -135,7 +135,7 @@ class Forces(Task):
         return batch._replace(nodes=batch.nodes.replace(y=None), globals=unlabelled)
 
     def loss(self, apply: Apply) -> Loss:
-        """The weighted mean squared errors, :func:`egnn_jax.losses.energy_forces`."""
+        """Weighted mean squared errors, see :func:`egnn_jax.losses.energy_forces`."""
         return losses.energy_forces(
             lambda params, batch: apply(params, self.graph(batch)),
             energy=self.energy_weight,
@@ -144,7 +144,7 @@ class Forces(Task):
         )
 
     def metrics(self, apply: Apply) -> Metrics:
-        """The loss, and mean absolute errors in :attr:`units`."""
+        """The loss and mean absolute errors, in :attr:`units`."""
         loss = self.loss(apply)
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
@@ -167,8 +167,8 @@ class Forces(Task):
         return metrics
 
     def details(self, apply: Apply, params: Any) -> dict[str, Any]:
-        """Root mean square errors, errors by element and ``config_type``, and what energies are
-        relative to, see :func:`egnn_jax.experiments.force_errors.details`.
+        """Root mean square errors, errors by element and ``config_type``, and the reference
+        energies, see :func:`egnn_jax.experiments.force_errors.details`.
         """
         found: dict[str, Any] = {"units": self.units} | self._statistics
         for split in ("valid", "test"):
@@ -177,7 +177,7 @@ class Forces(Task):
         return found
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
-        """The mean energy of an atom, no forces and no stress."""
+        """Predict the mean energy per atom, no forces and no stress."""
         zeros = zeros_of(apply)
 
         def mean(params: Any, graph: GraphsTuple) -> GraphsTuple:
@@ -188,18 +188,18 @@ class Forces(Task):
         return "the mean energy of an atom, no forces", mean
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path:
-        """Energies an atom and forces of the test split, predicted over true, and their errors."""
+        """Draw parity plots and errors of energies per atom and forces of the test split."""
         return force_errors.plot(self._predictor(apply, params), self.samples("test"), path)
 
     def constants(self) -> dict[str, Any]:
-        """Energies of free atoms, and scale and shift of the energy of an atom."""
+        """Energies of free atoms, and scale and shift of the energy per atom."""
         return self._statistics
 
     def with_constants(self, constants: Mapping[str, Any]) -> "Forces":
-        """This task with what :meth:`constants` returned.
+        """This task with the values that :meth:`constants` returned.
 
         Raises:
-          ValueError: it is not such.
+          ValueError: the values are invalid.
         """
         try:
             found = {
@@ -244,7 +244,7 @@ class Forces(Task):
 
     @cached_property
     def _structures(self) -> dict[str, Labelled]:
-        """In eV and Å, by split."""
+        """The structures of each split, in eV and Å."""
         if not self.train:
             raise ValueError("task.train is empty; expected a file of structures")
         name, _, smiles = self.simulate.partition("=")

@@ -1,4 +1,4 @@
-"""What tasks on QM9 share: molecules as graphs, errors in units, predictions."""
+"""The base class of tasks on QM9: molecules as graphs, errors in units, predictions."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,28 +22,28 @@ from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.training.evaluation import Metrics
 
 SIZES = ((3, 8), (9, 11), (12, 14), (15, 17), (18, 20), (21, 23), (24, 29))
-"""Ranges of the number of atoms, for the errors by molecule size."""
+"""Ranges of the number of atoms, for errors by molecule size."""
 
 COVERAGE = 0.9
-"""The share of molecules whose true value an interval is to hold."""
+"""The share of molecules whose true value a prediction interval should contain."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MolecularTask(Task):
-    """Properties of QM9's molecules, standardised: (y - baseline) / scale.
+    """Predict properties of QM9's molecules, standardized as (y - baseline) / deviation.
 
-    A task has ``targets``, :meth:`predict`, :meth:`baseline` and ``scale``, and a loss.
+    A subclass defines ``targets``, ``deviation``, :meth:`baseline`, :meth:`predict` and a loss.
 
     Args:
       train_size: train on the first molecules of the training split, this many.
-      cutoff: only atoms within this distance (Å) send to each other; all of a molecule if none.
+      cutoff: connect only atoms within this distance (Å); all atoms of a molecule if none.
     """
 
     train_size: int = dataclasses.field(default=100_000, kw_only=True)
     cutoff: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a choice makes no sense."""
+        """Raise ValueError if an option is invalid."""
         if not 1 <= self.train_size <= qm9.SPLITS["train"]:
             raise ValueError(
                 f"task.train_size is {self.train_size}; expected 1 to {qm9.SPLITS['train']}"
@@ -60,27 +60,27 @@ class MolecularTask(Task):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is predicted: the targets."""
+        """The names of the predicted values: the targets."""
         return self.targets
 
     @property
     def deviation(self) -> np.ndarray:
-        """The scale of each standardised target (T,), in its unit."""
+        """The scale (T,) by which targets are standardized, in their units."""
         raise NotImplementedError  # each task has its own
 
     def baseline(
         self, n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
-        """What standardised targets are relative to (S, T), itself relative to free atoms."""
+        """The values (S, T), relative to free atoms, that are subtracted to standardize targets."""
         raise NotImplementedError  # each task has its own
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
-        """Standardised targets (G, T)."""
+        """Predict standardized targets (G, T)."""
         raise NotImplementedError  # each task has its own
 
     @property
     def units(self) -> dict[str, str]:
-        """Those of Table 3."""
+        """The units of Table 3."""
         return {name: qm9.UNITS[name] for name in self.targets}
 
     @property
@@ -89,15 +89,15 @@ class MolecularTask(Task):
         return tuple(qm9.ELEMENTS)
 
     trained_on, test_set = "QM9", "QM9's test molecules"
-    geometry = "dft"  # of the molecules
+    geometry = "dft"  # of the training molecules
 
     def takes(self, molecule: Structure) -> bool:
-        """Whether a molecule gets predictions: of these elements, and no larger than QM9's."""
+        """Whether predictions exist for a molecule: it has only QM9's elements and sizes."""
         known = set(molecule.symbols) <= set(qm9.ELEMENTS)
         return known and len(molecule.symbols) <= qm9.LARGEST
 
     def outside(self, molecule: Structure) -> list[str]:
-        """In what a molecule differs from QM9's, see :func:`egnn_jax.data.structures.outside`."""
+        """How a molecule differs from QM9's, see :func:`egnn_jax.data.structures.outside`."""
         reasons = structures.outside(molecule)
         if molecule.geometry != "as given" and self.geometry == "dft":
             reasons.append(f"its geometry is by {molecule.geometry}, not QM9's, by B3LYP")
@@ -110,7 +110,7 @@ class MolecularTask(Task):
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The targets (S, T) in their units, relative to free atoms where references are known."""
+        """The targets (S, T) in their units, relative to free atoms if references are known."""
         data = self.molecules
         values = np.stack([data.targets[name] for name in self.targets], axis=1)
         return values - self.references(data.n_atoms, data.atomic_numbers)
@@ -138,21 +138,21 @@ class MolecularTask(Task):
         positions: np.ndarray,
         labels: np.ndarray | None = None,
     ) -> GraphDataset:
-        """The data set with its labels, or any molecules without."""
+        """Graphs of the data set with labels, or of any molecules without labels."""
         return molecular_graphs(n_atoms, atomic_numbers, positions, labels, self.cutoff)
 
     def samples(self, split: str) -> GraphDataset:
-        """The molecules of a split, with standardised labels."""
+        """The molecules of a split, with standardized labels."""
         if split not in self._samples:
             self._samples[split] = self._all[self._rows(split)]
         return self._samples[split]
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
-        """The input: h atomic numbers (N,), x in Å; ``key`` is not used."""
+        """The network's input: h atomic numbers (N,), x in Å; ``key`` is not used."""
         return batch._replace(globals=Globals())
 
     def metrics(self, apply: Apply) -> Metrics:
-        """The mean absolute error of each target in its unit; of several also ``relative``."""
+        """The mean absolute error of each target in its unit; with several, also ``relative``."""
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
             error, number = self._errors(self.predict(apply, params, batch), batch)
@@ -165,7 +165,7 @@ class MolecularTask(Task):
         return metrics
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path:
-        """Predicted over true values of the test split, one panel a target."""
+        """Draw predicted over true values of the test split, one panel per target."""
         names = {}
         for name in self.targets:
             relative = " (relative to atoms)" if name in qm9.REFERENCES else ""
@@ -176,9 +176,9 @@ class MolecularTask(Task):
     def details(self, apply: Apply, params: Any) -> dict[str, Any]:
         """Units, mean absolute errors on valid and test, also by number of atoms, and intervals.
 
-        ``intervals``: half the width of an interval that holds :data:`COVERAGE` of the molecules of
-        that size, by split conformal prediction: that quantile of the errors on the validation
-        samples. ``covered``: the share of the test samples that it holds.
+        ``intervals``: half the width of an interval that contains the true values of
+        :data:`COVERAGE` of the molecules of a size (split conformal prediction: that quantile of
+        the errors on the validation samples). ``covered``: the share of test samples it contains.
         """
         by_atoms: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
         errors = {}
@@ -215,15 +215,15 @@ class MolecularTask(Task):
         }
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
-        """The baseline, which is what a network that predicts 0 leaves."""
+        """The baseline alone, as from a network that predicts 0."""
         return "the baseline without a network", zeros_of(apply)
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
-        """Table 3's rows and ours, one a model and number of epochs, as ``table3.{md,png}``."""
+        """Write Table 3 with our rows, one per model and epochs, as ``table3.{md,png}``."""
         return write_table(table3_rows(results), folder / "table3")
 
     def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
-        """The targets (S, T) of a split in their units, relative to free atoms."""
+        """Predict the targets (S, T) of a split in their units, relative to free atoms."""
         return self._of_rows(apply, params, self._rows(split))
 
     def properties(
@@ -234,17 +234,17 @@ class MolecularTask(Task):
         atomic_numbers: np.ndarray,
         positions: np.ndarray,
     ) -> np.ndarray:
-        """The targets (S, T) of any molecules, in their units.
+        """Predict the targets (S, T) of any molecules, in their units.
 
         Args:
           apply, params: the network.
-          n_atoms: (S,).
-          atomic_numbers: of H, C, N, O and F alone, (ΣM,).
+          n_atoms: number of atoms of each molecule (S,).
+          atomic_numbers: (ΣM,), only of H, C, N, O and F.
           positions: (ΣM, 3) in Å.
 
         Raises:
-          ValueError: another element, or what the network needs to know of a molecule, such as its
-            bonds, cannot be told.
+          ValueError: there is another element, or features that the network needs, for example
+            bonds, cannot be determined.
         """
         known = sorted(qm9.ELEMENTS.values())
         if unknown := set(atomic_numbers.tolist()) - set(known):
@@ -257,18 +257,18 @@ class MolecularTask(Task):
         return self._predictions(apply, params, graphs) + baseline
 
     def references(self, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
-        """What the free atoms of each molecule have of the targets (S, T)."""
+        """The targets (S, T) summed over the free atoms of each molecule."""
         sums = [qm9.free_atoms(name, n_atoms, atomic_numbers) for name in self.targets]
         return np.stack(sums, axis=1)
 
     def _errors(self, predicted: jax.Array, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:
-        """Absolute errors summed over the molecules of a batch (T,), and how many there are."""
+        """Absolute errors summed over the molecules of a batch (T,), and their number."""
         real = graph_mask(batch)[:-1]  # the last graph of a batch is always padding
         error = jnp.abs(predicted - batch.globals.y)[:-1]
         return jnp.sum(jnp.where(real[:, None], error, 0.0), axis=0), jnp.sum(real)
 
     def _of_rows(self, apply: Apply, params: Any, rows: np.ndarray) -> np.ndarray:
-        """The targets (S, T) of rows of the data set, relative to free atoms."""
+        """Predict the targets (S, T) of rows of the data set, relative to free atoms."""
         data = self.molecules
         atoms = Gather(data.n_atoms[rows][None], starts_of(data.n_atoms)[rows][None]).source
         baseline = self.baseline(
@@ -285,9 +285,9 @@ class MolecularTask(Task):
 
 
 def conformal(errors: np.ndarray) -> np.ndarray:
-    """The quantile of errors (S, T) below which a new one is with probability COVERAGE (T,).
+    """The quantiles (T,) of errors (S, T) that bound a new error with probability COVERAGE.
 
-    The ⌈(S + 1) COVERAGE⌉-th smallest, or the largest where there are too few.
+    The ⌈(S + 1) COVERAGE⌉-th smallest error, or the largest if there are too few.
     """
     place = min(int(np.ceil((len(errors) + 1) * COVERAGE)), len(errors)) - 1
     return np.sort(errors, axis=0)[place]

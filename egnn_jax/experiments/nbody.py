@@ -1,4 +1,4 @@
-"""N-body: where are charged particles 1,000 steps from now? Section 5.1, Table 2 and Figure 2."""
+"""N-body: predict charged particles 1,000 steps ahead (section 5.1, Table 2 and Figure 2)."""
 
 import dataclasses
 from functools import cached_property
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
       x, v: positions and velocities at the input frame (B, M, 3).
       target: positions 1,000 steps later (B, M, 3).
       charges: (B, M).
-      weight: (B,) 1, and 0 for padding.
+      weight: 1, or 0 for padding (B,).
     """
 
     x: Any
@@ -44,14 +44,14 @@ class NBody(Task):
 
     Args:
       dataset: the paper's data: "small" for Table 2, "sweep" for Figure 2.
-      train_size: train on the first trajectories, this many.
+      train_size: the number of training trajectories, taken from the start of the split.
       node_feature: h is the "speed" ‖v‖, or the "charge" for models that read v themselves.
-      edge_distance: ‖x_i − x_j‖² of the input as an edge attribute, beside c_i c_j.
-      edge_velocity: the invariants r_ij·v_i, r_ij·v_j and v_i·v_j of the input as edge attributes
-        too, which neither ‖v‖ nor distances determine (not in the paper).
+      edge_distance: add ‖x_i − x_j‖² of the input to the edge attributes c_i c_j.
+      edge_velocity: add the invariants r_ij·v_i, r_ij·v_j and v_i·v_j of the input to the edge
+        attributes; neither ‖v‖ nor distances determine them (not in the paper).
       huber: train on the Huber loss, linear beyond this error (in units of length), so that the
-        few close encounters that nothing can predict are not memorised; the paper's mean squared
-        error if none.
+        few unpredictable close encounters are not memorized; the paper's mean squared error if
+        none.
       augment: rotate and reflect each training trajectory at random, for models that are not
         equivariant (not in the paper).
     """
@@ -67,7 +67,7 @@ class NBody(Task):
     metric = "mse"
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a number makes no sense."""
+        """Raise ValueError if an option is invalid."""
         if self.node_feature not in ("speed", "charge"):
             raise ValueError(
                 f"task.node_feature is {self.node_feature!r}; expected 'speed' or 'charge'"
@@ -77,7 +77,7 @@ class NBody(Task):
 
     @property
     def paper(self) -> dict[str, float]:
-        """Table 2."""
+        """The values of Table 2."""
         return paper.TABLE2
 
     @cached_property
@@ -85,7 +85,7 @@ class NBody(Task):
         return {}
 
     def samples(self, split: str) -> ArrayDataset:
-        """The trajectories of a split, float32.
+        """The trajectories of a split, in float32.
 
         Raises:
           ValueError: there are fewer than ``train_size``, or a value is not finite.
@@ -166,11 +166,11 @@ class NBody(Task):
         return metrics
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
-        """No motion."""
+        """Predict no motion."""
         return "no motion", lambda params, graph: graph
 
     def plot(self, apply: Apply, params: Any, path: Path, systems: int = 6) -> Path:
-        """The first test systems in 3-D: the path of each particle and its predicted end."""
+        """Draw the first test systems in 3-D: each particle's path and its predicted end."""
         batch = self.samples("test").pack(np.arange(systems))
         predicted = np.asarray(self.predict(apply, params, batch))
         # The path is simulated again from the input frame; its end is the stored target.

@@ -1,4 +1,4 @@
-"""The optimizer of an experiment, from options that YAML can hold."""
+"""The optimizer of an experiment, built from plain options."""
 
 import dataclasses
 import inspect
@@ -11,20 +11,20 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How parameters move.
+    """An optax optimizer and its learning rate schedule.
 
     Args:
-      name: "adam" (weight decay added to the gradient, as PyTorch does), "adamw" (decoupled), or
-        another optimizer of optax that takes a learning rate, such as "lion".
-      learning_rate: the largest step size.
-      weight_decay: its factor.
-      schedule: "constant"; or from learning_rate to final · learning_rate over the run, as a
-        "cosine" or "exponential".
+      name: "adam" (weight decay is added to the gradient, as in PyTorch), "adamw" (decoupled), or
+        another optax optimizer that takes a learning rate, for example "lion".
+      learning_rate: the peak learning rate.
+      weight_decay: the factor of weight decay.
+      schedule: "constant", or "cosine" or "exponential" decay from learning_rate to
+        final · learning_rate over the run.
       final: the last learning rate of a schedule, as a share of the first.
-      half_periods: how often the cosine falls or rises; 3 is what the authors' QM9 code does, which
-        steps its schedule three times an epoch: down to 0 at a third of the run, up and down again.
-      warmup_epochs: rise linearly from 0 first.
-      clip_norm: bound the gradient's global norm; no bound if none.
+      half_periods: how often the cosine falls or rises; 3 matches the authors' QM9 code, which
+        steps its schedule three times per epoch: down to 0 in the first third, up, and down again.
+      warmup_epochs: first, increase the learning rate linearly from 0 over this many epochs.
+      clip_norm: bound of the gradient's global norm; no bound if none.
     """
 
     name: str = "adam"
@@ -37,7 +37,7 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where optax has no such optimizer."""
+        """Raise ValueError if optax has no such optimizer, or ``final`` is out of range."""
         if "learning_rate" not in _parameters(self.name):
             raise ValueError(
                 f"optimizer.name is {self.name!r}; expected 'adam', 'adamw' or another optimizer "
@@ -49,11 +49,11 @@ class Optimizer:
             raise ValueError(f"optimizer.final is {self.final}; expected {least} to 1")
 
     def build(self, steps_per_epoch: int, steps: int) -> optax.GradientTransformation:
-        """The optax chain; the schedule counts optimizer steps, once each.
+        """Build the optax optimizer; its schedule counts optimizer steps.
 
         Args:
-          steps_per_epoch: of the warm-up's epochs.
-          steps: of the whole training.
+          steps_per_epoch: optimizer steps per epoch, for the warm-up.
+          steps: optimizer steps of the whole run.
         """
         warmup = round(self.warmup_epochs * steps_per_epoch)
         falling = max(steps - warmup, 1)

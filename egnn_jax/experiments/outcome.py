@@ -1,4 +1,4 @@
-"""What a run's numbers are worth: beside a trivial answer, and whether the training exploded."""
+"""Assessing a run: comparison with a trivial answer, and detection of exploded training."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from egnn_jax.training.evaluation import Evaluation
 from egnn_jax.training.plan import FitResult
 
 EXPLODED = 10.0
-"""How many times the value of the trivial answer, or of the first evaluation, is an explosion."""
+"""The factor over the trivial or first value beyond which training counts as exploded."""
 
 
 def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
-    """What there is to say of a training beside its numbers, as entries of ``result.json``.
+    """Assess a run beyond its metrics, as entries of ``result.json``.
 
     Returns:
-      ``trivial``: the validation value of :meth:`egnn_jax.Task.trivial`, where the task has one.
-      ``notes``: sentences, where there are any: those of the training, that it is worse than the
-      trivial answer, that it exploded. ``exploded``: True, where the best validation value of a
-      seed is more than :data:`EXPLODED` times the trivial one, or the last one more than that many
+      ``trivial``: the validation value of :meth:`egnn_jax.Task.trivial`, if the task has one.
+      ``notes``, if any: sentences from training, and whether the result is worse than the trivial
+      answer or training exploded. ``exploded``: True if the best validation value of a seed is
+      more than :data:`EXPLODED` times the trivial one, or the last value is more than that many
       times both the first and the trivial one.
     """
     metric, found, notes = config.task.metric, {}, list(result.notes)

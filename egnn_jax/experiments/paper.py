@@ -1,4 +1,4 @@
-"""The numbers that the paper publishes, by the registry's names of models."""
+"""The numbers published in the paper, by the registry's model names."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ TABLE2_MS = {
     "radial_field": 3.9,
     "egnn": 6.2,
 }
-"""N-body: time of a forward pass of a batch of 100 on a GTX 1080 Ti, in ms."""
+"""N-body: time of a forward pass of a batch of 100 samples on a GTX 1080 Ti, in ms."""
 
 FIGURE5 = {
     "community": {
@@ -57,16 +57,16 @@ TABLE3 = {
 """QM9: mean absolute error of each target, in the units of :data:`egnn_jax.data.qm9.UNITS`."""
 
 TABLE3_NETWORKS = {"tfn": "tfn_fuchs", "se3_transformer": "se3_transformer_fuchs"}
-"""The rows of Table 3 that are not of the network of that name, but of another one."""
+"""The rows of Table 3 whose network is registered under another name."""
 
 
 class System(NamedTuple):
     """A system of Table 3 as its recipe ``qm9/NAME`` builds it.
 
     Attributes:
-      parameters: their number, for one target.
-      inputs: what it reads of a molecule besides elements and positions, and of which pairs.
-      differs: in what it, or its training, is not the authors'.
+      parameters: the number of parameters, for one target.
+      inputs: its inputs besides elements and positions, and the pairs of atoms it uses.
+      differs: how it, or its training, differs from the authors'.
     """
 
     parameters: int
@@ -108,12 +108,12 @@ TABLE3_SYSTEMS = {
     ),
     "egnn": System(745_224, "all pairs", "nothing"),
 }
-"""The rows of Table 3 as they are here."""
+"""The systems of Table 3 as implemented here."""
 
 QM9_LEARNING_RATES = {
     target: 1e-3 if target in ("gap", "homo", "lumo") else 5e-4 for target in TABLE3_TARGETS
 }
-"""QM9: the learning rate of each target, of EGNN."""
+"""QM9: EGNN's learning rate for each target."""
 
 QM9_RATES_OF = ("egnn", "schnet")
-"""The recipes that are trained with these."""
+"""The recipes that use :data:`QM9_LEARNING_RATES`."""

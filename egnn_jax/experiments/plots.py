@@ -1,4 +1,4 @@
-"""Pictures of results, each into one file."""
+"""Plots of results, each written to one file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 def subplots(size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """A new figure and its axes, as of ``pyplot.subplots``, of a width and height in inches."""
-    from matplotlib.figure import Figure  # takes a second, which what draws nothing can save
+    """A new figure and its axes, like ``pyplot.subplots``; the size is in inches."""
+    from matplotlib.figure import Figure  # here, since importing it takes a second
 
     figure = Figure(size)
     return figure, figure.subplots(rows, columns, **options)
 
 
 def save(figure: Any, path: Path, dpi: int = 130, tight: bool = True) -> Path:
-    """Write a figure, cropped to what is drawn if ``tight``."""
+    """Write a figure to a file, cropped to its content if ``tight``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, bbox_inches="tight" if tight else None)
     return path
 
 
 def table(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
-    """A table of text; the keys of the first row are its head."""
+    """Draw a table of text; the keys of the first row are its header."""
     figure, axes = subplots((1.6 * len(rows[0]), 0.4 * (len(rows) + 1)))
     axes.axis("off")
     cells = [list(row.values()) for row in rows]
@@ -44,14 +44,14 @@ def curves(
     path: Path,
     log: bool = False,
 ) -> Path:
-    """One curve a name, through its points in order of x; both axes logarithmic if ``log``."""
+    """Draw one curve per name through its points, sorted by x; both axes are log if ``log``."""
     figure, axes = subplots((6, 4))
     for name, values in points.items():
         axes.plot(*zip(*sorted(values), strict=True), marker="o", label=name)
     scale = "log" if log else "linear"
     axes.set(xscale=scale, yscale=scale, xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3, which="both")
-    # Many names would hide curves.
+    # A legend of many names would hide curves.
     beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(points) > 6 else {}
     axes.legend(**beside)
     return save(figure, path)
@@ -60,7 +60,7 @@ def curves(
 def loss_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, str], path: Path
 ) -> Path:
-    """Training loss (thin) and validation metric over epochs, one color a run."""
+    """Draw training loss (thin) and validation metric over epochs, one color per run."""
     figure, axes = subplots((7, 4.5))
     for k, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] for entry in history]
@@ -77,10 +77,10 @@ def loss_curves(
 
 
 def parity(names: Mapping[str, str], true: np.ndarray, predicted: np.ndarray, path: Path) -> Path:
-    """Predicted over true values (S, T), one panel a target.
+    """Draw predicted over true values (S, T), one panel per target.
 
     Args:
-      names: the label of each target, ``quantity, unit``, by its name.
+      names: the label of each target, ``quantity, unit``, by name.
       true, predicted: (S, T).
       path: the file.
     """
@@ -98,11 +98,10 @@ def parity(names: Mapping[str, str], true: np.ndarray, predicted: np.ndarray, pa
 
 
 def parity_and_errors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> Path:
-    """Predicted over true numbers, and below how often errors occur, a column for each quantity.
+    """Draw predicted over true numbers above a histogram of errors, one column per quantity.
 
     Args:
-      pairs: true and predicted numbers (S,) by the label of the quantity, ``quantity, unit`` or
-        ``quantity``.
+      pairs: true and predicted numbers (S,) by label, ``quantity, unit`` or ``quantity``.
       path: the file.
     """
     figure, panels = subplots((4.5 * len(pairs), 8), 2, len(pairs), squeeze=False)
@@ -118,7 +117,7 @@ def parity_and_errors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: 
 def _predicted_over_true(
     axes: Any, label: str, true: np.ndarray, predicted: np.ndarray, title: str = ""
 ) -> str:
-    """Draw one panel; returns the unit of the label, or ""."""
+    """Draw one panel, and return the unit in the label, or ""."""
     unit = label.rpartition(", ")[2] if ", " in label else ""
     axes.plot(true, true, color="grey", lw=0.8)
     axes.scatter(true, predicted, s=np.clip(10_000 / true.size, 1, 25), alpha=0.3)
@@ -129,7 +128,7 @@ def _predicted_over_true(
 
 
 def dynamics(rows: np.ndarray, path: Path) -> Path:
-    """Energies and temperature of a simulation over time.
+    """Draw energies and temperature of a simulation over time.
 
     Args:
       rows: step, time (ps), potential, kinetic and total energy (eV) and temperature (K) of each
@@ -151,12 +150,12 @@ def dynamics(rows: np.ndarray, path: Path) -> Path:
 def trajectories(
     charges: np.ndarray, paths: np.ndarray, target: np.ndarray, predicted: np.ndarray, path: Path
 ) -> Path:
-    """Systems of charged particles in 3-D, one panel a system.
+    """Draw systems of charged particles in 3-D, one panel per system.
 
     Args:
       charges: (S, M).
-      paths: true positions (S, frames, M, 3), from the input frame on.
-      target, predicted: true and predicted ends (S, M, 3).
+      paths: true positions (S, frames, M, 3), starting at the input frame.
+      target, predicted: true and predicted final positions (S, M, 3).
       path: the file.
     """
     columns = -(-len(charges) // 2)
@@ -178,9 +177,9 @@ def trajectories(
 
 
 def reconstructions(graphs: Mapping[str, tuple["nx.Graph", np.ndarray]], path: Path) -> Path:
-    """Graphs, what was decoded of them, and both adjacency matrices, one row a graph.
+    """Draw graphs, their reconstructions and both adjacency matrices, one row per graph.
 
-    Missed edges are dashed, false ones red.
+    Missed and false edges are red; missed ones are dashed.
 
     Args:
       graphs: a graph of M nodes and decoded probabilities of its edges (M, M), by title.

@@ -1,4 +1,4 @@
-"""Properties of molecules of anyone's by a trained network, as a table."""
+"""Predicting properties of your own molecules with a trained network, as a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
@@ -21,16 +21,16 @@ BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
 """The network for each kind of geometry, see :func:`egnn_jax.load_pretrained`."""
 
 SHOWN = 20
-"""How many molecules are printed."""
+"""The largest number of molecules that are printed."""
 
 
 class _Found(NamedTuple):
-    """What is known of one molecule.
+    """The prediction for one molecule.
 
     Attributes:
-      outside: in what it is unlike those that the network was trained on, or why it is refused.
-      values: predictions (T,); None where its elements or its size are not known to the network.
-      widths: half the widths of their intervals by name; empty where they are not known.
+      outside: how it differs from the training molecules, or why it is refused.
+      values: predictions (T,); None if the network does not support its elements or size.
+      widths: half-widths of the prediction intervals by name; empty if not known.
     """
 
     outside: list[str]
@@ -41,18 +41,18 @@ class _Found(NamedTuple):
 def predict(
     sources: Sequence[str], model: Path | str | None = None, out: Path | None = None
 ) -> None:
-    """Print a table of the properties of molecules, and write it to a file if asked to.
+    """Predict properties of molecules, print them as a table, and optionally write a file.
 
     Args:
       sources: files of molecules, or SMILES.
       model: the folder of a run of a task that predicts properties of molecules, or an exported
-        file; by default the networks that come with this library, :data:`BY_GEOMETRY`.
+        file; by default the networks included in this library, see :data:`BY_GEOMETRY`.
       out: a file, ``.csv``, ``.json`` or, with geometries and properties as tags, ``.sdf``.
 
     Raises:
-      ValueError: the model predicts no properties of molecules, a source cannot be read as a
-        whole, ``out`` cannot be written to, or (after the table was made) some molecules cannot be
-        read or have elements that the model does not know.
+      ValueError: the model does not predict properties of molecules, no molecule can be read,
+        ``out`` cannot be written to, or (after all output) a source or some molecules cannot be
+        read or have elements that the model does not support.
     """
     if out is not None:
         _prediction_files.kind(out)
@@ -109,7 +109,7 @@ def predict(
 
 
 def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]:
-    """The molecules of all sources that can be read, and what is wrong with the others."""
+    """Read the molecules of all sources; also return the errors of sources that fail."""
     entries: list[Structure | Refused | Smiles] = []
     failures = []
     for source in sources:
@@ -134,13 +134,13 @@ def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[
     values = iter(np.stack(list(network.predict(known).values()), axis=1) if known else [])
     for molecule, predicted in zip(molecules, taken, strict=True):
         outside = task.outside(molecule)
-        # An interval is measured on such molecules, and says nothing of others.
+        # Intervals are measured on molecules like those in training, and do not hold for others.
         widths = {} if outside else _widths(network, molecule)
         yield _Found(outside, next(values) if predicted else None, widths)
 
 
 def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
-    """Half the widths of the intervals of molecules of that size; empty where not known."""
+    """The half-widths of prediction intervals for molecules of this size; empty if not known."""
     intervals: Any = network.card.get("details", {})
     for name in ("intervals", "by_atoms"):
         intervals = intervals.get(name, {}) if isinstance(intervals, Mapping) else {}
@@ -153,8 +153,8 @@ def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
 
 
 def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
-    """A number for each column from the card of a network, empty where it has none: a file of
-    another version, or of another hand.
+    """A number for each column from the card of a network; empty if it has none, for example in a
+    file of another version or from another program.
     """
     task: Any = network.config.task
     found: Any = network.card
@@ -167,7 +167,7 @@ def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
 
 
 def _row(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, str]:
-    """A row of text; what is missing is empty."""
+    """One row of the table as text; missing values are empty."""
     row = {"molecule": molecule.name, "formula": "", "geometry": ""}
     reasons, values, widths = found
     if isinstance(molecule, Structure):
@@ -187,7 +187,7 @@ def _row(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, s
 
 
 def _record(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, Any]:
-    """A molecule and its properties as plain values, for JSON; null where there is none."""
+    """A molecule and its properties as plain values for JSON, with null for missing ones."""
     if isinstance(molecule, Refused):
         return {"molecule": molecule.name, "refused": molecule.reason, "properties": None}
     values = None
@@ -212,7 +212,7 @@ def _column(name: str, unit: str) -> str:
 
 
 def _print(rows: Sequence[Mapping[str, str]], task: Any) -> None:
-    """The first molecules as Markdown: one a row, or one a column where properties are many."""
+    """Print the first molecules as Markdown, one per row, or per column if properties are many."""
     shown = []
     for row in rows[:SHOWN]:
         cells = {name: _cell(text) for name, text in row.items() if name != "remark"}
@@ -239,6 +239,6 @@ def _print(rows: Sequence[Mapping[str, str]], task: Any) -> None:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break a Markdown table or a terminal; "–" where there is none."""
+    """Text that cannot break a Markdown table or a terminal; "–" if it is empty."""
     clean = "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
     return clean.strip() or "–"

@@ -1,4 +1,4 @@
-"""Trained networks that predict without the data or the folder that they come from."""
+"""Trained networks that predict without their data set or run folder."""
 
 import dataclasses
 import warnings
@@ -28,7 +28,7 @@ SHIPPED = {
     name: Path(__file__).parents[1] / "pretrained" / f"{name}.safetensors"
     for name in ("qm9", "qm9-smiles")
 }
-"""The networks that come with this library."""
+"""The networks included in this library."""
 
 _PARTS = {"nodes": Nodes, "edges": Edges, "globals": Globals}
 _INDICES = ("receivers", "senders", "n_node", "n_edge")
@@ -36,23 +36,23 @@ _INDICES = ("receivers", "senders", "n_node", "n_edge")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A trained network and what is known of it, as :func:`egnn_jax.load_pretrained` gives it.
+    """A trained network and its metadata, returned by :func:`egnn_jax.load_pretrained`.
 
     Attributes:
       network: the flax module: the model with the task's head.
       params: its parameters, without an axis of seeds.
-      config: of the training; its task has its constants, such as means, and needs no data set to
-        predict.
+      config: the config of the training run; its task has constants, for example means, and needs
+        no data set to predict.
       card: plain values: ``units`` of predictions and errors, ``elements`` and ``cutoff`` (Å for
-        molecules) where there are such, ``dtype`` of the parameters, ``seed``, ``best_epoch``,
-        ``metrics`` (errors by split) and ``versions`` of the training.
+        molecules) if applicable, ``dtype`` of the parameters, ``seed``, ``best_epoch``,
+        ``metrics`` (errors by split) and ``versions`` of the training run.
       input: shapes and dtypes of a graph that the network was trained on, or None.
 
-    Call: a graph, such as ``config.task.graph(batch, key)``, to what the network makes of it;
+    Call: maps a graph, for example ``config.task.graph(batch, key)``, to the network's output;
     compiled once for each shape.
 
     Raises:
-      ValueError: the features or attributes of the graph are not those that the network takes.
+      ValueError: the network does not take the features or attributes of the graph.
     """
 
     network: nn.Module
@@ -68,20 +68,20 @@ class Pretrained:
         return self._apply(self.params, graph)
 
     def predict(self, structures: Any) -> dict[str, np.ndarray]:
-        """Properties of molecules, where the task predicts such.
+        """Predict properties of molecules, for tasks that support this.
 
         Args:
-          structures: one or several. Each is an ASE ``Atoms``, another object with ``positions``
-            (M, 3) in Å and ``numbers`` or ``symbols``, or text: a SMILES, an InChI or the path of a
-            file of molecules. One with ``conformers`` (C, M, 3), such as five of a SMILES, gets
-            the mean over these.
+          structures: one or several structures. Each is an ASE ``Atoms``, another object with
+            ``positions`` (M, 3) in Å and ``numbers`` or ``symbols``, or text: a SMILES, an InChI or
+            the path of a file of molecules. If it has ``conformers`` (C, M, 3), for example the
+            five of a SMILES, predictions are the mean over them.
 
         Returns:
           Each property (S,) by name, in ``card["units"]``.
 
         Raises:
-          ValueError: the task predicts nothing of atoms, there are no structures, or one is empty,
-            periodic, not finite, cannot be read, or has elements that were not trained on.
+          ValueError: the task does not predict properties, there are no structures, or one is
+            empty, periodic, not finite, unreadable, or has elements that were not in training.
         """
         require_usable_jax()
         task: Any = self.config.task
@@ -105,7 +105,7 @@ class Pretrained:
             self.params,
             np.array([len(numbers) for numbers, _ in molecules]),
             np.concatenate([numbers for numbers, _ in molecules]),
-            # Around their means, since far from the origin float32 does not hold distances.
+            # Centered, since float32 cannot resolve distances far from the origin.
             np.concatenate([positions - positions.mean(axis=0) for _, positions in molecules]),
         )
         means = np.add.reduceat(np.asarray(values), np.cumsum(count) - count) / count[:, None]
@@ -113,7 +113,7 @@ class Pretrained:
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled
-        return own | {"params": jax.device_get(self.params)}  # which a fork can read
+        return own | {"params": jax.device_get(self.params)}  # on the host, so that forks can read
 
     @cached_property
     def _apply(self) -> Any:
@@ -135,19 +135,19 @@ class Pretrained:
 
 
 def find(source: Path | str) -> Path:
-    """The path of a file or a folder, or of one of :data:`SHIPPED` by its name."""
+    """The path of a file or folder, or of one of :data:`SHIPPED` by its name."""
     return SHIPPED.get(str(source)) or expanded(source)
 
 
 def write(path: Path, model: Pretrained) -> None:
-    """Write a network with everything that :func:`read` needs, whole or not at all.
+    """Write a network atomically to a file with everything that :func:`read` needs.
 
     Raises:
       ValueError: a parameter is not finite, or the network's input cannot be described.
     """
     config = configs.to_dict(model.config)
     if model.config.init is not None:
-        config["init"] = Path(model.config.init).name  # a path means nothing elsewhere
+        config["init"] = Path(model.config.init).name  # the full path means nothing elsewhere
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -160,13 +160,13 @@ def write(path: Path, model: Pretrained) -> None:
 
 
 def read(path: Path) -> Pretrained:
-    """The network of a file that :func:`write` wrote; a stranger's file executes nothing.
+    """Read the network of a file that :func:`write` wrote; nothing in the file is executed.
 
     Names of tasks and models are looked up in the registries.
 
     Raises:
       ValueError: the file is damaged or of another kind, the task or the model is not registered,
-        or parameters are missing, left over or misshapen; the path is named.
+        or parameters are missing, left over or misshapen; the message names the path.
     """
     require_usable_jax()
     arrays, metadata = _weights.read(path)
@@ -193,17 +193,17 @@ def read(path: Path) -> Pretrained:
 
 
 def warn_of_explosion(path: Path, known: Mapping[str, Any]) -> None:
-    """Warn where a result or a card says that the training exploded."""
+    """Warn if a result or a card says that training exploded."""
     if known.get("exploded"):
         text = f"{path}: its training exploded, and what it predicts may be worth nothing"
         warnings.warn(text, stacklevel=3)
 
 
 def describe(graph: GraphsTuple | None) -> dict[str, Any]:
-    """Shapes and dtypes of a graph, as plain values that :func:`abstract` reads.
+    """Describe shapes and dtypes of a graph as plain values; the inverse of :func:`abstract`.
 
     Raises:
-      ValueError: it is no graph of this library.
+      ValueError: it is not a graph of this library.
     """
     kinds = [type(getattr(graph, part, None)) for part in _PARTS]
     if graph is None or kinds != list(_PARTS.values()):
@@ -225,10 +225,10 @@ def describe(graph: GraphsTuple | None) -> dict[str, Any]:
 
 
 def abstract(described: Any) -> GraphsTuple:
-    """The graph that :func:`describe` described, of shapes without values.
+    """Make the abstract graph, of shapes without values, that :func:`describe` described.
 
     Raises:
-      ValueError: it does not describe one.
+      ValueError: ``described`` does not describe a graph.
     """
     try:
         parts: dict[str, Any] = {
@@ -255,7 +255,7 @@ def _abstract_array(described: Any) -> jax.ShapeDtypeStruct:
 
 
 def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsTuple) -> Any:
-    """The parameters of a network, which have to be all of them."""
+    """The tree of a network's parameters from arrays by name, none missing or left over."""
     tree: dict[str, Any] = {}
     for name, array in sorted(arrays.items()):
         *path, leaf = ("params", *name.split("/"))
@@ -266,11 +266,11 @@ def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsT
                 raise ValueError(f"{name} is inside another parameter; expected a tree of names")
         place[leaf] = jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
     try:
-        # First with the file's own parameters: it ends at the first that is missing, so that
-        # options that ask for a million layers cost nothing.
+        # First with the file's own parameters: this stops at the first missing one, so that a
+        # config with a million layers costs nothing.
         jax.eval_shape(network.apply, tree, graph)
         like = jax.eval_shape(network.init, jax.random.key(0), graph)
-    except Exception as error:  # a network raises whatever its options and parameters lead to
+    except Exception as error:  # bad options and parameters can raise exceptions of any type
         raise ValueError(f"the network does not fit its parameters: {shown(str(error))}") from error
     return from_names(arrays, like)
 

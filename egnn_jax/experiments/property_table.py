@@ -1,4 +1,4 @@
-"""Properties of molecules from a table of anyone's: regression and classification."""
+"""The task of predicting columns of your own table of molecules: regression or classification."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,21 +30,21 @@ from egnn_jax.training.step import Loss
 
 @dataclasses.dataclass(frozen=True)
 class Table(Task):
-    """Columns of a table of molecules, from the positions of their atoms.
+    """Predict columns of a table of molecules from the positions of their atoms.
 
-    Numbers are standardised by mean and standard deviation of the training molecules, and the loss
-    is L1. Classes get the cross-entropy. A value that is missing does not count.
+    Numbers are standardized by mean and standard deviation of the training molecules, and the loss
+    is L1. For classes, the loss is the cross-entropy. Missing values are ignored.
 
     Args:
       train: a file of molecules with values: a table with a column of SMILES, an SDF, or an
         extended XYZ; see :func:`egnn_jax.data.property_table.read`.
       targets: the names of the columns to predict.
       kind: "regression", or "classification", where each word or number in a column is a class.
-      valid: another file, or the share of the molecules of ``train`` that is kept for validation.
-      test: the same for the test.
-      split: a column of ``train`` that says "train", "valid" or "test" of each molecule, instead.
-      split_seed: of the random choice of these molecules.
-      cutoff: only atoms within this distance (Å) send to each other.
+      valid: another file, or the share of the molecules of ``train`` to use for validation.
+      test: another file, or the share of the molecules of ``train`` to use for testing.
+      split: instead of shares, a column of ``train`` with "train", "valid" or "test".
+      split_seed: seed of the random choice of validation and test molecules.
+      cutoff: connect only atoms within this distance (Å).
     """
 
     train: str = ""
@@ -59,7 +59,7 @@ class Table(Task):
     metric = "loss"
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a choice makes no sense."""
+        """Raise ValueError if an option is invalid."""
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"task.targets is {self.targets}; expected each column once")
         if self.kind not in KINDS:
@@ -70,39 +70,39 @@ class Table(Task):
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """Those of the training molecules."""
+        """The elements of the training molecules."""
         return self._trained.elements
 
     test_set = "the test molecules"
 
     def outside(self, molecule: Structure) -> list[str]:
-        """In what a molecule differs from all that were trained on."""
+        """How a molecule differs from all training molecules."""
         return self._trained.outside(molecule)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is predicted: each target, or the probability of each of its classes."""
+        """The names of the predicted values: each target, or the probability of each class."""
         return tuple(name for column in self._trained.columns for name in column.columns)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Those of ``train``, ``valid`` and ``test``."""
+        """The files among ``train``, ``valid`` and ``test``."""
         return files(self.train, self.valid, self.test)
 
     def samples(self, split: str) -> GraphDataset:
-        """The molecules of a split; y (S, 2T) are labels, and 1 where they are known."""
+        """The molecules of a split; y (S, 2T) holds the labels, then 1 where these are known."""
         return self._samples[split]
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model with a :class:`egnn_jax.Readout`."""
+        """The model wrapped in :class:`egnn_jax.Readout`."""
         return Readout(model, outputs=len(self.columns))
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
-        """The input: h atomic numbers (N,), x in Å; ``key`` is not used."""
+        """The network's input: h atomic numbers (N,), x in Å; ``key`` is not used."""
         return batch._replace(globals=Globals())
 
     def loss(self, apply: Apply) -> Loss:
-        """The mean of |ŷ - y| of standardised numbers, or the cross-entropy, of known values."""
+        """The mean over known values of |ŷ - y| of standardized numbers, or of cross-entropy."""
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
             each, known = self._of_values("loss", apply, params, batch)
@@ -111,7 +111,7 @@ class Table(Task):
         return loss
 
     def metrics(self, apply: Apply) -> Metrics:
-        """The loss, and of each target the mean absolute error or the share of wrong classes."""
+        """The loss, and the mean absolute error or share of wrong classes for each target."""
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
             each, known = self._of_values("loss", apply, params, batch)
@@ -124,9 +124,9 @@ class Table(Task):
         return metrics
 
     def details(self, apply: Apply, params: Any) -> dict[str, Any]:
-        """The number of molecules of each split, and the scores of each target on valid and test:
-        :meth:`egnn_jax.experiments._columns.Numbers.scores`, or those of ``Classes``. Of numbers
-        also ``intervals``, as :meth:`egnn_jax.experiments.molecules.MolecularTask.details`.
+        """The number of molecules in each split, and the scores of each target on valid and test:
+        :meth:`egnn_jax.experiments._columns.Numbers.scores`, or those of ``Classes``; for numbers
+        also ``intervals``, as in :meth:`egnn_jax.experiments.molecules.MolecularTask.details`.
         """
         found: dict[str, Any] = {"molecules": {s: len(self._samples[s]) for s in SPLITS}}
         for split in SPLITS[1:]:
@@ -140,7 +140,7 @@ class Table(Task):
         return found
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path | None:
-        """Predicted over true numbers of the test molecules, one panel a target."""
+        """Draw predicted over true numbers of the test molecules, one panel per target."""
         if self.kind != "regression":
             return None
         outputs = self._outputs(apply, params, self._samples["test"])
@@ -153,7 +153,7 @@ class Table(Task):
         return plots.parity_and_errors({k: (t, p) for k, (t, p) in pairs.items()}, path)
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
-        """The mean of the training molecules, or classes with equal probabilities."""
+        """Predict the mean of the training molecules, or equal probabilities of all classes."""
         return "the same answer for every molecule", zeros_of(apply)
 
     def properties(
@@ -164,16 +164,16 @@ class Table(Task):
         atomic_numbers: np.ndarray,
         positions: np.ndarray,
     ) -> np.ndarray:
-        """:attr:`columns` (S, K) of any molecules of the elements that were trained on.
+        """Predict :attr:`columns` (S, K) of any molecules with the elements of training.
 
         Args:
           apply, params: the network.
-          n_atoms: (S,).
+          n_atoms: number of atoms of each molecule (S,).
           atomic_numbers: (ΣM,).
           positions: (ΣM, 3) in Å.
 
         Raises:
-          ValueError: another element.
+          ValueError: there is another element.
         """
         symbols = _symbols(atomic_numbers)
         if unknown := [symbol for symbol in symbols if symbol not in self.elements]:
@@ -187,14 +187,14 @@ class Table(Task):
         return np.concatenate([column.predicted(out) for column, out in outputs], axis=1)
 
     def constants(self) -> dict[str, Any]:
-        """Elements, and mean and scale, or the classes, of each target."""
+        """Facts about the training molecules, with mean and scale, or classes, of each target."""
         return self._trained.plain()
 
     def with_constants(self, constants: Mapping[str, Any]) -> "Table":
-        """This task with what :meth:`constants` returned.
+        """This task with the values that :meth:`constants` returned.
 
         Raises:
-          ValueError: it is not such.
+          ValueError: the values are invalid.
         """
         found = Trained.of_plain(self.kind, self.targets, constants)
         task = dataclasses.replace(self)
@@ -204,7 +204,7 @@ class Table(Task):
     def _of_values(
         self, what: str, apply: Apply, params: Any, batch: GraphsTuple
     ) -> tuple[jax.Array, jax.Array]:
-        """ "loss" or "error" of each value (G, T), 0 where it is not known, and whether it is."""
+        """The "loss" or "error" (``what``) of each value (G, T), 0 if unknown, and a mask."""
         number = len(self.targets)
         known = (batch.globals.y[:, number:] > 0) & graph_mask(batch)[:, None]
         outputs = self._split(apply(params, self.graph(batch)).globals.y)
@@ -213,7 +213,7 @@ class Table(Task):
         return jnp.where(known, jnp.stack(each, axis=1), 0), known
 
     def _outputs(self, apply: Apply, params: Any, graphs: GraphDataset) -> list[np.ndarray]:
-        """What the network gives of each target of all molecules, in float64."""
+        """The network's outputs for each target of all molecules, in float64."""
 
         def outputs(apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
             return apply(params, self.graph(batch)).globals.y
@@ -263,7 +263,7 @@ class Table(Task):
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
-        """The labels of each split (S, T), nan where they are not known."""
+        """The labels of each split (S, T), nan for unknown values."""
         return {
             split: np.stack(
                 [c.labels(t.values[c.name][rows]) for c in self._trained.columns], axis=1
@@ -285,7 +285,7 @@ class Table(Task):
 
 
 def _symbols(atomic_numbers: np.ndarray) -> tuple[str, ...]:
-    """The symbols of the elements among atomic numbers, in their order."""
+    """The symbols of the elements among atomic numbers, sorted by number."""
     from ase.data import chemical_symbols
 
     return tuple(chemical_symbols[z] for z in np.unique(atomic_numbers).tolist())

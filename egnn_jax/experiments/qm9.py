@@ -1,4 +1,4 @@
-"""QM9: properties of small molecules from the positions of their atoms. Section 5.3, Table 3."""
+"""QM9: predict properties of small molecules from atomic positions (section 5.3, Table 3)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,28 +39,28 @@ class Statistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class QM9(MolecularTask):
-    """Predict properties of molecules; mean absolute error.
+    """Predict properties of molecules, with the mean absolute error as loss and metric.
 
-    Labels are (y - mean) / MAD of the training molecules, thermochemistry relative to free atoms;
-    the loss is L1.
+    Labels are (y - mean) / MAD, with the statistics of the training molecules. Thermochemical
+    properties are relative to free atoms.
 
     Args:
       targets: the properties to predict.
-      independent: a network for each target, all trained at once (vmapped); otherwise one network
-        with several outputs.
-      augment: turn each molecule at random in training, for models that are not equivariant to
+      independent: train one network per target, all at once (vmapped), instead of one network with
+        several outputs.
+      augment: rotate each molecule at random in training, for models that are not equivariant to
         rotations.
       train_size: train on the first molecules of the training split, this many.
-      cutoff: only atoms within this distance (Å) send to each other; all of a molecule if none, as
-        in the paper.
-      features: what is known of an atom: "powers", the 15 of :func:`atom_features`, as in the
-        paper; "numbers", Z as an integer, which models embed; "elements", one-hot of the element
-        and Z; "chemistry", these and whether it accepts or donates a hydrogen bond, is aromatic,
-        sp, sp2 or sp3, and how many hydrogens it has.
-      bonds: "attributes" for edges that carry the kind of bond, one-hot of single, double, triple
-        and aromatic, zeros where there is none; "only" for these and no edges without a bond. Bonds
-        and chemistry are from QM9's SMILES, see :mod:`egnn_jax.data.qm9_bonds`, and of other
-        molecules from RDKit's perception.
+      cutoff: connect only atoms within this distance (Å); all atoms of a molecule if none, as in
+        the paper.
+      features: features of an atom: "powers", the 15 of :func:`atom_features`, as in the paper;
+        "numbers", Z as an integer, which models embed; "elements", a one-hot of the element, and
+        Z; "chemistry", in addition to these whether it accepts or donates a hydrogen bond, is
+        aromatic, sp, sp2 or sp3, and its number of hydrogens.
+      bonds: "attributes" adds the kind of bond to each edge, a one-hot of single, double, triple
+        and aromatic, zeros without a bond; "only" also drops edges without a bond. Bonds and
+        chemistry come from QM9's SMILES, see :mod:`egnn_jax.data.qm9_bonds`; for other molecules,
+        from RDKit's perception.
     """
 
     targets: tuple[Target, ...] = ("homo",)  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -70,7 +70,7 @@ class QM9(MolecularTask):
     bonds: Literal["none", "attributes", "only"] = "none"
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a choice makes no sense."""
+        """Raise ValueError if an option is invalid."""
         if len(set(self.targets)) < max(len(self.targets), 1):
             raise ValueError(
                 f"task.targets is {self.targets}; expected one or more of {qm9.TARGETS}, each once"
@@ -84,13 +84,13 @@ class QM9(MolecularTask):
 
     @property
     def metric(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The error of the target; of several the mean of error / MAD."""
+        """The error of the target; with several targets, the mean of error / MAD."""
         target, *others = self.targets
         return "relative" if others else target
 
     @property
     def paper(self) -> dict[str, float]:
-        """Table 3's column of the one target."""
+        """Table 3's column of the target, if there is only one."""
         target, *others = self.targets
         if others:
             return {}
@@ -101,7 +101,7 @@ class QM9(MolecularTask):
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Those of the labels of the training molecules."""
+        """The statistics of the labels of the training molecules."""
         labels = self.labels[self._rows("train")]
         mean = labels.mean(axis=0)
         return Statistics(mean, np.abs(labels - mean).mean(axis=0))
@@ -114,7 +114,7 @@ class QM9(MolecularTask):
     def baseline(
         self, n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
-        """The mean of each target, for each molecule (S, T)."""
+        """The mean of each target, repeated for each molecule (S, T)."""
         return np.tile(self.statistics.mean, (len(n_atoms), 1))
 
     def constants(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class QM9(MolecularTask):
         """This task with the statistics of :meth:`constants`.
 
         Raises:
-          ValueError: they are not those of these targets.
+          ValueError: they do not fit the targets.
         """
         task, names = dataclasses.replace(self), ("mean", "mean_absolute_deviation")
         try:
@@ -141,7 +141,7 @@ class QM9(MolecularTask):
         return task
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model with its readout of the targets; one for each where they are independent."""
+        """The model with its readout of the targets; one per target if ``independent``."""
         head = head_of(model)
         if not self.independent:
             return head(model, len(self.targets))
@@ -152,7 +152,7 @@ class QM9(MolecularTask):
 
     @cached_property
     def chemistry(self) -> qm9_bonds.Bonds:
-        """Bonds and traits of atoms of the data set."""
+        """Bonds and atom traits of the data set."""
         return qm9_bonds.load(self.molecules)
 
     def _graphs(
@@ -169,7 +169,7 @@ class QM9(MolecularTask):
         return molecular_graphs(*given, labels, self.cutoff, bonds, self.bonds == "only")
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
-        """The input: h the ``features``, a the kinds of ``bonds``, x in Å; ``key`` is not used."""
+        """The input: h ``features``, a the kinds of ``bonds``, x in Å; ``key`` is not used."""
         graph = super().graph(batch, key)
         kinds, known = graph.edges.a, graph.nodes.h
         numbers = known if known.ndim == 1 else known[:, 0]
@@ -183,7 +183,7 @@ class QM9(MolecularTask):
         return graph._replace(nodes=graph.nodes.replace(h=h), edges=graph.edges.replace(a=a))
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
-        """Standardised labels (G, T)."""
+        """Predict standardized labels (G, T)."""
         return self._labels(apply(params, self.graph(batch)))
 
     def _labels(self, out: GraphsTuple) -> jax.Array:
@@ -191,7 +191,7 @@ class QM9(MolecularTask):
         return jnp.moveaxis(y[..., 0], 0, -1) if self.independent else y
 
     def loss(self, apply: Apply) -> Loss:
-        """The mean absolute error of the standardised labels."""
+        """The mean absolute error of the standardized labels."""
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
             graph = self.graph(batch)
@@ -202,7 +202,7 @@ class QM9(MolecularTask):
                 graph = graph._replace(nodes=graph.nodes.replace(x=x))
             out, moved = in_training(apply, params, graph)
             error, number = self._errors(self._labels(out), batch)
-            # The gradient of an independent network does not depend on how many there are.
+            # The gradient of an independent network must not depend on the number of networks.
             networks = len(self.targets) if self.independent else 1
             value = jnp.sum(error) / number / (len(self.targets) / networks)
             return value, {STATISTICS: moved} if moved else {}

@@ -1,4 +1,4 @@
-"""All twelve properties of QM9 by one network, with what physics knows of them built in."""
+"""Predicting all twelve properties of QM9 with one network that builds in their physics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from egnn_jax.nn.mlp import MLP
 from egnn_jax.training.step import Loss
 
 OUTPUTS = ("homo", "lumo", "mu", "r2", "alpha", "zpve", "Cv", "U0", "U - U0", "G - H")
-"""What the network predicts; gap = lumo - homo, U = U0 + (U - U0), H = U + RT, G = H + (G - H)."""
+"""The network's outputs; gap = lumo - homo, U = U0 + (U - U0), H = U + RT, G = H + (G - H)."""
 
 _LOSS_WEIGHTS = dict.fromkeys((*OUTPUTS, "gap"), 1.0) | {
     "U0": 2.0,
@@ -32,8 +32,8 @@ _DIFFERENCES = {"U - U0": ("U", "U0"), "G - H": ("G", "H")}
 
 
 class Statistics(NamedTuple):
-    """Of the training molecules: a linear model of each target in :func:`composition` (11, T), and
-    the mean absolute deviation from it of each target (T,) and of each output.
+    """Statistics of training molecules: a linear model (11, T) of the targets in the features of
+    :func:`composition`, and the mean absolute deviation from it of targets (T,) and outputs.
     """
 
     coefficients: np.ndarray
@@ -42,18 +42,18 @@ class Statistics(NamedTuple):
 
 
 class MolecularReadout(nn.Module):
-    """:data:`OUTPUTS` of molecules from the h (and v) of their atoms.
+    """Compute :data:`OUTPUTS` of molecules from h (and v) of their atoms.
 
-    Size-extensive ones are sums over atoms of MLP(h_i). Orbital energies are MLP of a mean over
-    atoms with learned weights. The dipole moment is ‖Σ_i q(h_i) (x_i - x̄) + v_i‖, and
-    ⟨R²⟩ = Σ_i q'(h_i) ‖x_i - c‖² + s(h_i) with the centre of nuclear charge c.
+    Size-extensive outputs are sums over atoms of MLP(h_i). Orbital energies are an MLP of a mean
+    over atoms with learned weights. The dipole moment is ‖Σ_i q(h_i) (x_i - x̄) + v_i‖, and
+    ⟨R²⟩ = Σ_i q'(h_i) ‖x_i - c‖² + s(h_i) with the center of nuclear charge c.
 
     Args:
-      encoder: a backbone; where it gives v, these are added to the dipole moment.
-      heads: of the weighted mean, each with weights of its own.
+      encoder: a backbone; its v, if any, are added to the dipole moment.
+      heads: heads of the weighted mean, each with its own weights.
 
-    Call: a graph with h atomic numbers (N,) and x (N, 3) in Å to what the encoder makes of it, with
-    ``globals.y`` the outputs (G, 10), each relative to its scale.
+    Call: maps a graph with h atomic numbers (N,) and x (N, 3) in Å to the encoder's output, with
+    ``globals.y`` the outputs (G, 10), each in units of its scale.
     """
 
     encoder: nn.Module
@@ -61,7 +61,7 @@ class MolecularReadout(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        """The graph with its predictions, see the class."""
+        """Compute the graph with its predictions, see the class."""
         out = self.encoder(graph)
         h, x, of = out.nodes.h, graph.nodes.x, graph_of_node(graph)
         width = h.shape[-1]
@@ -83,10 +83,10 @@ class MolecularReadout(nn.Module):
         return out._replace(globals=Globals(y=y))
 
     def _weighted_mean(self, graph: GraphsTuple, h: jax.Array) -> jax.Array:
-        """(N, F) to (G, F + heads): for each head Σ_i w_i h'_i / Σ_i w_i, and ln Σ_i w_i."""
+        """Map (N, F) to (G, F + heads): for each head, Σ_i w_i h'_i / Σ_i w_i and ln Σ_i w_i."""
         width = h.shape[-1]
         of_nodes = MLP(width, self.heads + width, name="orbital_nodes")(h)
-        # Bounded, so that no maximum over the atoms is needed.
+        # Bounded, so that exp is safe without subtracting the maximum over atoms.
         weights = jnp.exp(10 * jnp.tanh(of_nodes[:, : self.heads] / 10))[:, :, None]
         values = of_nodes[:, self.heads :].reshape(len(h), self.heads, -1)
         total = jnp.maximum(sum_nodes(graph, weights), 1e-6)
@@ -97,17 +97,17 @@ class MolecularReadout(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class QM9Properties(MolecularTask):
-    """Predict all twelve properties of molecules by one network.
+    """Predict all twelve properties of molecules with one network.
 
     Targets are relative to a linear model of the composition (for ⟨R²⟩ also of the distances of
-    each element from the centre). The loss is Σ_k w_k ln(mean |error_k|) over a batch, so that
-    every property counts by its relative error, whatever its scale.
+    each element from the center). The loss is Σ_k w_k ln(mean |error_k|) over a batch, so that
+    every property counts by its relative error, independent of its scale.
 
     Args:
-      geometry: "dft", QM9's own positions (B3LYP), or "mmff94", those that RDKit makes from QM9's
-        SMILES, for predictions from SMILES; see :mod:`egnn_jax.data.qm9_mmff94`.
-      conformers: how many geometries of "mmff94" a molecule has: all are trained on, and
-        predictions are the mean over them.
+      geometry: "dft" for QM9's own positions (B3LYP), or "mmff94" for positions that RDKit makes
+        from QM9's SMILES, for predictions from SMILES; see :mod:`egnn_jax.data.qm9_mmff94`.
+      conformers: the number of geometries per molecule for "mmff94"; training uses all of them,
+        and predictions are the mean over them.
     """
 
     geometry: Literal["dft", "mmff94"] = "dft"
@@ -116,7 +116,7 @@ class QM9Properties(MolecularTask):
     metric = "relative"
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a choice makes no sense."""
+        """Raise ValueError if an option is invalid."""
         super().__post_init__()
         if not 1 <= self.conformers <= (1 if self.geometry == "dft" else 100):
             raise ValueError(
@@ -126,34 +126,34 @@ class QM9Properties(MolecularTask):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The twelve, in the order of Table 3."""
+        """The twelve properties, in the order of Table 3."""
         return qm9.TARGETS
 
     @cached_property
     def molecules(self) -> qm9.QM9:
-        """The data set in the chosen geometry, without the molecules that have none."""
+        """The data set with the chosen geometries; molecules without one are in no split."""
         molecules = qm9.load()
         if self.geometry == "dft":
             return molecules
         return qm9_mmff94.replace(molecules, self.conformers)
 
     def samples(self, split: str) -> GraphDataset:
-        """The molecules of a split; of the training split in all of their conformers."""
+        """The molecules of a split; the training split has all of their conformers."""
         if split == "train" and split not in self._samples:
             self._samples[split] = self._all[self._conformers(self._rows(split))[0]]
         return super().samples(split)
 
     def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
-        """The targets (S, T) of a split in their units, relative to free atoms: the mean over the
-        conformers of each molecule.
+        """Predict the targets (S, T) of a split in their units, relative to free atoms, as the mean
+        over the conformers of each molecule.
         """
         rows, count = self._conformers(self._rows(split))
         each = self._of_rows(apply, params, rows)
         return np.add.reduceat(each, np.cumsum(count) - count) / count[:, None]
 
     def _conformers(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of all conformers of the molecules with these first rows, and how many each
-        has.
+        """The rows of all conformers of molecules, given their first rows, and the number of
+        conformers of each.
         """
         index = self.molecules.index
         count = np.searchsorted(index, index[rows], side="right") - rows
@@ -162,7 +162,7 @@ class QM9Properties(MolecularTask):
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Those of the labels of the training molecules."""
+        """The statistics of the labels of the training molecules."""
         data, rows = self.molecules, self._rows("train")
         features = composition(data.n_atoms, data.atomic_numbers, data.positions)
         labels = self.labels[rows]
@@ -193,14 +193,14 @@ class QM9Properties(MolecularTask):
         return composition(n_atoms, atomic_numbers, positions) @ self.statistics.coefficients
 
     def constants(self) -> dict[str, Any]:
-        """The linear model, and the scales of targets and outputs."""
+        """The linear model and the scales of targets and outputs."""
         return {name: values.tolist() for name, values in self.statistics._asdict().items()}
 
     def with_constants(self, constants: Mapping[str, Any]) -> "QM9Properties":
         """This task with the statistics of :meth:`constants`.
 
         Raises:
-          ValueError: they are not such.
+          ValueError: the values are invalid.
         """
         shapes = {
             "coefficients": (11, len(qm9.TARGETS)),
@@ -221,17 +221,17 @@ class QM9Properties(MolecularTask):
         return task
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model with :class:`MolecularReadout`."""
+        """The model wrapped in :class:`MolecularReadout`."""
         return MolecularReadout(model)
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
-        """Standardised targets (G, 12)."""
+        """Predict standardized targets (G, 12)."""
         outputs = apply(params, self.graph(batch)).globals.y
         scales = self.statistics.output_deviation[:, None] * _combination()
         return outputs @ jnp.asarray(scales / self.deviation, outputs.dtype)
 
     def loss(self, apply: Apply) -> Loss:
-        """Σ_k w_k ln(mean |error_k|), w_k summing to 1."""
+        """Σ_k w_k ln(mean |error_k|), where the w_k sum to 1."""
         weights = np.array(list(_LOSS_WEIGHTS.values()))
         names = tuple(_LOSS_WEIGHTS)
         scales = np.append(self.statistics.output_deviation, self.deviation[_place("gap")])
@@ -250,11 +250,11 @@ class QM9Properties(MolecularTask):
 def composition(
     n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
-    """(S, 11): 1, the number of atoms of H, C, N, O and F, and Σ ‖x - c‖² over the atoms of each,
-    c the centre of nuclear charge.
+    """Features (S, 11): 1, the number of atoms of H, C, N, O and F, and Σ ‖x - c‖² over the atoms
+    of each, with the center of nuclear charge c.
 
     Args:
-      n_atoms: (S,).
+      n_atoms: number of atoms of each molecule (S,).
       atomic_numbers: (ΣM,).
       positions: (ΣM, 3) in Å.
     """
@@ -275,7 +275,7 @@ def _place(name: str) -> int:
 
 
 def _selection(names: tuple[str, ...]) -> np.ndarray:
-    """(12, K) the matrix that takes the targets to the named outputs."""
+    """The matrix (12, K) that maps targets to the named outputs."""
     matrix = np.zeros((len(qm9.TARGETS), len(names)))
     for k, name in enumerate(names):
         first, *second = _DIFFERENCES.get(name, (name,))
@@ -286,7 +286,7 @@ def _selection(names: tuple[str, ...]) -> np.ndarray:
 
 
 def _combination() -> np.ndarray:
-    """(10, 12) the matrix that takes the outputs, in units, to the targets."""
+    """The matrix (10, 12) that maps outputs, in their units, to targets."""
     of = {name: {name} for name in qm9.TARGETS} | {
         "U": {"U0", "U - U0"},
         "H": {"U0", "U - U0"},

@@ -1,4 +1,4 @@
-"""Tables and pictures of runs: loss curves, a table beside the paper's, predictions."""
+"""Reports of runs: loss curves, a table with the paper's values, plots of predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from egnn_jax.training.checkpoint import RunFolder
 
 
 def report(runs: Sequence[Path], folder: Path) -> list[Path]:
-    """Write ``loss.png``, ``table.{md,png}`` and the task's pictures into ``folder``.
+    """Write ``loss.png``, ``table.{md,png}`` and the task's plots to ``folder``.
 
     Returns:
       The files written.
 
     Raises:
-      ValueError: a folder is no run, is not complete or has no metrics, or the runs are of
+      ValueError: a folder is not a run, is not complete or has no metrics, or the runs have
         different tasks.
     """
     names = [resolved(run).name for run in runs]

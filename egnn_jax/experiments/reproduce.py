@@ -1,7 +1,7 @@
-"""The tables and figures of the paper: every row trained, and written beside the paper's.
+"""Reproducing the tables and figures of the paper: train every row and compare with the paper.
 
-Runs that are complete are read and interrupted ones resumed, so each function can be stopped and
-called again.
+Complete runs are read and interrupted ones resumed, so each function can be stopped and called
+again.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ FIGURE5_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "radial_field": ("radial_field", {}),
     "radial_field_best": ("radial_field_best", {}),
 }
-"""A recipe, and options of its task, by row of Figure 5."""
+"""The recipe and options of its task, for each row of Figure 5."""
 OVERFIT_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "egnn": ("overfit_egnn", {}),
     "noise_gnn": ("overfit_gnn", _NOISE),
@@ -53,11 +53,11 @@ OVERFIT_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What all of them take.
+    """Options of all reproductions.
 
     Args:
-      runs: where the runs are.
-      out: where tables and pictures go.
+      runs: the folder of the runs.
+      out: the folder for tables and figures.
       seeds: train this many seeds at once (default: the recipe's).
       epochs: train this many epochs (default: the recipe's).
     """
@@ -68,7 +68,7 @@ class Options:
     epochs: int | None = None
 
     def recipe(self, name: str, **task: Any) -> Config:
-        """A recipe with these options, and with those of its task that are given."""
+        """A recipe with these options and the given options of its task."""
         config = configs.load(name)
         changes: dict[str, Any] = {"task": replace(config.task, task)}
         for option in ("seeds", "epochs"):
@@ -83,11 +83,11 @@ class Options:
 
 
 def table2(options: Options, only: Sequence[str] = ()) -> None:
-    """Table 2, N-body: every row, and our best recipes.
+    """Reproduce Table 2, N-body: every row, and our best recipes.
 
     Args:
       options: folders, seeds and epochs.
-      only: rows, such as egnn and gnn; all if not given.
+      only: the rows, for example egnn and gnn; all if not given.
     """
     rows = []
     for name in _chosen(TABLE2_RECIPES, only):
@@ -103,12 +103,12 @@ def table2(options: Options, only: Sequence[str] = ()) -> None:
 
 
 def figure2(options: Options, quick: bool = False, steps: int | None = None) -> None:
-    """Figure 2, N-body: test error over the number of training trajectories.
+    """Reproduce Figure 2, N-body: test error over the number of training trajectories.
 
     Args:
       options: folders and seeds; epochs follow from the steps.
       quick: three sizes and 3,000 steps instead of ten and 30,000.
-      steps: of each training.
+      steps: the steps of each run.
     """
     steps = steps or (3_000 if quick else 30_000)
     sizes = FIGURE2_QUICK if quick else FIGURE2_SIZES
@@ -117,7 +117,7 @@ def figure2(options: Options, quick: bool = False, steps: int | None = None) -> 
         for size in sizes:
             config = options.recipe(f"nbody/{name}", dataset="sweep", train_size=size)
             per_epoch = size // min(config.batch_size, size)
-            # An evaluation about every 1 % of the steps, in whole epochs.
+            # Evaluate about every 1 % of the steps, in whole epochs.
             eval_every = max(1, round(steps / 100 / per_epoch))
             epochs = max(1, round(steps / per_epoch / eval_every)) * eval_every
             config = dataclasses.replace(
@@ -140,11 +140,11 @@ def figure2(options: Options, quick: bool = False, steps: int | None = None) -> 
 
 
 def figure5(options: Options, only: Sequence[str] = ()) -> None:
-    """Figure 5, graph autoencoder: every encoder on both sets of graphs, and our best recipes.
+    """Reproduce Figure 5, graph autoencoder: every encoder on both data sets, and our best recipes.
 
     Args:
       options: folders, seeds and epochs.
-      only: rows, such as egnn and gnn; all if not given.
+      only: the rows, for example egnn and gnn; all if not given.
     """
     for dataset, published in paper.FIGURE5.items():
         rows = []
@@ -170,7 +170,7 @@ def figure5(options: Options, only: Sequence[str] = ()) -> None:
 
 
 def figure5_overfit(options: Options, quick: bool = False) -> None:
-    """Figure 5, right: F1 on 100 graphs that were trained on, over the probability of an edge.
+    """Reproduce Figure 5, right: F1 on the 100 training graphs over the edge probability.
 
     Args:
       options: folders, seeds and epochs.
@@ -202,15 +202,15 @@ def table3(
     together: bool = False,
     half_periods: int | None = None,
 ) -> None:
-    """Table 3, QM9: the error of each property on the test molecules, beside the paper's rows and
-    those of other models that were trained before for the same epochs; and what the systems are.
+    """Reproduce Table 3, QM9: the error of each property on the test molecules, with the paper's
+    rows and those of other models already trained for the same epochs; and describe the systems.
 
     Args:
       options: folders, seeds and epochs.
       targets: the properties.
       model: the recipe, a row of the table: see :data:`egnn_jax.experiments.paper.TABLE3`.
-      together: train the targets of one learning rate at once (vmapped), for a GPU.
-      half_periods: of the cosine schedule; 3 is the authors' code (default: the recipe's, 1).
+      together: train the targets with the same learning rate at once (vmapped), for a GPU.
+      half_periods: half periods of the cosine; 3 is the authors' code (default: the recipe's, 1).
     """
     if unknown := set(targets) - set(paper.TABLE3_TARGETS):
         raise ValueError(
@@ -242,13 +242,13 @@ def table3(
             if name != model and earlier.result_file.is_file():
                 results[folder] = earlier.result()
         results[folders[model]] = options.train(config, folders[model], ", ".join(group))
-        written = config.task.compare(results, options.out)  # now: the next may take days
+        written = config.task.compare(results, options.out)  # in the loop: the next may take days
     print(f"{written[0].read_text(encoding='utf-8')}\n{', '.join(map(str, written))}\n")
     _show(table3_systems(), options.out / "table3-systems")
 
 
 def forward_ms(run: Path, repeats: int = 20) -> float:
-    """The median time of a forward pass of 100 samples by the best parameters of a run, in ms."""
+    """The median time of a forward pass of 100 samples with a run's best parameters, in ms."""
     config, network, params = load(run)
     params = first_seed(config, params)
     batch = config.task.samples("test").pack(np.arange(100))

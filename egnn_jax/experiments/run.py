@@ -1,4 +1,4 @@
-"""Experiments from a config: train into a folder, load, evaluate."""
+"""Running experiments from a config: train in a folder, load, evaluate."""
 
 import contextlib
 import dataclasses
@@ -39,32 +39,32 @@ def train(
     params: Any = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Train as a config says, evaluate the best parameters, and leave all of it in ``folder``.
+    """Train the model of a config, evaluate the best parameters, and write all to ``folder``.
 
-    A folder that holds a complete run of this config is read; one that was stopped is resumed. Of
-    a config with more epochs it is trained on, where the learning rate is constant.
+    If the folder holds a complete run of this config, its result is returned; a stopped run is
+    resumed. A run is extended if the config only has more epochs and a constant learning rate.
 
     Args:
-      config: what to train.
-      folder: where.
-      params: where to start, instead of new parameters or those of ``config.init``; with several
-        seeds, with a leading axis. The folder keeps what it started from, so that a resumed run
-        needs neither these nor the file of ``config.init`` again, and refuses others.
-      callbacks: beside the progress bar and ``metrics.jsonl``.
+      config: the config.
+      folder: the folder of the run.
+      params: initial parameters, instead of new ones or those of ``config.init``; with several
+        seeds, with a leading axis. The folder keeps a copy, so that a resumed run needs neither
+        these nor the file of ``config.init`` again, and refuses others.
+      callbacks: callbacks in addition to the progress bar and ``metrics.jsonl``.
 
     Returns:
-      What ``result.json`` holds: ``metrics`` by split (the mean over seeds), ``best_epoch``,
-      ``seconds``, ``config``, ``versions``, what :func:`.outcome.judge` says; with several seeds
-      also ``std`` and ``seeds``.
+      The content of ``result.json``: ``metrics`` by split (the mean over seeds), ``best_epoch``,
+      ``seconds``, ``config``, ``versions``, the entries of :func:`.outcome.judge`; with several
+      seeds also ``std`` and ``seeds``.
 
     Raises:
-      ValueError: also where parameters of ``config.init`` are missing, left over or misshapen, or
-        a pattern of ``config.freeze`` or ``config.init_skip`` matches none.
-      ValueError, FloatingPointError, Interrupted: as :func:`egnn_jax.fit`.
+      ValueError: parameters of ``config.init`` are missing, left over or misshapen, or a pattern
+        of ``config.freeze`` or ``config.init_skip`` matches none.
+      ValueError, FloatingPointError, Interrupted: as for :func:`egnn_jax.fit`.
     """
     require_trainable(config)
     run, before = RunFolder(folder), None
-    with contextlib.suppress(ValueError):  # no run yet, or one of something else
+    with contextlib.suppress(ValueError):  # no run yet, or an unrelated one
         before = read_config(run)
     start = Start(config, run, params)
     if jax.process_count() > 1:  # before anything is written
@@ -129,7 +129,7 @@ def train(
 
 
 def network_input(config: Config) -> Any:
-    """Shapes and dtypes of the graph that the network gets, of one batch of the samples."""
+    """Shapes and dtypes of the network's input for one batch of the samples."""
     batch = any_batch(config.task.samples("valid").loader(config.batch_size))
     return jax.eval_shape(config.task.graph, batch, jax.random.PRNGKey(0))
 
@@ -137,29 +137,29 @@ def network_input(config: Config) -> Any:
 def initial_parameters(
     config: Config, network: nn.Module, graph: Any, arrays: Mapping[str, Any] | None = None
 ) -> Any:
-    """New parameters from the config's seed; with a leading axis where there are several.
+    """Initialize parameters from the config's seed; several seeds add a leading axis.
 
     Args:
-      config: of the run.
-      network: what is trained.
-      graph: as :func:`network_input` gives it.
-      arrays: trained parameters by name, which take the place of new ones but for
+      config: the config of the run.
+      network: the network to train.
+      graph: the result of :func:`network_input`.
+      arrays: trained parameters by name, which replace new ones except those of
         ``config.init_skip``, the same for all seeds.
     """
     each = []
     for k in range(config.seeds):
         key = jax.random.split(jax.random.PRNGKey(config.seed + k))[0]
-        # Without the forward pass, which takes time and memory.
+        # lazy_init skips the forward pass, which takes time and memory.
         new = network.lazy_init(key, graph)
         each.append(new if arrays is None else transfer(arrays, new, config.init_skip))
     return each[0] if config.seeds == 1 else jax.tree.map(lambda *a: jnp.stack(a), *each)
 
 
 def read_config(run: RunFolder) -> Config:
-    """The config that a run was started with.
+    """Read the config of a run.
 
     Raises:
-      ValueError: this is no run, or its ``config.yaml`` is damaged; the path is named.
+      ValueError: this is not a run, or its ``config.yaml`` is damaged; the message names the path.
     """
     settings = run.settings()
     try:
@@ -169,13 +169,13 @@ def read_config(run: RunFolder) -> Config:
 
 
 def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
-    """The config, the network and the best parameters of a run, or of an exported file.
+    """Load the config, the network and the best parameters of a run or of an exported file.
 
-    The parameters have a leading axis where the run has several seeds; the config's task predicts
+    The parameters have a leading axis if the run has several seeds. The config's task predicts
     without its data set.
 
     Raises:
-      ValueError: this is no run or file, it is damaged, or the run has no whole checkpoint yet.
+      ValueError: there is no such run or file, it is damaged, or the run has no checkpoint yet.
     """
     require_usable_jax()
     path = expanded(path)
@@ -198,10 +198,10 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
 
 
 def read_kept(path: Path, of_plain: Callable[[Any], Any]) -> Any:
-    """What plain values stand for that a training kept beside the weights.
+    """Read plain values that a run keeps next to its weights, and convert them by ``of_plain``.
 
     Raises:
-      ValueError: the file is damaged; it is named.
+      ValueError: the file is damaged; the message names it.
     """
     remedy = "delete it and result.json, and the same training command writes both again"
     plain = read_plain(path, set(), remedy, read_json)
@@ -212,9 +212,9 @@ def read_kept(path: Path, of_plain: Callable[[Any], Any]) -> Any:
 
 
 def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:
-    """``metrics`` on valid and test: the mean over the task's draws and over seeds.
+    """Evaluate ``metrics`` on valid and test, averaged over the task's draws and over seeds.
 
-    Where there are several draws also ``first_draw``, and of several seeds ``std`` and ``seeds``.
+    With several draws, also return ``first_draw``; with several seeds, ``std`` and ``seeds``.
     """
     task = config.task
     parts = batch_layout(config.batch_size, config.micro_batches)[1]
@@ -236,7 +236,7 @@ def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers of a run depend on, beside its config."""
+    """The versions and devices that, besides its config, affect the numbers of a run."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -247,22 +247,22 @@ def versions() -> dict[str, str]:
 
 
 def _settings(run: RunFolder, start: Start) -> dict[str, Any]:
-    """The config as plain values; those of the folder where an older version wrote the same."""
-    with contextlib.suppress(ValueError):  # no run yet, or one of something else
+    """The settings of the run; a config already in the folder is kept as written if it is equal."""
+    with contextlib.suppress(ValueError):  # no run yet, or an unrelated one
         if read_config(run) == start.config:
             return start.settings | without_start(run.settings())
     return start.settings
 
 
 class _Portable(Callback):
-    """Keeps beside the weights what predictions need of the data."""
+    """Write the data-dependent values that predictions need next to the weights."""
 
     def __init__(self, config: Config, graph: Any) -> None:
         self._task, self._graph = config.task, graph
 
     def started(self, progress: Any) -> None:
         found = {"constants.json": self._task.constants()}
-        with contextlib.suppress(ValueError):  # an own task may train on other things than graphs
+        with contextlib.suppress(ValueError):  # a user's task may not train on graphs
             found["input.json"] = pretrained.describe(self._graph)
         for name, plain in found.items():
             if plain:

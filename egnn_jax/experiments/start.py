@@ -1,8 +1,8 @@
-"""Where a run starts: from new parameters, from trained ones, or from what it started from before;
-and from which files of data.
+"""The start of a run: its initial parameters (new, trained, or kept from before) and data files.
 
-The folder of a run that starts from trained parameters holds them in ``initial.safetensors``, and
-in ``config.yaml`` the SHA-256 of the ones given, so that others are refused; of files of data too.
+The folder of a run that starts from trained parameters keeps them in ``initial.safetensors``.
+``config.yaml`` records the SHA-256 of the given parameters and data files, so that others are
+refused.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ _DATA = "data_files"
 
 
 class Start(Callback):
-    """The initial parameters of a run, which it keeps as a callback of its training.
+    """A callback that provides the initial parameters of a run and keeps them in its folder.
 
     Args:
-      config: of the run.
-      run: its folder, new or with a run to be resumed.
+      config: the config of the run.
+      run: its folder, new or with a run to resume.
       params: parameters from Python, or None.
 
     Attributes:
-      config: of the run.
-      settings: the config as plain values, with the SHA-256 of the parameters given and of the
+      config: the config of the run.
+      settings: the config as plain values, with the SHA-256 of the given parameters and of the
         task's files.
 
     Raises:
@@ -64,13 +64,13 @@ class Start(Callback):
         self.settings = configs.to_dict(config) | ({_KEY: digest} if digest else {}) | data
 
     def parameters(self, new: Callable[[Mapping[str, Any] | None], Any]) -> Any:
-        """Where training starts.
+        """The initial parameters.
 
         Args:
-          new: from trained arrays by name, or None, to initial parameters.
+          new: a function from trained arrays by name, or None, to initial parameters.
 
         Raises:
-          ValueError: the run started from parameters that are no longer there.
+          ValueError: the parameters that the run started from no longer exist.
         """
         if _KEY not in self.settings:
             return new(None)
@@ -90,7 +90,7 @@ class Start(Callback):
         return self._to_keep
 
     def started(self, progress: Progress) -> None:
-        """Write what the run starts from."""
+        """Write the parameters that the run starts from."""
         if self._to_keep is not None:
             arrays = named(jax.device_get(self._to_keep))
             _weights.write(self._file, arrays, {"format": FORMAT})
@@ -98,10 +98,10 @@ class Start(Callback):
 
 
 def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The SHA-256 of the task's files, those that a run has where there is one before."""
+    """The SHA-256 of the task's files; an existing run must have been trained on the same."""
     now = {}
     for name in config.task.files:
-        with contextlib.suppress(ValueError):  # gone, which a finished run does not mind
+        with contextlib.suppress(ValueError):  # the file is gone, which is fine for a finished run
             now[name] = storage.digest(frames.find(name))
     found = now if before is None else before.get(_DATA) or {}  # older versions have none
     for name, digest in found.items():
@@ -114,7 +114,7 @@ def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None
 
 
 def arrays_of(source: Path | str) -> dict[str, Any]:
-    """The parameters by name of an exported file, or of the first seed of a run.
+    """The parameters, by name, of an exported file or of the first seed of a run.
 
     Raises:
       ValueError: there is no such file or run, or it is damaged.
@@ -129,10 +129,10 @@ def arrays_of(source: Path | str) -> dict[str, Any]:
 
 
 def without_start(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run without what says where it started: those of its config."""
+    """The settings of a run that belong to its config, without those on its start."""
     return {name: value for name, value in settings.items() if name not in (_KEY, _DATA)}
 
 
 def first_seed(config: Config, params: Any) -> Any:
-    """The parameters of the first seed, of a run of one or several."""
+    """The parameters of the first seed of a run with one or several seeds."""
     return params if config.seeds == 1 else jax.tree.map(lambda a: a[0], params)

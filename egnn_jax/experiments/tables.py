@@ -1,4 +1,4 @@
-"""Tables of results as Markdown and as pictures."""
+"""Tables of results as Markdown and as images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from egnn_jax.registry import MODELS
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """A Markdown table whose head are the keys of the first row."""
+    """A Markdown table whose header is the keys of the first row."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     lines += [[row[key] for key in rows[0]] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def write_table(rows: Sequence[Mapping[str, str]], stem: Path) -> list[Path]:
-    """Write the table as ``stem``.md and ``stem``.png; the two paths."""
+    """Write the table as ``stem``.md and ``stem``.png, and return the two paths."""
     from egnn_jax.experiments import plots
 
     text = stem.with_suffix(".md")
@@ -28,7 +28,7 @@ def write_table(rows: Sequence[Mapping[str, str]], stem: Path) -> list[Path]:
 
 
 def upright(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The table with rows and columns exchanged where it is wide; the first key names rows."""
+    """Transpose the table if it is wide; the first key names the rows."""
     first, *others = rows[0]
     if len(others) <= max(len(rows), 12):
         return [dict(row) for row in rows]
@@ -36,7 +36,7 @@ def upright(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """One row of text a run: its errors, the paper's for the same model, epochs and time.
+    """One row of text per run: its errors, the paper's for the same model, best epoch and time.
 
     Metrics that only other runs have are shown as "–".
     """
@@ -65,7 +65,7 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
 
 
 def table3_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Table 3's rows and those of runs on QM9, one a model and number of epochs."""
+    """The rows of Table 3 and of runs on QM9, one per model and number of epochs."""
     found = {name for result in results.values() for name in result["metrics"]["test"]}
     targets = [name for name in paper.TABLE3_TARGETS if name in found]
     table: dict[str, dict[str, float | None]] = {
@@ -93,7 +93,7 @@ def table3_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
 
 
 def table3_systems() -> list[dict[str, str]]:
-    """What the systems of Table 3 are: one row each, as their recipes build them."""
+    """A description of each system of Table 3 as its recipe builds it, one row each."""
     return [
         {
             "model": name,

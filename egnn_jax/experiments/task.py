@@ -1,4 +1,4 @@
-"""What an experiment asks of a model: data, a head, a loss; and what there is to report."""
+"""The base class of tasks: data, head and loss of an experiment, and what it reports."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -19,58 +19,57 @@ from egnn_jax.training.evaluation import Metrics
 from egnn_jax.training.step import Loss
 
 Apply = Callable[..., Any]
-"""``network.apply``: (parameters, graph) to graph."""
+"""The type of ``network.apply``: (parameters, graph) to graph."""
 
 SPLITS = ("train", "valid", "test")
 
 
 class Task:
-    """Base class of tasks: frozen dataclasses whose fields are the options in YAML.
+    """Base class of tasks, frozen dataclasses whose fields are the options in YAML.
 
-    A task has to define :meth:`samples` and :meth:`loss`; all else has defaults. One that predicts
-    properties of molecules also has ``columns`` and ``properties``, as
-    :class:`egnn_jax.experiments.qm9.QM9`, and so works with :class:`egnn_jax.Pretrained` and
-    ``egnn predict``.
+    A task must define :meth:`samples` and :meth:`loss`; all other methods have defaults. To predict
+    properties of molecules with :class:`egnn_jax.Pretrained` and ``egnn predict``, it also defines
+    ``columns`` and ``properties``, like :class:`egnn_jax.experiments.qm9.QM9`.
     """
 
     metric: str = "loss"
-    """The metric whose smallest validation value chooses the parameters."""
+    """The metric whose smallest validation value selects the parameters."""
 
     trained_on: str = "training"
     test_set: str = "the test set"
-    """What predictions call the samples of "train" and "test"."""
+    """The names of the training and test samples in the output of predictions."""
 
     def samples(self, split: str) -> Any:
-        """The samples of "train", "valid" or "test", such as a :class:`egnn_jax.GraphDataset`.
+        """The samples of "train", "valid" or "test", for example a :class:`egnn_jax.GraphDataset`.
 
-        Anything will do that has ``loader(batch_size, seed)`` and a length.
+        Any object with a length and a method ``loader(batch_size, seed)`` works.
         """
         raise NotImplementedError  # each task has its own
 
     def loss(self, apply: Apply) -> Loss:
-        """The loss of the network whose ``apply`` is given: (params, batch, key) to it, metrics."""
+        """The loss of a network, given its ``apply``: (params, batch, key) -> (scalar, metrics)."""
         raise NotImplementedError  # each task has its own
 
     def metrics(self, apply: Apply) -> Metrics | None:
-        """What evaluation reports; the metrics of the loss, and its value, by default."""
+        """The metrics that evaluation reports; by default, the loss and its metrics."""
         return None
 
     def network(self, model: nn.Module) -> nn.Module:
-        """What is trained: the model with the head that this task needs; the model by default."""
+        """The network to train: the model with the head of this task; by default, the model."""
         return model
 
     def graph(self, batch: Any, key: jax.Array) -> GraphsTuple:
-        """The network's input for one batch, which is the batch itself by default.
+        """The network's input for one batch; by default, the batch itself.
 
         Args:
-          batch: as the loader of :meth:`samples` makes it.
-          key: for what is random in the input.
+          batch: a batch from the loader of :meth:`samples`.
+          key: the random key, if the input is random.
         """
         return batch
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of the user's files that samples come from; a run refuses changed ones."""
+        """The names of the user's data files; a run is refused if one of them has changed."""
         return ()
 
     @property
@@ -80,16 +79,16 @@ class Task:
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """The symbols of the elements that predictions are for, where inputs have elements."""
+        """The symbols of the elements that predictions support, if inputs have elements."""
         return ()
 
     def takes(self, molecule: Structure) -> bool:
-        """Whether a molecule gets predictions: its elements are among :attr:`elements`."""
+        """Whether the task supports a molecule: its elements are among :attr:`elements`."""
         return set(molecule.symbols) <= set(self.elements)
 
     def outside(self, molecule: Structure) -> list[str]:
-        """In what a molecule differs from those that were trained on: by default in its elements,
-        in a charge, or as its ``notes`` say.
+        """How a molecule differs from the training molecules: by default, in its elements, a charge
+        or its ``notes``.
         """
         unknown = sorted(set(molecule.symbols) - set(self.elements))
         own = ", ".join(self.elements)
@@ -100,39 +99,39 @@ class Task:
 
     @property
     def paper(self) -> Mapping[str, float]:
-        """The paper's test value of :attr:`metric`, by the registry's name of the model."""
+        """The paper's test value of :attr:`metric`, by registered model name."""
         return {}
 
     @property
     def draws(self) -> int:
-        """How many random keys the final metrics are averaged over; 1 where nothing is random."""
+        """The number of random keys over which final metrics are averaged; 1 without randomness."""
         return 1
 
     def constants(self) -> dict[str, Any]:
-        """Plain values that predictions need and that come from the data, such as means."""
+        """Plain values from the data that predictions need, for example means."""
         return {}
 
     def with_constants(self, constants: Mapping[str, Any]) -> "Task":
-        """This task with what :meth:`constants` returned for it, so that no data are needed."""
+        """This task with the values that :meth:`constants` returned, so that it needs no data."""
         return self
 
     def details(self, apply: Apply, params: Any) -> dict[str, Any]:
-        """What there is to say of predictions beyond the metrics, as plain values."""
+        """Information on predictions beyond the metrics, as plain values."""
         return {}
 
     def trivial(self, apply: Apply) -> tuple[str, Apply] | None:
-        """An answer without learning, in words and in the place of ``apply``, if there is one.
+        """A trivial answer without learning, if any: a description, and a substitute for ``apply``.
 
-        A run is compared with it, see :func:`egnn_jax.experiments.outcome.judge`.
+        Runs are compared with it, see :func:`egnn_jax.experiments.outcome.judge`.
         """
         return None
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path | None:
-        """Draw predictions beside the truth on test samples into a file, if there is a way."""
+        """Plot predictions and true values of test samples to a file, if the task supports it."""
         return None
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
-        """Write tables and pictures of several results together; the files written."""
+        """Write tables and plots that compare several results, and return the files written."""
         return []
 
 
@@ -143,22 +142,26 @@ def predictions(
     graphs: GraphDataset,
     number: int,
 ) -> np.ndarray:
-    """Numbers (S, number) of all graphs in their order, in batches on all devices of the process.
+    """Predict values (S, number) of all graphs, in order, in batches on all devices of the process.
 
     Args:
-      predict: (apply, params, batch) to an array whose first rows are those of the batch's graphs.
-      apply: of the network; called with the same one again, it is compiled for new shapes alone.
-      params: of the network.
-      graphs: what is predicted.
-      number: of what each graph gets.
+      predict: (apply, params, batch) to an array whose first rows belong to the batch's graphs.
+      apply: the network's ``apply``; with the same one, only new shapes are compiled.
+      params: the network's parameters.
+      graphs: the graphs.
+      number: the number of values per graph.
     """
-    # Small enough that what is computed of a batch stays in a CPU's caches.
-    size = 10 if jax.default_backend() == "cpu" else 100
-    compiled, values = jax.jit(apply), np.zeros((len(graphs), number))
+    # Small enough that the activations of a batch stay in a CPU's caches.
+    on_cpu = jax.default_backend() == "cpu"
+    size, values = 10 if on_cpu else 100, np.zeros((len(graphs), number))
     if len(graphs) <= size:
+        # Compiling takes longer than computing so few graphs: on CPUs do without optimizations.
+        options = {"xla_backend_optimization_level": 0} if on_cpu else None
         batch = jax.device_put(_in_few_shapes(graphs, size))
-        values[:] = np.asarray(predict(compiled, params, batch))[: len(graphs)]
+        found = predict(jax.jit(apply, compiler_options=options), params, batch)
+        values[:] = np.asarray(found)[: len(graphs)]
         return values
+    compiled = jax.jit(apply)
     loader = graphs.loader(size)
     batches = loader.num_batches(None)
     devices = jax.local_devices()[:batches]
@@ -177,8 +180,8 @@ def predictions(
 
 
 def _in_few_shapes(graphs: GraphDataset, most: int) -> GraphsTuple:
-    """At most so many graphs as one batch, of sizes that are powers of 2: graphs that are predicted
-    one after the other then need few compilations.
+    """Pack at most ``most`` graphs into one batch whose sizes are powers of 2, so that successive
+    predictions need few compilations.
     """
     packed = graphs.pack(np.arange(len(graphs)))
     counts = len(packed.nodes.x), len(packed.senders)
@@ -187,7 +190,7 @@ def _in_few_shapes(graphs: GraphDataset, most: int) -> GraphsTuple:
 
 
 def zeros_of(apply: Apply) -> Apply:
-    """A network's ``apply`` whose output is 0 everywhere, in the shapes of the network's own."""
+    """A substitute for a network's ``apply`` that returns zeros of the same shapes."""
 
     def zeros(params: Any, graph: Any) -> Any:
         out = jax.eval_shape(apply, params, graph)

@@ -1,1 +1,1 @@
-"""Geometric graphs: types, builders, batches, masks, readouts and the symmetries of space."""
+"""Geometric graphs: types, builders, batching, masks, readouts and Euclidean symmetries."""

@@ -1,4 +1,4 @@
-"""Checks of the arrays of a graph: shapes and dtypes, and not values, which may be traced."""
+"""Checks of a graph's arrays: shapes and dtypes only, since the values may be traced."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def require_arrays(graph: Any) -> None:
-    """Raise ValueError where the arrays of a graph with nodes and edges do not fit together."""
+    """Raise ValueError if a graph's arrays have inconsistent shapes or invalid dtypes."""
     nodes, edges = graph.nodes, graph.edges
     shape: Any = _shape(nodes.x) or ()
     _require("nodes.x", nodes.x, len(shape) == 2, "(N, n)", jnp.floating)
@@ -36,11 +36,11 @@ def require_arrays(graph: Any) -> None:
 
 
 def require_lists(graph: Any) -> None:
-    """Raise ValueError where the lists of edges and counts are none."""
+    """Raise ValueError if the senders, receivers, n_node or n_edge are not valid integer lists."""
     for name, other, of in (("receivers", "senders", "edge"), ("n_node", "n_edge", "graph")):
         for each in (name, other):
             array, like = getattr(graph, each), getattr(graph, name)
-            if each == "n_edge" and array is None:  # no function needs it but those of batches
+            if each == "n_edge" and array is None:  # only batching needs it
                 continue
             fits = _shape(array) is not None and len(_shape(array)) == 1
             words = f"of integers, one for each {of}"
@@ -48,7 +48,7 @@ def require_lists(graph: Any) -> None:
 
 
 def _shape(array: Any) -> Any:
-    """The shape of what has one, else None."""
+    """The shape of an array; None for anything else."""
     return array.shape if hasattr(array, "dtype") else None
 
 
@@ -60,14 +60,14 @@ def _require(name: str, array: Any, fits: bool, shape: str, kind: Any) -> None:
 
 
 def _of_kind(dtype: Any, kind: Any) -> bool:
-    """Whether numbers are of a kind, and no longer than JAX has them."""
+    """Whether a dtype is of the given kind and no wider than JAX supports."""
     if dtype is None or not jnp.issubdtype(dtype, kind):
         return False
     return np.dtype(dtype).itemsize <= (16 if np.dtype(dtype).kind == "c" else 8)
 
 
 def require_rows(name: str, values: Any, rows: int, of: str, kind: Any = jnp.number) -> None:
-    """Raise ValueError for what are no numbers (rows, …)."""
+    """Raise ValueError unless ``values`` is a numeric array (rows, …)."""
     dtype, shape = getattr(values, "dtype", None), _shape(values) or ()
     if not _of_kind(dtype, kind) or shape[:1] != (rows,) or isinstance(values, np.ma.MaskedArray):
         found = type(values).__name__ if dtype is None else f"{dtype} of shape {shape}"

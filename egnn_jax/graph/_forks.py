@@ -1,4 +1,4 @@
-"""JAX after a fork: its threads are not in the child, where any computation waits for ever."""
+"""Detection of forked processes, in which JAX hangs because its threads are not copied."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ _cut_off = False
 
 
 def require_usable_jax() -> None:
-    """Raise RuntimeError in a process that was forked from one in which JAX had run."""
+    """Raise RuntimeError if this process was forked after JAX had run in its parent."""
     if _cut_off:
         raise RuntimeError(
             "this process was forked from one in which JAX had run, and JAX would wait for ever; "

@@ -1,18 +1,18 @@
-"""How much memory a large graph takes, before it is taken."""
+"""Memory checks before large graphs are allocated."""
 
 import os
 import warnings
 from pathlib import Path
 
 _SAID = 2**30
-"""What takes more bytes than this is said."""
+"""Larger allocations, in bytes, cause a warning."""
 
 
 def require_memory(what: str, size: int) -> None:
-    """Warn of what takes more than 1 GB.
+    """Warn before an allocation of more than 1 GiB.
 
     Raises:
-      ValueError: it takes more than the machine has.
+      ValueError: the allocation exceeds the machine's memory.
     """
     if size <= _SAID:
         return
@@ -23,14 +23,14 @@ def require_memory(what: str, size: int) -> None:
 
 
 def total_memory() -> int:
-    """The bytes of memory that this process may use: the machine's, or its container's."""
+    """The memory available to this process in bytes: the machine's or its container's limit."""
     sizes = []
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             sizes.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # there is no such limit
+        except (OSError, ValueError):  # no such limit
             continue
     return min(sizes, default=2**63)
 

@@ -1,20 +1,20 @@
-"""Sums of many values, in a type that holds them."""
+"""Sums with an accumulator of at least 32 bits."""
 
 import jax
 import jax.numpy as jnp
 
 
 def dtype_of_sums(values: jax.Array) -> jnp.dtype:
-    """The dtype that many values are summed in: their own, or that of 32 bits where it is wider."""
+    """The accumulator dtype of a sum: that of the values, widened to at least 32 bits."""
     given = jnp.dtype(values.dtype)
     kinds = {"f": jnp.float32, "V": jnp.float32, "i": jnp.int32, "u": jnp.uint32}
     return jnp.dtype(kinds.get(given.kind, given) if given.itemsize < 4 else given)
 
 
 def segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Array:
-    """Σ of the values (M, …) of each segment, (number, …), in at least 32 bits.
+    """Sum values (M, …) over each segment to (number, …), in at least 32 bits.
 
-    Integers stay in these, other numbers are returned in their own type.
+    Integer sums keep the wider dtype; other sums are cast back to the dtype of the values.
     """
     values = jnp.asarray(values)
     wide = values.astype(dtype_of_sums(values))

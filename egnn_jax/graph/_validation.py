@@ -1,4 +1,4 @@
-"""Checks of arguments: each returns the value as it is used, or raises a ValueError."""
+"""Argument validation: each function returns the converted value or raises ValueError."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from jax.typing import ArrayLike
 from egnn_jax.graph.neighbors import LARGEST, Lattice
 
 NUM_KINDS = 119
-"""Kinds of nodes that a model can embed: 0 and the atomic numbers."""
+"""Number of node types that a model can embed: 0 and the atomic numbers."""
 
 
 def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -> None:
-    """Raise ValueError for what is no whole number from ``least`` to ``most``."""
+    """Raise ValueError unless ``value`` is an integer from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name} is {value!r}; expected a whole number")
     if value < least:
@@ -26,17 +26,17 @@ def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -
 
 
 def require_cutoff(value: Any) -> None:
-    """Raise ValueError for what is no finite distance above 0."""
+    """Raise ValueError unless ``value`` is a finite distance above 0."""
     try:
         valid = _is_number(value) and 0 < float(value) < np.inf
-    except OverflowError:  # a whole number beyond all floating-point ones
+    except OverflowError:  # an integer too large for a float
         valid = False
     if not valid:
         raise ValueError(f"cutoff is {shown(value)}; expected a finite distance above 0")
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is one real number, of Python or in an array without axes."""
+    """Whether a value is a single real number, either a Python scalar or a 0-d array."""
     if isinstance(value, Tracer | bool) or np.iterable(value):
         return False
     dtype = getattr(
@@ -50,16 +50,16 @@ def _is_real(dtype: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as text of bounded length."""
+    """A value as text, truncated to a bounded length."""
     text = str(value)
     return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
 
 
 def host(name: str, value: Any) -> np.ndarray:
-    """The array of a value that is not traced.
+    """Convert a value that is not traced to a NumPy array.
 
     Raises:
-      ValueError: it is traced, ragged, an array with masked entries, or no array at all.
+      ValueError: the value is traced, ragged, has masked entries, or is not an array.
     """
     if hasattr(value, "get_positions"):
         raise ValueError(f"{name} is ASE's {type(value).__name__}; expected an array: see from_ase")
@@ -80,7 +80,7 @@ def host(name: str, value: Any) -> np.ndarray:
 
 
 def require_real(name: str, dtype: Any) -> None:
-    """Raise ValueError for a dtype of other things than real numbers."""
+    """Raise ValueError unless the dtype is real."""
     if not _is_real(dtype):
         raise ValueError(f"{name} has dtype {dtype}; expected real numbers")
 
@@ -88,7 +88,7 @@ def require_real(name: str, dtype: Any) -> None:
 def matrix(
     name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None
 ) -> jax.Array:
-    """A floating-point matrix (rows, columns) of finite numbers; traced values are not checked."""
+    """Convert to a finite floating-point matrix (rows, columns); traced values are not checked."""
     given: Any = value if isinstance(value, Tracer) else host(name, value)
     expected = f"({'M' if rows is None else rows}, {'any width' if columns is None else columns})"
     wrong_rows = rows is not None and given.shape[:1] != (rows,)
@@ -111,14 +111,14 @@ def matrix(
 
 
 def float_dtype(value: Any) -> jnp.dtype:
-    """The type that numbers are stored in: their own where JAX computes in it, or the default."""
+    """The dtype to store numbers in: their own if it is a JAX float type, else the default."""
     if value.dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
         return jnp.dtype(value.dtype)
     return jnp.result_type(float)
 
 
 def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
-    """Features (rows, F), or kinds of nodes (rows,) as integers from 0 to 118."""
+    """Convert features (rows, F), or node types (rows,) as integers from 0 to 118."""
     given: Any = value if isinstance(value, Tracer) else host(name, value)
     if given.ndim == 2:
         return matrix(name, given, rows=rows)
@@ -134,7 +134,7 @@ def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
 
 
 def targets(name: str, value: ArrayLike) -> jax.Array:
-    """Finite numbers (T,), or one number, as a row (1, T)."""
+    """Convert finite numbers (T,), or a single number, to a row (1, T)."""
     given: Any = value if isinstance(value, Tracer) else host(name, value)
     if given.ndim > 1:
         raise ValueError(f"{name} has shape {given.shape}; expected (T,), targets of the graph")
@@ -142,7 +142,7 @@ def targets(name: str, value: ArrayLike) -> jax.Array:
 
 
 def adjacency(value: ArrayLike, n_node: int) -> np.ndarray:
-    """A matrix (n_node, n_node) of real numbers that are not NaN."""
+    """Convert to a matrix (n_node, n_node) of real numbers other than NaN."""
     given = host("adjacency", value)
     if given.shape != (n_node, n_node):
         raise ValueError(
@@ -157,7 +157,7 @@ def adjacency(value: ArrayLike, n_node: int) -> np.ndarray:
 
 
 def lattice_steps(value: ArrayLike, rows: int, columns: int) -> np.ndarray:
-    """Whole numbers (rows, columns)."""
+    """Convert to an int32 matrix (rows, columns) of lattice steps."""
     given = host("steps", value)
     if given.shape != (rows, columns) or given.dtype.kind not in "iu":
         raise ValueError(
@@ -170,7 +170,7 @@ def lattice_steps(value: ArrayLike, rows: int, columns: int) -> np.ndarray:
 
 
 def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
-    """A list of node indices from 0 to n_node - 1."""
+    """Convert to an int32 list of node indices from 0 to n_node - 1."""
     given = host(name, value)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise ValueError(
@@ -183,7 +183,7 @@ def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
 
 
 def fits_budget(counts: Sequence[tuple[int, int, int]], budget: Any) -> None:
-    """Raise ValueError where (nodes, edges, graphs) do not fit beside a padding node and graph."""
+    """Raise ValueError if (nodes, edges, graphs) leave no room for a padding node and graph."""
     if not isinstance(budget, tuple) or len(budget) != 3:
         raise ValueError(f"budget is {shown(budget)}; expected a Budget(n_node, n_edge, n_graph)")
     for name, size in zip(("n_node", "n_edge", "n_graph"), budget, strict=True):
@@ -200,7 +200,7 @@ def fits_budget(counts: Sequence[tuple[int, int, int]], budget: Any) -> None:
 
 
 def points(name: str, value: ArrayLike) -> np.ndarray:
-    """A matrix of finite numbers (M, n), n at least 1, that is not traced, in float64."""
+    """Convert values that are not traced to a finite float64 matrix (M, n), n at least 1."""
     given = host(name, value)
     require_real(name, given.dtype)
     if given.ndim != 2 or given.shape[1] == 0:
@@ -215,14 +215,14 @@ def points(name: str, value: ArrayLike) -> np.ndarray:
 
 
 def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice:
-    """Lattice vectors as rows (n, n), in float64, and for each whether space repeats along it.
+    """Convert lattice vectors, as rows (n, n), and periodicity flags to a :class:`Lattice`.
 
-    Vectors along which space does not repeat may be zero, as in ASE, or depend on the others. Unit
-    vectors orthogonal to the rest take their place, so that the cell always has a volume.
+    Non-periodic vectors may be zero, as in ASE, or linearly dependent on the others. They are then
+    replaced by unit vectors orthogonal to the rest, so that the cell always has a volume.
 
     Raises:
-      ValueError: a shape does not fit, or the vectors along which space repeats are zero or
-        linearly dependent (up to 1e-10 of their lengths).
+      ValueError: a shape does not match, or the periodic vectors are zero or linearly dependent
+        (up to 1e-10 of their lengths).
     """
     vectors, repeats = points("cell", cell), host("periodic", periodic)
     booleans = repeats.dtype.kind in "biuf" and np.isin(repeats, (False, True)).all()

@@ -1,4 +1,4 @@
-"""Graphs from ASE's ``Atoms``, and back."""
+"""Conversion between ASE's ``Atoms`` and graphs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,26 +23,26 @@ def from_ase(
     stress: str | None = None,
     references: Mapping[str, float] | None = None,
 ) -> GraphsTuple:
-    """A graph of the atoms: h the atomic numbers (M,), x the positions (M, 3) in Å.
+    """Build a graph from ASE's ``Atoms``: h the atomic numbers (M,), x the positions (M, 3) in Å.
 
-    In periodic directions images send too, and atoms outside the cell are moved to their images
-    inside; ``globals.cell`` holds the cell. Labels are given by their names, and looked for where
-    ASE keeps them: in the results of the calculator, in ``atoms.info`` and in ``atoms.arrays``.
+    In periodic directions, images are senders too, and atoms outside the cell are wrapped into it;
+    ``globals.cell`` holds the cell. Labels are looked up by name in the calculator's results, in
+    ``atoms.info`` and in ``atoms.arrays``.
 
     Args:
       atoms: ASE's ``Atoms``.
-      cutoff: atoms at most this far apart (Å) send to each other; all atoms if not given.
+      cutoff: atoms at most this far apart (Å) are connected; all pairs of atoms if not given.
       y: targets (T,) of the graph.
-      energy: the name of the energy, which becomes ``globals.y`` (1, 1).
-      forces: the name of the forces, which become ``nodes.y`` (M, 3).
-      stress: the name of the stress in ASE's sign, (3, 3), (9,) or (6,) in Voigt's order, which
-        becomes ``globals.stress`` (1, 3, 3).
-      references: energies of free atoms by symbol, which are subtracted from the energy in float64:
-        float32 would leave few digits of the rest.
+      energy: name of the energy, which becomes ``globals.y`` (1, 1).
+      forces: name of the forces, which become ``nodes.y`` (M, 3).
+      stress: name of the stress, with ASE's sign, of shape (3, 3), (9,) or (6,) in Voigt order,
+        which becomes ``globals.stress`` (1, 3, 3).
+      references: energies of free atoms by symbol. They are subtracted from the energy in float64,
+        since float32 would leave few digits of the difference.
 
     Raises:
-      ValueError: this is no ``Atoms``, the atoms are periodic and there is no cutoff, a label is
-        missing, not finite or of another shape, an element has no reference, or as
+      ValueError: ``atoms`` is not an ``Atoms``; the atoms are periodic and there is no cutoff; a
+        label is missing, not finite or of another shape; an element has no reference; or as in
         :func:`egnn_jax.radius_graph`.
     """
     if not hasattr(atoms, "get_positions"):
@@ -64,10 +64,10 @@ def from_ase(
 
 
 def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
-    """A label in float64, from the results of the calculator, ``atoms.info`` or ``atoms.arrays``.
+    """Look up a label in the calculator's results, ``atoms.info`` or ``atoms.arrays``, as float64.
 
     Raises:
-      ValueError: it is missing, not finite, or of none of these shapes.
+      ValueError: the label is missing, not finite, or has none of the given shapes.
     """
     places = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
     for place in places:
@@ -94,7 +94,7 @@ def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
 
 
 def as_tensor(stress: np.ndarray) -> np.ndarray:
-    """(3, 3), from any of the shapes (3, 3), (9,) and (6,) that ASE has for it."""
+    """Convert a stress of shape (3, 3), (9,) or (6,), as ASE stores it, to (3, 3)."""
     order = [0, 5, 4, 5, 1, 3, 4, 3, 2] if stress.size == 6 else slice(None)
     return stress.ravel()[order].reshape(3, 3)
 
@@ -111,14 +111,14 @@ def _of_free_atoms(atoms: Any, references: Mapping[str, float] | None) -> float:
 
 
 def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] = True) -> Any:
-    """ASE's ``Atoms`` of one graph whose h are atomic numbers.
+    """Convert a graph whose h are atomic numbers to ASE's ``Atoms``.
 
     Args:
-      graph: as :func:`from_ase` makes it, or what a network made of it with h put back.
-      periodic: along which lattice vectors space repeats, where the graph has a cell.
+      graph: a graph from :func:`from_ase`, or a network's output for it with h put back.
+      periodic: which lattice vectors are periodic, if the graph has a cell.
 
     Raises:
-      ValueError: the graph is a batch of several, or h are no atomic numbers.
+      ValueError: the graph is a batch of several graphs, or h does not hold atomic numbers.
     """
     require("ase")
     from ase import Atoms

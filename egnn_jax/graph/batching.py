@@ -1,4 +1,4 @@
-"""Several graphs as one: node indices shifted, fields concatenated, padded to a static shape."""
+"""Batching: concatenate graphs with shifted node indices, and pad them to a static shape."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple, require_geometr
 
 
 class Budget(NamedTuple):
-    """The static shape that a batch is padded to; one node and one graph are always padding."""
+    """Static size of a padded batch; at least one node and one graph are always padding."""
 
     n_node: int
     n_edge: int
@@ -23,7 +23,7 @@ class Budget(NamedTuple):
 
 
 def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> GraphsTuple:
-    """Several graphs, or batches without padding, as one; padded to ``budget`` if given.
+    """Combine graphs, or batches without padding, into one batch, padded to ``budget`` if given.
 
     >>> graphs = [egnn.complete_graph(x=np.ones((n, 3))) for n in (2, 3)]
     >>> egnn.batch(graphs).n_node.tolist()
@@ -33,8 +33,8 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     ([2, 3, 3], [True, True, False])
 
     Raises:
-      ValueError: there are no graphs, their fields differ, one of them is none of this library,
-        padded or traced, or one does not fit the budget (named with its size).
+      ValueError: there are no graphs; their fields differ; one of them is not a graph of this
+        library, is padded or is traced; or one does not fit the budget (the message names it).
     """
     require_usable_jax()
     if not np.iterable(graphs):
@@ -47,7 +47,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     for k, graph in enumerate(graphs):
         require_whole(f"graph {k}", graph)
     leaves, structures = zip(*map(jax.tree.flatten, graphs), strict=True)
-    # Each graph is taken to the host once, since that is most of the time.
+    # Transfers to the host take most of the time, so each graph is transferred only once.
     leaves = [[np.asarray(leaf) for leaf in arrays] for arrays in leaves]
     kinds = [[(leaf.shape[1:], leaf.dtype) for leaf in arrays] for arrays in leaves]
     if any(s != structures[0] or k != kinds[0] for s, k in zip(structures, kinds, strict=True)):
@@ -71,7 +71,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
 
 
 def require_whole(name: str, graph: GraphsTuple) -> None:
-    """Raise ValueError for a graph that is traced, or whose sizes are not those of its arrays."""
+    """Raise ValueError if a graph is traced, or its counts do not match its arrays."""
     require_geometric(graph)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(graph)):
         raise ValueError(
@@ -106,8 +106,8 @@ def require_whole(name: str, graph: GraphsTuple) -> None:
 
 
 def _size(graph: GraphsTuple, budget: Budget) -> int:
-    """The bytes of a batch with what a graph carries."""
-    size = 8 * (budget.n_edge + budget.n_graph)  # where edges end, and the numbers of each graph
+    """The size in bytes of a batch padded to ``budget`` with the fields of ``graph``."""
+    size = 8 * (budget.n_edge + budget.n_graph)  # senders and receivers, n_node and n_edge
     for number, part in zip(budget, (graph.nodes, graph.edges, graph.globals), strict=True):
         for leaf in jax.tree.leaves(part):
             size += number * leaf.itemsize * int(np.prod(leaf.shape[1:]))
@@ -115,7 +115,7 @@ def _size(graph: GraphsTuple, budget: Budget) -> int:
 
 
 def padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
-    """A batch on the host with so many more nodes, edges and graphs."""
+    """Append ``extra`` padding nodes, edges and graphs to a batch on the host."""
 
     def append(number: int, fill: int = 0) -> Callable[[np.ndarray], np.ndarray]:
         return lambda a: np.append(a, np.full((number, *a.shape[1:]), fill, a.dtype), axis=0)
@@ -136,10 +136,10 @@ def padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
 
 
 def unbatch(graph: GraphsTuple) -> Sequence[GraphsTuple]:
-    """The single graphs of a batch, padding left out.
+    """Split a batch into its graphs, without padding.
 
     Raises:
-      ValueError: the batch is none of this library, or traced.
+      ValueError: the batch is not a graph of this library, or is traced.
     """
     require_usable_jax()
     require_whole("the batch", graph)

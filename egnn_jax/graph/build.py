@@ -1,4 +1,4 @@
-"""One graph from coordinates: complete, from an adjacency matrix, an edge list or neighbors."""
+"""Build graphs from coordinates: complete, from an adjacency matrix, edge list or neighbors."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes
 
 
 def complete_edges(n_node: int) -> tuple[np.ndarray, np.ndarray]:
-    """Senders and receivers (M(M-1),) of the complete graph without self-loops, by receiver.
+    """Senders and receivers (M(M-1),) of a complete graph without self-loops, sorted by receiver.
 
-    Warns of more than a GB of memory.
+    Warns if the graph takes more than 1 GiB of memory.
 
     Raises:
-      ValueError: ``n_node`` is no whole number of at least 0, or the machine has too little memory.
+      ValueError: ``n_node`` is not an integer of at least 0, or the machine has too little memory.
     """
     _validation.require_count("n_node", n_node, 0)
     n_edge = int(n_node) * max(int(n_node) - 1, 0)
@@ -39,19 +39,19 @@ def complete_graph(
     a: ArrayLike | None = None,
     y: ArrayLike | None = None,
 ) -> GraphsTuple:
-    """One graph in which every node sends to every other.
+    """Build a graph with an edge from every node to every other node.
 
     Args:
-      x: coordinates (M, n), in any unit; or ASE's ``Atoms``, not periodic, whose atomic numbers
-        are h if that is not given.
-      h: features (M, F), or kinds of nodes (M,) as integers from 0 to 118, such as atomic numbers;
-        a single constant 1 per node if not given.
+      x: coordinates (M, n), in any unit; or non-periodic ASE ``Atoms``, whose atomic numbers
+        become h if h is not given.
+      h: features (M, F), or node types (M,) as integers from 0 to 118, for example atomic numbers;
+        a constant 1 per node if not given.
       v: velocities (M, n).
       a: edge attributes (M(M-1), A) in the order of :func:`complete_edges`.
       y: targets (T,) of the graph, for training.
 
     Raises:
-      ValueError: a shape does not fit, or a value is not finite.
+      ValueError: a shape does not match, or a value is not finite.
     """
     x, h, cell, _ = _of_atoms(x, h, None, False)
     if cell is not None:
@@ -68,9 +68,9 @@ def graph_from_adjacency(
     v: ArrayLike | None = None,
     y: ArrayLike | None = None,
 ) -> GraphsTuple:
-    """One graph with an edge from j to i wherever ``adjacency[i, j]`` (M, M) is not zero.
+    """Build a graph with an edge from j to i wherever ``adjacency[i, j]`` (M, M) is not zero.
 
-    Arguments and errors are otherwise those of :func:`complete_graph`.
+    Other arguments and errors are as in :func:`complete_graph`.
     """
     given, x = x, _validation.matrix("x", x)
     _warn_of_rounding(*_extent(given), x.dtype)
@@ -89,20 +89,20 @@ def graph_from_edges(
     steps: ArrayLike | None = None,
     cell: ArrayLike | None = None,
 ) -> GraphsTuple:
-    """One graph from an edge list; edge k goes from node ``senders[k]`` to ``receivers[k]``.
+    """Build a graph from an edge list; edge k goes from ``senders[k]`` to ``receivers[k]``.
 
-    Edges (and their attributes) are sorted by receiver, keeping their order otherwise.
+    Edges (and their attributes) are stably sorted by receiver.
 
     Args:
       senders, receivers: node indices (E,).
-      x, h, v, y: as in :func:`complete_graph`. x, h, v, a and y may be traced, which skips the
-        check of their values.
+      x, h, v, y: as in :func:`complete_graph`. x, h, v, a and y may be traced; their values are
+        then not checked.
       a: edge attributes (E, A), in the order of ``senders``.
-      steps: whole lattice vectors from each sender to its periodic image (E, n), integers.
-      cell: lattice vectors as rows (n, n), in the unit of x; needed where there are ``steps``.
+      steps: integer lattice steps from each sender to its periodic image (E, n).
+      cell: lattice vectors as rows (n, n), in the unit of x; required with ``steps``.
 
     Raises:
-      ValueError: a shape does not fit, an index is out of range, or a value is not finite.
+      ValueError: a shape does not match, an index is out of range, or a value is not finite.
     """
     require_usable_jax()
     x = _validation.matrix("x", x)
@@ -135,7 +135,7 @@ def graph_from_edges(
     return GraphsTuple(
         nodes=Nodes(h=h, x=x, v=v),
         edges=edges,
-        senders=jnp.asarray(senders[order], senders.dtype),  # without it, a program a length
+        senders=jnp.asarray(senders[order], senders.dtype),  # a dtype avoids a compile per length
         receivers=jnp.asarray(receivers[order], receivers.dtype),
         n_node=jnp.asarray([n_node], jnp.int32),
         n_edge=jnp.asarray([n_edge], jnp.int32),
@@ -155,29 +155,28 @@ def radius_graph(
     cell: ArrayLike | None = None,
     periodic: bool | Sequence[bool] = True,
 ) -> GraphsTuple:
-    """One graph in which nodes at most ``cutoff`` apart send to each other.
+    """Build a graph that connects all pairs of nodes at most ``cutoff`` apart.
 
-    In a periodic cell these are images of nodes: every pair of images within the cutoff is an
-    edge, also where the cutoff is longer than the cell, and nodes outside the cell are moved to
-    their images inside. Neighbors are found on the host, in float64, once: as x moves under
-    ``jit``, in ``graph.nodes``, the edges stay. Time is linear in M for points of bounded density;
-    nodes keep their order, and where there are very many, an order in which neighbors follow each
-    other is faster.
+    In a periodic cell, every pair of images within the cutoff is an edge, even if the cutoff is
+    longer than the cell; nodes outside the cell are wrapped into it. Neighbors are found once, on
+    the host, in float64: the edges stay fixed if you move ``graph.nodes.x`` under ``jit``. Time is
+    linear in M for points of bounded density. Nodes keep their order; very large graphs are faster
+    if neighbors are close to each other in that order.
 
     An EGNN's output jumps where a node crosses the cutoff, unless its messages go to zero there.
 
     Args:
-      x: coordinates (M, n), or ASE's ``Atoms``, whose atomic numbers are h if that is not given
-        and whose cell is taken. What is stored has the default float type: beside
-        coordinates of 10⁶, float32 does not hold distances of order one, so centre them.
+      x: coordinates (M, n), or ASE's ``Atoms``, whose cell is used and whose atomic numbers become
+        h if h is not given. Float types of up to 32 bits are kept; others become the default float
+        type. Center large coordinates: at 10⁶, float32 does not resolve distances of order one.
       cutoff: a distance in the unit of x; pairs at exactly the cutoff are edges.
       h, v, y: as in :func:`complete_graph`.
       cell: lattice vectors as rows (n, n), in the unit of x; open space if not given. Rows of
-        zeros are allowed where space is not periodic.
-      periodic: whether space repeats along the lattice vectors, for all or for each.
+        non-periodic directions may be zero.
+      periodic: whether the lattice vectors are periodic, one flag for all or one for each.
 
     Raises:
-      ValueError: as in :func:`complete_graph`; the cutoff is no distance, the cell has no
+      ValueError: as in :func:`complete_graph`; or the cutoff is not a distance, the cell has no
         volume, or there would be more than 10⁸ edges.
     """
     _validation.require_cutoff(cutoff)
@@ -198,19 +197,19 @@ def knn_graph(
     cell: ArrayLike | None = None,
     periodic: bool | Sequence[bool] = True,
 ) -> GraphsTuple:
-    """One graph in which each node receives from the ``k`` nearest others, or from their images.
+    """Build a graph in which each node receives from its ``k`` nearest neighbors, or their images.
 
-    Of nodes equally far away any may be taken, so prefer :func:`radius_graph` in a crystal. Edges
-    stay as x moves.
+    Ties in distance are broken arbitrarily, so prefer :func:`radius_graph` for crystals. The edges
+    stay fixed if x moves.
 
     Args:
-      x: coordinates (M, n), in any unit and any dimension, or ASE's ``Atoms``, as in
+      x: coordinates (M, n), in any unit and dimension, or ASE's ``Atoms``, as in
         :func:`radius_graph`.
       k: the in-degree of every node.
       h, v, y, cell, periodic: as in :func:`radius_graph`.
 
     Raises:
-      ValueError: as in :func:`complete_graph`; k is below 1 or there are too few nodes, or the
+      ValueError: as in :func:`complete_graph`; or k is below 1, there are too few nodes, or the
         cell has no volume.
     """
     x, h, cell, periodic = _of_atoms(x, h, cell, periodic)
@@ -228,7 +227,7 @@ def knn_graph(
 def _of_atoms(
     x: Any, h: ArrayLike | None, cell: ArrayLike | None, periodic: bool | Sequence[bool]
 ) -> tuple[Any, Any, Any, Any]:
-    """x, h, cell and periodic as given; of ASE's ``Atoms`` as x their own."""
+    """x, h, cell and periodic as given, or taken from x if it is an ASE ``Atoms``."""
     if not hasattr(x, "get_positions"):
         return x, h, cell, periodic
     if cell is not None:
@@ -241,7 +240,7 @@ def _of_atoms(
 def _points(
     x: ArrayLike, cell: ArrayLike | None, periodic: bool | Sequence[bool]
 ) -> tuple[np.ndarray, neighbors.Lattice | None]:
-    """Coordinates in float64, inside the cell in periodic directions, and the lattice."""
+    """Coordinates in float64, wrapped into the cell in periodic directions, and the lattice."""
     points = _validation.points("x", x)
     if cell is None:
         return points, None
@@ -251,7 +250,7 @@ def _points(
 
 
 def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> None:
-    """Warn where coordinates of a type are too coarse for neighbors up to a distance."""
+    """Warn if coordinates in ``dtype`` are too coarse for neighbors up to ``distance``."""
     largest = np.abs(points).max(initial=0.0)
     spacing = float(jnp.finfo(dtype).eps) * largest
     if spacing > 1e-3 * distance:
@@ -264,7 +263,7 @@ def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> 
 
 
 def _extent(x: ArrayLike) -> tuple[np.ndarray, float]:
-    """Coordinates and the longest side of their box, infinite where it is 0; none if traced."""
+    """Coordinates, empty if traced, and the longest side of their box, infinite if it is 0."""
     points = np.zeros((1, 0)) if isinstance(x, Tracer) else np.asarray(x, np.float64)
     sides = points.max(axis=0, initial=-np.inf) - points.min(axis=0, initial=np.inf)
     return points, float(sides.max(initial=0)) or np.inf
@@ -273,7 +272,7 @@ def _extent(x: ArrayLike) -> tuple[np.ndarray, float]:
 def _shortest(
     found: neighbors.EdgeList, points: np.ndarray, lattice: neighbors.Lattice | None
 ) -> float:
-    """The smallest distance of a node to its farthest neighbor; infinite where all are 0."""
+    """The smallest distance from a node to its farthest neighbor; infinite if all are 0."""
     senders, receivers, steps = found
     if not len(points):
         return np.inf

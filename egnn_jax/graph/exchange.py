@@ -1,7 +1,8 @@
-"""What the parts of one graph, each on a device, exchange; a graph in one part exchanges nothing.
+"""Exchange of node values between the parts of a graph that is spread over devices.
 
-A part has the nodes that it owns and all edges that end in them. Its senders are rows of what
-:func:`exchange` returns: first the own nodes, then those of other parts that send to them.
+A part holds the nodes that it owns and all edges that end in them. Its senders index the rows that
+:func:`exchange` returns: its own nodes first, then nodes of other parts that send to them. For a
+graph on a single device, these functions do nothing.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,15 @@ import jax
 import jax.numpy as jnp
 
 AXIS = "parts"
-"""The mesh axis of the devices that have one part each."""
+"""The mesh axis over which parts are distributed, one per device."""
 
 
 class Round(NamedTuple):
-    """One step of an exchange, in which a device sends to one other at most.
+    """One step of an exchange, in which each device sends to at most one other.
 
     Attributes:
-      rows: how many rows each device sends.
-      pairs: of devices, from and to.
+      rows: number of rows that each device sends.
+      pairs: pairs of devices (from, to).
     """
 
     rows: int
@@ -28,11 +29,11 @@ class Round(NamedTuple):
 
 
 class Exchange(flax.struct.PyTreeNode):
-    """What a part sends to other parts.
+    """Communication plan of a part: which node values it sends to other parts.
 
     Attributes:
-      sent: own nodes whose values are sent (H,), round after round; as many rows are received.
-      rounds: of the exchange.
+      sent: own nodes whose values are sent (H,), round by round; as many rows are received.
+      rounds: rounds of the exchange.
     """
 
     sent: Any
@@ -40,22 +41,22 @@ class Exchange(flax.struct.PyTreeNode):
 
 
 def exchange(graph: Any, values: Any) -> Any:
-    """The rows that ``graph.senders`` counts: values of the nodes, then those of other devices.
+    """Gather the rows that ``graph.senders`` indexes: own node values, then those of other devices.
 
     >>> graph = egnn.complete_graph(x=np.eye(3))
     >>> egnn.exchange(graph, graph.nodes.x)[graph.senders].shape
     (6, 3)
 
-    What a layer gathers at senders has to pass through here, so that the layer also works on one
-    graph in parts, see :func:`egnn_jax.on_devices`. On a graph in one part nothing happens.
+    A layer must pass whatever it gathers at senders through this function to also work on a graph
+    that is spread over devices, see :func:`egnn_jax.on_devices`.
 
     Args:
       graph: a graph, or a part of one.
-      values: an array (N, …), or a tree of them.
+      values: an array (N, …), or a pytree of arrays.
 
     Returns:
-      The arrays (N, …) as they are; in a part (N + H, …), with H rows from other devices, whose
-      derivatives go back there. Receivers are below N and count the same rows.
+      The arrays (N, …) unchanged; in a part, arrays (N + H, …) with H rows from other devices, to
+      which their gradients flow back. Receivers are below N and index the same rows.
     """
     plan = _plan(graph)
     return values if plan is None else jax.tree.map(lambda a: _with_others(plan, a), values)
@@ -70,38 +71,37 @@ def _with_others(plan: Exchange, values: jax.Array) -> jax.Array:
 
 
 def sum_over_parts(graph: Any, values: Any) -> Any:
-    """Σ over the devices that have the parts of a graph; of one part the values themselves."""
+    """Sum values over the devices that hold parts of a graph; unchanged for a whole graph."""
     return values if _plan(graph) is None else jax.lax.psum(values, AXIS)
 
 
 def number_of_rows(graph: Any) -> int:
-    """How many rows :func:`exchange` returns: N, or N + H in a part."""
+    """The number of rows that :func:`exchange` returns: N, or N + H in a part."""
     plan = _plan(graph)
     return graph.nodes.x.shape[0] + (0 if plan is None else plan.sent.shape[0])
 
 
 def vary(graph: Any, values: Any) -> Any:
-    """Values that are the same on all devices, as values that each device has of its own.
+    """Mark values that are the same on all devices as varying over devices.
 
-    The sum of their derivatives over the devices is then taken once, here, and not wherever they
-    are used.
+    Their gradients are then summed over the devices once, here, instead of at each use.
     """
     return values if _plan(graph) is None else jax.lax.pcast(values, AXIS, to="varying")
 
 
 def is_part(graph: Any) -> bool:
-    """Whether a graph is one of several parts."""
+    """Whether a graph is a part of a graph that is spread over devices."""
     return _plan(graph) is not None
 
 
 def require_one_part(graph: Any, what: str) -> None:
-    """Raise ValueError for a part, where something is not computed over several devices."""
+    """Raise ValueError for a part, because ``what`` is not supported over several devices."""
     if is_part(graph):
         raise ValueError(f"{what} is not computed over several devices; expected a graph in one")
 
 
 def require_exchanged(graph: Any, name: str, values: Any) -> None:
-    """Raise ValueError for values of own nodes alone, where senders count others too."""
+    """Raise ValueError if values in a part lack the rows of other devices."""
     shape: Sequence[int] = getattr(values, "shape", ())
     rows = number_of_rows(graph)
     if is_part(graph) and tuple(shape[:1]) != (rows,):

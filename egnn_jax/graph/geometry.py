@@ -1,4 +1,4 @@
-"""Norms that are safe to differentiate, and the symmetries of Euclidean space."""
+"""Differentiable norms and Euclidean transformations."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from egnn_jax.graph.graph import Globals, GraphsTuple, dtype_of_sums, require_ge
 
 
 def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array:
-    """‖x‖ along ``axis`` whose value and derivatives at x = 0 are 0 instead of NaN.
+    """Compute the norm ‖x‖ along ``axis``, with derivatives of 0 instead of NaN at x = 0.
 
-    Right for all lengths that the float type holds, though their squares may be none. Of integers
-    in the default float type.
+    Accurate for all lengths that the float type can represent, even if their squares overflow or
+    underflow. Integers are converted to the default float type.
 
     Raises:
-      ValueError: x are no real numbers, or have no such axis.
+      ValueError: x is not real, or has no such axis.
     """
     require_usable_jax()
     given: Any = x if isinstance(x, jax.Array) else _validation.host("x", x)
@@ -28,12 +28,12 @@ def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array
         raise ValueError(f"axis is {axis!r}; expected one of the {given.ndim} axes of x")
     dtype = _validation.float_dtype(given)
     wide = jnp.asarray(given, dtype).astype(dtype_of_sums(given.astype(dtype)))
-    # Powers of two, which round nothing: scaled by them, numbers have squares within the range.
+    # Scaling by powers of two is exact and keeps the squares within the range of the float type.
     limit = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 10)
     lengths = jnp.abs(jax.lax.stop_gradient(wide))
     largest = jnp.max(lengths, axis, keepdims=True, initial=0)
     scale = jnp.where(largest > limit, 2.0**-20 / limit, 1.0)
-    # Its square is finite: XLA multiplies squares of scales with those of constants, such as 0.
+    # Its square must be finite: XLA multiplies squared scales with squared constants such as 0.
     enlarging = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 1)
     scale = jnp.where(largest < 1 / limit, enlarging, scale).astype(wide.dtype)
     squared = jnp.sum((wide * scale) ** 2, axis=axis, keepdims=True)
@@ -43,12 +43,12 @@ def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array
 
 
 def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) -> jax.Array:
-    """A Haar-uniform orthogonal (n, n) matrix: a rotation for ``determinant=1``, a reflection for
-    -1.
+    """Draw a Haar-uniform orthogonal matrix (n, n).
+
+    ``determinant=1`` gives a rotation, -1 a reflection, and None either.
 
     Raises:
-      ValueError: ``n`` is below 1 or above 10,000, or ``determinant`` is neither 1, -1 nor None
-        (either).
+      ValueError: ``n`` is below 1 or above 10,000, or ``determinant`` is not 1, -1 or None.
     """
     require_usable_jax()
     _validation.require_count("n", n)
@@ -63,21 +63,20 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
 
 
 def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.0) -> GraphsTuple:
-    """The graph with x moved to ``matrix @ x + translation``; v, shifts, cells and stress by
-    ``matrix``.
+    """Transform x to ``matrix @ x + translation``; v, shifts, cells and stress by ``matrix`` only.
 
     >>> graph = egnn.complete_graph(x=[[1.0, 0.0], [0.0, 2.0]])
     >>> egnn.transform(graph, [[0, -1], [1, 0]], 3.0).nodes.x.tolist()
     [[3.0, 4.0], [1.0, 3.0]]
 
     Args:
-      graph: one graph, or a batch.
-      matrix: (n, n), such as a rotation.
+      graph: a graph or a batch.
+      matrix: (n, n), for example a rotation.
       translation: (n,), or one number for all coordinates, in the unit of x.
 
     Raises:
-      ValueError: the graph is none of this library, or a shape does not fit or holds no real
-        numbers.
+      ValueError: the graph is not from this library, or an argument has the wrong shape or is not
+        real and finite.
     """
     require_usable_jax()
     require_geometric(graph)
@@ -105,7 +104,7 @@ def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.
 
 
 def _real(name: str, value: ArrayLike, shapes: tuple[tuple[int, ...], ...]) -> jax.Array:
-    """An array of finite real numbers of one of these shapes; traced values are not checked."""
+    """Convert to a finite real array of one of the given shapes; traced values are not checked."""
     given: Any = value if isinstance(value, Tracer) else _validation.host(name, value)
     _validation.require_real(name, given.dtype)
     if given.shape not in shapes:

@@ -1,8 +1,8 @@
-"""The geometric graph: what nodes and edges carry, message passing over edges, readout of graphs.
+"""Geometric graphs: node and edge fields, aggregation over edges, and readout over nodes.
 
-Conventions, everywhere in the library: ``i`` is the receiver and ``j`` the sender of an edge,
-messages are summed at receivers, and edges are sorted by receiver. Shapes: N nodes, E edges, G
-graphs, F features, A edge attributes, T targets, n coordinates (any dimension).
+Conventions throughout the library: ``i`` is the receiver and ``j`` the sender of an edge, messages
+are summed at receivers, and edges are sorted by receiver. Shapes: N nodes, E edges, G graphs,
+F features, A edge attributes, T targets, n coordinates (any dimension).
 
 This is the only module that uses jraph.
 """
@@ -26,14 +26,14 @@ from egnn_jax.graph.exchange import (
 
 
 class Nodes(flax.struct.PyTreeNode):
-    """What the nodes of a graph carry.
+    """Node fields of a graph.
 
     Attributes:
-      h: invariant features (N, F), or kinds of nodes (N,) as integers, such as atomic numbers,
-        which a model embeds.
+      h: invariant features (N, F), or integer node types (N,) such as atomic numbers, which a
+        model embeds.
       x: coordinates (N, n).
       v: velocities (N, n), or None.
-      y: what is to be predicted of each node (N, …), such as forces, or None; no model reads it.
+      y: targets or predictions of each node (N, …), for example forces, or None; models ignore it.
     """
 
     h: Any
@@ -43,13 +43,12 @@ class Nodes(flax.struct.PyTreeNode):
 
 
 class Edges(flax.struct.PyTreeNode):
-    """What the edges of a graph carry.
+    """Edge fields of a graph.
 
     Attributes:
       a: attributes a_ij (E, A), or None.
-      shift: the vector from a sender to its periodic image (E, n), in the unit of x, or None.
-      steps: the same as whole lattice vectors (E, n) of integers, ``shift = steps @ cell``, or
-        None.
+      shift: vector from a sender to its periodic image (E, n), in the unit of x, or None.
+      steps: the shift as integer lattice steps (E, n), ``shift = steps @ cell``, or None.
     """
 
     a: Any = None
@@ -58,13 +57,13 @@ class Edges(flax.struct.PyTreeNode):
 
 
 class Globals(flax.struct.PyTreeNode):
-    """What belongs to a whole graph.
+    """Fields of whole graphs.
 
     Attributes:
-      y: targets (G, T), or what a :class:`egnn_jax.Readout` predicts of them, or None.
+      y: targets (G, T), or predictions of a :class:`egnn_jax.Readout`, or None.
       cell: lattice vectors as rows (G, n, n), in the unit of x, or None.
-      stress: (G, n, n) of a periodic structure, a target or a prediction, or None.
-      exchange: what a part of a graph sends to others, see :func:`egnn_jax.partition`; else None.
+      stress: stress (G, n, n) of periodic structures, target or prediction, or None.
+      exchange: communication plan of a part of a graph, see :func:`egnn_jax.partition`; else None.
     """
 
     y: Any = None
@@ -76,7 +75,7 @@ class Globals(flax.struct.PyTreeNode):
 if TYPE_CHECKING:
 
     class GraphsTuple(NamedTuple):
-        """jraph's ``GraphsTuple``, with the types of the fields as this library fills them."""
+        """jraph's ``GraphsTuple``, typed with this library's fields."""
 
         nodes: Nodes
         edges: Edges
@@ -90,18 +89,18 @@ else:
 
 
 class PaddedGraphsTuple(GraphsTuple):
-    """A batch padded to a static shape, as :func:`egnn_jax.batch` and loaders make it.
+    """A batch padded to a static shape, as returned by :func:`egnn_jax.batch` and by loaders.
 
-    The real graphs come first, then one padding graph that has all the padding nodes (at least
-    one) and all the padding edges (self-loops of its first node), then padding graphs without
-    nodes. That is how jraph pads; the type tells such a batch from one without padding.
+    The real graphs come first, then one padding graph with all padding nodes (at least one) and
+    all padding edges (self-loops of its first node), then padding graphs without nodes. jraph pads
+    in the same way; the type distinguishes a padded batch from one without padding.
     """
 
     __slots__ = ()
 
 
 def node_mask(graph: GraphsTuple) -> jax.Array:
-    """(N,) True at the nodes of real graphs.
+    """Boolean mask (N,), True at the nodes of real graphs.
 
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
@@ -112,7 +111,7 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
-    """(E,) True at the edges of real graphs.
+    """Boolean mask (E,), True at the edges of real graphs.
 
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
@@ -122,7 +121,7 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
-    """(G,) True at real graphs, those without nodes included.
+    """Boolean mask (G,), True at real graphs, including those without nodes.
 
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
@@ -131,13 +130,13 @@ def graph_mask(graph: GraphsTuple) -> jax.Array:
 
 
 def _real(graph: GraphsTuple, padding: Any, size: int, counts: jax.Array) -> jax.Array:
-    """Which of ``size`` nodes or edges are not of the padding graph, or in no graph of a part."""
+    """Mask of the nodes or edges (size,) that are not padding."""
     number = size - jnp.sum(counts) if is_part(graph) else counts[padding]
     return jnp.arange(size, dtype=counts.dtype) < size - number
 
 
 def _padding_graph(graph: GraphsTuple) -> Any:
-    """The index of the padding graph that has nodes, the last of all that have any; G in a part."""
+    """The index of the padding graph with nodes, the last graph that has any; G in a part."""
     if isinstance(graph, GraphsTuple) and is_part(graph):
         return graph.n_node.shape[0]
     if not isinstance(graph, PaddedGraphsTuple):
@@ -151,9 +150,9 @@ def _padding_graph(graph: GraphsTuple) -> Any:
 
 
 def require_geometric(graph: GraphsTuple) -> None:
-    """Raise ValueError where a graph is none of this library, or its arrays do not fit together.
+    """Raise ValueError if a graph is not from this library, or its arrays are inconsistent.
 
-    Shapes and dtypes are looked at, and not values, which may be traced.
+    Checks shapes and dtypes only, since values may be traced.
     """
     if not isinstance(graph, GraphsTuple):
         raise ValueError(
@@ -171,7 +170,7 @@ def require_geometric(graph: GraphsTuple) -> None:
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
-    """(N,) the index of the graph that each node belongs to; G for padding in a part of one."""
+    """The index of the graph that each node belongs to (N,); G for padding nodes in a part."""
     n_node = jnp.asarray(graph.n_node)
     size = graph.nodes.x.shape[0]
     if is_part(graph):
@@ -180,16 +179,16 @@ def graph_of_node(graph: GraphsTuple) -> jax.Array:
 
 
 def total_nodes(graph: GraphsTuple) -> jax.Array:
-    """(G,) the number of nodes of each graph, on all devices that have parts of it."""
+    """The number of nodes of each graph (G,), summed over all devices that hold parts of it."""
     return sum_over_parts(graph, jnp.asarray(graph.n_node))
 
 
 def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
-    """r_ij = x_i − x_j (E, n) of coordinates (N, n), from the periodic image of the sender.
+    """Compute r_ij = x_i − x_j (E, n) from x (N, n), with periodic images of the senders.
 
     Raises:
-      ValueError: the graph is none of this library, or x is no floating-point array (N, …), as
-        :func:`egnn_jax.exchange` returns it.
+      ValueError: the graph is not from this library, or x is not a floating-point array with the
+        rows that :func:`egnn_jax.exchange` returns.
     """
     require_geometric(graph)
     require_exchanged(graph, "x", x)
@@ -199,12 +198,12 @@ def edge_vectors(graph: GraphsTuple, x: jax.Array) -> jax.Array:
 
 
 def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Σ_j values_ij, (E, …) to (N, …): the sum over the edges that end in each node.
+    """Sum edge values (E, …) at receivers, Σ_j values_ij, to (N, …).
 
     Integers narrower than 32 bits are summed and returned in 32 bits.
 
     Raises:
-      ValueError: the graph is none of this library, or the values are no numbers (E, …).
+      ValueError: the graph is not from this library, or the values are not numbers (E, …).
     """
     require_geometric(graph)
     require_rows("values", values, graph.receivers.shape[0], "edge")
@@ -212,44 +211,44 @@ def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 
 def mean_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Σ_j values_ij / in-degree, (E, …) to (N, …); 0 where no edge ends."""
+    """Average edge values (E, …) at receivers to (N, …); 0 for nodes without incoming edges."""
     count = jnp.maximum(in_degree(graph), 1).reshape(-1, *(1,) * (values.ndim - 1))
     return sum_at_receivers(graph, values) / count.astype(values.dtype)
 
 
 def max_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """max_j values_ij, (E, …) to (N, …), entry by entry; 0 where no edge ends."""
+    """Elementwise maximum of edge values (E, …) at receivers, (N, …); 0 without incoming edges."""
     n_node = graph.nodes.x.shape[0]
     largest = jax.ops.segment_max(values, graph.receivers, n_node, indices_are_sorted=True)
     return jnp.where(jnp.isneginf(largest), 0, largest)
 
 
 def add_at_receivers(graph: GraphsTuple, sums: jax.Array, values: jax.Array) -> jax.Array:
-    """sums_i + Σ_j values_ij, (N, …) and (E, …) to (N, …); a receiver of N or more is left out."""
+    """sums_i + Σ_j values_ij, (N, …) and (E, …) to (N, …); receivers of N or more are dropped."""
     added = values.astype(sums.dtype)
     return sums.at[graph.receivers].add(added, indices_are_sorted=True, mode="drop")
 
 
 def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
-    """exp(logits_ij) / Σ_j exp(logits_ij), (E, …): over the edges that end in one node."""
+    """Softmax of edge logits (E, …) over the edges that end in the same node."""
     n_node = graph.nodes.x.shape[0]
     softmax: Any = jraph.segment_softmax
     return softmax(logits, graph.receivers, n_node, indices_are_sorted=True)
 
 
 def in_degree(graph: GraphsTuple) -> jax.Array:
-    """(N, 1) the number of edges that end in each node."""
+    """The number of incoming edges of each node (N, 1)."""
     ones = jnp.ones((graph.receivers.shape[0], 1), graph.nodes.x.dtype)
     return sum_at_receivers(graph, ones)
 
 
 def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the sum over the nodes of each graph.
+    """Sum node values (N, …) over the nodes of each graph, to (G, …).
 
     Integers narrower than 32 bits are summed and returned in 32 bits.
 
     Raises:
-      ValueError: the graph is none of this library, or the values are no numbers (N, …).
+      ValueError: the graph is not from this library, or the values are not numbers (N, …).
     """
     require_geometric(graph)
     require_rows("values", values, graph.nodes.x.shape[0], "node")
@@ -258,12 +257,12 @@ def sum_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 
 def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the mean over the nodes of each graph; 0 without nodes.
+    """Average node values (N, …) over the nodes of each graph, to (G, …); 0 without nodes.
 
-    Means of integers are of the default float type.
+    Means of integers have the default float type.
 
     Raises:
-      ValueError: as :func:`sum_nodes`.
+      ValueError: as in :func:`sum_nodes`.
     """
     require_geometric(graph)
     require_rows("values", values, graph.nodes.x.shape[0], "node")
@@ -272,16 +271,16 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     given = jnp.result_type(float) if whole else values.dtype
     wide = values.astype(given).astype(dtype_of_sums(values.astype(given)))
     n_node = jnp.maximum(total_nodes(graph), 1).astype(wide.dtype)
-    # Divided before it is rounded, since the sum may exceed the range of half precision.
+    # Divide before rounding, since the sum may exceed the range of half precision.
     total = sum_nodes(graph, wide)
     return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(given)
 
 
 def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Readout (N, …) to (G, …): the maximum over the nodes of each graph; 0 without nodes.
+    """Elementwise maximum of node values (N, …) over each graph, (G, …); 0 without nodes.
 
     Raises:
-      ValueError: as :func:`sum_nodes`, or the graph is spread over devices.
+      ValueError: as in :func:`sum_nodes`, or the graph is spread over devices.
     """
     require_geometric(graph)
     require_one_part(graph, "a maximum over nodes")
@@ -293,7 +292,7 @@ def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 
 def softmax_nodes(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
-    """exp(logits_i) / Σ_i exp(logits_i), (N, …): over the nodes of one graph."""
+    """Softmax of node logits (N, …) over the nodes of each graph."""
     require_one_part(graph, "a softmax over nodes")
     number = graph.n_node.shape[0]
     softmax: Any = jraph.segment_softmax

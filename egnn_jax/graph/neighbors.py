@@ -1,9 +1,9 @@
-"""Neighbor search on the host: which points are near which, in open space or in a periodic cell.
+"""Neighbor search on the host, in open space or in a periodic cell.
 
-Both searches use scipy's k-d trees in float64. A tree adapts to the points, so its memory and time
-depend on how many points and pairs there are, and not on how far apart the points lie. A periodic
-cell is turned into open space: points are moved into a reduced cell, and the images of points that
-lie close enough to matter are added as further points.
+Both searches use SciPy's k-d trees in float64. A tree adapts to the points, so its memory and time
+depend on the number of points and pairs, not on how far apart the points lie. A periodic cell is
+reduced to open space: points are wrapped into a reduced cell, and all images that lie close enough
+to matter are added as further points.
 
 :func:`within` and :func:`nearest` return the edges as ``(senders, receivers, steps)``, each int32.
 Edge k leads from the image of point ``senders[k]`` that lies ``steps[k] @ cell`` away from it to
@@ -35,27 +35,27 @@ EdgeList = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 class Lattice(NamedTuple):
-    """Lattice vectors as rows (n, n), and (n,) True for those along which space repeats."""
+    """Lattice vectors as rows (n, n), and which of them are periodic (n,)."""
 
     cell: np.ndarray
     periodic: np.ndarray
 
 
 def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> EdgeList:
-    """All pairs of points, or of points and images, that are at most ``cutoff`` apart.
+    """Find all pairs of points, or of points and images, that are at most ``cutoff`` apart.
 
-    Pairs at exactly the cutoff are included, see :data:`TOLERANCE`. A point is no neighbor of
-    itself, but its images are, and points at the same place are neighbors of each other. The list
-    is symmetric: with (i, j, step) it holds (j, i, -step).
+    Pairs at exactly the cutoff are included, see :data:`TOLERANCE`. A point is not its own
+    neighbor, but its images are, and points at the same place are neighbors of each other. The
+    list is symmetric: if it holds (i, j, step), it also holds (j, i, -step).
 
     Args:
-      x: points (M, n), float64, n at least 1, inside the cell or not.
+      x: points (M, n), float64, n at least 1, inside or outside the cell.
       cutoff: a distance in the unit of x, which may be longer than the cell.
       lattice: open space if not given.
 
     Raises:
-      ValueError: there would be more than :data:`MAX_EDGES` edges, or a number is so large or so
-        small that the edges cannot be computed.
+      ValueError: there would be more than :data:`MAX_EDGES` edges, or a number is too large or too
+        small for the edges to be computed.
     """
     from scipy.spatial import KDTree
 
@@ -65,7 +65,7 @@ def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> Edge
     x, cells, basis = _fold(x, lattice)
     reach = min(cutoff * (1 + TOLERANCE), LARGEST * x.shape[1] * 4)  # longer than any distance
     copies = _images(x, basis, reach)
-    # Of an edge and its reverse one is sought: j > i without a step, and steps above zero.
+    # Search only one edge of each pair of opposite edges: j > i without a step, or a positive step.
     upper = _is_positive(copies.steps)
     owners, shifts = copies.owners[upper], copies.steps[upper] @ basis.steps
     here, there = KDTree(x), KDTree(copies.x[upper])
@@ -86,18 +86,18 @@ def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> Edge
 
 
 def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> EdgeList:
-    """The ``k`` nearest neighbors of each point: other points, and images of all points.
+    """Find the ``k`` nearest neighbors of each point, among other points and images of all points.
 
-    Of neighbors equally far away any may be taken.
+    Ties in distance are broken arbitrarily.
 
     Args:
-      x: points (M, n), float64, n at least 1, inside the cell or not.
-      k: neighbors of each point; without a periodic direction there are more than ``k`` points.
+      x: points (M, n), float64, n at least 1, inside or outside the cell.
+      k: neighbors of each point, fewer than the points if no direction is periodic.
       lattice: open space if not given.
 
     Raises:
-      ValueError: there would be more than :data:`MAX_EDGES` edges, or a number is so large that
-        the edges cannot be computed.
+      ValueError: there would be more than :data:`MAX_EDGES` edges, or a number is too large for
+        the edges to be computed.
     """
     from scipy.spatial import KDTree
 
@@ -110,7 +110,7 @@ def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> EdgeList:
     points, own = x, np.arange(len(x))
     owners, steps = own, np.zeros(x.shape, np.int64)
     if len(x) and len(basis.vectors):
-        # A point's own images are among its neighbors, so that k of them bound the distance.
+        # A point's own images are among its neighbors, so k of them bound the distance.
         reach = _distance_of_images(basis.vectors, k)
         if len(x) > k:
             reach = min(reach, np.max(KDTree(x).query(x, k + 1)[0][:, -1]))
@@ -119,7 +119,7 @@ def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> EdgeList:
         steps = np.concatenate([steps, copies.steps @ basis.steps])
     near = np.asarray(KDTree(points).query(x, k + 1)[1])
     itself = near == own[:, None]
-    # Where more than k others lie at its own place, a point may be missing among its nearest.
+    # If more than k others lie at the same place, a point may be missing among its own nearest.
     itself[~itself.any(axis=1), -1] = True
     near, receivers = near[~itself], np.repeat(own, k)
     senders = owners[near]
@@ -128,8 +128,8 @@ def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> EdgeList:
 
 
 class _Basis(NamedTuple):
-    """``vectors`` (p, n), short vectors of the lattice of the p periodic directions, which are
-    ``steps`` (p, n), int64, times the user's cell.
+    """Reduced basis ``vectors`` (p, n) of the p periodic directions: ``steps`` (p, n), int64, times
+    the user's cell.
     """
 
     vectors: np.ndarray
@@ -137,7 +137,7 @@ class _Basis(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """``x`` (m, n), images of points ``owners`` (m,), moved by ``steps`` (m, p) of the basis."""
+    """Images ``x`` (m, n) of points ``owners`` (m,), moved by ``steps`` (m, p) of the basis."""
 
     x: np.ndarray
     owners: np.ndarray
@@ -145,8 +145,8 @@ class _Images(NamedTuple):
 
 
 def _fold(x: np.ndarray, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarray, _Basis]:
-    """The points (M, n) moved into the reduced cell; the steps of the user's cell (M, n), int64,
-    that lead from there to where they were; and the reduced cell.
+    """Wrap points (M, n) into the reduced cell. Also return the steps of the user's cell (M, n),
+    int64, that lead back, and the reduced cell.
     """
     n = x.shape[1]
     periodic = np.flatnonzero(lattice.periodic) if lattice else np.zeros(0, np.int64)
@@ -171,11 +171,11 @@ def _fold(x: np.ndarray, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarra
 
 
 def _reduce(vectors: np.ndarray) -> np.ndarray:
-    """Integers (p, p) of determinant 1 or -1 which, times the vectors (p, n), give short and
-    nearly orthogonal vectors of the same lattice, by the algorithm of Lenstra, Lenstra and Lovász.
+    """Reduce lattice vectors (p, n) by the algorithm of Lenstra, Lenstra and Lovász.
 
-    In a skewed cell this spares most images. Any such integers give the right edges, so that the
-    algorithm may stop early where rounding would keep it from ending.
+    Returns integers (p, p) of determinant 1 or -1, whose product with the vectors is a short,
+    nearly orthogonal basis of the same lattice. In a skewed cell this avoids most images. Any such
+    integers give correct edges, so the algorithm may stop early if rounding keeps it from ending.
     """
     short, row = np.eye(len(vectors), dtype=np.int64), 1
     for _ in range(1_000):
@@ -201,8 +201,8 @@ def _reduce(vectors: np.ndarray) -> np.ndarray:
 
 
 def _inverse(vectors: np.ndarray) -> np.ndarray:
-    """(n, p), which takes points to their coordinates along the vectors (p, n), and exact zeros
-    where a direction is orthogonal to all of them.
+    """The matrix (n, p) that maps points to their coordinates along the vectors (p, n), with exact
+    zeros for directions orthogonal to all vectors.
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / lengths
@@ -210,7 +210,7 @@ def _inverse(vectors: np.ndarray) -> np.ndarray:
 
 
 def _images(x: np.ndarray, basis: _Basis, reach: float) -> _Images:
-    """All images of points that may lie within ``reach`` of a point, without the points."""
+    """All images that may lie within ``reach`` of a point, excluding the points themselves."""
     inverse = _inverse(basis.vectors)
     coordinates = x @ inverse
     margin = 1e-9 + (1 + 1e-9) * reach * np.linalg.norm(inverse, axis=0)
@@ -224,9 +224,7 @@ def _images(x: np.ndarray, basis: _Basis, reach: float) -> _Images:
             f"{len(x) * number:.1e} edges; expected at most {MAX_EDGES} images"
         )
     owners, steps = np.arange(len(x)), np.zeros(coordinates.shape, np.int64)
-    for axis in range(
-        coordinates.shape[1]
-    ):  # each image so far becomes several along the next vector
+    for axis in range(coordinates.shape[1]):  # replicate all images so far along the next vector
         low = first[owners, axis].astype(np.int64)
         times = last[owners, axis].astype(np.int64) - low + 1
         starts = np.cumsum(times) - times
@@ -240,17 +238,17 @@ def _images(x: np.ndarray, basis: _Basis, reach: float) -> _Images:
 
 def _distance_of_images(vectors: np.ndarray, k: int) -> float:
     """A distance within which every point has at least ``k`` images of itself."""
-    shortest = vectors[np.argsort(np.linalg.norm(vectors, axis=1))[:3]]  # more would be too many
+    shortest = vectors[np.argsort(np.linalg.norm(vectors, axis=1))[:3]]  # limits the box below
     lengths = np.linalg.norm(shortest, axis=1)
     radius, most = lengths[0], np.zeros(1)
-    while (2 * most + 1).prod() <= k:  # a box of steps with more than k points of the lattice
+    while (2 * most + 1).prod() <= k:  # grow a box of steps to more than k lattice points
         radius, most = 1.2 * radius, np.floor(radius / lengths)
     steps = np.indices([int(2 * m + 1) for m in most]).reshape(len(most), -1).T - most
     return float(np.sort(np.linalg.norm(steps @ shortest, axis=1))[k]) * (1 + 1e-9)
 
 
 def _is_positive(steps: np.ndarray) -> np.ndarray:
-    """Which rows (m, p) have a positive first entry that is not 0: one of each step and -step."""
+    """Whether the first nonzero entry of each row (m, p) is positive: selects one of ±step."""
     sign = np.zeros(len(steps), np.int64)
     for column in steps.T[::-1]:
         sign = np.where(column, np.sign(column), sign)
@@ -258,11 +256,11 @@ def _is_positive(steps: np.ndarray) -> np.ndarray:
 
 
 def _refuse_many_edges(trees: "tuple[KDTree, KDTree]", reach: float) -> None:
-    """Raises where the points and half of their images give more than MAX_EDGES edges."""
+    """Raise ValueError if points and half of their images give more than MAX_EDGES edges."""
     here, there = trees
     if here.n * (here.n + 2 * there.n) <= MAX_EDGES:
         return
-    # Counting takes long where there are far too many, which a sample of the points tells.
+    # Counting is slow if there are far too many edges, which a sample of the points reveals.
     sample = here.data[:: max(1, here.n // 1_000)]
     counts = [int(tree.query_ball_point(sample, reach, return_length=True).sum()) for tree in trees]
     edges = (counts[0] + 2 * counts[1]) * here.n // len(sample)
@@ -277,14 +275,14 @@ def _refuse_many_edges(trees: "tuple[KDTree, KDTree]", reach: float) -> None:
 
 
 def _sorted(senders: np.ndarray, receivers: np.ndarray, steps: np.ndarray | None) -> EdgeList:
-    """The edges in int32, sorted by receiver, sender and step, all of which differ."""
+    """Sort edges by receiver, sender and step, as int32; all edges differ."""
     columns = [receivers, senders, *(() if steps is None else steps.T)]
     if steps is not None and (most := np.abs(steps).max(initial=0)) >= 2**31:
         raise ValueError(f"an edge leads {most} steps along the cell; expected fewer than 2^31")
     low = [int(column.min(initial=0)) for column in columns]
     high = [int(column.max(initial=0)) for column in columns]
     bits = [(b - a).bit_length() for a, b in zip(low, high, strict=True)]
-    if sum(bits) < 64:  # one number for each edge, which is sorted ten times as fast
+    if sum(bits) < 64:  # sorting a single key for each edge is ten times as fast
         key = np.zeros(len(receivers), np.int64)
         for column, least, width in zip(columns, low, bits, strict=True):
             key = (key << width) | (column - least)

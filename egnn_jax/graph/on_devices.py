@@ -1,4 +1,4 @@
-"""Functions of one graph, computed on the parts of one that is spread over devices."""
+"""Evaluate functions of a graph on a graph that is spread over devices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from egnn_jax.graph.partition import PartitionedGraph
 
 
 def on_devices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of parameters and a graph, as one of parameters and a graph in parts.
+    """Turn a function of parameters and a graph into one of parameters and a partitioned graph.
 
     >>> graph = egnn.complete_graph(x=np.eye(3))
     >>> model = egnn.EGNN(features=8, layers=2)
@@ -23,24 +23,24 @@ def on_devices(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> egnn.on_devices(model.apply)(params, parts).nodes.h.shape
     (3, 8)
 
-    It is compiled, and can be differentiated any number of times, by parameters and by what
-    :meth:`PartitionedGraph.with_nodes` was given.
+    The result is compiled. It can be differentiated any number of times, with respect to the
+    parameters and to the values passed to :meth:`PartitionedGraph.with_nodes`.
 
     Args:
-      function: ``(params, graph, …) -> result``, such as a model's ``apply`` or a loss. Each device
-        calls it with its part: the nodes that it owns, then padding (:func:`egnn_jax.node_mask`),
-        and the edges that end in them. What is gathered at senders has to pass through
-        :func:`egnn_jax.exchange`; sums over nodes are those of :func:`egnn_jax.sum_nodes` and
-        :func:`egnn_jax.mean_nodes`, which add up what the devices have.
+      function: ``(params, graph, …) -> result``, for example a model's ``apply`` or a loss. Each
+        device calls it with its part: the nodes that it owns, then padding
+        (:func:`egnn_jax.node_mask`), and the edges that end in them. It must pass whatever it
+        gathers at senders through :func:`egnn_jax.exchange`, and sum over nodes with
+        :func:`egnn_jax.sum_nodes` or :func:`egnn_jax.mean_nodes`, which sum over devices too.
 
     Returns:
-      ``(params, parts, …) -> result``: a graph with all its nodes and edges in the order of the
-      one that :func:`egnn_jax.partition` was given, or what else the function returns, which has
-      to be the same on all devices. Other arguments are arrays, the same for all devices.
+      ``(params, parts, …) -> result``. If the function returns a graph, the result has all nodes
+      and edges in the order of the graph passed to :func:`egnn_jax.partition`; any other result
+      must be the same on all devices. Further arguments are arrays, the same on all devices.
 
     Raises:
-      ValueError: in the call: a result is not the same on all devices; the model does not exchange
-        what it gathers; it takes a maximum over nodes; there are no parts.
+      ValueError: when called: a result differs between devices; the model does not exchange what
+        it gathers, or takes a maximum over nodes; or the graph is not a :class:`PartitionedGraph`.
     """
 
     @jax.jit
@@ -79,12 +79,12 @@ def on_devices(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rows_and_whole(result: Any, graph: GraphsTuple, node: jax.Array) -> tuple[Any, Any]:
-    """What a device has of a result: nodes and edges of its own, and what all have alike.
+    """Split a result into the device's own nodes and edges, and what all devices share.
 
     Args:
-      result: of the function; what is no graph is alike.
+      result: result of the function; anything but a graph is shared.
       graph: the part.
-      node: which nodes of the whole graph it owns (N',).
+      node: index of each node in the whole graph (N',).
     """
     if not isinstance(result, GraphsTuple):
         return None, jax.tree.map(jnp.asarray, result)
@@ -103,7 +103,7 @@ def _rows_and_whole(result: Any, graph: GraphsTuple, node: jax.Array) -> tuple[A
 
 
 def _require_same(values: Any) -> None:
-    """Raise ValueError for values that each device has of its own."""
+    """Raise ValueError if values vary between devices."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(values):
         try:
             jax.lax.pcast(leaf, AXIS, to="varying")
@@ -116,6 +116,6 @@ def _require_same(values: Any) -> None:
 
 
 def _in_order(which: jax.Array, number: int, values: jax.Array) -> jax.Array:
-    """Rows (D, M', …) in the order of the whole graph (M, …)."""
+    """Reorder rows (D, M', …) of parts to those of the whole graph (M, …)."""
     whole = jnp.zeros((number, *values.shape[2:]), values.dtype)
     return whole.at[which].set(values, mode="drop")

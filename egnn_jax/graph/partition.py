@@ -1,4 +1,4 @@
-"""One graph in parts, each on a device: who owns which node, and what is sent to whom."""
+"""Partition of a graph over devices: node ownership and communication plan."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,20 +18,20 @@ from egnn_jax.graph.graph import Globals, GraphsTuple, Nodes, PaddedGraphsTuple
 
 
 class PartitionedGraph(flax.struct.PyTreeNode):
-    """One graph in D parts, each on a device, as :func:`egnn_jax.partition` makes it.
+    """A graph in D parts, one per device, as returned by :func:`egnn_jax.partition`.
 
-    A tree of arrays, which goes through ``jit`` as an argument. Each part is padded to the same
-    shape: nodes that it owns, then at least one of padding, and all edges that end in them.
+    A pytree of arrays, which can be passed to jitted functions. All parts are padded to the same
+    shape: the nodes that a part owns, at least one padding node, and all edges that end in them.
 
     Attributes:
-      parts: graphs with arrays (D, …) and without globals, whose n_node and n_edge (D, G) leave
-        padding out; senders are rows of what :func:`egnn_jax.exchange` returns.
-      globals: of the whole graph, the same on all devices.
-      exchange: what each part sends (D, H).
-      node: which node of the whole graph each node is (D, N'); N for one of padding.
-      edge: the same of edges (D, E').
+      parts: graphs with arrays (D, …) and without globals, whose n_node and n_edge (D, G) exclude
+        padding; senders index the rows that :func:`egnn_jax.exchange` returns.
+      globals: globals of the whole graph, the same on all devices.
+      exchange: nodes that each part sends (D, H).
+      node: index of each node in the whole graph (D, N'); N for padding nodes.
+      edge: index of each edge in the whole graph (D, E'); E for padding edges.
       size: N and E of the whole graph.
-      mesh: the devices.
+      mesh: the mesh of devices.
     """
 
     parts: GraphsTuple
@@ -43,17 +43,17 @@ class PartitionedGraph(flax.struct.PyTreeNode):
     mesh: Any = flax.struct.field(pytree_node=False, default=None)
 
     def with_nodes(self, **fields: ArrayLike) -> "PartitionedGraph":
-        """The same parts with other values of nodes, which may be traced.
+        """Return the same parts with other node values, which may be traced.
 
         >>> graph = egnn.complete_graph(x=np.eye(3))
         >>> parts = egnn.partition(graph, 1).with_nodes(x=2 * graph.nodes.x)
 
         Args:
-          fields: of :class:`egnn_jax.Nodes`, such as ``x=…`` (N, n), in the order of the whole
-            graph.
+          fields: fields of :class:`egnn_jax.Nodes`, for example ``x=…`` (N, n), in the order of
+            the whole graph.
 
         Raises:
-          ValueError: there is no such field, or not a row for each node.
+          ValueError: there is no such field, or its number of rows is not N.
         """
         return self.replace(
             parts=self.parts._replace(
@@ -64,7 +64,7 @@ class PartitionedGraph(flax.struct.PyTreeNode):
         )
 
     def _split(self, name: str, value: Any) -> jax.Array:
-        """(N, …) to (D, N', …)."""
+        """Distribute node values (N, …) over the parts, (D, N', …)."""
         if name not in Nodes.__dataclass_fields__:
             raise ValueError(f"nodes have no {name}; expected fields of egnn.Nodes: h, x, v or y")
         if np.shape(value)[:1] != self.size[:1]:
@@ -81,22 +81,22 @@ def partition(
     devices: int | Sequence[Any] | None = None,
     owners: ArrayLike | None = None,
 ) -> PartitionedGraph:
-    """A graph in parts, one on each device, for :func:`egnn_jax.on_devices`.
+    """Split a graph into one part per device, for :func:`egnn_jax.on_devices`.
 
-    Each node is owned by one device, which also has all edges that end in it. Nodes are divided
-    by halving space again and again, across the longest side and where each half has as many edges:
-    parts are compact, so that few of their edges come from outside. Nodes at one place, as in a
-    graph without coordinates of its own, are divided in their order.
+    Each node is owned by one device, which also holds all edges that end in it. Nodes are divided
+    by recursive bisection: space is halved across its longest side, with equally many edges in
+    each half. Parts are therefore compact, with few edges from outside. Nodes at the same place,
+    for example in a graph without coordinates, are divided in their order.
 
     Args:
-      graph: one graph, or a batch without padding.
-      devices: a list of devices, or a number of them, the first of ``jax.devices()``; all by
+      graph: a graph, or a batch without padding.
+      devices: a list of devices, or a number of devices, the first of ``jax.devices()``; all by
         default.
-      owners: which device owns each node (N,), from 0, for a division of your own.
+      owners: the device that owns each node (N,), counted from 0, for a custom partition.
 
     Raises:
-      ValueError: the graph is none of this library, padded, traced or already in parts; its edges
-        are not sorted by receiver; or there are not as many devices.
+      ValueError: the graph is not from this library, padded, traced or already partitioned; its
+        edges are not sorted by receiver; or there are fewer devices than requested.
     """
     require_usable_jax()
     found = _devices(devices)
@@ -108,7 +108,7 @@ def partition(
 
 
 def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> PartitionedGraph:
-    """:func:`partition` on the host: arrays of numpy, on no device yet."""
+    """Compute :func:`partition` on the host, as NumPy arrays that are not on devices yet."""
     host = _whole(graph)
     n_node = len(host.nodes.x)
     if owners is None:
@@ -126,10 +126,10 @@ def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> 
 
     owner_of_edge = owner[host.receivers]
     node, edge = _grouped(owner, number, padding=1), _grouped(owner_of_edge, number, padding=0)
-    place = np.zeros(n_node + 1, np.int32)  # of each node on its device
+    place = np.zeros(n_node + 1, np.int32)  # row of each node on its device
     place[node] = np.arange(node.shape[1])
     senders, exchange = _exchange(host.senders, owner, owner_of_edge, place, node.shape)
-    first = (node < n_node).sum(axis=1, dtype=np.int32)[:, None]  # node of padding
+    first = (node < n_node).sum(axis=1, dtype=np.int32)[:, None]  # first padding node
     padding = edge == len(host.senders)
     parts = GraphsTuple(
         nodes=jax.tree.map(lambda a: _with_row(a)[node], host.nodes),
@@ -167,10 +167,10 @@ def _devices(devices: int | Sequence[Any] | None) -> list[Any]:
 
 
 def _whole(graph: GraphsTuple) -> GraphsTuple:
-    """A graph on the host.
+    """Transfer a graph to the host.
 
     Raises:
-      ValueError: it cannot be divided.
+      ValueError: the graph cannot be partitioned.
     """
     require_whole("the graph", graph)
     if isinstance(graph, PaddedGraphsTuple):
@@ -189,10 +189,10 @@ def _whole(graph: GraphsTuple) -> GraphsTuple:
 
 
 def _bisected(graph: GraphsTuple, number: int) -> np.ndarray:
-    """The device of each node (N,), by recursive bisection of space."""
+    """Assign nodes (N,) to devices by recursive bisection of space."""
     x = graph.nodes.x.astype(np.float64)
     sizes = np.asarray(graph.n_node)
-    if len(sizes) > 1:  # graphs side by side, so that few of them are cut
+    if len(sizes) > 1:  # place graphs side by side, so that few of them are cut
         x[:, 0] += np.repeat(np.arange(len(sizes)), sizes) * (1 + np.ptp(x, axis=0).sum())
     edges = np.bincount(graph.receivers, minlength=len(x))
     owners = np.zeros(len(x), np.int64)
@@ -214,7 +214,7 @@ def _bisected(graph: GraphsTuple, number: int) -> np.ndarray:
 
 
 def _grouped(owner: np.ndarray, number: int, padding: int) -> np.ndarray:
-    """The rows (M,) of each owner in their order (D, most + padding), filled up with M."""
+    """Group rows (M,) by owner, in order, to (D, largest group + padding), filled up with M."""
     count = np.bincount(owner, minlength=number)
     order = np.argsort(owner, kind="stable")
     rows = np.full((number, count.max(initial=0) + padding), len(owner), np.int32)
@@ -223,12 +223,12 @@ def _grouped(owner: np.ndarray, number: int, padding: int) -> np.ndarray:
 
 
 def _counts(sizes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """How many of some rows belong to each graph (G,)."""
+    """The number of the given rows that belong to each graph (G,)."""
     return np.diff(np.searchsorted(rows, np.cumsum(sizes)), prepend=0).astype(np.int32)
 
 
 def _with_row(a: np.ndarray) -> np.ndarray:
-    """With a row of zeros after the last, for padding."""
+    """Append a row of zeros, which padding rows index."""
     return np.concatenate([a, np.zeros_like(a, shape=(1, *a.shape[1:]))])
 
 
@@ -239,19 +239,18 @@ def _exchange(
     place: np.ndarray,
     shape: tuple[int, ...],
 ) -> tuple[np.ndarray, Exchange]:
-    """Senders (E,) as rows of what an exchange returns on the device of each edge, and the
-    exchange.
+    """Plan the exchange, and convert senders (E,) to the rows it returns on each edge's device.
 
     Args:
       senders: nodes of the whole graph (E,).
-      owner: of each node (N,).
-      owner_of_edge: of the receiver of each edge (E,).
-      place: of each node on its device (N + 1,).
-      shape: devices and nodes of each (D, N').
+      owner: device of each node (N,).
+      owner_of_edge: device of each edge, that of its receiver (E,).
+      place: row of each node on its device (N + 1,).
+      shape: number of devices and of nodes on each (D, N').
     """
     number, size = shape
     far = np.flatnonzero(owner[senders] != owner_of_edge)
-    # One key for each node that a device needs of another, in an order that both can tell.
+    # One key for each node that a device needs from another, in an order that both can derive.
     pair_of_edge = owner[senders[far]] * number + owner_of_edge[far]
     keys, of_edge = np.unique(pair_of_edge * len(owner) + senders[far], return_inverse=True)
     pair, sent_node = np.divmod(keys, max(len(owner), 1))
@@ -259,7 +258,7 @@ def _exchange(
     rounds, first = _rounds(counts)
     rank = np.arange(len(keys)) - (np.cumsum(counts) - counts.ravel())[pair]
     row = first.ravel()[pair] + rank
-    # What no one needs is a node of padding, and is sent where others need more of a round.
+    # Pairs that need fewer rows than their round has send a padding node.
     sent = np.full((number, sum(r.rows for r in rounds)), size - 1, np.int32)
     sent[pair // number, row] = place[sent_node]
     found = place[senders]
@@ -268,11 +267,11 @@ def _exchange(
 
 
 def _rounds(counts: np.ndarray) -> tuple[tuple[Round, ...], np.ndarray]:
-    """Rounds of an exchange in which device i sends (D, D) rows to device j, and the first row of
-    each pair (D, D) among all that are sent.
+    """Schedule the rounds of an exchange in which device i sends counts[i, j] rows to device j.
 
-    Pairs go into the first round where both devices are free, the largest first, so that pairs of
-    a round are about as large and little of it is padding.
+    Also returns the first row of each pair (D, D) among all rows sent. Pairs go, largest first,
+    into the first round in which both devices are free. The pairs of a round are thus of similar
+    size, which keeps padding small.
     """
     pairs = [(int(i), int(j)) for i, j in zip(*np.nonzero(counts), strict=True)]
     rounds: list[list[tuple[int, int]]] = []

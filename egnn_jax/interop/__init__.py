@@ -1,4 +1,4 @@
-"""Parameters from the authors' PyTorch networks, and back.
+"""Conversion of parameters from the authors' PyTorch networks, and back.
 
 The names are those of the authors' repository (vgsatorras/egnn): ``nbody_egnn`` (``EGNN_vel``),
 ``nbody_gnn``, ``nbody_radial_field``, and ``egnn_clean.py``, the file that most other projects
@@ -16,16 +16,16 @@ The autoencoder's networks (``AE``, ``AE_EGNN``) are ``egnn.Autoencoder`` around
 and around ``EGNN(features, layers, embed=False, clip=100.0, shrinkage=1e-3)``. QM9's (``EGNN``) is
 ``egnn.Readout(EGNN(features, layers, infer_edges=True, update_coordinates=False))``.
 
-The model has to be that of the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on
-graphs with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``,
-with ``infer_edges`` for its ``attention``.
+The model must match the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=100.0)`` on graphs
+with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``, with
+``infer_edges`` for its ``attention``.
 
-Other systems of Table 3 have the names of the code that they come from, alone or in their heads:
+Other systems of Table 3, alone or in their heads, have the names of their original code:
 
 - ``SumReadout(DimeNetPP(…), outputs)``: PyTorch Geometric's ``DimeNetPlusPlus``, which also reads
   the weights that DimeNet's authors published. h is the one-hot of the atomic numbers (N, 95).
 - ``MeanReadout(LieConv(…), outputs)``: ``MolecLieResNet`` of mfinzi/LieConv, with the group
-  T(3), or SE(3) where it has ``lifts``.
+  T(3), or SE(3) if it has ``lifts``.
 - ``CormorantReadout(Cormorant(parity="ignored", self_pairs=True))``: ``CormorantQM9`` of
   risilab/cormorant.
 - ``L1NetReadout(L1Net(parity="ignored"))``: L1Net of bkmi/equivariant-benchmark.
@@ -57,7 +57,7 @@ from egnn_jax.models.radial_field import RadialField
 from egnn_jax.nn.heads import Autoencoder, head_of
 
 Leaves = dict[tuple[str, ...], Any]
-"""The arrays of a model's variables, or their shapes, by path such as ("params", "embedding",
+"""The arrays of a model's variables, or their shapes, by path, for example ("params", "embedding",
 "kernel").
 """
 
@@ -73,21 +73,21 @@ _NAMES: dict[type[nn.Module], Any] = {
     FuchsTFN: _fuchs,
     FuchsSE3Transformer: _fuchs,
 }
-"""Who knows the names of a backbone and its head."""
+"""The module with the names of each backbone and its head."""
 
 
 def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The variables of ``model``, such as ``{"params": …}``, from the authors' parameter names, as
-    NumPy arrays that share no memory.
+    """Convert a state dict with the authors' names into the variables of ``model``, for example
+    ``{"params": …}``, as NumPy arrays that share no memory with it.
 
     Args:
       state_dict: arrays or PyTorch tensors by name; a weight is (out, in).
       model: an ``EGNN``, ``GNN``, ``RadialField`` or another model of Table 3, alone, in an
-        ``Autoencoder`` or in its head, of the network's size and options.
+        ``Autoencoder`` or in its head, with the network's size and options.
 
     Raises:
-      ValueError: entries are missing, left over or misshapen (all of them are listed), or the model
-        has no counterpart.
+      ValueError: entries are missing, left over or misshapen (the message lists all of them), or
+        the model has no counterpart.
     """
     if not isinstance(state_dict, Mapping):
         raise ValueError(
@@ -111,8 +111,8 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     """The inverse of :func:`from_torch_state_dict`, exactly: NumPy arrays under the authors' names.
 
     Raises:
-      ValueError: the model has no counterpart there, or the parameters are not its own, such as
-        those of several seeds.
+      ValueError: the model has no counterpart, or the parameters do not fit it, for example
+        because they are those of several seeds.
     """
     _names_of(model)
     arrays: Leaves = flatten_dict(dict(params))
@@ -130,7 +130,7 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
 
 
 def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) -> str:
-    """All that is missing, left over or misshapen, in words; empty where nothing is."""
+    """A description of all entries that are missing, left over or misshapen; empty if none."""
     wanted = {
         entry.name: entry.shape(leaf.shape)
         for path, leaf in leaves.items()
@@ -149,7 +149,7 @@ def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) 
 
 
 def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
-    """What the variable at a path is in the state dict."""
+    """The entries of the state dict that hold the variable at a path."""
     inner = path[2:] if path[1] in ("encoder", "network") else path[1:]
     try:
         return _names_of(model).entries(inner, _backbone(model))
@@ -161,7 +161,7 @@ def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
 
 
 def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
-    """The shapes of the model's variables on a graph as wide as the state dict says."""
+    """The shapes of the model's variables on a graph with the widths of the state dict."""
     graph = _names_of(model).graph(given, _backbone(model))
     return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), graph))
 
@@ -171,10 +171,10 @@ def _backbone(model: nn.Module) -> nn.Module:
 
 
 def _names_of(model: nn.Module) -> Any:
-    """The module with the names of a model.
+    """The module that knows the names of a model's parameters.
 
     Raises:
-      ValueError: there is none, or the model is in another head than the authors' own.
+      ValueError: there is none, or the model's head is not the authors' own.
     """
     backbone = _backbone(model)
     names = next((module for cls, module in _NAMES.items() if isinstance(backbone, cls)), None)

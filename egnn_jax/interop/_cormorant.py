@@ -1,4 +1,4 @@
-"""The names that the authors of Cormorant (risilab/cormorant) give to its parameters."""
+"""Parameter names of Cormorant in its authors' code (risilab/cormorant)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ _DISTANCES = ("scales", "phases", "rho", "omega")
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
-    """What a parameter of ``CormorantReadout(Cormorant(…))`` is there."""
+    """The entries that hold a parameter of ``CormorantReadout(Cormorant(…))``."""
     *modules, leaf = path
     kind, _, level = modules[0].partition("_") if modules else ("", "", "")
     if kind == "level":
@@ -41,6 +41,6 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
-    """A graph as wide as a state dict says."""
+    """A graph with the widths of a state dict."""
     weight = "input_func_atom.rad_filts.0.linear.0.weight"
     return pair(width(given, weight, 0, 1), width(given, weight, 1, 32) - 32)

@@ -1,4 +1,4 @@
-"""The names of DimeNet++ in PyTorch Geometric, ``torch_geometric.nn.DimeNetPlusPlus``."""
+"""Parameter names of DimeNet++ in PyTorch Geometric (``torch_geometric.nn.DimeNetPlusPlus``)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,14 +30,14 @@ _FIRST = {"rbf": "emb.lin_rbf", "messages": "emb.lin"}
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
-    """What a parameter of ``SumReadout(DimeNetPP(…))`` is there."""
+    """The entries that hold a parameter of ``SumReadout(DimeNetPP(…))``."""
     part, *inner = path
     leaf = "bias" if inner[-1:] == ["bias"] else "weight"
     if part == "frequencies":
         return [Entry("rbf.freq")]
     if part == "embedding":
         return [Entry("emb.emb.weight", transposed=False)]
-    if part == "node_dec":  # a matrix for each of the parts of h'
+    if part == "node_dec":  # a separate matrix there for each part of h'
         rows = backbone.output_features
         return [
             Entry(f"output_blocks.{k}.lin.weight", slice(k * rows, (k + 1) * rows))
@@ -52,5 +52,5 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
-    """A graph as wide as a state dict says: h the one-hot of its elements."""
+    """A graph with the widths of a state dict: h is the one-hot of its elements."""
     return pair(width(given, "emb.emb.weight", 0, 95))

@@ -1,4 +1,4 @@
-"""The names of EGNN's authors (vgsatorras/egnn), of EGNN, GNN and Radial Field."""
+"""Parameter names of EGNN, GNN and Radial Field in the authors' code (vgsatorras/egnn)."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _PARTS = {
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
-    """What a parameter of the backbone, ``Readout`` or ``Autoencoder`` is there."""
+    """The entries that hold a parameter of the backbone, ``Readout`` or ``Autoencoder``."""
     return [Entry(_name(path, backbone))]
 
 
@@ -35,8 +35,8 @@ def _name(path: tuple[str, ...], backbone: Any) -> str:
     *modules, leaf = path
     dense = modules.pop() if modules[-1].startswith("Dense_") else None
     name = "_".join(modules)
-    # Position in the authors' Sequential, whose odd entries are activations. φ_e's first layer is a
-    # kernel of its own here.
+    # Position in the authors' Sequential, whose odd entries are activations. Here, the first layer
+    # of φ_e is a separate kernel.
     position = (
         0 if dense is None else 2 * int(dense.removeprefix("Dense_")) + 2 * name.endswith("phi_e")
     )
@@ -57,7 +57,7 @@ def _name(path: tuple[str, ...], backbone: Any) -> str:
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
-    """A graph as wide as a state dict says."""
+    """A graph with the widths of a state dict."""
 
     def columns(name: str, less: int, least: int) -> int:
         shape = given[name].shape if name in given else ()

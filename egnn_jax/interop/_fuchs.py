@@ -1,4 +1,4 @@
-"""The names of TFN and SE(3)-Transformer by Fuchs et al. (FabianFuchsML/se3-transformer-public)."""
+"""Parameter names of TFN and SE(3)-Transformer in FabianFuchsML/se3-transformer-public."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from egnn_jax.models.fuchs import FuchsTFN
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
-    """What a parameter of ``MaxReadout(FuchsTFN(…))`` or of ``FuchsSE3Transformer`` is there."""
+    """The entries that hold a parameter of a ``MaxReadout`` of one of these two networks."""
     block, head = ("block0", "block2") if isinstance(backbone, FuchsTFN) else ("Gblock", "FCblock")
     part, *inner = path
     leaf = "bias" if path[-1] == "bias" else "weight"
@@ -36,8 +36,8 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
-    """A graph as wide as a state dict says: h from the first map W h_i, a from the first radial
-    network.
+    """A graph with the widths of a state dict: that of h from the first map W h_i, that of a from
+    the first radial network.
     """
 
     def columns(ending: str) -> int:
@@ -50,16 +50,16 @@ def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
 def with_basis_signs(
     state_dict: Mapping[str, Any], signs: Mapping[tuple[int, int, int], float]
 ) -> dict[str, np.ndarray]:
-    """A state dict of TFN or SE(3)-Transformer by Fuchs et al. for matrices Q_J of other signs.
+    """Adapt a state dict of TFN or SE(3)-Transformer by Fuchs et al. to other signs of Q_J.
 
-    Their code takes Q_J from a singular value decomposition, whose signs depend on the machine.
-    The weights of those that are the negative of :class:`egnn_jax.nn.kernels.Filters` are to change
-    sign before :func:`from_torch_state_dict`, or after :func:`to_torch_state_dict`; to do it twice
-    changes nothing.
+    Their code computes Q_J by a singular value decomposition, whose signs depend on the machine.
+    For each Q_J that is the negative of the one in :class:`egnn_jax.nn.kernels.Filters`, the
+    weights must change sign before :func:`from_torch_state_dict` or after
+    :func:`to_torch_state_dict`. Applying this twice changes nothing.
 
     Args:
       state_dict: arrays or PyTorch tensors by name.
-      signs: 1 or -1 by the degrees (l, l', J) of Q_J from l' to l; 1 where not given.
+      signs: 1 or -1 by the degrees (l, l', J) of Q_J from l' to l; 1 if not given.
     """
     return {name: _signed(name, np.asarray(array), signs) for name, array in state_dict.items()}
 
@@ -67,7 +67,7 @@ def with_basis_signs(
 def _signed(
     name: str, array: np.ndarray, signs: Mapping[tuple[int, int, int], float]
 ) -> np.ndarray:
-    """The rows (C C' J, …) of the last layer of a radial network times the signs of their J."""
+    """Multiply the rows (C C' J, …) of the last layer of a radial network by the signs of J."""
     last = re.search(r"\((\d+),(\d+)\)\.rp\.net\.6", name)
     if last is None:
         return array

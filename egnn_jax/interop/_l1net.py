@@ -1,4 +1,4 @@
-"""The names that the authors of L1Net (bkmi/equivariant-benchmark) give to its parameters."""
+"""Parameter names of L1Net in its authors' code (bkmi/equivariant-benchmark)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ _MLP = {"kernel_0": "0.weight", "bias_0": "0.bias", "kernel_1": "2.weight", "bia
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
-    """What a parameter of ``L1NetReadout(L1Net(…))`` is there."""
+    """The entries that hold a parameter of ``L1NetReadout(L1Net(…))``."""
     module, leaf = path[0], path[-1]
-    if path == ("embedding", "kernel"):  # the rows of a table
+    if path == ("embedding", "kernel"):  # rows of a lookup table, so not transposed
         return [Entry("net.layers.0.weight", transposed=False)]
     if len(path) == 1:
         return [Entry(f"out.mlp.{_MLP[leaf]}")]
@@ -28,6 +28,6 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
-    """A graph as wide as a state dict says."""
+    """A graph with the widths of a state dict."""
     columns = width(given, "net.layers.1.0.R.f.weights.0", 1, backbone.basis)
     return pair(width(given, "net.layers.0.weight", 0, 1), columns - backbone.basis)

@@ -1,4 +1,4 @@
-"""The names of LieConv's authors (mfinzi/LieConv): ``net`` of ``MolecLieResNet``."""
+"""Parameter names of LieConv in its authors' code (mfinzi/LieConv): ``MolecLieResNet.net``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ _LEAF = {
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
-    """What a variable of ``MeanReadout(LieConv(…))`` is there."""
+    """The entries that hold a variable of ``MeanReadout(LieConv(…))``."""
     part, leaf = path
     last = backbone.layers + 1
     outside = {"embedding": "0.module", "norm_out": f"{last}", "node_dec": f"{last + 2}.module"}
@@ -45,7 +45,7 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
-    """A graph as wide as a state dict says."""
+    """A graph with the widths of a state dict."""
     features = width(given, "net.0.module.weight", 1, 15)
     read = width(given, "net.1.net.5.weightnet.0.module.weight", 1, 6 if backbone.lifts else 3)
     return pair(features, read - 6) if backbone.lifts else pair(features, n=read)

@@ -1,11 +1,11 @@
-"""How an entry of another library's state dict and one of Flax's variables belong together.
+"""The correspondence of entries of a state dict with Flax variables.
 
-A module of this package knows the names of one architecture. It has two functions:
+Each other module of this package knows the names of one architecture. It has two functions:
 
-- ``entries(path, backbone)``: the entries that the variable at a path such as ("layer_0", "kernel")
-  is there, without the collection and the name of the backbone in its head. KeyError if the
-  authors have no such variable.
-- ``graph(given, backbone)``: an input as wide as a state dict says.
+- ``entries(path, backbone)``: the state dict entries that hold the variable at a path, for example
+  ("layer_0", "kernel"), without the collection and the name of the backbone in its head. Raises
+  KeyError if the authors' code has no such variable.
+- ``graph(given, backbone)``: an input graph with the widths of a state dict.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ class Entry(NamedTuple):
     """An entry of a state dict.
 
     Attributes:
-      name: in the state dict.
-      rows: which rows of the Flax array it is; all of them if None.
-      transposed: whether its axes are in the reverse order there, as those of a matrix (out, in).
-      leading: how many axes of length one come before the others there.
+      name: the name in the state dict.
+      rows: the rows of the Flax array that the entry holds; all of them if None.
+      transposed: whether the entry's axes are in reverse order, as in a matrix (out, in).
+      leading: the number of leading axes of length one that the entry has in addition.
     """
 
     name: str
@@ -33,16 +33,16 @@ class Entry(NamedTuple):
     leading: int = 0
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """This entry, from the Flax array."""
+        """The value of this entry, from the Flax array."""
         kept = array if self.rows is None else array[self.rows]
         return (kept.T if self.transposed else kept)[(None,) * self.leading].copy()
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of this entry, from that of the Flax array."""
+        """The shape of this entry, from the shape of the Flax array."""
         return self.of(np.broadcast_to(np.float32(0), shape)).shape
 
     def put(self, array: np.ndarray, value: np.ndarray) -> None:
-        """Write this entry into the Flax array."""
+        """Write the value of this entry into the Flax array."""
         value = value[(0,) * self.leading]
         array[... if self.rows is None else self.rows] = value.T if self.transposed else value
 
@@ -54,7 +54,7 @@ def width(given: Mapping[str, np.ndarray], name: str, axis: int, default: int) -
 
 
 def pair(features: int, attributes: int = 0, n: int = 3, velocity: bool = False) -> GraphsTuple:
-    """Two nodes with an edge each way, of these widths; h is at least one wide."""
+    """A graph of two nodes and two edges with these feature widths; that of h is at least one."""
     x = np.zeros((2, n), np.float32)
     return complete_graph(
         x=x,

@@ -1,4 +1,4 @@
-"""The names of NMP's authors (brain-research/mpnn), in TensorFlow."""
+"""Parameter names of NMP in its authors' TensorFlow code (brain-research/mpnn)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _GATES = {"i": "i", "f": "f", "o": "o", "g": "c"}
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
-    """What a parameter of ``Set2SetReadout(NMP(…))`` is there."""
+    """The entries that hold a parameter of ``Set2SetReadout(NMP(…))``."""
     part, *inner = path
     letter = "W" if path[-1] == "kernel" else "b"
     leading = 0
@@ -41,6 +41,6 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
-    """A graph as wide as a state dict says."""
+    """A graph with the widths of a state dict."""
     features = width(given, "Set2VecOutput/att_W_1", -1, 0) - backbone.features
     return pair(features, width(given, "EdgeNetwork/adj_in_edge_nn/W0", 0, 2) - 2)

@@ -1,1 +1,1 @@
-"""One file an architecture of the paper's Tables 1 to 3, and the registry that names them."""
+"""Models, one architecture per file: those of the paper's Tables 1 to 3, PaiNN and TensorNet."""

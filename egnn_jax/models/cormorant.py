@@ -1,4 +1,4 @@
-"""Cormorant (Anderson, Hy and Kondor 2019) of Table 3: products of features of all degrees."""
+"""Cormorant (Anderson, Hy and Kondor 2019), Table 3: tensor products of features of all degrees."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -38,7 +38,7 @@ from egnn_jax.nn.mlp import (
 from egnn_jax.nn.radial import DampedWaves
 
 WIDTH = 0.2
-"""Over which messages fade out before training, in the unit of x."""
+"""Initial width over which messages fade out, in the unit of x."""
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -50,7 +50,7 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
 
 
 class CormorantLevel(nn.Module):
-    """Edge and vertex activations G_ij and F_i of the next level.
+    """Cormorant level: compute the next edge and vertex activations G_ij and F_i.
 
     G_ij^l = mask(d_ij) W_l [G_ij^l, F_i · F_j, R(d_ij)] and
     F_i^l ← U_l [(Σ_j G_ij Υ(r_ij) ⊗ F_j)^l, F_i^l, (F_i ⊗ F_i)^l].
@@ -111,7 +111,7 @@ class CormorantLevel(nn.Module):
         by_real = jnp.concatenate([real, imaginary], axis=-1)  # G Υ = Re G (Re Υ, Im Υ)
         by_imaginary = jnp.concatenate([-imaginary, real], axis=-1)  # + Im G (-Im Υ, Re Υ)
         g_re, g_im = jnp.stack(g, axis=-1)  # (C, E, L + 1)
-        f = f[..., : (2 * self.degree + 1) ** 2]  # what a product of degree l1, l ≤ L takes
+        f = f[..., : (2 * self.degree + 1) ** 2]  # products with l1, l ≤ L use l2 ≤ 2 L
         sent = jnp.concatenate([*f], axis=-1)  # (C, N, 2 K)
 
         def sums(rows: EdgeRows) -> jax.Array:
@@ -134,35 +134,35 @@ class CormorantLevel(nn.Module):
 
 
 class Cormorant(nn.Module):
-    """Nodes have complex features F^l of degree l, orders m = -l … l, which :class:`CormorantLevel`
-    multiplies with those of their neighbors and with themselves.
+    """Cormorant: nodes have complex features F^l of degree l and order m = -l … l, which each
+    :class:`CormorantLevel` multiplies with those of their neighbors and with themselves.
 
     - F_i^0 = MLP[Σ_j w(d_ij) ⊙ h_j, h_i] with w = (Linear R)(d) σ((radius - d) / 0.2) for
-      d < radius; F_i^1 = w v_i where nodes have velocities.
-    - h' is what is invariant in the features of all levels: Re F^0, Im F^0, and
-      Re F · F and ‖F‖² of each degree.
+      d < radius; F_i^1 = w v_i if nodes have velocities.
+    - h' holds the invariants of the features of all levels: Re F^0, Im F^0, and Re F · F and ‖F‖²
+      of each degree.
 
-    Products and R grow as powers of distances: x is to be in Å, or of order one.
+    Products and R grow as powers of the distance, so x should be in Å, or of order one.
 
     Args:
       features: channels of each degree.
       layers: number of levels.
-      degree: the highest degree of all levels but the last.
-      last_degree: that of the last one.
+      degree: highest degree of all levels but the last.
+      last_degree: highest degree of the last level.
       hidden: width of the MLP.
-      radius: where the first messages end, and those of the levels before training.
-      parity: "natural" for features of degree l that are multiplied by (-1)^l under a reflection,
-        so that the network is equivariant to it; "ignored" for all products, as the authors have
-        it, which gives that up.
-      self_pairs: nodes send to themselves too, as the authors have it.
+      radius: cutoff radius of the first messages, and initially of those of the levels.
+      parity: "natural" multiplies features of degree l by (-1)^l under a reflection, so that the
+        network is equivariant to reflections; "ignored" uses all products, as the authors do, and
+        gives this up.
+      self_pairs: nodes also send to themselves, as in the authors' code.
       update_coordinates: move x by a learned combination of the features of degree 1.
 
-    Call: a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None, to the
-    same with h the invariants. Edges of length zero from a node to itself do not count.
+    Call: takes a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None;
+    returns it with the invariants as h. Zero-length edges from a node to itself are ignored.
 
     Raises:
-      ValueError: x is not (N, 3), an option is out of range, or x is to move and no level has
-        degree 1.
+      ValueError: x is not (N, 3), an option is out of range, or ``update_coordinates`` is set but
+        no level has degree 1.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"
@@ -195,7 +195,7 @@ class Cormorant(nn.Module):
             levels.append(f)
         if self.update_coordinates:
             vectors = jnp.concatenate([part(f, 1) for f in levels if f.shape[-1] > 1], axis=1)
-            small = lambda *a: 1e-3 * _normal(*a)  # hardly moves x before training
+            small = lambda *a: 1e-3 * _normal(*a)  # keeps x nearly fixed before training
             kernel = self.param("out", small, (2, vectors.shape[1], 1), f.dtype)
             x = x + cartesian(mix(kernel, vectors)[:, 0]).astype(x.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=_invariants(levels), x=x))
@@ -218,7 +218,7 @@ class Cormorant(nn.Module):
         return degrees
 
     def _first(self, graph: GraphsTuple, kept: jax.Array, h: jax.Array) -> jax.Array:
-        """F of degree 0, and 1 where nodes have velocities, (2, C, N, K)."""
+        """Initial F of degree 0, and of degree 1 if nodes have velocities, (2, C, N, K)."""
         distance = safe_norm(edge_vectors(graph, graph.nodes.x))
         near = kept & (distance < self.radius)
         soft = jnp.where(near, nn.sigmoid((self.radius - distance) / WIDTH), 0)
@@ -237,7 +237,7 @@ class Cormorant(nn.Module):
 
 
 def _invariants(levels: Sequence[jax.Array]) -> jax.Array:
-    """(N, …): Re F^0 and Im F^0 of all levels, and Re F · F and ‖F‖² of each degree and channel."""
+    """Re F^0 and Im F^0 of all levels, and Re F · F and ‖F‖² of each degree and channel, (N, …)."""
     alone = [f[:, :, :, 0] for f in levels]
     found = [jnp.concatenate(alone, axis=1).transpose(1, 0, 2)]
     dots = [sum_orders(multiply(f, dual(f)))[0] for f in levels]

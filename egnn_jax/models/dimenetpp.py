@@ -1,4 +1,4 @@
-"""DimeNet++ (Gasteiger et al. 2020) of Table 3: messages between edges that know the angle."""
+"""DimeNet++ (Gasteiger et al. 2020), Table 3: directional messages between edges."""
 
 from functools import partial
 from typing import ClassVar
@@ -34,43 +34,42 @@ Matrix = partial(Linear, use_bias=False)
 
 
 class DimeNetPP(nn.Module):
-    """Each edge from j to i has a message m_ji, which the messages m_kj to its sender change.
+    """DimeNet++: messages m_ji of edges from j to i, updated from messages m_kj to their senders.
 
-    With t = ‖r_ij‖ / cutoff, an envelope e(t) = 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷ that ends at t = 1
+    With t = ‖r_ij‖ / cutoff, an envelope e(t) = 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷ that goes to 0 at t = 1
     with two continuous derivatives, and σ the SiLU:
 
     - Distances: rbf_n = e(t) sin(f_n t), with learned f_n. Distances and angles:
-      sbf_ln = e(t) √2 j_l(z_ln t) Y_l(∠) / abs(j_{l+1}(z_ln)), where t is of the edge from k to
-      j, z_ln the zeros of the spherical Bessel function j_l, and Y_l(∠) = √((2l+1)/4π) P_l(cos ∠).
+      sbf_ln = e(t) √2 j_l(z_ln t) Y_l(∠) / abs(j_{l+1}(z_ln)), with t of the edge from k to j,
+      the zeros z_ln of the spherical Bessel function j_l, and Y_l(∠) = √((2l+1)/4π) P_l(cos ∠).
     - First, m_ji = σ(Linear [h_i, h_j, σ(Linear [rbf, a_ij])]) of embedded h.
     - A layer: u_kj = σ(W (σ(Linear m_kj) ⊙ W W rbf_kj)), sums
       s_ji = σ(W Σ_{k≠i} u_kj ⊙ W W sbf), then m_ji' = m_ji + σ(Linear y_ji),
-      y_ji = Res(σ(Linear m_ji) + s_ji), and two Res more, Res(z) = z + σ(Linear σ(Linear z)).
+      y_ji = Res(σ(Linear m_ji) + s_ji), and two more Res, Res(z) = z + σ(Linear σ(Linear z)).
     - Output: after the first messages and each layer, σ Linear σ Linear σ Linear of
-      W Σ_j (W rbf_ji) ⊙ m_ji; h' is all of them side by side.
+      W Σ_j (W rbf_ji) ⊙ m_ji; h' is the concatenation of all of them.
 
-    The sum over k is that over all pairs of edges that share the node j. It is computed edge by
+    The sum over k runs over all pairs of edges that share the node j. It is computed edge by
     edge, since P_l(cos ∠) is a sum of products of spherical harmonics of the two directions:
     Σ_k u_kj ⊙ sbf is a sum at j, read by each edge that starts there.
 
-    Edges beyond the cutoff, between nodes at the same place included, neither send nor are read.
-    Read out by :class:`egnn_jax.SumReadout`, as the authors do, a number of each atom is a matrix
-    times h'.
+    Edges beyond the cutoff, and edges between nodes at the same place, are ignored. With
+    :class:`egnn_jax.SumReadout`, the authors' readout, the contribution of an atom is linear in h'.
 
     Args:
       features: width of the messages.
       layers: number of layers after the first messages.
-      basis: how many functions of a distance there are, for each l too.
-      angular_basis: how many functions of an angle: l = 0 to angular_basis - 1, at most 11.
-      angular_features: width of the messages where they meet the angle.
-      basis_features: width that rbf and sbf are first mapped to in a layer.
+      basis: number of radial functions, also for each l.
+      angular_basis: number of angular functions, l = 0 to angular_basis - 1, at most 11.
+      angular_features: width of the messages where they are combined with angles.
+      basis_features: width to which a layer first maps rbf and sbf.
       output_features: width of each of the layers + 1 parts of h'.
-      cutoff: where interactions end, in the unit of x.
+      cutoff: cutoff distance of interactions, in the unit of x.
       forces: move x along the forces of an energy, x' = x - ∂E/∂x + t v with a learned time t (0
-        without v), E = Σ_i W h'_i; otherwise x stays.
+        without v), E = Σ_i W h'_i; otherwise x is unchanged.
 
-    Call: a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None, to the
-    same with h (N, (layers + 1) · output_features).
+    Call: takes a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None;
+    returns it with h (N, (layers + 1) · output_features).
 
     Raises:
       ValueError: x is not (N, 3), a size is out of range, or the cutoff is not a finite distance
@@ -106,13 +105,13 @@ class DimeNetPP(nn.Module):
             raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, x)))
-        # Particles that nearly meet would be sent far away before training.
+        # Zero, since particles that nearly meet would otherwise be sent far away before training.
         energies = partial(Matrix, 1, kernel_init=nn.initializers.zeros, name="energy")
         features = lambda model, x: model._features(graph, x)
         return move_along_forces(self, graph, features, lambda h: energies()(h))
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
-        """h' of a graph with its nodes at x."""
+        """Compute h' of a graph with its nodes at x."""
         F, degree, h = self.features, self.angular_basis - 1, graph.nodes.h
         if jnp.issubdtype(h.dtype, jnp.integer):
             h = Table(F, name="embedding")(h)
@@ -145,7 +144,7 @@ class DimeNetPP(nn.Module):
 
 
 class Interaction(nn.Module):
-    """m_ji (E, F) of a layer to those of the next, see :class:`DimeNetPP`."""
+    """One layer: update the messages m_ji (E, F), see :class:`DimeNetPP`."""
 
     features: int
     angular_features: int
@@ -166,7 +165,7 @@ class Interaction(nn.Module):
         return _residual(_residual(m, F, "after_0"), F, "after_1")
 
     def _factors(self, name: str, n_in: int, out: int, dtype: jnp.dtype) -> jax.Array:
-        """W W of two matrices: (n_in, out), of rank ``basis_features`` at most."""
+        """Product of two weight matrices (n_in, out), of rank at most ``basis_features``."""
         first = self.param(f"{name}_1", glorot_orthogonal, (n_in, self.basis_features), dtype)
         return first @ self.param(f"{name}_2", glorot_orthogonal, (first.shape[1], out), dtype)
 
@@ -174,14 +173,14 @@ class Interaction(nn.Module):
 def sum_over_angles(
     graph: GraphsTuple, u: jax.Array, sbf: jax.Array, w: jax.Array, Y: jax.Array
 ) -> jax.Array:
-    """Σ_{k≠i} u_kj ⊙ Σ_ln w_ln sbf_ln P_l(r̂_kj · r̂_ji) of each edge from j to i, (E, C).
+    """Compute Σ_{k≠i} u_kj ⊙ Σ_ln w_ln sbf_ln P_l(r̂_kj · r̂_ji) for each edge from j to i, (E, C).
 
     Args:
-      graph: its edges.
+      graph: the graph.
       u: messages (E, C).
-      sbf: functions of their distance (E, L, n), for l = 0 to L - 1.
+      sbf: radial functions of the edges (E, L, n), for l = 0 to L - 1.
       w: weights (L, n, C).
-      Y: harmonics of their directions (E, L²), with Y_l(a) · Y_l(b) = P_l(a · b).
+      Y: harmonics of the edge directions (E, L²), with Y_l(a) · Y_l(b) = P_l(a · b).
     """
     over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
     for l in range(len(w)):
@@ -194,7 +193,7 @@ def sum_over_angles(
 
 
 class Output(nn.Module):
-    """What the messages m_ji (E, F) say of each node i, (N, out)."""
+    """Output block: aggregate the messages m_ji (E, F) at each node i, (N, out)."""
 
     features: int
     out: int

@@ -1,4 +1,4 @@
-"""One E(n)-equivariant layer: Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
+"""E(n)-equivariant layer of Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -43,54 +43,54 @@ _AGGREGATIONS = {"sum": sum_at_receivers, "mean": mean_at_receivers, "max": max_
 
 
 class EGCL(nn.Module):
-    """One equivariant graph convolutional layer, eqs. 3 to 8.
+    """Equivariant graph convolutional layer, eqs. 3 to 8.
 
-    Where the paper and the authors' released code differ, the default is the code's:
+    Where the paper and the authors' released code differ, the default is:
 
     =================  ==========================  ================================================
-    what               default                     the other
+    quantity           default                     alternative
     =================  ==========================  ================================================
     C of eq. 4         1 / in-degree (code)        ``coordinate_aggregation="all_nodes"``: 1/(M-1)
     h' of eq. 6        h + φ_h(h, m) (code)        ``residual=False``: φ_h(h, m)
-    v of eq. 7         input v in every layer      ``velocity="carried"``: v' of the layer before
-    eq. 8              e_ij m_ij also in φ_x       the paper weighs only the sum m_i
+    v of eq. 7         input v in every layer      ``velocity="carried"``: v' of the previous layer
+    eq. 8              e_ij m_ij also in φ_x       the paper weights only the sum m_i
                        (code)
     r_ij φ_x(m_ij)     unbounded (paper)           ``clip=100.0``: each component clipped (code);
-                                                   not equivariant where it acts
+                                                   not equivariant where it clips
     x', autoencoder    x' (paper)                  ``shrinkage=1e-3``: (1 - 1e-3) x' (code);
                                                    equivariant about the origin only
     =================  ==========================  ================================================
 
     Args:
       features: width of messages, hidden layers and h'.
-      activation: "silu", or another name of ``jax.nn``, or a function, elementwise.
-      aggregation: m_i of eq. 5: "sum", "mean" or "max" of m_ij over j, or a function from a graph
-        and m_ij (E, features) to (N, features).
-      velocity: the velocity that eq. 7 multiplies with φ_v(h), where the graph has one:
+      activation: an elementwise function, or its name in ``jax.nn``, for example "silu".
+      aggregation: m_i of eq. 5: "sum", "mean" or "max" of m_ij over j, or a function of a graph
+        and m_ij (E, features) that returns (N, features).
+      velocity: the velocity that eq. 7 multiplies with φ_v(h), if the graph has velocities:
         "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v', x' = x + v'.
-      infer_edges: weigh messages by e_ij = sigmoid(linear(m_ij)), eq. 8.
+      infer_edges: weight messages by e_ij = sigmoid(linear(m_ij)), eq. 8.
       coordinate_aggregation: C of eq. 4: "mean" 1/in-degree, "sum" 1, "all_nodes" 1/(M-1).
       normalize: divide r_ij by its length (held constant in the gradient) plus 1e-8.
       tanh: bound φ_x to (-1, 1).
       clip: bound each component of r_ij φ_x(m_ij) to ±clip.
-      update_coordinates: False leaves x and v alone (the invariant network of QM9).
+      update_coordinates: False leaves x and v unchanged (the invariant network of QM9).
       residual: add h to φ_h.
       shrinkage: multiply x' by 1 - shrinkage.
       cutoff: multiply m_ij and r_ij φ_x(m_ij) by an envelope that goes to 0 at this distance (unit
-        of x) with two continuous derivatives, as forces need on a radius graph.
-      basis: φ_e gets so many Bessel functions of the distance up to the cutoff, not ‖r_ij‖².
-      edge_block: sum messages over blocks of this many edges, recomputed in the backward pass:
-        memory grows with the nodes instead of the edges, for a third more products. All edges at
-        once if not given.
+        of x) with two continuous derivatives, as required for forces on a radius graph.
+      basis: pass φ_e this many Bessel functions of the distance up to the cutoff, not ‖r_ij‖².
+      edge_block: sum messages over blocks of this many edges, recomputed in the backward pass.
+        Memory then grows with nodes instead of edges, at the cost of a third more matrix products.
+        All edges at once if not given.
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None, to the same with
-    h (N, features). ``first`` (N, n) are the coordinates whose distances the cutoff is of, by
-    default x: those that the graph was made with, where layers before have moved x.
+    Call: takes a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None; returns it
+    with h (N, features). The cutoff applies to distances between the coordinates ``first`` (N, n),
+    by default x. Pass the graph's original coordinates if previous layers have moved x.
 
     Raises:
-      ValueError: an option is unknown, ``residual`` where F differs from ``features``,
-        ``edge_block`` with another aggregation than "sum", ``basis`` without ``cutoff``, or a
-        ``cutoff`` with a mean over neighbors, whose number jumps there.
+      ValueError: an option is unknown, ``residual`` is set but F differs from ``features``,
+        ``edge_block`` is used without aggregation "sum", ``basis`` without ``cutoff``, or
+        ``cutoff`` with a mean over neighbors, whose number jumps at the cutoff.
     """
 
     features: int = 64
@@ -110,7 +110,7 @@ class EGCL(nn.Module):
     edge_block: int | None = None
 
     def setup(self) -> None:
-        """Linear·SiLU·Linear each, but for φ_inf and the second SiLU of φ_e."""
+        """Create the MLPs: Linear·SiLU·Linear, but φ_inf is linear and φ_e has a second SiLU."""
         self.phi_e = EdgeMLP(self.features, self.activation)
         self.phi_inf = Dense(1)
         self.phi_x = MLP(
@@ -168,14 +168,14 @@ class EGCL(nn.Module):
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
 
     def _of_distance(self, r_ij: jax.Array) -> jax.Array:
-        """‖r_ij‖² (E, 1), or the functions of ``basis`` (E, basis)."""
+        """‖r_ij‖² (E, 1), or Bessel functions of the distance (E, basis)."""
         if self.basis is None:
             return jnp.sum(r_ij**2, axis=-1, keepdims=True)
         assert self.cutoff is not None
         return bessel_basis(safe_norm(r_ij), self.basis, self.cutoff)
 
     def _moves(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
-        """r_ij φ_x(m_ij), (E, n)."""
+        """Coordinate messages r_ij φ_x(m_ij), (E, n)."""
         weight = self.phi_x(m_ij).astype(r_ij.dtype)
         if self.tanh:
             weight = jnp.tanh(weight)
@@ -185,7 +185,7 @@ class EGCL(nn.Module):
         return moves if self.clip is None else jnp.clip(moves, -self.clip, self.clip)
 
     def _coordinate_scale(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
-        """C of eq. 4, (N, 1) or a scalar."""
+        """Coefficient C of eq. 4, (N, 1) or a scalar."""
         if self.coordinate_aggregation == "mean":
             return 1 / jnp.maximum(in_degree(graph), 1)
         if self.coordinate_aggregation == "sum":
@@ -215,7 +215,7 @@ class EGCL(nn.Module):
             )
 
     def _require_smooth(self) -> None:
-        """Raise ValueError where what ends at the cutoff would not end there smoothly."""
+        """Raise ValueError if the output would not be smooth at the cutoff."""
         if self.cutoff is None:
             if self.basis is not None:
                 raise ValueError(f"basis is {self.basis} without a cutoff; expected both")

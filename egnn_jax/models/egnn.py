@@ -1,4 +1,4 @@
-"""A stack of E(n)-equivariant layers: Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
+"""E(n)-equivariant network of Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from egnn_jax.nn.mlp import Activation, Dense, Symmetry, embed, require_positive
 
 
 class EGNN(nn.Module):
-    """An embedding of h and a stack of :class:`EGCL`: E(n)-equivariant x and v, invariant h.
+    """EGNN: a stack of :class:`EGCL` on an embedding of h, with E(n)-equivariant x, v, invariant h.
 
     >>> graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
     >>> model = egnn.EGNN(features=8, layers=2)
@@ -25,30 +25,30 @@ class EGNN(nn.Module):
     Args:
       features: width of every layer.
       layers: number of layers.
-      layer: the class of the layers; it gets those of the options below that it has as fields.
-      embed: embed h in ``features`` dimensions first (a linear map, or a table where h holds kinds
-        of nodes); otherwise the first layer does, without a residual where the width changes.
+      layer: class of the layers; it receives the options below that it has as fields.
+      embed: embed h in ``features`` dimensions first (a linear map, or a table if h holds node
+        types); otherwise the first layer does, without a residual if the width changes.
       output_features: project h to this width at the end.
-      activation: see :class:`EGCL`, as for all that follow.
-      aggregation: the sum of messages, eq. 5.
+      activation: see :class:`EGCL` for this option and all that follow.
+      aggregation: aggregation of messages, eq. 5.
       velocity: which velocity eq. 7 multiplies.
-      infer_edges: weigh messages by a learned e_ij, eq. 8.
+      infer_edges: weight messages by a learned e_ij, eq. 8.
       coordinate_aggregation: C of eq. 4.
       normalize: divide r_ij by its length.
       tanh: bound φ_x to (-1, 1).
       clip: bound each component of r_ij φ_x(m_ij).
-      update_coordinates: False leaves x and v alone.
+      update_coordinates: False leaves x and v unchanged.
       residual: add h to φ_h.
       shrinkage: multiply x by 1 - shrinkage after each layer.
-      cutoff: an envelope ends all messages smoothly at this distance in the input.
+      cutoff: messages go smoothly to zero at this distance in the input.
       basis: describe distances by this many Bessel functions instead of ‖r_ij‖².
-      edge_block: sum messages over blocks of this many edges, where not all fit in memory.
+      edge_block: sum messages over blocks of this many edges, if not all fit in memory.
 
-    Call: a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None, to the
-    same graph with h (N, output_features or features) and x, v moved.
+    Call: takes a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None;
+    returns it with h (N, output_features or features) and updated x and v.
 
     Raises:
-      ValueError: as :class:`EGCL`.
+      ValueError: as in :class:`EGCL`.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -91,7 +91,7 @@ class EGNN(nn.Module):
         return graph
 
     def _layer_options(self, width: int) -> dict[str, Any]:
-        """Those of this network's options that its layers have; no residual where h widens."""
+        """This network's options that its layers have; no residual if the width of h changes."""
         own = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
         wanted: Any = dataclasses.fields(self.layer)  # pyright: ignore[reportArgumentType]
         options = {field.name: getattr(self, field.name) for field in wanted if field.name in own}

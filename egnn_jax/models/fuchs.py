@@ -1,5 +1,5 @@
-"""Tensor Field Network and SE(3)-Transformer of Table 3, as Fuchs et al. (2020) run them on the
-bonds of molecules: with a radial weight for each pair of channels and each degree of a filter.
+"""Tensor Field Network and SE(3)-Transformer of Table 3, as Fuchs et al. (2020) run them on bonds
+of molecules: with a radial weight for each pair of channels and each filter degree.
 """
 
 from typing import ClassVar
@@ -28,7 +28,7 @@ from egnn_jax.nn.tensor import require_steerable
 
 
 class TFNLayer(nn.Module):
-    """h_i' = W h_i + mean_j K h_j."""
+    """Tensor field layer h_i' = W h_i + mean_j K h_j."""
 
     channels: Channels
     radial: int
@@ -45,11 +45,11 @@ class TFNLayer(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """h_i' = W [Σ_j α_ij v_ij, h_i] with α_ij = softmax_j(q_i · k_ij / √d) for each head.
+    """Attention layer h_i' = W [Σ_j α_ij v_ij, h_i], α_ij = softmax_j(q_i · k_ij / √d) per head.
 
-    v_ij = K_v h_j, k_ij = K_k h_j and q_i = W_q h_i have 1/``div`` of the channels, each head its
-    share of every degree, and keys and queries only the degrees of h. All heads' keys together are
-    d numbers.
+    v_ij = K_v h_j, k_ij = K_k h_j and q_i = W_q h_i have 1/``div`` of the channels, divided over
+    the heads in every degree; keys and queries have only the degrees of h. d is the total size of
+    the keys of all heads.
     """
 
     channels: Channels
@@ -82,23 +82,23 @@ class AttentionLayer(nn.Module):
 
 
 class FuchsTFN(nn.Module):
-    """Tensor Field Network of Fuchs et al.: ``layers`` of :class:`TFNLayer` with
-    :class:`NormNonlinearity` between them, the last one to degree 0 alone.
+    """Tensor Field Network of Fuchs et al.: a stack of :class:`TFNLayer` with
+    :class:`NormNonlinearity` between them; the last layer outputs degree 0 only.
 
-    Equivariant to rotations and translations, and not to reflections. Meant for graphs of bonds:
-    every edge has 2 C² (l + 1)³ weights or so.
+    Equivariant to rotations and translations, but not to reflections. Intended for graphs of bonds,
+    since every edge has about 2 C² (l + 1)³ weights.
 
     Args:
       features: channels of each degree.
       layers: number of layers.
-      degree: the highest degree of features; filters go up to twice that.
+      degree: highest degree of features; filters go up to twice that.
       radial: width of the radial networks.
 
-    Call: a graph with h (N, F), x (N, 3) and edges (E, A) or None, to the same with h
+    Call: takes a graph with h (N, F) or (N,), x (N, 3) and a (E, A) or None; returns it with h
     (N, features · (degree + 1)).
 
     Raises:
-      ValueError: x has not 3 coordinates, or an option is out of range.
+      ValueError: x does not have 3 coordinates, or an option is out of range.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"
@@ -125,13 +125,13 @@ class FuchsTFN(nn.Module):
 
 
 class FuchsSE3Transformer(nn.Module):
-    """SE(3)-Transformer of Fuchs et al.: ``layers`` of :class:`AttentionLayer`, each followed by
-    :class:`NormNonlinearity`, and a :class:`TFNLayer` to degree 0.
+    """SE(3)-Transformer of Fuchs et al.: a stack of :class:`AttentionLayer`, each followed by
+    :class:`NormNonlinearity`, and a final :class:`TFNLayer` that outputs degree 0.
 
-    Arguments, call and errors are those of :class:`FuchsTFN`, and:
+    Other arguments, call and errors are as in :class:`FuchsTFN`.
 
     Args:
-      heads: number of attention heads, which divides features / div.
+      heads: number of attention heads, which must divide features / div.
       div: values and keys have 1/div of the channels, rounded down.
     """
 
@@ -168,7 +168,7 @@ class FuchsSE3Transformer(nn.Module):
 
 
 def _input(graph: GraphsTuple, features: int) -> dict[int, jax.Array]:
-    """h as features of degree 0; kinds of nodes are embedded."""
+    """Features of degree 0 from h; node types are embedded."""
     h = graph.nodes.h
     if jnp.issubdtype(h.dtype, jnp.integer):
         h = Table(features, name="embedding")(h)

@@ -1,5 +1,5 @@
-"""The plain message-passing network of Table 1's first column: no symmetry, coordinates are
-features like any other.
+"""Message-passing network without symmetry, the first column of Table 1: coordinates are ordinary
+features.
 """
 
 from typing import ClassVar
@@ -13,18 +13,18 @@ from egnn_jax.nn.precision import compute_dtype
 
 
 class GNN(nn.Module):
-    """m_ij = φ_e(h_i, h_j, a_ij), m_i = Σ_j m_ij, h_i' = h_i + φ_h(h_i, m_i).
+    """Message-passing network m_ij = φ_e(h_i, h_j, a_ij), h_i' = h_i + φ_h(h_i, Σ_j m_ij).
 
     Args:
       features: width of every layer.
       layers: number of message-passing layers.
       coordinates: embed [x, v] instead of h, and decode x from the last h (the N-body network of
-        section 5.1); False takes h and leaves x and v alone.
+        section 5.1); False uses h and leaves x and v unchanged.
       embed: project the input to ``features`` first; otherwise the first layer does, without a
-        residual where the width changes.
+        residual if the width changes.
       output_features: project h to this width at the end.
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
+    Call: takes a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None; returns it
     with h (N, output_features or features) and, with ``coordinates``, x (N, n) =
     Linear·SiLU·Linear(h).
     """

@@ -1,4 +1,4 @@
-"""L1Net (Miller, Geiger, Smidt and Noé 2020) of Table 3: convolutions of scalars and vectors."""
+"""L1Net (Miller, Geiger, Smidt and Noé 2020), Table 3: convolutions of scalars and vectors."""
 
 from typing import ClassVar
 
@@ -18,31 +18,31 @@ GATE = 1.84623  # 1 / √(mean of σ(z)²) over normal z
 SHARPNESS = 5.0  # β
 LN2 = 0.6931471805599453
 Edges = tuple[jax.Array, jax.Array, jax.Array]
-"""b (E, K), u (E, 3) and how often each edge counts, (E, 1) or ()."""
+"""b (E, K), u (E, 3) and the multiplicity of each edge, (E, 1) or ()."""
 normal = nn.initializers.normal
 
 
 def softplus(z: jax.Array) -> jax.Array:
-    """ln(1 + exp(βz)) / β, elementwise."""
+    """Elementwise softplus ln(1 + exp(βz)) / β."""
     return nn.softplus(SHARPNESS * z) / SHARPNESS
 
 
 class Convolution(nn.Module):
-    """Sums over neighbors j of scalars s_j and vectors V_j, with a weight R(d_ij) for each pair of
-    channels and each product of them with the direction u = -r_ij/‖r_ij‖:
+    """Convolution of scalars s_j and vectors V_j over neighbors j, with a weight R(d_ij) for each
+    pair of channels and each product with the direction u = -r_ij/‖r_ij‖:
 
     - s_i' = (Σ_j R s_j - √3 R V_j·u) / √n_0
     - V_i' = (Σ_j -R s_j u + R V_j + √(3/2) R u × V_j - √(1/2) R (3 u (u·V_j) - V_j)) / √n_1
 
     Here n is the number of terms R. R = W_2 φ(d_ij) is linear in φ = act(W_1 act(W_0 b(d_ij))), so
-    φ times what R multiplies is summed first, and W_2 applied at nodes.
+    the products of φ and what R multiplies are summed first, and W_2 is applied at nodes.
 
     Args:
-      scalars, vectors, gates: how many s', V' and further scalars there are.
+      scalars, vectors, gates: number of s', of V', and of further scalars.
       hidden: width of φ.
-      scale: of act = scale · (softplus - ln 2 / β).
+      scale: scale of act = scale · (softplus - ln 2 / β).
       parity: see :class:`L1Net`.
-      deviation: of W_2 before training.
+      deviation: initial standard deviation of W_2.
     """
 
     scalars: int
@@ -57,7 +57,7 @@ class Convolution(nn.Module):
     def __call__(
         self, graph: GraphsTuple, rows: EdgeRows, edges: Edges, s: jax.Array, v: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """(N, scalars + gates) and (N, 3, vectors) of s (N, S) and v (N, 3, V)."""
+        """Map s (N, S) and v (N, 3, V) to (N, scalars + gates) and (N, 3, vectors)."""
         b, u, weight = edges
         phi, n_node = weight * self._phi(b), graph.nodes.x.shape[0]
 
@@ -77,15 +77,15 @@ class Convolution(nn.Module):
         return new_s, along.reshape(n_node, 3, -1) @ w_v.reshape(-1, w_v.shape[-1])
 
     def _phi(self, b: jax.Array) -> jax.Array:
-        """φ (E, hidden) of b (E, K)."""
+        """Compute φ (E, hidden) from b (E, K)."""
         act = lambda z: self.scale * (softplus(z) - LN2 / SHARPNESS)
         first = self.param("W_0", normal(1.0), (b.shape[-1], self.hidden), b.dtype)
         second = self.param("W_1", normal(1.0), (self.hidden, self.hidden), b.dtype)
         return act(act(b @ first) @ second / self.hidden**0.5)
 
     def _terms(self, u: jax.Array, s: jax.Array, v: jax.Array) -> jax.Array:
-        """What R multiplies, (…, terms): s, V·u, and x, y and z of s u, V, u × V and 3 u (u·V) - V;
-        of directions (…, 3, 1), scalars (…, S) and vectors (…, 3, V).
+        """Terms that R multiplies, (…, terms), from u (…, 3, 1), s (…, S) and V (…, 3, V): s, V·u,
+        and the x, y and z components of s u, V, u × V and 3 u (u·V) - V.
         """
         along = jnp.sum(u * v, axis=-2)
         terms = [s, along]
@@ -97,8 +97,8 @@ class Convolution(nn.Module):
         return jnp.concatenate(terms, axis=-1)
 
     def _weights(self, n_s: int, n_v: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """W_2 of scalars (hidden, terms, scalars + gates) and vectors (hidden, terms, vectors), of
-        one parameter (hidden, (scalars; vectors; gates) × (s, V) × outputs × inputs × products).
+        """W_2 for scalars (hidden, terms, scalars + gates) and vectors (hidden, terms, vectors),
+        stored as (hidden, (scalars; vectors; gates) × (s, V) × outputs × inputs × products).
         """
         crossed = [] if self.parity == "natural" else [1.5**0.5]
         outputs = (self.scalars, self.vectors, self.gates)
@@ -125,36 +125,36 @@ class Convolution(nn.Module):
 
 
 class L1Net(nn.Module):
-    """Nodes have scalars s and vectors V, which a :class:`Convolution` sums over neighbors; then
-    s' = κ softplus(s) and V' = 1.846 σ(g) V with a gate g, another scalar, for each V. Layers but
-    the first add that to their input.
+    """L1Net: nodes have scalars s and vectors V, to which each layer applies a
+    :class:`Convolution`, then s' = κ softplus(s) and V' = 1.846 σ(g) V with a scalar gate g for
+    each V. All layers but the first add the result to their input.
 
-    Distances are described by √(2/c) sin(nπd/c) / d, which is 0 beyond the cutoff c, and so are R
-    and messages.
+    Distances are described by √(2/c) sin(nπd/c) / d, which is 0 beyond the cutoff c; so R and
+    messages are too.
 
     Args:
       features: number of scalars.
       vectors: number of vectors.
       embedding: width of the embedding of h.
       hidden: width of the radial network.
-      layers: number of convolutions and gates.
-      basis: how many functions describe a distance.
-      cutoff: where interactions end, in the unit of x.
+      layers: number of gated convolutions.
+      basis: number of radial basis functions.
+      cutoff: cutoff distance of interactions, in the unit of x.
       average_nodes: mean number of nodes of a graph; features are divided by its square root.
-      softplus_scale, radial_scale: κ, and that of the radial network's activation: 1/√(mean square)
-        over normal numbers, as the authors estimate it anew in each process.
-      parity: "natural" leaves out the cross product u × V, so that the network is equivariant to
-        reflections; "ignored" has it, as the authors do.
-      further: scalars and vectors of more gated layers, one after the other, that do not add to
-        their input, such as (32, 8, 128, 0) for two.
-      padded_nodes: also receive what padding nodes send in the authors' batches of molecules of up
-        to this size: they sit at the origin with s = κ softplus(0) after the first layer. This
-        gives up the equivariance to translations.
-      output_features: h' is that many scalars of one more convolution; s if none.
+      softplus_scale, radial_scale: κ, and the scale of the radial network's activation: 1/√(mean
+        square) over normal numbers, which the authors estimate anew in each process.
+      parity: "natural" omits the cross product u × V, so that the network is equivariant to
+        reflections; "ignored" includes it, as the authors do.
+      further: scalars and vectors of additional gated layers without a residual connection, for
+        example (32, 8, 128, 0) for two.
+      padded_nodes: also receive the messages of padding nodes in the authors' batches, which pad
+        molecules to this size. The padding is at the origin, with s = κ softplus(0) after the first
+        layer, which breaks equivariance to translations.
+      output_features: width of h', computed by one more convolution; h' is s if not given.
       update_coordinates: move x by a learned combination of the vectors and of v.
 
-    Call: a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None, to the
-    same with new h and x.
+    Call: takes a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and a (E, A) or None;
+    returns it with new h and x.
 
     Raises:
       ValueError: x is not (N, 3), a size is below 1, the cutoff is not a finite distance above 0,
@@ -223,15 +223,15 @@ class L1Net(nn.Module):
         if self.update_coordinates:
             moves = Dense(1, False, normal(1e-3), name="vectors_out")(vectors)
             x = x + moves[..., 0].astype(x.dtype)
-            if v is not None:  # of which layers tell a node its neighbors' alone
+            if v is not None:  # layers show a node only its neighbors' v
                 x += self.param("t", nn.initializers.ones, (), v.dtype) * v
         if self.output_features is not None:
-            # 0 before training: sums over nodes begin at hundreds where these weights are normal.
+            # Zero weights: with normal ones, sums over nodes would start in the hundreds.
             s, _ = convolve(self.output_features, 0, "out", 0.0)
         return graph._replace(nodes=graph.nodes.replace(h=s, x=x))
 
     def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> tuple[GraphsTuple, Edges]:
-        """The graph and (b, u, weight) of its edges, with those of padding nodes."""
+        """Return the graph and (b, u, weight) of its edges, including those of padding nodes."""
         r_ij, weight = edge_vectors(graph, graph.nodes.x), jnp.ones(())
         if self.padded_nodes is not None:
             n_node, receivers = graph.nodes.x.shape[0], graph.receivers
@@ -242,7 +242,7 @@ class L1Net(nn.Module):
             graph = graph._replace(senders=jnp.where(added, n_node, graph.senders))
         distance = safe_norm(r_ij, keepdims=True)
         b = bessel_basis(distance[:, 0], self.basis, self.cutoff)
-        # 0 at d = 0 and beyond the cutoff, as the authors have it
+        # 0 at d = 0 and beyond the cutoff, as in the authors' code
         b *= jnp.where(distance < self.cutoff, distance / (distance + 1e-8), 0)
         if graph.edges.a is not None:
             b = jnp.concatenate([b, cosine_cutoff(distance, self.cutoff) * graph.edges.a], axis=-1)

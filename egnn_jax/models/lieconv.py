@@ -1,5 +1,5 @@
-"""LieConv (Finzi et al. 2020) of Table 3: convolutions with a kernel of the difference of two
-elements of a group, of translations or of SE(3).
+"""LieConv (Finzi et al. 2020), Table 3: convolutions over the group of translations or SE(3), with
+a kernel of the difference of two group elements.
 """
 
 from typing import ClassVar
@@ -27,38 +27,37 @@ from egnn_jax.nn.products import sum_of_products
 
 
 class LieConv(nn.Module):
-    """h_i' = h_i + Linear σ(BN t_i), t_i = Linear mean_{j ∈ N_i} h̃_j ⊗ w(x_i - x_j).
+    """LieConv: h_i' = h_i + Linear σ(BN t_i), t_i = Linear mean_{j ∈ N_i} h̃_j ⊗ w(x_i - x_j).
 
-    N_i are the neighbors of i and i itself, h̃ = σ(BN Linear σ(BN h)) the features in a quarter of
-    the width, w = σ BN Linear σ BN Linear σ BN Linear the kernel, BN batch normalisation and σ the
-    SiLU. h starts linear in the input, and ends as σ(BN h).
+    N_i are the neighbors of i and i itself, h̃ = σ(BN Linear σ(BN h)) the features at a quarter of
+    the width, w = σ BN Linear σ BN Linear σ BN Linear the kernel, BN batch normalization and σ the
+    SiLU. The first h is linear in the input, the last is σ(BN h).
 
-    The kernel reads x_i - x_j as it is. So h' stays under translations, while rotations are to be
-    learned: ``task.augment`` turns each molecule at random in training, as the authors do.
+    The kernel takes x_i - x_j directly. So h' is invariant to translations, but must learn
+    rotations: ``task.augment`` rotates each molecule at random in training, as the authors do.
 
-    With ``lifts`` each node stands for that many elements u = (x_i, R) of SE(3), with rotations R
-    that are drawn at random, all elements of N_i are neighbors, w reads log(u_j⁻¹ u_i) ∈ ℝ⁶, and h'
-    is the mean over the elements of a node. Turning the input then changes the output as other
-    draws do: the network is equivariant in distribution. The rotations are the same for all nodes
-    and in each call, or drawn for each node, as the authors do, where
-    ``apply(…, rngs={"orientations": key})`` has a key.
+    With ``lifts``, each node is lifted to that many elements u = (x_i, R) of SE(3), with random
+    rotations R. All elements of N_i are neighbors, w takes log(u_j⁻¹ u_i) ∈ ℝ⁶, and h' is the mean
+    over the elements of a node. Rotating the input then changes the output like another draw of R:
+    the network is equivariant in distribution. The rotations are the same for all nodes and calls;
+    ``apply(…, rngs={"orientations": key})`` draws them for each node, as the authors do.
 
-    Batch normalisation is a pure function of variables in a collection "batch_stats" beside
-    "params": see :class:`egnn_jax.nn.batch_norm.BatchNorm`. By default it takes running
-    statistics, and no graph depends on others of its batch.
+    Batch normalization is a pure function of variables in a collection "batch_stats" next to
+    "params", see :class:`egnn_jax.nn.batch_norm.BatchNorm`. By default it uses running statistics,
+    so that graphs do not depend on others of their batch.
 
     Args:
       features: width of h.
       layers: number of convolutions.
       kernel_features: width of the two hidden layers of w.
-      kernel_channels: how many numbers w gives.
-      lifts: elements of SE(3) of a node; 0 for the group of translations.
+      kernel_channels: output width of w.
+      lifts: elements of SE(3) per node; 0 for the group of translations.
 
-    Call: a graph with h (N, F) or (N,), x (N, n) and a (E, A) or None, which the kernel reads too,
-    to the same with h (N, features); x and v stay as they are.
+    Call: takes a graph with h (N, F) or (N,), x (N, n) and a (E, A) or None, another input of the
+    kernel; returns it with h (N, features). x and v are unchanged.
 
     Raises:
-      ValueError: a size is below 1, or ``features`` below 4; ``lifts`` and n is not 3.
+      ValueError: a size is below 1, ``features`` is below 4, or ``lifts`` is set and n is not 3.
     """
 
     symmetry: ClassVar[Symmetry] = "T(n)"
@@ -109,8 +108,8 @@ class LieConv(nn.Module):
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
     def _pairs(self, graph: GraphsTuple) -> jax.Array:
-        """What w reads of each edge, then of each node with itself, (E + N, L, L, …): the elements
-        of the receiver, then those of the sender.
+        """Inputs of w for each edge, then for each node with itself, (E + N, L, L, …): the axes are
+        the elements of the receiver and of the sender.
         """
         x = graph.nodes.x
         r_ij = edge_vectors(graph, x)
@@ -131,7 +130,7 @@ class LieConv(nn.Module):
         return jnp.concatenate([of_edges, of_nodes])
 
     def _orientations(self, x: jax.Array) -> jax.Array:
-        """Rotations as quaternions (N, L, 4)."""
+        """Random rotations as quaternions (N, L, 4)."""
         if self.has_rng("orientations"):
             drawn = jax.random.normal(self.make_rng("orientations"), (len(x), self.lifts, 4))
         else:
@@ -141,11 +140,11 @@ class LieConv(nn.Module):
 
 
 _SERIES = np.array([691 / 1277025750, 1 / 187110, 1 / 18900, 1 / 1890, 1 / 180, 1 / 12])
-"""Of (1 - k cot k) / (2 k)² in k², the highest power first."""
+"""Series coefficients of (1 - k cot k) / (2 k)² in k², highest power first."""
 
 
 def _convolve(graph: GraphsTuple, t: jax.Array, w: jax.Array) -> jax.Array:
-    """Σ_{j ∈ N_i} t_j ⊗ w_ij, (N, L, C) and (E + N, L, L, K) to (N · L, C · K)."""
+    """Sum t_j ⊗ w_ij over j ∈ N_i, (N, L, C) and (E + N, L, L, K) to (N · L, C · K)."""
     number, lifts, width = t.shape
     of_edges, of_nodes = w[:-number], w[-number:]
     sums = jnp.einsum("iqpk,ipc->iqkc", of_nodes, t)
@@ -156,7 +155,7 @@ def _convolve(graph: GraphsTuple, t: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _logarithms(q_i: jax.Array, q_j: jax.Array, r_ij: jax.Array) -> jax.Array:
-    """log(u_j⁻¹ u_i) = (ω, V⁻¹ R_jᵀ r_ij) of all pairs of elements, (E, L, L, 6).
+    """Logarithms log(u_j⁻¹ u_i) = (ω, V⁻¹ R_jᵀ r_ij) of all pairs of elements, (E, L, L, 6).
 
     q_i and q_j are the orientations as quaternions (E, L, 4), ω is the axis of R_jᵀ R_i times its
     angle θ, and V⁻¹ t = t - ω × t / 2 + (1 - (θ/2) cot(θ/2)) / θ² · ω × (ω × t).

@@ -1,4 +1,4 @@
-"""The simplest baseline of Table 2: every particle flies on straight."""
+"""The simplest baseline of Table 2: every particle moves in a straight line."""
 
 from typing import ClassVar
 
@@ -9,9 +9,9 @@ from egnn_jax.nn.mlp import Symmetry
 
 
 class Linear(nn.Module):
-    """x' = x + t v with one learnable time t that starts at 1.
+    """Linear dynamics x' = x + t v with one learnable time t, initialized to 1.
 
-    Call: a graph with x (N, n) and v (N, n), to the same with x moved.
+    Call: takes a graph with x (N, n) and v (N, n); returns it with x moved.
 
     Raises:
       ValueError: the graph has no velocities.

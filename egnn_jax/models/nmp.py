@@ -1,5 +1,5 @@
-"""NMP (Gilmer et al. 2017, "enn-s2s") of Table 3: messages through a matrix that a network makes of
-each edge, and a gated recurrent unit at each node.
+"""NMP (Gilmer et al. 2017, "enn-s2s"), Table 3: messages through a matrix that a network computes
+from each edge, and a gated recurrent unit at each node.
 """
 
 from typing import ClassVar
@@ -16,10 +16,11 @@ from egnn_jax.nn.set2set import Set2SetReadout
 
 
 class EdgeNetwork(nn.Module):
-    """A(e) = Linear·(ReLU·Linear)^hidden_layers of e, up to its last layer: φ(e), and what is
-    linear in it.
+    """Edge network A(e) = Linear·(ReLU·Linear)^hidden_layers, in factored form: the input φ(e) of
+    its last layer, and the weights of that layer.
 
-    Call: e (E, A) to [φ, 1] (E, K + 1) and W (d, K + 1, d) with A(e)_ab = Σ_k [φ, 1]_k W_bka.
+    Call: takes e (E, A); returns [φ, 1] (E, K + 1) and W (d, K + 1, d), with
+    A(e)_ab = Σ_k [φ, 1]_k W_bka.
     """
 
     features: int
@@ -40,8 +41,8 @@ class EdgeNetwork(nn.Module):
 
 
 class GRU(nn.Module):
-    """h' = (1 − z) h + z h̃, a gated recurrent unit without biases (Cho et al. 2014): (…, d) of h
-    and (…, 2 d) of m to (…, d).
+    """Gated recurrent unit without biases h' = (1 − z) h + z h̃ (Cho et al. 2014), for h (…, d) and
+    m (…, 2 d).
     """
 
     @nn.compact
@@ -57,25 +58,24 @@ class GRU(nn.Module):
 
 
 class NMP(nn.Module):
-    """m_i = [Σ_j A(e_ij) h_j, Σ_j A'(e_ji) h_j] + b and h_i' = GRU(h_i, m_i), ``layers`` times with
-    the same parameters.
+    """NMP: m_i = [Σ_j A(e_ij) h_j, Σ_j A'(e_ji) h_j] + b and h_i' = GRU(h_i, m_i), ``layers`` times
+    with shared parameters.
 
-    e_ij = [1 − Σ a_ij, a_ij, ‖r_ij‖] of the edge from j to i, so that its first entry is 1 where a
-    pair has none of the kinds of bonds a_ij. The sums have the term j = i too, with a = 0 and
-    r = 0; the second one is over the edges that leave i. h⁰ is h, padded with zeros.
+    e_ij = [1 − Σ a_ij, a_ij, ‖r_ij‖] for the edge from j to i, so its first entry is 1 if a pair
+    has none of the bond types a_ij. The sums include j = i, with a = 0 and r = 0; the second sum is
+    over the edges that leave i. h⁰ is h, padded with zeros.
 
     A(e) = Σ_k φ_k(e) W_k + B is never formed: Σ_j A(e_ij) h_j = Σ_jk φ_k(e_ij) (W_k h_j) is one
-    product of matrices for each graph, (M, M K) by (M K, d). Graphs have room for ``max_nodes``
-    each.
+    matrix product for each graph, (M, M K) by (M K, d), with space for M = ``max_nodes`` nodes.
 
     Args:
       features: width d of h, at least that of the graph's h.
       layers: number of steps T.
       edge_features: width K of the hidden layers of A.
-      edge_layers: how many hidden layers A has.
-      max_nodes: the most nodes M that a graph may have; 29 is QM9's largest molecule.
+      edge_layers: number of hidden layers of A.
+      max_nodes: maximum number of nodes M of a graph; 29 is QM9's largest molecule.
 
-    Call: a graph with h (N, F), x (N, n) and edges (E, A) or None, to the same with h
+    Call: takes a graph with h (N, F) or (N,), x (N, n) and a (E, A) or None; returns it with h
     (N, features).
 
     Raises:
@@ -122,7 +122,7 @@ class NMP(nn.Module):
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
     def _widened(self, h: jax.Array) -> jax.Array:
-        """h⁰ (N, features): h padded with zeros, or a row of a table for kinds of nodes."""
+        """Initial features h⁰ (N, features): h padded with zeros, or embedded node types."""
         if jnp.issubdtype(h.dtype, jnp.integer):
             return Table(self.features, name="embedding")(h)
         if h.shape[-1] > self.features:
@@ -133,7 +133,7 @@ class NMP(nn.Module):
         return jnp.pad(h, [(0, 0), (0, self.features - h.shape[-1])])
 
     def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
-        """e_ij of each edge and, last, e_ii (E + 1, A + 2)."""
+        """Edge inputs e_ij of each edge, and e_ii last, (E + 1, A + 2)."""
         distance = safe_norm(edge_vectors(graph, graph.nodes.x), keepdims=True)
         a = graph.edges.a if graph.edges.a is not None else distance[:, :0]
         e = jnp.concatenate([1 - jnp.sum(a, axis=1, keepdims=True), a, distance], axis=1)
@@ -141,11 +141,11 @@ class NMP(nn.Module):
 
 
 def _by_graph(pairs: jax.Array) -> jax.Array:
-    """(G, M, M, K) to (G, M, M K)."""
+    """Merge the last two axes, (G, M, M, K) to (G, M, M K)."""
     return pairs.reshape(*pairs.shape[:2], -1)
 
 
 def _messages(pairs: jax.Array, w: jax.Array, h: jax.Array) -> jax.Array:
-    """Σ_jk φ_k(e_ij) (W_k h_j) of (G, M, M K), (d, K, d) and h (G, M, d): (G, M, d)."""
+    """Messages Σ_jk φ_k(e_ij) (W_k h_j) (G, M, d) of φ (G, M, M K), W (d, K, d) and h (G, M, d)."""
     sent = h @ w.reshape(len(w), -1)  # W_k h_j
     return pairs @ sent.reshape(len(h), -1, h.shape[-1])

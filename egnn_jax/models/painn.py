@@ -15,22 +15,22 @@ from egnn_jax.nn.radial import bessel_basis, cosine_cutoff
 
 
 class PaiNN(nn.Module):
-    """Each node has F features h and F vectors V, which start at 0 (or along v).
+    """PaiNN: each node has F features h and F vectors V, which start at 0 (or along v).
 
-    Messages, with filters W of a Bessel basis of ‖r_ij‖ that end at the cutoff, three parts each
-    of φ and W: h_i += Σ_j φ₁(h_j) W₁, V_i += Σ_j V_j φ₂(h_j) W₂ + r_ij/‖r_ij‖ φ₃(h_j) W₃.
-    Updates: h += a₁(h, ‖BV‖) ⟨AV, BV⟩ + a₂(h, ‖BV‖), V += a₃(h, ‖BV‖) AV, A and B matrices that
-    mix the vectors of a node. φ and a are Linear·SiLU·Linear.
+    Messages: h_i += Σ_j φ₁(h_j) W₁ and V_i += Σ_j V_j φ₂(h_j) W₂ + r_ij/‖r_ij‖ φ₃(h_j) W₃, with
+    filters W of a Bessel basis of ‖r_ij‖ that go to 0 at the cutoff.
+    Updates: h += a₁(h, ‖BV‖) ⟨AV, BV⟩ + a₂(h, ‖BV‖) and V += a₃(h, ‖BV‖) AV, with matrices A and B
+    that mix the vectors of a node. φ and a are Linear·SiLU·Linear, with three parts each.
 
     Args:
       features: number of features and of vectors, F.
-      layers: number of messages and updates.
-      basis: how many functions describe a distance.
-      cutoff: where interactions end, in the unit of x.
-      update_coordinates: move x by the vectors that v' holds.
+      layers: number of message and update blocks.
+      basis: number of radial basis functions.
+      cutoff: cutoff distance of interactions, in the unit of x.
+      update_coordinates: move x by v'.
 
-    Call: a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None, to the
-    same with h (N, features) and v' (N, n), a learned combination of the vectors of each node.
+    Call: takes a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None;
+    returns it with h (N, features) and v' (N, n), a learned combination of each node's vectors.
 
     Raises:
       ValueError: a size is below 1, or the cutoff is not a finite distance above 0.
@@ -79,7 +79,7 @@ class PaiNN(nn.Module):
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
 
     def _update(self, h: jax.Array, vectors: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
-        """h (N, F) and V (N, n, F) after what a node does with its own."""
+        """Update block: h (N, F) and V (N, n, F) from those of the same node."""
         mixed = Dense(2 * self.features, use_bias=False, name=f"{name}_mix")(vectors)
         a_v, b_v = jnp.split(mixed, 2, axis=-1)
         lengths = safe_norm(b_v, axis=1)

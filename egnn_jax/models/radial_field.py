@@ -1,6 +1,4 @@
-"""The Radial Field network (Köhler et al. 2019) of Table 1: E(n)-equivariant, without node
-features.
-"""
+"""Radial Field network (Köhler et al. 2019), Table 1: E(n)-equivariant, without node features."""
 
 from typing import ClassVar
 
@@ -21,8 +19,9 @@ from egnn_jax.nn.precision import compute_dtype
 
 
 class RadialField(nn.Module):
-    """x_i' = x_i + C Σ_j r_ij φ_rf(‖r_ij‖, a_ij) + φ_v(‖v_i‖) v_i, with C = 1/in-degree as in the
-    authors' code.
+    """Radial Field network x_i' = x_i + C Σ_j r_ij φ_rf(‖r_ij‖, a_ij) + φ_v(‖v_i‖) v_i.
+
+    C is 1/in-degree, as in the authors' code.
 
     Args:
       features: width of the hidden layers.
@@ -31,8 +30,8 @@ class RadialField(nn.Module):
       shrinkage: multiply x by 1 - shrinkage after each layer, as the authors' autoencoder does;
         this is equivariant about the origin only.
 
-    Call: a graph with x (N, n), v (N, n) or None and edges (E, A) or None, to the same with x
-    moved; h is not used.
+    Call: takes a graph with x (N, n), v (N, n) or None and a (E, A) or None; returns it with x
+    moved. h is not used.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"

@@ -1,5 +1,5 @@
-"""SchNet (Schütt et al. 2017) of Table 1: continuous-filter convolutions; invariant features, or an
-energy and its forces.
+"""SchNet (Schütt et al. 2017), Table 1: continuous-filter convolutions; outputs invariant features,
+or moves x along the forces of an energy.
 """
 
 from typing import ClassVar
@@ -19,9 +19,9 @@ from egnn_jax.nn.radial import cosine_cutoff, gaussian_basis
 
 @jax.custom_jvp
 def shifted_softplus(x: jax.Array) -> jax.Array:
-    """ln(eˣ/2 + 1/2), elementwise.
+    """Elementwise shifted softplus, ln(eˣ/2 + 1/2).
 
-    Value and derivative, which is sigmoid(x), share one exponential.
+    The value and its derivative, sigmoid(x), share one exponential.
     """
     gate = nn.sigmoid(x)
     return jnp.maximum(x, 0) - jnp.log(2 * jnp.maximum(gate, 1 - gate))
@@ -34,22 +34,22 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 
 class SchNet(nn.Module):
-    """m_ij = φ_cf(‖r_ij‖, a_ij) φ_s(h_j), h_i' = h_i + φ_h(Σ_j m_ij).
+    """SchNet: m_ij = φ_cf(‖r_ij‖, a_ij) φ_s(h_j), h_i' = h_i + φ_h(Σ_j m_ij).
 
-    φ_cf = Linear·ssp·Linear·ssp of a Gaussian basis, times a cosine cutoff; φ_s linear without
-    bias; φ_h = Linear·ssp·Linear.
+    φ_cf is Linear·ssp·Linear·ssp of a Gaussian basis, times a cosine cutoff; φ_s is linear without
+    bias; φ_h is Linear·ssp·Linear.
 
     Args:
       features: width of every layer.
       layers: number of interactions.
-      gaussians: how many functions describe a distance.
-      cutoff: where they and all interactions end, in the unit of x.
+      gaussians: number of Gaussian basis functions of the distance.
+      cutoff: cutoff distance of the basis and of all interactions, in the unit of x.
       forces: move x along the forces of an energy, x' = x - ∂E/∂x + t v with a learned time t (0
-        without v), E = Σ_i Linear·ssp·Linear(h_i); otherwise x stays (the invariant network of
-        QM9).
+        without v), E = Σ_i Linear·ssp·Linear(h_i); otherwise x is unchanged (the invariant network
+        of QM9).
 
-    Call: a graph with h (N, F), x (N, n), v (N, n) or None and edges (E, A) or None, to the same
-    with h (N, features).
+    Call: takes a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None;
+    returns it with h (N, features).
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -76,7 +76,7 @@ class SchNet(nn.Module):
         return move_along_forces(self, graph, features, energies)
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
-        """h (N, features) of a graph with its nodes at x."""
+        """Compute h (N, features) of a graph with its nodes at x."""
         distance = safe_norm(edge_vectors(graph, exchange(graph, x)))
         h = embed(graph.nodes.h, self.features)
         s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(

@@ -1,5 +1,5 @@
-"""SE(3)-Transformer (Fuchs et al. 2020) of Table 2: attention whose weights are invariant and whose
-values turn with the input.
+"""SE(3)-Transformer (Fuchs et al. 2020), Table 2: attention with invariant weights and equivariant
+values.
 """
 
 from typing import ClassVar
@@ -25,16 +25,16 @@ from egnn_jax.nn.tensor import (
 
 
 class AttentionLayer(nn.Module):
-    """V_i' = W V_i + W' Σ_j α_ij v_ij with α_ij = softmax_j(q_i · k_ij / √d) for each head, then
-    the norm nonlinearity.
+    """Attention layer V_i' = W V_i + W' Σ_j α_ij v_ij, α_ij = softmax_j(q_i · k_ij / √d) per head,
+    followed by the norm nonlinearity.
 
-    Queries are linear, q_i = W'' V_i; keys and values are products of the neighbor's features with
-    spherical harmonics, k_ij = R_k(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j and v_ij alike with R_v. A head has
-    its share of the channels of every product; d numbers enter its q · k.
+    Queries are linear, q_i = W'' V_i. Keys and values are products of the neighbor's features with
+    spherical harmonics: k_ij = R_k(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j, and v_ij likewise with R_v. The
+    channels of every product are divided over the heads; d is the size of q · k of a head.
 
     Args:
       features: channels of each degree.
-      degree: the highest one.
+      degree: highest degree of features.
       radial: width of R_k and R_v = Linear·SiLU·Linear.
       heads: number of heads.
       parity: see :class:`SE3Transformer`.
@@ -64,7 +64,7 @@ class AttentionLayer(nn.Module):
         return update(graph, features, values, irreps(self.features, self.degree, self.parity))
 
     def _by_head(self, weights: jax.Array) -> jax.Array:
-        """(E, products·features) to (E, products, heads, features of a head)."""
+        """Split heads: (E, products·features) to (E, products, heads, features per head)."""
         return weights.reshape(
             weights.shape[0],
             weights.shape[1] // self.features,
@@ -77,23 +77,23 @@ class SE3Transformer(nn.Module):
     """SE(3)-Transformer: a stack of :class:`AttentionLayer`; x' = x + one vector of the last
     features.
 
-    Equivariant to rotations and translations, with parity "natural" to reflections too, see
+    Equivariant to rotations and translations, and with parity "natural" also to reflections, see
     :class:`egnn_jax.models.tfn.TFN`.
 
     Args:
       features: channels of each degree, a multiple of ``heads``.
       layers: number of layers.
-      degree: the highest degree of features; filters go up to twice that.
+      degree: highest degree of features; filters go up to twice that.
       radial: width of the radial MLPs.
       heads: number of attention heads.
-      parity: "natural", or "ignored" for all products, as in the paper of 2020.
+      parity: "natural", or "ignored" for all products, as in the 2020 paper.
 
-    Call: a graph with h (N, F), x (N, 3), v (N, 3) or None and edges (E, A) or None (invariants),
-    to the same with h (N, features) and x moved.
+    Call: takes a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and invariant a (E, A) or
+    None; returns it with h (N, features) and x moved.
 
     Raises:
-      ValueError: x has not 3 coordinates, ``features`` is no multiple of ``heads``, or an option is
-        unknown.
+      ValueError: x does not have 3 coordinates, ``features`` is not a multiple of ``heads``, or an
+        option is unknown.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"

@@ -23,13 +23,13 @@ from egnn_jax.nn.mlp import (
 from egnn_jax.nn.radial import bessel_basis, polynomial_envelope
 
 Tensor = tuple[jax.Array, ...]
-"""N × F tensors 3 × 3 as components in orthonormal bases of three parts, (N, 1, F), (N, 3, F) and
-(N, 5, F): multiples of the identity, antisymmetric, and symmetric without trace.
+"""N × F tensors of shape 3 × 3, as components of three parts in orthonormal bases: isotropic
+(N, 1, F), antisymmetric (N, 3, F) and symmetric traceless (N, 5, F).
 """
 
 
 def _orthonormal() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(1, 3, 3), (3, 3, 3) and (5, 3, 3): the bases of the parts."""
+    """Orthonormal bases of the parts, (1, 3, 3), (3, 3, 3) and (5, 3, 3)."""
     unit = np.eye(3)
     pairs = [np.outer(unit[a], unit[b]) for a, b in ((1, 2), (2, 0), (0, 1))]
     antisymmetric = [(p - p.T) / 2**0.5 for p in pairs]
@@ -42,8 +42,8 @@ BASES = _orthonormal()
 
 
 class TensorNet(nn.Module):
-    """Each node has F tensors X of 3 × 3 numbers, the sum of three parts: a multiple of the
-    identity I, an antisymmetric A, and a symmetric S without trace.
+    """TensorNet: each node has F tensors X of shape 3 × 3, each the sum of an isotropic part I, an
+    antisymmetric part A and a symmetric traceless part S.
 
     - First, X_i = Σ_j Z_ij (w_I 1 + w_A [r̂_ji]× + w_S (r̂_ji r̂_jiᵀ - 1/3)), where Z_ij is linear in
       h_i and h_j. The channels of each part are mixed by a matrix, and weighted by an MLP of ‖X‖².
@@ -53,17 +53,17 @@ class TensorNet(nn.Module):
     - Last, h' is an MLP of the squared norms of I, A and S.
 
     The weights w of an edge are linear in a Bessel basis of ‖r_ij‖ and in a_ij, times an envelope
-    that ends at the cutoff with two continuous derivatives. (In the paper they are an MLP of
+    that goes to 0 at the cutoff with two continuous derivatives. (In the paper they are an MLP of
     another basis.)
 
     Args:
       features: number of features and of tensors, F.
-      layers: number of messages after the first tensors.
-      basis: how many functions describe a distance.
-      cutoff: where interactions end, in the unit of x.
+      layers: number of message-passing layers after the first tensors.
+      basis: number of radial basis functions.
+      cutoff: cutoff distance of interactions, in the unit of x.
 
-    Call: a graph with h (N, F) or (N,), x (N, 3), a (E, A) or None, to the same with h
-    (N, features); x stays as it is, and so does v, which is not used.
+    Call: takes a graph with h (N, F) or (N,), x (N, 3) and a (E, A) or None; returns it with h
+    (N, features). x and v are unchanged, and v is not used.
 
     Raises:
       ValueError: x is not (N, 3), a size is below 1, or the cutoff is not a finite distance above
@@ -115,11 +115,11 @@ class TensorNet(nn.Module):
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
     def _weights(self, s_ij: jax.Array, factor: jax.Array, name: str) -> Tensor:
-        """(E, 1, F) for each of the three parts: linear in s_ij, times a factor (E, 1 or F)."""
+        """Edge weights (E, 1, F) of each part: linear in s_ij, times a factor (E, 1 or F)."""
         return _parted(Dense(3 * self.features, name=name)(s_ij), factor)
 
     def _mix(self, tensors: Tensor, name: str) -> Tensor:
-        """Combinations of the channels of each part."""
+        """Mix the channels of each part linearly."""
         return tuple(
             Dense(self.features, use_bias=False, name=f"{name}_{kind}")(part)
             for kind, part in zip("ias", tensors, strict=True)
@@ -127,7 +127,7 @@ class TensorNet(nn.Module):
 
 
 def _parted(weights: jax.Array, factor: jax.Array | float = 1.0) -> Tensor:
-    """(E, 3 F) to (E, 1, F) for each part, times a factor (E, 1 or F)."""
+    """Split weights (E, 3 F) into (E, 1, F) for each part, times a factor (E, 1 or F)."""
     return tuple((w * factor)[:, None] for w in jnp.split(weights, 3, axis=-1))
 
 
@@ -140,7 +140,7 @@ def _sum(graph: GraphsTuple, tensors: Tensor) -> Tensor:
 
 
 def _of_directions(u_ij: jax.Array) -> Tensor:
-    """1, [-u]× and u uᵀ - 1/3 of directions (E, 3), with F = 1."""
+    """Tensors 1, [-u]× and u uᵀ - 1/3 of directions u (E, 3), with F = 1."""
     symmetric = jnp.asarray(BASES[2], u_ij.dtype)
     s = jnp.einsum("kab,ea,eb->ek", symmetric, u_ij, u_ij)
     i = jnp.full_like(u_ij[:, :1], 3**0.5)
@@ -148,18 +148,18 @@ def _of_directions(u_ij: jax.Array) -> Tensor:
 
 
 def _squares(tensors: Tensor) -> jax.Array:
-    """‖X‖² (N, F)."""
+    """Squared Frobenius norms ‖X‖² (N, F)."""
     return jnp.sum(jnp.stack([jnp.sum(part**2, axis=1) for part in tensors]), axis=0)
 
 
 def _normalised(tensors: Tensor) -> Tensor:
-    """X / (‖X‖² + 1)."""
+    """Normalize tensors to X / (‖X‖² + 1)."""
     factor = 1 / (_squares(tensors)[:, None] + 1)
     return tuple(part * factor for part in tensors)
 
 
 def _matrices(tensors: Tensor) -> jax.Array:
-    """(N, 3, 3, F)."""
+    """Convert components to matrices (N, 3, 3, F)."""
     i, a, s = (
         jnp.einsum("kab,nkf->nabf", jnp.asarray(basis, part.dtype), part)
         for basis, part in zip(BASES, tensors, strict=True)
@@ -168,11 +168,11 @@ def _matrices(tensors: Tensor) -> jax.Array:
 
 
 def _parts(matrices: jax.Array) -> Tensor:
-    """The inverse of :func:`_matrices`."""
+    """Convert matrices to components, the inverse of :func:`_matrices`."""
     bases = (jnp.asarray(basis, matrices.dtype) for basis in BASES)
     return tuple(jnp.einsum("kab,nabf->nkf", basis, matrices) for basis in bases)
 
 
 def _anticommutator(y: jax.Array, m: jax.Array) -> jax.Array:
-    """Y M + M Y of (N, 3, 3, F)."""
+    """Anticommutator Y M + M Y of matrices (N, 3, 3, F)."""
     return jnp.einsum("nabf,nbcf->nacf", y, m) + jnp.einsum("nabf,nbcf->nacf", m, y)

@@ -1,4 +1,4 @@
-"""Tensor Field Network (Thomas et al. 2018) of Table 1: features that turn as Y_l do."""
+"""Tensor Field Network (Thomas et al. 2018), Table 1: features that transform like Y_l."""
 
 from typing import ClassVar
 
@@ -20,14 +20,14 @@ from egnn_jax.nn.tensor import (
 
 
 class TFNLayer(nn.Module):
-    """V_i' = W V_i + W' Σ_j R(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j, then the norm nonlinearity.
+    """Layer V_i' = W V_i + W' Σ_j R(‖r_ij‖, a_ij) Y(r̂_ij) ⊗ V_j, then the norm nonlinearity.
 
     R = Linear·SiLU·Linear gives a weight for each channel of each product of degrees; W and W' mix
-    channels of one degree.
+    the channels of each degree.
 
     Args:
       features: channels of each degree.
-      degree: the highest one.
+      degree: highest degree of features.
       radial: width of R.
       parity: see :class:`TFN`.
     """
@@ -51,22 +51,22 @@ class TFNLayer(nn.Module):
 class TFN(nn.Module):
     """Tensor Field Network: a stack of :class:`TFNLayer`; x' = x + one vector of the last features.
 
-    Equivariant to rotations and translations. With parity "natural" a feature of degree l has
-    parity (-1)^l, products that break it, such as the cross product of two vectors, are left out,
-    and the network is equivariant to reflections too.
+    Equivariant to rotations and translations. With parity "natural", a feature of degree l has
+    parity (-1)^l, products that break parity (such as the cross product of two vectors) are
+    omitted, and the network is also equivariant to reflections.
 
     Args:
       features: channels of each degree.
       layers: number of layers.
-      degree: the highest degree of features; filters go up to twice that.
+      degree: highest degree of features; filters go up to twice that.
       radial: width of the radial MLPs.
-      parity: "natural", or "ignored" for all products, as in the paper of 2018.
+      parity: "natural", or "ignored" for all products, as in the 2018 paper.
 
-    Call: a graph with h (N, F), x (N, 3), v (N, 3) or None and edges (E, A) or None (invariants),
-    to the same with h (N, features) and x moved.
+    Call: takes a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and invariant a (E, A) or
+    None; returns it with h (N, features) and x moved.
 
     Raises:
-      ValueError: x has not 3 coordinates, or an option is unknown.
+      ValueError: x does not have 3 coordinates, or an option is unknown.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"

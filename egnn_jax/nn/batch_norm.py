@@ -1,4 +1,4 @@
-"""Batch normalisation as a pure function: running statistics are variables of their own."""
+"""Batch normalization as a pure function, with running statistics in a separate collection."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
 
 COLLECTION = "batch_stats"
-"""The collection of variables that holds running means and variances, beside "params"."""
+"""The variable collection that holds running means and variances, next to "params"."""
 
 
 def in_training(
     apply: Callable[..., Any], variables: Mapping[str, Any], graph: GraphsTuple
 ) -> tuple[Any, dict[str, Any]]:
-    """The output with statistics of the batch, and ``{"batch_stats": …}`` as the batch moves it; of
-    a network without running statistics its output, and {}.
+    """Apply a model in training mode; return its output and the updated ``{"batch_stats": …}``, or
+    {} if the model has no running statistics.
 
-    A loss returns them as ``{egnn_jax.training.step.STATISTICS: …}`` beside its value.
+    A loss returns them as ``{egnn_jax.training.step.STATISTICS: …}`` alongside its value.
     """
     if COLLECTION not in variables:
         return apply(variables, graph), {}
@@ -27,14 +27,14 @@ def in_training(
 
 
 class BatchNorm(nn.Module):
-    """γ (x - μ) / √max(σ², ε) + β, each channel by itself (Ioffe and Szegedy 2015).
+    """Batch normalization γ (x - μ) / √max(σ², ε) + β of each channel (Ioffe and Szegedy 2015).
 
-    ``apply(variables, graph)`` takes μ and σ² from the running statistics, so that an output
-    depends neither on the other graphs of a batch nor on padding. ``apply(variables, graph,
-    mutable=["batch_stats"])``, as in training, takes the mean and variance over all rows that are
-    real, and also returns the running statistics moved towards them, by a tenth of the difference.
+    ``apply(variables, graph)`` takes μ and σ² from the running statistics, so the output depends
+    neither on the other graphs of a batch nor on padding. In training, ``apply(variables, graph,
+    mutable=["batch_stats"])`` takes the mean and variance over all real rows, and also returns the
+    running statistics, moved toward them by ``momentum`` times the difference.
 
-    Call: x (M, C) and which rows are real, (M,) or None for all of them, to (M, C).
+    Call: takes x (M, C) and a mask of real rows (M,), or None if all are; returns (M, C).
     """
 
     epsilon: float = 1e-5

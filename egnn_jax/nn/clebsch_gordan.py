@@ -1,8 +1,8 @@
-"""Complex features of degree l with orders m = -l … l: solid harmonics, products, channel mixing.
+"""Complex features of degree l and order m = -l … l: solid harmonics, products, channel mixing.
 
-A complex array is one real array with a leading axis of 2, its real and imaginary part: products
-of complex64 are slow on CPUs. Degrees lie side by side on the last axis: order m of degree l has
-the place l² + l + m of (L + 1)² places.
+A complex array is stored as a real array with a leading axis of 2 (real and imaginary part), since
+products of complex64 are slow on CPUs. The last axis holds all degrees: order m of degree l is at
+index l² + l + m of (L + 1)².
 """
 
 import functools
@@ -17,18 +17,18 @@ from egnn_jax.nn.mlp import Parity
 
 
 def degree_of(places: int) -> int:
-    """The highest degree L of (L + 1)² places."""
+    """The highest degree L of an axis of size (L + 1)²."""
     return round(places**0.5) - 1
 
 
 def part(values: jax.Array, degree: int) -> jax.Array:
-    """The places (…, 2 l + 1) of one degree."""
+    """The entries (…, 2 l + 1) of one degree."""
     return values[..., degree**2 : (degree + 1) ** 2]
 
 
 @functools.cache
 def clebsch_gordan(l1: int, l2: int, l: int) -> np.ndarray:
-    """⟨l1 m1 l2 m2 | l m⟩ (2 l1 + 1, 2 l2 + 1, 2 l + 1) by Racah's formula."""
+    """Coefficients ⟨l1 m1 l2 m2 | l m⟩ (2 l1 + 1, 2 l2 + 1, 2 l + 1) by Racah's formula."""
     f = factorial
     table = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l + 1))
     if not abs(l1 - l2) <= l <= l1 + l2:
@@ -54,10 +54,11 @@ def clebsch_gordan(l1: int, l2: int, l: int) -> np.ndarray:
 
 
 def solid_harmonics(r: jax.Array, degree: int) -> jax.Array:
-    """conj(√(4π / (2l + 1)) ‖r‖ˡ Y_lm(r/‖r‖)) with the Condon–Shortley phase, for l = 0, 1, … up to
-    ``degree``: (E, 3) to (2, E, (degree + 1)²).
+    """Conjugate solid harmonics conj(√(4π / (2l + 1)) ‖r‖ˡ Y_lm(r/‖r‖)), l = 0 … ``degree``, with
+    the Condon–Shortley phase: (E, 3) to (2, E, (degree + 1)²).
 
-    Polynomials of r: 1 and zeros at r = 0. Degree l comes from the product of l - 1 and 1.
+    They are polynomials of r: at r = 0, 1 for l = 0 and 0 otherwise. Degree l is computed from the
+    product of degrees l - 1 and 1.
     """
     x, y, z = (r[..., k] / 2**0.5 for k in range(3))
     first = jnp.stack(
@@ -74,43 +75,43 @@ def solid_harmonics(r: jax.Array, degree: int) -> jax.Array:
 
 
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b, elementwise, of complex arrays (2, …)."""
+    """Elementwise product of complex arrays (2, …)."""
     return jnp.stack([a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]])
 
 
 def outer(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a_p b_q, (2, …, P) and (2, …, Q) to (2, …, P, Q)."""
+    """Outer product a_p b_q of complex arrays (2, …, P) and (2, …, Q), (2, …, P, Q)."""
     return multiply(a[..., :, None], b[..., None, :])
 
 
 def dual(values: jax.Array) -> jax.Array:
-    """(-1)ᵐ F_-m (…, K) of F: its product with F', summed over m, is an invariant."""
+    """Dual (-1)ᵐ F_-m (…, K) of F, whose product with any F', summed over m, is invariant."""
     l = np.repeat(np.arange(n := degree_of(values.shape[-1]) + 1), 2 * np.arange(n) + 1)
     m = np.arange(n**2) - l**2 - l
     return values[..., l**2 + l - m] * jnp.asarray((-1.0) ** m, values.dtype)
 
 
 def orders(degree: int) -> np.ndarray:
-    """(L + 1, (L + 1)²): 1 where a place belongs to a degree.
+    """Indicator matrix (L + 1, (L + 1)²): 1 if an entry belongs to a degree.
 
-    A product with it sums over orders, or repeats a number for each: faster than slices, whose
-    derivative is a sum of padded arrays.
+    Multiplying by it sums over orders, or repeats a number for each order. This is faster than
+    slicing, whose gradient is a sum of padded arrays.
     """
     return np.repeat(np.eye(degree + 1), 2 * np.arange(degree + 1) + 1, axis=1)
 
 
 def sum_orders(values: jax.Array) -> jax.Array:
-    """Σ_m over the orders of each degree, (…, (L + 1)²) to (…, L + 1)."""
+    """Sum over the orders m of each degree, (…, (L + 1)²) to (…, L + 1)."""
     return values @ jnp.asarray(orders(degree_of(values.shape[-1])).T, values.dtype)
 
 
 def repeat_orders(values: jax.Array) -> jax.Array:
-    """A number for each degree to one for each of its orders, (…, L + 1) to (…, (L + 1)²)."""
+    """Repeat the value of each degree for each of its orders, (…, L + 1) to (…, (L + 1)²)."""
     return values @ jnp.asarray(orders(values.shape[-1] - 1), values.dtype)
 
 
 def mix(kernel: jax.Array, values: jax.Array) -> jax.Array:
-    """Σ_k kernel_ko values_k, complex: (2, K, O) and (2, K, …) to (2, O, …)."""
+    """Complex linear map Σ_k kernel_ko values_k: (2, K, O) and (2, K, …) to (2, O, …)."""
     real, imaginary = kernel
     block = jnp.block([[real, imaginary], [-imaginary, real]])
     flat = values.reshape(block.shape[0], -1)
@@ -119,13 +120,13 @@ def mix(kernel: jax.Array, values: jax.Array) -> jax.Array:
 
 @functools.cache
 def _table(l1: int, degree2: int, degree: int, parity: Parity) -> tuple[np.ndarray, list[int]]:
-    """⟨l1 m1 l2 m2 | l m⟩ of degree l1 with 0 … ``degree2``, a column for each (l, l2, m) in this
-    order; and how many l2 each l has.
+    """Coefficients ⟨l1 m1 l2 m2 | l m⟩ of l1 with l2 = 0 … ``degree2``, one column for each
+    (l, l2, m) in this order; and the number of l2 for each l.
     """
     columns, counts = [np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 0))], []
     for l in range(degree + 1):
         between = range(abs(l1 - l), min(l1 + l, degree2) + 1)
-        step = 2 if parity == "natural" else 1  # the first has an even l1 + l2 + l
+        step = 2 if parity == "natural" else 1  # l1 + l2 + l of the first l2 is even
         for l2 in between[::step]:
             table = np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 2 * l + 1))
             table[:, l2**2 : (l2 + 1) ** 2] = clebsch_gordan(l1, l2, l)
@@ -136,16 +137,16 @@ def _table(l1: int, degree2: int, degree: int, parity: Parity) -> tuple[np.ndarr
 
 
 def couple(pairs: Sequence[jax.Array], degree: int, parity: Parity) -> list[jax.Array]:
-    """Σ_m1m2 ⟨l1 m1 l2 m2 | l m⟩ pairs_m1m2 of all l1 and l2, channel by channel.
+    """Couple all l1 and l2 to l, channel by channel: Σ_m1m2 ⟨l1 m1 l2 m2 | l m⟩ pairs_m1m2.
 
     Args:
-      pairs: for l1 = 0, 1, … complex (2, C, N, 2 l1 + 1, K2).
+      pairs: complex products (2, C, N, 2 l1 + 1, K2) for l1 = 0, 1, …
       degree: the highest l.
-      parity: "natural" leaves out products with odd l1 + l2 + l, such as the cross product of two
+      parity: "natural" omits products with odd l1 + l2 + l, such as the cross product of two
         vectors.
 
     Returns:
-      For each l complex (2, P C, N, 2 l + 1) of its P pairs of degrees, l1 outer and l2 inner.
+      For each l, complex (2, P C, N, 2 l + 1) for its P pairs of degrees, l1 outer and l2 inner.
     """
     found: list[list[jax.Array]] = [[] for _ in range(degree + 1)]
     for l1, of_l1 in enumerate(pairs):
@@ -161,7 +162,7 @@ def couple(pairs: Sequence[jax.Array], degree: int, parity: Parity) -> list[jax.
 
 
 def cartesian(f: jax.Array) -> jax.Array:
-    """The real part of complex features of degree 1 (2, N, 3) as vectors (N, 3)."""
+    """Convert the real part of complex features of degree 1 (2, N, 3) to vectors (N, 3)."""
     (minus, zero, plus), (minus_i, _, plus_i) = (jnp.moveaxis(z, -1, 0) for z in f)
     # x = (F_-1 - F_1) / √2, y = (F_-1 + F_1) / √2i and z = F_0 of the conjugated harmonics
     return jnp.stack([minus - plus, minus_i + plus_i, 2**0.5 * zero], axis=-1) / 2**0.5

@@ -1,4 +1,4 @@
-"""Graphs of a batch side by side in arrays of one size each, for products of matrices by graph."""
+"""Dense batches: the nodes of each graph in a fixed number of slots, for batched matmuls."""
 
 from typing import NamedTuple
 
@@ -16,13 +16,13 @@ from egnn_jax.graph.graph import (
 
 
 class Rooms(NamedTuple):
-    """G rooms of M places each, and where the nodes of a batch are in them.
+    """Dense layout of a batch: one room of M places for each of G graphs.
 
     Attributes:
       shape: G and M.
-      place: of each node (N,), from 0 to G M, which is outside of all rooms.
-      node: the node in each place (G M,).
-      taken: (G M,) whether there is one.
+      place: place of each node (N,); G M for nodes without a place.
+      node: node in each place (G M,).
+      taken: whether a place holds a node (G M,).
     """
 
     shape: tuple[int, int]
@@ -31,17 +31,17 @@ class Rooms(NamedTuple):
     taken: jax.Array
 
     def enter(self, values: jax.Array) -> jax.Array:
-        """Values of nodes (N, …) as (G, M, …), 0 where a place is empty."""
+        """Convert node values (N, …) to (G, M, …), with 0 in empty places."""
         taken = self.taken.reshape(-1, *(1,) * (values.ndim - 1))
         return jnp.where(taken, values[self.node], 0).reshape(*self.shape, *values.shape[1:])
 
     def leave(self, values: jax.Array) -> jax.Array:
-        """The inverse: (G, M, …) to (N, …), 0 for nodes without a place."""
+        """Convert (G, M, …) back to node values (N, …), with 0 for nodes without a place."""
         flat = values.reshape(-1, *values.shape[2:])
         return flat.at[self.place].get(mode="fill", fill_value=0)
 
     def pairs(self, rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
-        """Σ of values (E, …) of pairs of nodes, by their indices, as (G, M, M, …)."""
+        """Scatter-add values (E, …) of the node pairs (rows, columns) to (G, M, M, …)."""
         number, size = self.shape
         outside = self.place[columns] == number * size
         row = jnp.where(outside, number * size, self.place[rows])
@@ -51,10 +51,10 @@ class Rooms(NamedTuple):
 
 
 def rooms(graph: GraphsTuple, max_nodes: int) -> tuple[Rooms, jax.Array]:
-    """Room for ``max_nodes`` of each graph, and (N,) which nodes of real graphs have no place.
+    """Lay out ``max_nodes`` places per graph; also return which real nodes have no place (N,).
 
     Raises:
-      ValueError: a graph has more nodes. Under ``jit`` that is not known, so that nodes can be
+      ValueError: a graph has more nodes. Under ``jit`` this is unknown, and nodes may remain
         without a place.
     """
     total, n_node = graph.nodes.x.shape[0], jnp.asarray(graph.n_node)
@@ -79,7 +79,7 @@ def _require_room(graph: GraphsTuple, max_nodes: int) -> None:
         return
     counts = np.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):
-        # The last graph that has nodes holds the padding; a batch of zeros has none.
+        # The last graph with nodes holds the padding; an all-zero batch has none.
         counts = counts[: max(np.flatnonzero(counts), default=0)]
     if (largest := counts.max(initial=0)) > max_nodes:
         raise ValueError(f"a graph has {largest} nodes; expected at most max_nodes, {max_nodes}")

@@ -1,4 +1,4 @@
-"""Sums of messages over blocks of edges, for graphs whose edges do not fit in memory."""
+"""Message aggregation over blocks of edges, for graphs whose edges do not fit in memory."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,20 +15,20 @@ from egnn_jax.graph.graph import GraphsTuple, add_at_receivers
 def sum_in_blocks(
     layer: nn.Module, messages: Callable[..., Any], graph: GraphsTuple, size: int, sums: Any
 ) -> Any:
-    """Σ_j messages_ij at receivers, summed over blocks of ``size`` edges.
+    """Sum messages at receivers, Σ_j messages_ij, over blocks of ``size`` edges.
 
-    No array over all edges is formed, not in the backward pass either, where the messages of a
-    block are computed again.
+    No array over all edges is formed. This includes the backward pass, which recomputes the
+    messages of each block.
 
     Args:
       layer: the module whose parameters ``messages`` uses.
-      messages: from the layer and a graph with E edges to arrays (E, …).
-      graph: all edges.
-      size: edges of a block.
-      sums: zeros of the shapes of the sums (N, …).
+      messages: function of the layer and a graph with E edges that returns arrays (E, …).
+      graph: the graph with all edges.
+      size: edges per block.
+      sums: zeros with the shapes of the sums (N, …).
     """
     n_node, n_edge = graph.nodes.x.shape[0], graph.senders.shape[0]
-    size = min(size, n_edge)  # more would be padding
+    size = min(size, n_edge)  # a larger block would only add padding
     blocks = -(-n_edge // size) if size else 1
 
     def stack(a: jax.Array, padding: int = 0) -> jax.Array:
@@ -44,13 +44,13 @@ def sum_in_blocks(
             partial(add_at_receivers, part), sums, nn.remat(messages)(layer, part)
         ), None
 
-    # The padding of the last block has the receiver N, which is no node, so its sum is dropped.
+    # Padding edges of the last block have the receiver N, which is out of range: they are dropped.
     ends = (
         stack(jnp.asarray(graph.senders)),
         stack(jnp.asarray(graph.receivers), n_node),
         jax.tree.map(stack, graph.edges),
     )
     run: Any = nn.scan(add, variable_broadcast="params", split_rngs={"params": False})
-    if is_part(graph):  # or devices would add up derivatives of the parameters in each block
+    if is_part(graph):  # otherwise, devices would sum parameter gradients in each block
         run = nn.map_variables(run, "params", trans_in_fn=partial(vary, graph))
     return run(layer, sums, ends)[0]

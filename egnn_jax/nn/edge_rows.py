@@ -1,4 +1,4 @@
-"""Sums over the edges of each node as products of small matrices."""
+"""Sums over the edges of each node as products of small dense matrices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +11,11 @@ from egnn_jax.graph.graph import GraphsTuple
 
 
 def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple, jax.Array]:
-    """The graph, and which of its edges (E,) join two nodes or a node and its image: those of
-    padding do not.
+    """Return a graph and which of its edges (E,) join two nodes, or a node and its image.
 
-    With ``self_pairs`` each node gets an edge from itself, which counts.
+    Padding edges do not. With ``self_pairs``, each node gets a self-loop, which counts.
     """
-    if not len(graph.receivers):  # one that does not count: nothing can be gathered from no edges
+    if not len(graph.receivers):  # gathers need at least one edge: add one that does not count
         edges = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), graph.edges)
         node = jnp.zeros(1, jnp.int32)
         graph = graph._replace(senders=node, receivers=node, edges=edges)
@@ -37,16 +36,15 @@ def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple,
 
 
 class EdgeRows(NamedTuple):
-    """Edges in rows of T places each, all edges of a row with the same receiver.
+    """Edges in R rows of T places each, where all edges of a row have the same receiver.
 
-    The first N rows hold the first T edges of each node, the others what is left of nodes that
-    receive more. T is a little more than the mean number of edges of a node, so that in most
-    graphs nothing is left.
+    The first N rows hold the first T edges of each node, the others the remaining edges of nodes
+    with more. T is slightly more than the mean in-degree, so most graphs have no remaining edges.
 
     Attributes:
-      edges: of each place (R, T); any edge where a place is empty.
-      taken: (R, T) whether a place holds an edge.
-      receivers: of each row (R,); N for an empty row beyond the first N.
+      edges: edge in each place (R, T); an arbitrary edge if the place is empty.
+      taken: whether a place holds an edge (R, T).
+      receivers: receiver of each row (R,); N for an empty row beyond the first N.
     """
 
     edges: jax.Array
@@ -55,7 +53,7 @@ class EdgeRows(NamedTuple):
 
 
 def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
-    """The rows of those edges of a graph that are kept (E,)."""
+    """Arrange the edges of a graph that are ``kept`` (E,) in rows."""
     n_node, n_edge = graph.nodes.x.shape[0], graph.receivers.shape[0]
     width = max(4 * -(-3 * n_edge // (8 * max(n_node, 1))), 4)
     arange = partial(jnp.arange, dtype=jnp.int32)
@@ -80,13 +78,13 @@ def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
 def sum_over_rows(
     rows: EdgeRows, sums: Callable[[EdgeRows], jax.Array], n_node: int, axis: int = 0
 ) -> jax.Array:
-    """Σ_j at receivers, (…, N, …) with the nodes on ``axis``.
+    """Sum over edges at receivers, (…, N, …) with the nodes on ``axis``.
 
     Args:
-      rows: as :func:`edge_rows` makes them.
-      sums: from some of the rows to their sums over the places of each.
+      rows: rows of :func:`edge_rows`.
+      sums: function of some of the rows that returns the sum over the places of each.
       n_node: N.
-      axis: of the rows in the sums.
+      axis: axis of the rows in the sums.
     """
     total = sums(EdgeRows(*(a[:n_node] for a in rows)))
     rest = EdgeRows(*(a[n_node:] for a in rows))

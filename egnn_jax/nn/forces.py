@@ -1,6 +1,4 @@
-"""Coordinates that move along the forces of an energy, of a backbone whose features are
-invariant.
-"""
+"""Coordinate updates along the forces of an energy, for backbones with invariant features."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +16,15 @@ def move_along_forces(
     features: Callable[[Any, jax.Array], jax.Array],
     energies: Callable[[jax.Array], jax.Array],
 ) -> GraphsTuple:
-    """The graph with h' and x' = x - ∂E/∂x + t v, with a learned time t (0 without v).
+    """Update a graph to h' and x' = x - ∂E/∂x + t v, with a learned time t (0 without v).
 
-    To be called in a compact method of the model, which gets the parameter "t".
+    Call it in a compact method of the model, which gets the parameter "t".
 
     Args:
-      model: whose parameters the functions use.
+      model: the module whose parameters the functions use.
       graph: the input.
-      features: from the model and x (N, n) to h' (N, F).
-      energies: from h' to that of each node (N, 1); E is their sum.
+      features: function of the model and x (N, n) that returns h' (N, F).
+      energies: function of h' that returns the energy of each node (N, 1); E is their sum.
     """
 
     def energy(model: nn.Module, x: jax.Array) -> tuple[jax.Array, jax.Array]:

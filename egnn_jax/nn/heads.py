@@ -1,4 +1,4 @@
-"""Heads: what is read out of the nodes that a backbone gives."""
+"""Heads: predictions from the output of a backbone."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ Embedded = Literal["x", "h"]
 
 
 class Readout(nn.Module):
-    """Predictions for whole graphs (section 5.3): MLP(Σ_i MLP(h_i)).
+    """Predict properties of whole graphs by MLP(Σ_i MLP(h_i)) (section 5.3).
 
     >>> graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
     >>> model = egnn.Readout(egnn.EGNN(features=8, layers=1), outputs=2)
@@ -23,15 +23,15 @@ class Readout(nn.Module):
     >>> model.apply(params, graph).globals.y.shape
     (1, 2)
 
-    Both MLPs are Linear·SiLU·Linear, of the width of h.
+    Both MLPs are Linear·SiLU·Linear, with the width of h.
 
     Args:
-      encoder: a backbone, such as :class:`egnn_jax.EGNN`.
-      outputs: how many numbers are predicted for each graph, T.
-      mean, scale: of the targets, (T,) or one for all: predictions are mean + scale · output, so
-        that the network itself gives numbers of order one.
+      encoder: a backbone, for example :class:`egnn_jax.EGNN`.
+      outputs: number of predictions per graph, T.
+      mean, scale: statistics of the targets, (T,) or one number for all. Predictions are
+        mean + scale · output, so the network itself outputs numbers of order one.
 
-    Call: a graph to what the encoder makes of it, with ``globals.y`` the predictions (G, T).
+    Call: takes a graph; returns the encoder's output with predictions (G, T) in ``globals.y``.
 
     Raises:
       ValueError: ``outputs`` is below 1.
@@ -53,9 +53,9 @@ class Readout(nn.Module):
 
 
 class SumReadout(nn.Module):
-    """Predictions for whole graphs that are sums over nodes: Σ_i W h_i, as DimeNet++ has it.
+    """Predict properties of whole graphs as sums over nodes, Σ_i W h_i, as in DimeNet++.
 
-    W is 0 before training. Arguments, call and errors are those of :class:`Readout`.
+    W is initialized to 0. Arguments, call and errors are as in :class:`Readout`.
     """
 
     encoder: nn.Module
@@ -72,9 +72,9 @@ class SumReadout(nn.Module):
 
 
 class MeanReadout(nn.Module):
-    """Predictions for whole graphs that are means over nodes: mean_i (W h_i + b), as of LieConv.
+    """Predict properties of whole graphs as means over nodes, mean_i (W h_i + b), as in LieConv.
 
-    Arguments, call and errors are those of :class:`Readout`.
+    Arguments, call and errors are as in :class:`Readout`.
     """
 
     encoder: nn.Module
@@ -91,9 +91,9 @@ class MeanReadout(nn.Module):
 
 
 class MaxReadout(nn.Module):
-    """Predictions for whole graphs: MLP(max_i h_i), the maximum taken channel by channel.
+    """Predict properties of whole graphs by MLP(max_i h_i), with the maximum of each channel.
 
-    The MLP is Linear·ReLU·Linear, of the width of h. Arguments, call and errors are those of
+    The MLP is Linear·ReLU·Linear, with the width of h. Arguments, call and errors are as in
     :class:`Readout`.
     """
 
@@ -112,13 +112,13 @@ class MaxReadout(nn.Module):
 
 
 class CormorantReadout(nn.Module):
-    """Predictions for whole graphs as Cormorant has them: MLP(Σ_i MLP(h_i)).
+    """Predict properties of whole graphs by MLP(Σ_i MLP(h_i)), as in Cormorant.
 
-    Both MLPs are Linear·LeakyReLU·Linear. Arguments, call and errors are those of
-    :class:`Readout`, and:
+    Both MLPs are Linear·LeakyReLU·Linear. Other arguments, call and errors are as in
+    :class:`Readout`.
 
     Args:
-      hidden: width of both MLPs.
+      hidden: width of the hidden layers of both MLPs.
       features: width of the sum.
     """
 
@@ -139,13 +139,13 @@ class CormorantReadout(nn.Module):
 
 
 class L1NetReadout(nn.Module):
-    """Predictions for whole graphs that are sums over nodes: Σ_i h_i of a backbone that gives as
-    many ``output_features`` as there are targets, or Σ_i MLP(h_i) of any.
+    """Predict properties of whole graphs as sums over nodes: Σ_i h_i, or Σ_i MLP(h_i).
 
-    Arguments, call and errors are those of :class:`Readout`, and:
+    Without the MLP, the backbone's ``output_features`` are set to the number of targets. Other
+    arguments, call and errors are as in :class:`Readout`.
 
     Args:
-      mlp: with the MLP, Linear·ReLU·Linear of the width of h, whose kernels are normal and divided
+      mlp: use the MLP, Linear·ReLU·Linear with the width of h; its kernels are normal and divided
         by √in.
     """
 
@@ -156,7 +156,7 @@ class L1NetReadout(nn.Module):
     mlp: bool = False
 
     def setup(self) -> None:
-        """The backbone, with its last layer where there is no MLP."""
+        """Create the backbone, with an output layer if there is no MLP."""
         require_positive(outputs=self.outputs)
         outputs = None if self.mlp else self.outputs
         self.network = _with_outputs(self.encoder, outputs)
@@ -177,8 +177,8 @@ class L1NetReadout(nn.Module):
 
 
 def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
-    """The backbone, in :class:`egnn_jax.MixedPrecision` or not, with so many output features, or
-    with its own number of them.
+    """Copy a backbone, possibly in :class:`egnn_jax.MixedPrecision`, with the given number of
+    output features, or with its own if None.
     """
     if outputs is None:
         return encoder.clone()
@@ -188,7 +188,7 @@ def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
 
 
 def head_of(model: nn.Module) -> Any:
-    """The head that a backbone is read out by: its attribute ``head``, or :class:`Readout`."""
+    """The default head of a backbone: its attribute ``head``, or :class:`Readout`."""
     backbone = model.model if isinstance(model, MixedPrecision) else model
     return getattr(backbone, "head", Readout)
 
@@ -199,7 +199,7 @@ def with_predictions(
     mean: float | tuple[float, ...] = 0.0,
     scale: float | tuple[float, ...] = 1.0,
 ) -> GraphsTuple:
-    """The graph with ``globals.y`` = mean + scale · y, (G, T)."""
+    """Set ``globals.y`` of a graph to mean + scale · y, (G, T)."""
     if (mean, scale) != (0.0, 1.0):
         y = jnp.asarray(mean, y.dtype) + jnp.asarray(scale, y.dtype) * y
     kept = out.globals if isinstance(out.globals, Globals) else Globals()
@@ -207,13 +207,13 @@ def with_predictions(
 
 
 class Decoder(nn.Module):
-    """The logit of Â_ij from two embeddings (…, n), (…, n) to (…, 1), eq. 9.
+    """Compute the logit of Â_ij (…, 1) from two embeddings (…, n), eq. 9.
 
-    w ‖z_i − z_j‖² + b, with w = -0.1 and b = 1 before training.
+    The logit is w ‖z_i − z_j‖² + b, with w = -0.1 and b = 1 before training.
 
     Args:
-      linear: one weight for each squared difference, as the authors have it for GNN encoders;
-        initialised as PyTorch's ``Linear``.
+      linear: use one weight per squared difference, initialized like PyTorch's ``Linear``, as the
+        authors do for GNN encoders.
     """
 
     linear: bool = False
@@ -229,22 +229,22 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """An embedding z_i of each node, and the edges decoded from it (section 5.2).
+    """Graph autoencoder: embed each node as z_i and decode the edges from pairs (section 5.2).
 
     Args:
       encoder: a backbone.
-      embedding: the embedding z (N, n) in the encoder's output: "x", decoded by eq. 9, or "h",
-        decoded by a linear layer.
+      embedding: the field of the encoder's output that holds z (N, n): "x", decoded by eq. 9, or
+        "h", decoded by a linear layer.
 
-    Call: a graph whose edges are the pairs to decode, with a_ij = A_ij, to the encoder's output
-    with ``edges.a`` the logits of Â_ij (E, 1).
+    Call: takes a graph whose edges are the pairs to decode, with a_ij = A_ij; returns the
+    encoder's output with the logits of Â_ij (E, 1) in ``edges.a``.
     """
 
     encoder: nn.Module
     embedding: Embedded = "x"
 
     def setup(self) -> None:
-        """The decoder that belongs to the embedding."""
+        """Create the decoder for the embedding."""
         require_option("embedding", self.embedding, Embedded)
         self.decoder = Decoder(linear=self.embedding == "h")
 

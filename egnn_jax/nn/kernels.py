@@ -1,4 +1,4 @@
-"""Kernels that turn with the edges, with a weight for each pair of channels (Fuchs et al. 2020)."""
+"""Equivariant kernels with a radial weight for each pair of channels (Fuchs et al. 2020)."""
 
 from collections.abc import Mapping
 
@@ -12,19 +12,19 @@ from egnn_jax.graph.graph import GraphsTuple, edge_vectors
 from egnn_jax.nn.mlp import Dense, LayerNorm
 
 Features = Mapping[int, jax.Array]
-"""Features of nodes (N, C, 2 l + 1), or of edges (E, C, 2 l + 1), by their degree l."""
+"""Features of nodes (N, C, 2 l + 1), or of edges (E, C, 2 l + 1), by degree l."""
 
 Channels = tuple[tuple[int, int], ...]
-"""Degrees, and how many channels each has."""
+"""Pairs of a degree and its number of channels."""
 
 _he = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 _normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Filters:
-    """What all layers need of the edges: matrices Q_J(r̂_ij), and a_ij and ‖r_ij‖.
+    """Edge quantities that all layers share: matrices Q_J(r̂_ij), a_ij and ‖r_ij‖.
 
-    Q_J = (-1)^J Σ_m w_abm Y_Jm(r̂_ij), with w the 3j symbols of l, l' and J, takes a feature of
+    Q_J = (-1)^J Σ_m w_abm Y_Jm(r̂_ij), with w the 3j symbols of l, l' and J, maps a feature of
     degree l' to one of degree l, for J from |l - l'| to l + l'.
     """
 
@@ -39,7 +39,7 @@ class Filters:
         self._y = e3nn.spherical_harmonics(irreps, direction, False, normalization="integral")
 
     def basis(self, l_in: int, l_out: int) -> jax.Array:
-        """Q_J for each J: (E, 2 l' + 1, J, 2 l + 1) from l' = ``l_in`` to l = ``l_out``."""
+        """Q_J for each J, from l' = ``l_in`` to l = ``l_out``: (E, 2 l' + 1, J, 2 l + 1)."""
         bases = []
         for j in range(abs(l_in - l_out), l_in + l_out + 1):
             w, y = e3nn.clebsch_gordan(l_out, l_in, j), self._y.array[:, j**2 : (j + 1) ** 2]
@@ -47,7 +47,7 @@ class Filters:
         return jnp.stack(bases, axis=2).astype(self.dtype)
 
     def sent(self, h: Features, l_out: int) -> dict[int, jax.Array]:
-        """Q_J h_j (E, C' J, 2 l + 1) as degree l = ``l_out``, by the degree l' of h."""
+        """Q_J h_j (E, C' J, 2 l + 1) of degree l = ``l_out``, keyed by the degree l' of h."""
         products = {}
         for l_in, values in h.items():
             h_j = values[self.graph.senders]
@@ -58,10 +58,10 @@ class Filters:
 
 
 class Kernel(nn.Module):
-    """Σ_c'J R_cc'J(a_ij, ‖r_ij‖) Q_J h_j, for one degree of h and one of the output: (E, C' J,
-    2 l + 1) of Q_J h_j to (E, channels, 2 l + 1).
+    """Kernel Σ_c'J R_cc'J(a_ij, ‖r_ij‖) Q_J h_j from one degree of h to one of the output.
 
-    R = Linear·ReLU·LayerNorm·Linear·ReLU·LayerNorm·Linear, from right to left.
+    Maps Q_J h_j (E, C' J, 2 l + 1) to (E, channels, 2 l + 1). From right to left,
+    R = Linear·ReLU·LayerNorm·Linear·ReLU·LayerNorm·Linear.
     """
 
     channels: int
@@ -78,7 +78,7 @@ class Kernel(nn.Module):
 
 
 class Convolution(nn.Module):
-    """K h_j: the sum of :class:`Kernel` over the degrees of h, for each edge."""
+    """Convolution K h_j of each edge: the sum of :class:`Kernel` over the degrees of h."""
 
     channels: Channels
     radial: int
@@ -89,7 +89,7 @@ class Convolution(nn.Module):
         for l_out, channels in self.channels:
             terms = []
             for l_in, sent in filters.sent(h, l_out).items():
-                # The weights of all edges are the most of the memory, and are made again.
+                # The weights of all edges dominate memory, so the backward pass recomputes them.
                 kernel = nn.remat(Kernel)(channels, self.radial, name=f"({l_in},{l_out})")
                 terms.append(kernel(sent, filters.invariants))
             out[l_out] = sum(terms[1:], start=terms[0])
@@ -97,7 +97,7 @@ class Convolution(nn.Module):
 
 
 class LinearMap(nn.Module):
-    """W h, a mix of the channels of each degree that h and the output both have."""
+    """Linear map W h of the channels of each degree that h and the output share."""
 
     channels: Channels
 
@@ -114,7 +114,7 @@ class LinearMap(nn.Module):
 
 
 class NormNonlinearity(nn.Module):
-    """ReLU(LayerNorm(‖h‖)) h / ‖h‖ of each degree, over the norms of its channels."""
+    """Norm nonlinearity ReLU(LayerNorm(‖h‖)) h / ‖h‖, with LayerNorm over a degree's channels."""
 
     @nn.compact
     def __call__(self, h: Features) -> dict[int, jax.Array]:

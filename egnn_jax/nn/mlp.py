@@ -1,4 +1,4 @@
-"""Multilayer perceptrons with PyTorch's default initialisation, and the first edge layer."""
+"""Multilayer perceptrons with PyTorch's default initialization, and edge layers."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -14,43 +14,41 @@ from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
 Initializer = Callable[..., jax.Array]
 
 Activation = str | Callable[[jax.Array], jax.Array]
-"""An elementwise function: a name of ``jax.nn`` such as "silu", or the function itself."""
+"""An elementwise function: its name in ``jax.nn``, for example "silu", or the function itself."""
 
 Symmetry = Literal["E(n)", "E(3)", "SE(3)", "T(n)", "none"]
-"""The transformations that a model is equivariant to, its attribute ``symmetry``; T(n) are the
-translations alone.
-"""
+"""The group that a model is equivariant to (its attribute ``symmetry``); T(n) is translations."""
 
 Parity = Literal["natural", "ignored"]
-"""Under a reflection a feature of degree l is multiplied by (-1)^l as Y_l is, or nothing is
-promised.
+"""Behavior of a feature of degree l under reflection: multiplied by (-1)^l like Y_l ("natural"), or
+unspecified ("ignored").
 """
 
 torch_kernel: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Uniform in ±1/sqrt(fan_in), PyTorch's default for a linear layer."""
+"""Uniform in ±1/sqrt(fan_in), PyTorch's default for the weight of a linear layer."""
 
 
 def glorot_orthogonal(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-    """A semi-orthogonal matrix (in, out), scaled to the variance 2 / (in + out) of its entries."""
+    """A semi-orthogonal matrix (in, out), scaled to a variance of 2 / (in + out) of its entries."""
     matrix = jax.random.orthogonal(key, max(shape), dtype=dtype)[: shape[0], : shape[1]]
     return matrix * jnp.sqrt(2 / (sum(shape) * jnp.var(matrix)))
 
 
 small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "uniform")
-"""Xavier-uniform with gain 0.001, so that φ_x hardly moves coordinates before training."""
+"""Xavier uniform with gain 0.001, so that φ_x hardly moves coordinates before training."""
 
 
 def require_positive(**sizes: int | None) -> None:
-    """Raise ValueError for a size that is no whole number of at least 1; None is no size."""
+    """Raise ValueError unless every size is None or an integer of at least 1."""
     for name, size in sizes.items():
         if size is not None:
             require_count(name, size)
 
 
 def require_option(name: str, value: Any, options: Any) -> None:
-    """Raise ValueError where a value is not one of those of a ``Literal``."""
+    """Raise ValueError unless ``value`` is one of the values of a ``Literal``."""
     if value not in get_args(options):
         raise ValueError(f"{name} is {value!r}; expected one of {get_args(options)}")
 
@@ -68,23 +66,23 @@ def torch_bias(fan_in: int) -> Initializer:
 def glorot_bias(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-    """Uniform in ±√(3 / size): what ``glorot_uniform`` is in TensorFlow 1 for a bias (size,)."""
+    """Uniform in ±√(3 / size), as TensorFlow 1's ``glorot_uniform`` for a bias (size,)."""
     bound = (3 / shape[0]) ** 0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def with_attributes(graph: GraphsTuple, s_ij: jax.Array) -> jax.Array:
-    """[s_ij, a_ij], (E, S) to (E, S + A); s_ij where edges have no attributes."""
+    """Append edge attributes to s_ij, (E, S) to (E, S + A), if there are any."""
     a_ij = graph.edges.a
     return s_ij if a_ij is None else jnp.concatenate([s_ij, a_ij], axis=-1)
 
 
 @jax.custom_jvp
 def silu(x: jax.Array) -> jax.Array:
-    """x sigmoid(x), elementwise.
+    """Elementwise SiLU, x sigmoid(x).
 
-    Its derivative keeps one array for the backward pass where the product rule keeps three, which
-    is a third of the memory of a training step on QM9.
+    Its derivative stores one array for the backward pass instead of the three of the product rule,
+    which saves a third of the memory of a training step on QM9.
     """
     return nn.silu(x)
 
@@ -98,7 +96,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 
 def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The function of a name of ``jax.nn``.
+    """Look up an activation by its name in ``jax.nn``; functions are returned unchanged.
 
     Raises:
       ValueError: ``jax.nn`` has no such function.
@@ -113,7 +111,7 @@ def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Arr
 
 
 class Dense(nn.Module):
-    """``nn.Dense`` initialised as PyTorch's ``Linear``: (…, in) to (…, features)."""
+    """``nn.Dense`` initialized like PyTorch's ``Linear``: (…, in) to (…, features)."""
 
     features: int
     use_bias: bool = True
@@ -131,9 +129,9 @@ class Dense(nn.Module):
 
 
 class EdgeLinear(nn.Module):
-    """W [h_i, h_j, s_ij] + b, (N, F) and (E, S) to (E, features).
+    """Linear layer W [h_i, h_j, s_ij] + b on edges, (N, F) and (E, S) to (E, features).
 
-    h is projected at the N nodes and gathered at the E edges after that, so that the concatenation
+    h is projected at the N nodes before it is gathered at the E edges, so the concatenation
     (E, 2 F + S) is never formed. The kernel is stored as that of the concatenation.
     """
 
@@ -151,7 +149,7 @@ class EdgeLinear(nn.Module):
 
 
 class Table(nn.Module):
-    """A row of a learned table for each kind of node: (N,) integers to (N, features)."""
+    """Learned embedding table of node types: integers (N,) to (N, features)."""
 
     features: int
 
@@ -162,9 +160,9 @@ class Table(nn.Module):
 
 
 def embed(h: jax.Array, features: int) -> jax.Array:
-    """h in ``features`` dimensions: linear in (N, F), or from a table for kinds (N,).
+    """Embed h in ``features`` dimensions: a linear map of (N, F), or a table of node types (N,).
 
-    To be called in a compact method, whose module gets the parameters as "embedding".
+    Call it in a compact method, whose module gets the parameters as "embedding".
     """
     if h.shape[-1:] == (0,) and h.ndim == 2:
         raise ValueError(f"h has shape {h.shape}; expected one feature or more")
@@ -173,14 +171,14 @@ def embed(h: jax.Array, features: int) -> jax.Array:
 
 
 class MLP(nn.Module):
-    """Linear·activation·Linear, (…, in) to (…, out).
+    """Two-layer perceptron Linear·activation·Linear, (…, in) to (…, out).
 
     Args:
       hidden: width of the hidden layer.
       out: width of the output.
       activation: see :data:`Activation`.
       use_bias: whether the last layer has a bias.
-      kernel_init: how the kernel of the last layer is initialised.
+      kernel_init: initializer of the last layer's kernel.
     """
 
     hidden: int
@@ -196,7 +194,7 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / √(variance + epsilon) · scale + bias over the last axis (Ba et al. 2016)."""
+    """LayerNorm (Ba et al. 2016), (x - mean) / √(variance + epsilon) · scale + bias, last axis."""
 
     epsilon: float = 1e-6
 
@@ -211,18 +209,18 @@ class LayerNorm(nn.Module):
 
 
 class EdgeMLP(nn.Module):
-    """φ_e(h_i, h_j, s_ij) = Linear·act·Linear·act, (N, F) and (E, S) to (E, features).
+    """Edge network φ_e(h_i, h_j, s_ij) = Linear·act·Linear·act, (N, F), (E, S) to (E, features).
 
-    The first layer is linear in [h_i, h_j, s_ij], so h is projected at the N nodes and gathered at
-    the E edges after that: the concatenation (E, 2 F + S) is never formed. The kernel is stored as
-    that of the concatenation.
+    The first layer is linear in [h_i, h_j, s_ij], so h is projected at the N nodes before it is
+    gathered at the E edges, and the concatenation (E, 2 F + S) is never formed. The kernel is
+    stored as that of the concatenation.
     """
 
     features: int
     activation: Activation = "silu"
 
     def setup(self) -> None:
-        """The second layer; the width of the first one's input is known when it is called."""
+        """Create the second layer; the first needs its input width, known only when called."""
         self.Dense_0 = Dense(self.features)
 
     def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
@@ -247,7 +245,7 @@ class EdgeMLP(nn.Module):
         projected: tuple[jax.Array, jax.Array, jax.Array],
         s_ij: jax.Array | None,
     ) -> jax.Array:
-        """φ_e (E, features) from what :meth:`at_nodes` returned."""
+        """Compute φ_e (E, features) from the result of :meth:`at_nodes`."""
         act = activation_function(self.activation)
         h_i, h_j, kernel = projected
         first = h_i[graph.receivers] + h_j[graph.senders]

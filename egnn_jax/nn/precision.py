@@ -1,6 +1,4 @@
-"""Any model, computed in another floating-point type than that of its parameters and
-coordinates.
-"""
+"""Mixed precision: compute a model in another dtype than its parameters and coordinates."""
 
 from typing import Any, Literal
 
@@ -15,26 +13,26 @@ MatmulPrecision = Literal["default", "high", "highest"]
 
 
 def compute_dtype(graph: GraphsTuple) -> jnp.dtype:
-    """The dtype of features and messages: that of h, or of x where h is absent or integer."""
+    """The dtype of features and messages: that of h, or of x if h is absent or integer."""
     h, x = graph.nodes.h, graph.nodes.x
     return h.dtype if h is not None and jnp.issubdtype(h.dtype, jnp.floating) else x.dtype
 
 
 class MixedPrecision(nn.Module):
-    """A model whose features, messages and products have another dtype than its parameters.
+    """Compute a model's features, messages and products in another dtype than its parameters.
 
-    Parameters and coordinates keep theirs, sums over neighbors have at least float32, and the
-    output has the dtypes of the input. The parameters are those of ``model`` itself, so that
-    either can be trained further with the other's.
+    Parameters and coordinates keep their dtypes, sums over neighbors use at least float32, and the
+    output has the dtypes of the input. The parameters are those of ``model`` itself, so either can
+    continue training with the other's.
 
     Args:
       model: any model of this library, or one that computes in the dtype of h and casts to that of
-        x where it moves x.
+        x to update x.
       compute_dtype: "bfloat16", or "float32" to cast nothing.
-      matmul_precision: ``jax.default_matmul_precision`` of the model: on a GPU "default" takes
+      matmul_precision: ``jax.default_matmul_precision`` of the model. On a GPU, "default" uses
         TensorFloat-32 for float32 products, "highest" does not.
 
-    Call: as the model.
+    Call: as for the model.
 
     Raises:
       ValueError: nodes have no h.
@@ -46,11 +44,11 @@ class MixedPrecision(nn.Module):
 
     @property
     def cutoff(self) -> float | None:
-        """The model's, where its messages go to zero; None if it has none."""
+        """The model's cutoff, where its messages go to zero, or None."""
         return getattr(self.model, "cutoff", None)
 
     def setup(self) -> None:
-        """The model's parameters, under its own names."""
+        """Share the model's scope, so that parameters keep their names."""
         nn.share_scope(self, self.model)
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:

@@ -1,4 +1,4 @@
-"""Sums of outer products over neighbors, as matrix products where graphs are small."""
+"""Sums of outer products over neighbors, as matrix products if graphs are small."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ from egnn_jax.graph.graph import (
 from egnn_jax.nn.dense import rooms
 
 LARGEST = 32
-"""Nodes of a graph up to which its pairs are taken as one matrix."""
+"""Maximum nodes per graph for which all pairs are stored as one matrix."""
 
 
 def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
-    """Σ_j w_ij ⊗ t_j, (E, K) and (N, C) to (N, K, C).
+    """Sum outer products over neighbors, Σ_j w_ij ⊗ t_j, (E, K) and (N, C) to (N, K, C).
 
-    Where no graph has more than :data:`LARGEST` nodes, the w of each are scattered into a matrix,
-    and the sums are its product with the t of its nodes, several times as fast on CPUs as sums of
-    E outer products of K · C numbers. What is computed is the same for any graph.
+    If no graph has more than :data:`LARGEST` nodes, the w of each graph are scattered into a
+    matrix and multiplied with the t of its nodes. On CPUs, this is several times as fast as summing
+    E outer products of K · C numbers. The result is the same either way.
     """
     n_node = jnp.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):

@@ -1,4 +1,4 @@
-"""Set2set (Vinyals et al. 2016): a readout that looks at all nodes of a graph several times."""
+"""Set2set (Vinyals et al. 2016): a readout that repeatedly attends to all nodes of a graph."""
 
 import flax.linen as nn
 import jax
@@ -10,15 +10,16 @@ from egnn_jax.nn.mlp import Dense, glorot_bias, require_positive
 
 
 class Set2Set(nn.Module):
-    """q = [q̂, Σ_v α_v s_v] after ``steps`` steps from q = 0 and c = 0, as Gilmer et al. have it.
+    """Set2set embedding q = [q̂, Σ_v α_v s_v] of a graph, as in Gilmer et al.
 
-    In a step the memory moves, c' = f c + i tanh(g) with i, f, g, o = σ(Linear q), and gives
-    q̂ = o tanh(c'); the attention is α = softmax_v(vᵀ tanh(W q̂ + s_v)) over the nodes of a graph.
+    From q = 0 and c = 0, each step computes the gates i, f, g, o = σ(Linear q), the memory
+    c' = f c + i tanh(g), the output q̂ = o tanh(c'), and the attention over the nodes of a graph,
+    α = softmax_v(vᵀ tanh(W q̂ + s_v)).
 
     Args:
       steps: number of steps.
 
-    Call: a graph and s (N, D) of its nodes to q (G, 2 D).
+    Call: takes a graph and node features s (N, D); returns q (G, 2 D).
     """
 
     steps: int
@@ -41,18 +42,18 @@ class Set2Set(nn.Module):
 
 
 class Set2SetReadout(nn.Module):
-    """Predictions for whole graphs: Linear ReLU Linear of set2set over s_v = W [h'_v, h_v].
+    """Predict properties of whole graphs by Linear·ReLU·Linear of set2set over s_v = W [h'_v, h_v].
 
-    h' is what the encoder makes of h; where h is kinds of nodes, s_v = W h'_v.
+    h' is the encoder's output for h; if h holds node types, s_v = W h'_v.
 
     Args:
-      encoder: a backbone, such as :class:`egnn_jax.NMP`.
-      outputs: how many numbers are predicted for each graph, T.
+      encoder: a backbone, for example :class:`egnn_jax.NMP`.
+      outputs: number of predictions per graph, T.
       mean, scale: as in :class:`egnn_jax.Readout`.
-      steps: of :class:`Set2Set`.
+      steps: number of steps of set2set.
       hidden: width of the last hidden layer.
 
-    Call: a graph to what the encoder makes of it, with ``globals.y`` the predictions (G, T).
+    Call: takes a graph; returns the encoder's output with predictions (G, T) in ``globals.y``.
 
     Raises:
       ValueError: an option is below 1.

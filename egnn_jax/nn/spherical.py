@@ -1,4 +1,4 @@
-"""Bases of distance and direction: spherical Bessel functions, harmonics, and edges run back."""
+"""Spherical Bessel basis, and sums over reversed edges."""
 
 import functools
 from typing import Any
@@ -13,11 +13,11 @@ from egnn_jax.graph.graph import GraphsTuple
 
 @functools.cache
 def spherical_bessel_zeros(degree: int, number: int) -> np.ndarray:
-    """z_ln (degree + 1, number): the first positive zeros of the spherical Bessel functions j_l."""
+    """The first positive zeros z_ln (degree + 1, number) of the spherical Bessel functions j_l."""
     from scipy.optimize import brentq
     from scipy.special import spherical_jn
 
-    # Between two zeros of j_{l-1} lies one of j_l, and j_0 = sin(z)/z has nπ.
+    # The zeros of j_l interlace those of j_{l-1}, and j_0 = sin(z)/z has zeros nπ.
     zeros = [np.pi * np.arange(1, number + degree + 1)]
     for l in range(1, degree + 1):
         j_l = functools.partial(spherical_jn, l)
@@ -28,12 +28,12 @@ def spherical_bessel_zeros(degree: int, number: int) -> np.ndarray:
 
 @functools.cache
 def _expansion(degree: int, number: int) -> np.ndarray:
-    """Coefficients (K, (degree + 1) · number) of the functions of :func:`spherical_bessel_basis`
-    on [-1, 1] in Chebyshev polynomials.
+    """Chebyshev coefficients (K, (degree + 1) · number) of the :func:`spherical_bessel_basis`
+    functions on [-1, 1].
     """
     from scipy.special import spherical_jn
 
-    # The zeros are those of the authors of DimeNet, who round them to float32.
+    # The authors of DimeNet round the zeros to float32.
     z = spherical_bessel_zeros(degree, number).astype(np.float32).astype(np.float64)
     l = np.arange(degree + 1)[:, None]
     scale = np.sqrt(2) / np.abs(spherical_jn(l + 1, z))
@@ -45,18 +45,18 @@ def _expansion(degree: int, number: int) -> np.ndarray:
         )
         return (scale[..., None] * j).reshape(-1, len(t)).T
 
-    interpolate: Any = chebyshev.chebinterpolate  # annotated for one function, but takes several
-    # Beyond the order z the coefficients of a wave of z radians fall faster than exponentially.
+    interpolate: Any = chebyshev.chebinterpolate  # annotated for one function, accepts several
+    # Beyond order z, the coefficients of a wave of z radians decay faster than exponentially.
     return interpolate(functions, int(z.max()) + 36)
 
 
 def spherical_bessel_basis(t: jax.Array, degree: int, number: int) -> jax.Array:
-    """√2 / |j_{l+1}(z_ln)| j_l(z_ln t) for l = 0 … degree and n = 1 … number, with the zeros z_ln:
-    (E,) of 0 ≤ t ≤ 1 to (E, degree + 1, number).
+    """Spherical Bessel basis √2 / |j_{l+1}(z_ln)| j_l(z_ln t), with the zeros z_ln, l = 0 … degree
+    and n = 1 … number: (E,) with 0 ≤ t ≤ 1 to (E, degree + 1, number).
 
-    They are orthonormal on a ball of radius 1, and entire: sums of Chebyshev polynomials of t
-    give them to rounding, with all derivatives, at t = 0 too, where the closed form is 0/0 and
-    the recurrence over l loses all digits.
+    The functions are orthonormal on a ball of radius 1, and entire. They are evaluated as Chebyshev
+    series in t, which are exact up to rounding for all derivatives, even at t = 0, where the closed
+    form is 0/0 and the recurrence over l loses all digits.
     """
     coefficients = _expansion(degree, number)
     polynomials = jnp.stack([jnp.ones_like(t), t], axis=-1)
@@ -70,10 +70,10 @@ def spherical_bessel_basis(t: jax.Array, degree: int, number: int) -> jax.Array:
 
 
 def sum_over_reversed(graph: GraphsTuple, values: jax.Array) -> jax.Array:
-    """Of each edge from j to i the sum of values (E, …) over the edges that run back from i to j
-    between the same two places (one, where a graph has each edge once): 0 where there is none.
+    """Sum values (E, …) over the reverse edges of each edge; 0 if there are none.
 
-    In a crystal an edge from another image of i does not run back.
+    Reverse edges of an edge from j to i run from i to j between the same two positions. There is
+    at most one unless edges are repeated. In a crystal, edges from other images of i do not count.
     """
     there, back = _places(graph)
     sums = jnp.zeros((2 * len(there) + 1, *values.shape[1:]), values.dtype).at[there].add(values)
@@ -81,7 +81,7 @@ def sum_over_reversed(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 
 def _places(graph: GraphsTuple) -> tuple[jax.Array, jax.Array]:
-    """A number (E,) for the places that each edge leads from and to, and that of the reverse."""
+    """Integer keys (E,) of each edge and of its reverse, by the positions that they connect."""
     i, j, edges = graph.receivers, graph.senders, graph.edges
     step = edges.shift if edges.steps is None else edges.steps
     steps = [] if step is None else list(jax.lax.stop_gradient(step).T)

@@ -1,4 +1,4 @@
-"""Steerable features on e3nn-jax, which Tensor Field Network and SE(3)-Transformer share."""
+"""Steerable features, based on e3nn-jax, for Tensor Field Network and SE(3)-Transformer."""
 
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ from egnn_jax.graph.graph import (
 from egnn_jax.nn.mlp import Parity, Table, require_option, with_attributes
 
 MAX_DEGREE = 10
-"""The highest degree of features: products of higher ones take minutes to tabulate."""
+"""The highest degree of features; products of higher degrees take minutes to tabulate."""
 
 
 class EdgeFeatures(NamedTuple):
-    """What a convolution reads of an edge.
+    """Edge inputs of a convolution.
 
     Attributes:
       harmonics: Y_0(r̂_ij) to Y_l(r̂_ij), (E,).
@@ -34,24 +34,25 @@ class EdgeFeatures(NamedTuple):
 
 
 def irreps(channels: int, degree: int, parity: Parity) -> e3nn.Irreps:
-    """``channels`` of each degree from 0 to ``degree``."""
+    """Irreps with ``channels`` channels of each degree from 0 to ``degree``."""
     odd = "e" if parity == "ignored" else "o"
     terms = [f"{channels}x{k}{odd if k % 2 else 'e'}" for k in range(degree + 1)]
     return e3nn.Irreps("+".join(terms))
 
 
 def vector(parity: Parity) -> e3nn.Irreps:
-    """One channel of degree 1."""
+    """Irreps with one channel of degree 1."""
     return e3nn.Irreps("1e" if parity == "ignored" else "1o")
 
 
 def embed_steerable(
     graph: GraphsTuple, channels: int, degree: int, parity: Parity
 ) -> e3nn.IrrepsArray:
-    """The first features (N,): linear in h as degree 0 and the velocity as degree 1.
+    """Compute the initial features (N,), linear in h (degree 0) and the velocity (degree 1).
 
     Raises:
-      ValueError: x has not 3 coordinates, ``parity`` is unknown, or ``degree`` is out of range.
+      ValueError: x does not have 3 coordinates, ``parity`` is unknown, or ``degree`` is out of
+        range.
     """
     require_steerable(graph, degree)
     require_option("parity", parity, Parity)
@@ -65,7 +66,7 @@ def embed_steerable(
 
 
 def require_steerable(graph: GraphsTuple, degree: int) -> None:
-    """Raise ValueError where x has not 3 coordinates, or a degree is out of range."""
+    """Raise ValueError if x does not have 3 coordinates, or ``degree`` is out of range."""
     require_geometric(graph)
     if (n := graph.nodes.x.shape[-1]) != 3:
         raise ValueError(
@@ -79,7 +80,7 @@ def require_steerable(graph: GraphsTuple, degree: int) -> None:
 def edge_features(
     graph: GraphsTuple, degree: int, parity: Parity, dtype: jnp.dtype
 ) -> EdgeFeatures:
-    """Harmonics up to ``degree`` and the invariants of each edge."""
+    """Compute the spherical harmonics up to ``degree`` and the invariants of each edge."""
     r_ij = edge_vectors(graph, exchange(graph, graph.nodes.x))
     distance = safe_norm(r_ij, keepdims=True)
     direction = r_ij / jnp.where(distance == 0, 1, distance)
@@ -92,30 +93,28 @@ def edge_features(
 def product(
     graph: GraphsTuple, features: e3nn.IrrepsArray, edges: EdgeFeatures, degree: int
 ) -> e3nn.IrrepsArray:
-    """Y(r̂_ij) ⊗ V_j up to ``degree``, channel by channel, (E,)."""
+    """Channelwise tensor product Y(r̂_ij) ⊗ V_j up to ``degree``, (E,)."""
     kept = [ir for _, ir in edges.harmonics.irreps if ir.l <= degree]
     sent = exchange(graph, features)[graph.senders]
     return e3nn.tensor_product(sent, edges.harmonics, filter_ir_out=kept)
 
 
 def linear(out: e3nn.Irreps, name: str) -> Any:
-    """A linear map that mixes the channels of each degree; with a bias for degree 0."""
+    """Linear layer that mixes the channels of each degree, with a bias for degree 0."""
     return e3nn.flax.Linear(
         out, biases=True, gradient_normalization="element", force_irreps_out=True, name=name
     )
 
 
 def read_out(graph: GraphsTuple, features: e3nn.IrrepsArray, parity: Parity) -> GraphsTuple:
-    """The graph with h the features of degree 0, and x moved by one vector of degree 1."""
+    """Set h to the features of degree 0, and move x by a linear combination of the vectors."""
     moves = linear(vector(parity), "out")(features).array.astype(graph.nodes.x.dtype)
     h = features.filter(e3nn.Irreps("0e")).array
     return graph._replace(nodes=graph.nodes.replace(h=h, x=graph.nodes.x + moves))
 
 
 class NormNonlinearity(nn.Module):
-    """SiLU of degree 0; V times sigmoid(‖V‖ + b) of the others, with a learned b for each
-    channel.
-    """
+    """SiLU for degree 0; V sigmoid(‖V‖ + b) for others, with a learned b per channel."""
 
     @nn.compact
     def __call__(self, features: e3nn.IrrepsArray) -> e3nn.IrrepsArray:
@@ -133,7 +132,7 @@ class NormNonlinearity(nn.Module):
 def update(
     graph: GraphsTuple, features: e3nn.IrrepsArray, messages: e3nn.IrrepsArray, out: e3nn.Irreps
 ) -> e3nn.IrrepsArray:
-    """W V_i + W' Σ_j messages_ij as ``out``, then the norm nonlinearity: (N,) and (E,) to (N,)."""
+    """Update V_i (N,) to nonlinearity(W V_i + W' Σ_j messages_ij), from messages (E,)."""
     kept = linear(out, "self_interaction")(features)
     summed = e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
     return NormNonlinearity(name="nonlinearity")(kept + linear(out, "mix")(summed))

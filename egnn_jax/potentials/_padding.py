@@ -1,4 +1,4 @@
-"""The graph of one structure at a static shape, inside of jit."""
+"""Build the padded graph of a single structure under jit."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ def padded_graph(
     shift: jax.Array | None = None,
     cell: jax.Array | None = None,
 ) -> GraphsTuple:
-    """One structure and a padding graph of one node.
+    """Build the graph of one structure, and a padding graph with a single node.
 
     Args:
       numbers: atomic numbers (M,).
       x: positions (M, 3).
-      senders: of each edge (E,); M where there is none.
-      receivers: in ascending order (E,); M where there is none.
-      shift: to the image of the sender (E, 3), 0 where there is no edge.
+      senders: sender of each edge (E,); M for padding edges.
+      receivers: receiver of each edge (E,), in ascending order; M for padding edges.
+      shift: vectors to the images of the senders (E, 3), 0 for padding edges.
       cell: lattice vectors as rows (3, 3).
     """
     n = x.shape[0]

@@ -1,4 +1,4 @@
-"""A potential as a calculator of ASE, for its dynamics, optimizers and phonons."""
+"""ASE calculator for potentials, for use with ASE's dynamics, optimizers and phonons."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,47 +20,47 @@ from egnn_jax.potentials.ensemble import Ensemble, mean_and_spread, require_cert
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
 _MOST_NEIGHBORS = 10_000
-"""Of an atom in a crystal; more are a cell that has collapsed."""
+"""Maximum neighbors of an atom in a crystal; more mean that the cell has collapsed."""
 
 
 class ASECalculator(Calculator):
-    """Energy, forces, stress and the energy of each atom, for ASE's ``Atoms``.
+    """ASE calculator of energy, forces, stress and atomic energies.
 
     ::
 
         atoms.calc = egnn.ASECalculator("runs/forces/ethanol")
         atoms.calc = egnn.ASECalculator(potential, params, references={"H": -13.57, "C": -1025.28})
 
-    Neighbors are listed up to the cutoff plus a skin, and again where an atom has moved by half of
-    the skin or the cell has changed; energies do not depend on it. Edges are padded, so that the
-    geometries of one system compile once, and once more where they get many more neighbors.
-    Energies are in eV, forces in eV/Å, stress in eV/Å³, as ASE has them; ``energies`` are those of
-    atoms. Stress is given where the cell has a volume and space is periodic. A calculator may be
-    pickled, and used by several threads, which wait for each other.
+    Neighbors are listed up to the cutoff plus a skin, and listed again when an atom has moved by
+    half the skin or the cell has changed; energies do not depend on the skin. Edges are padded, so
+    that the geometries of a system compile once, and again only if they get many more neighbors.
+    Energies are in eV, forces in eV/Å and stress in eV/Å³, as in ASE; ``energies`` are those of
+    atoms. Stress is computed if the cell has a volume and is periodic. A calculator can be pickled,
+    and shared by several threads, which take turns.
 
-    Of an :class:`egnn_jax.Ensemble` all are means, and ``results`` also has ``energy_spread`` (eV)
-    and ``forces_spread`` (M,) in eV/Å, see :class:`egnn_jax.Ensemble`.
+    For an :class:`egnn_jax.Ensemble`, all results are means, and ``results`` also has
+    ``energy_spread`` (eV) and ``forces_spread`` (M,) in eV/Å.
 
     Args:
-      model: the folder of a run or an exported file, see :func:`egnn_jax.load_pretrained`, or what
-        that returns, of the task ``forces``; or a :class:`egnn_jax.Potential` or
+      model: the folder of a run or an exported file of the task ``forces``, or the result of
+        :func:`egnn_jax.load_pretrained` for it; or a :class:`egnn_jax.Potential` or
         :class:`egnn_jax.Ensemble`.
-      params: the parameters, where ``model`` is a potential.
-      references: energies of free atoms in eV, by symbol, which are added; with a potential, by
-        default, 0 of any element. Other elements are refused.
-      skin: how much farther than the cutoff neighbors are listed, in Å.
-      max_spread: of an ensemble, the largest ``forces_spread`` of an atom that is accepted, in
-        eV/Å; a simulation ends where it is exceeded.
+      params: the parameters, if ``model`` is a potential.
+      references: energies of free atoms in eV by symbol, added to the energies; other elements are
+        rejected. By default, those of the run or ensemble; for a potential, 0 for any element.
+      skin: distance beyond the cutoff up to which neighbors are listed, in Å.
+      max_spread: for an ensemble, the largest ``forces_spread`` of an atom to accept, in eV/Å; a
+        simulation stops if it is exceeded.
 
     Raises:
-      ValueError: the model predicts no energies or has no cutoff, the skin is below 0, or
-        ``max_spread`` is not above 0 or not of an ensemble; and in a calculation: there are no
-        atoms, an element is not among the model's, or a position is not finite.
-      FloatingPointError: what was computed is not finite.
+      ValueError: the model does not predict energies or has no cutoff, the skin is below 0, or
+        ``max_spread`` is not above 0 or is given without an ensemble. In a calculation: there are
+        no atoms, an element is unknown to the model, or a position is not finite.
+      FloatingPointError: a result is not finite.
       Uncertain: the potentials of an ensemble differ by more than ``max_spread``.
     """
 
-    # ASE declares it without ClassVar, which no subclass may add.
+    # ASE declares it without ClassVar, so type checkers do not let subclasses add it.
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     def __init__(
@@ -91,11 +91,11 @@ class ASECalculator(Calculator):
         self._references = None if references is None else _energies(references)
         self._skin, self._max_spread = float(skin), max_spread
         self._list: _Neighbors | None = None
-        self._capacities: dict[int, int] = {}  # of edges, by the number of atoms
+        self._capacities: dict[int, int] = {}  # maximum edges by number of atoms
         self._lock = threading.RLock()
 
     def get_property(self, name: str, atoms: Any = None, allow_calculation: bool = True) -> Any:
-        """See ASE's ``Calculator``; one thread at a time."""
+        """Get a property, see ASE's ``Calculator``; one thread at a time."""
         with self._lock:
             return super().get_property(name, atoms, allow_calculation)
 
@@ -112,11 +112,11 @@ class ASECalculator(Calculator):
             self.results = self._compute(self.atoms)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: everything but the lock and the neighbors."""
+        """Return the state to pickle: everything except the lock and the neighbors."""
         return vars(self) | {"_lock": None, "_list": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A calculator that was pickled."""
+        """Restore a pickled calculator."""
         vars(self).update(state | {"_lock": threading.RLock()})
 
     def _compute(self, atoms: Any) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class ASECalculator(Calculator):
                 f"{len(x)} atoms with {len(edges[0])} pairs within {self._cutoff:g} Å take more "
                 "memory than there is; expected a smaller or less dense structure"
             ) from error
-        self._capacities[len(x)] = len(edges[0])  # not those of a structure that failed
+        self._capacities[len(x)] = len(edges[0])  # only after success
         energies = np.asarray(out["energies"], np.float64) + free
         results: dict[str, Any] = {
             "energy": float(energies.sum()),
@@ -171,7 +171,7 @@ class ASECalculator(Calculator):
         return np.array([self._references[symbol] for symbol in symbols])
 
     def _neighbors(self, atoms: Any) -> "_Neighbors":
-        """Those of the last time, as long as no pair can have come within the cutoff unseen."""
+        """Return the neighbor list; the last one if no unlisted pair can be within the cutoff."""
         now = _State(atoms.get_positions(), atoms.cell.array.copy(), atoms.pbc.copy())
         if not np.isfinite(now.x).all():
             bad = int(np.flatnonzero(~np.isfinite(now.x).all(axis=1))[0])
@@ -192,7 +192,7 @@ class ASECalculator(Calculator):
         return self._list
 
     def _require_room(self, atoms: Any) -> None:
-        """Raise ValueError for a crystal so dense that its neighbors would fill the memory."""
+        """Raise ValueError for a crystal so dense that its neighbors would exhaust memory."""
         if not (atoms.pbc.all() and atoms.cell.rank == 3):
             return
         density = len(atoms) / atoms.get_volume()
@@ -206,7 +206,7 @@ class ASECalculator(Calculator):
     def _edges(
         self, listed: "_Neighbors", x: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The padded edges within the cutoff."""
+        """Select the edges within the cutoff, and pad them."""
         _, senders, receivers, shift, _ = listed
         r_ij = x[receivers] - x[senders]
         if shift is not None:
@@ -236,14 +236,14 @@ class _State(NamedTuple):
     pbc: np.ndarray
 
     def near(self, other: "_State", distance: float) -> bool:
-        """Whether no atom is farther than this from where it is in the other state."""
+        """Whether all atoms are within ``distance`` of their positions in another state."""
         same = self.x.shape == other.x.shape and np.array_equal(self.pbc, other.pbc)
         same = same and (not self.pbc.any() or np.array_equal(self.cell, other.cell))
         return same and float(((self.x - other.x) ** 2).sum(axis=1).max()) <= distance**2
 
 
 class _Neighbors(NamedTuple):
-    """Pairs up to the cutoff and the skin, and what is subtracted from positions (M, 3) first."""
+    """Pairs within the cutoff plus skin, and the origin subtracted from positions (M, 3) first."""
 
     state: _State
     senders: np.ndarray
@@ -264,7 +264,7 @@ def _evaluate(
     receivers: jax.Array,
     shift: jax.Array | None,
 ) -> dict[str, jax.Array]:
-    """Energies (M,), forces (M, 3) and stress (3, 3) of atoms whose edges are padded."""
+    """Compute energies (M,), forces (M, 3) and stress (3, 3) of atoms with padded edges."""
     graph = padded_graph(numbers, x, senders, receivers, shift, cell)
     n, found = x.shape[0], {}
     if ensemble:
@@ -281,7 +281,7 @@ def _evaluate(
 def _of_trained(
     model: Any, references: Mapping[str, float] | None
 ) -> tuple[Potential, Any, Mapping[str, float] | None]:
-    """A potential, its parameters and energies of free atoms, of a run, a file or an ensemble."""
+    """Load a potential, its parameters and free-atom energies from a run, file or ensemble."""
     if isinstance(model, Ensemble):
         return model.potential, model.params, references or model.references
     if isinstance(model, str | Path):

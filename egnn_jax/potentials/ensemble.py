@@ -1,4 +1,4 @@
-"""Several potentials as one: their mean, and how far they differ, which tells where to doubt."""
+"""Ensembles of potentials: their mean, and their spread as a measure of uncertainty."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from egnn_jax.potentials.potential import Potential
 
 
 class Uncertain(ValueError):
-    """The potentials of an ensemble differ by more than was allowed, see ``ASECalculator``."""
+    """The potentials of an ensemble differ by more than allowed, see ``ASECalculator``."""
 
 
 class Spread(NamedTuple):
-    """How far the potentials of an ensemble differ.
+    """Spread of the predictions of an ensemble.
 
     Attributes:
-      energy: the standard deviation of the energy of each graph (G,).
-      forces: the root mean square length of the difference between a force and the mean force, of
-        each atom (N,); with K - 1 in the place of K, as in a standard deviation.
+      energy: standard deviation of the energy of each graph (G,).
+      forces: root mean square length of the deviation from the mean force, for each atom (N,); with
+        K - 1 instead of K, as in a sample standard deviation.
     """
 
     energy: jax.Array
@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Potentials of one network and K sets of parameters, such as the seeds of a run.
+    """Ensemble of potentials: one network with K sets of parameters, such as the seeds of a run.
 
     ::
 
@@ -43,17 +43,17 @@ class Ensemble:
         atoms.calc = egnn.ASECalculator(ensemble, max_spread=0.3)
 
     Args:
-      potential: the network of all.
-      params: their parameters, with a leading axis of size K ≥ 2, as ``egnn.fit(…, seeds=K)``
-        returns them.
+      potential: the network that all share.
+      params: parameters with a leading axis of size K ≥ 2, as returned by ``egnn.fit(…, seeds=K)``.
       references: energies of free atoms in eV by symbol, which :class:`egnn_jax.ASECalculator`
         adds.
 
-    Call: a graph, to what :class:`egnn_jax.Potential` makes of it, the means over all, and a
-    :class:`Spread`.
+    Call: takes a graph; returns the output of :class:`egnn_jax.Potential`, averaged over the
+    ensemble, and a :class:`Spread`.
 
     Raises:
-      ValueError: the first axes of the parameters differ, or are shorter than 2.
+      ValueError: ``potential`` is not a :class:`egnn_jax.Potential`, or the leading axes of the
+        parameters differ or are shorter than 2.
     """
 
     potential: Potential
@@ -61,7 +61,7 @@ class Ensemble:
     references: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where these are no parameters of several."""
+        """Raise ValueError if the parameters are not those of several potentials."""
         if not isinstance(self.potential, Potential):
             kind = type(self.potential).__name__
             raise ValueError(f"the potential is a {kind}; expected an egnn.Potential")
@@ -75,11 +75,11 @@ class Ensemble:
 
     @classmethod
     def load(cls, *paths: Path | str) -> "Ensemble":
-        """The potentials of runs, with all their seeds, and of exported files.
+        """Load the potentials of runs, with all their seeds, and of exported files.
 
         Raises:
-          ValueError: one cannot be read or is no potential, their networks or energies of free
-            atoms differ, or there are fewer than two potentials.
+          ValueError: a file cannot be read or is not a potential, the networks or free-atom
+            energies differ, or there are fewer than two potentials.
         """
         models = []
         for path in paths:
@@ -107,14 +107,14 @@ class Ensemble:
         return cls(networks[0], params, references[0])
 
     def __call__(self, graph: GraphsTuple) -> tuple[GraphsTuple, Spread]:
-        """The means and how far the potentials differ."""
+        """Compute the mean and the spread of the predictions."""
         return mean_and_spread(self.potential, self.params, graph)
 
 
 def mean_and_spread(
     potential: Potential, params: Any, graph: GraphsTuple
 ) -> tuple[GraphsTuple, Spread]:
-    """What an :class:`Ensemble` makes of a graph."""
+    """Compute the mean and spread of an :class:`Ensemble` for a graph."""
     outs: Any = jax.vmap(lambda params: potential.apply(params, graph))(params)
     h, y = outs.nodes.h, outs.nodes.y
     energies = outs.globals.y[..., 0]
@@ -132,7 +132,7 @@ def mean_and_spread(
 
 
 def require_certain(spread: np.ndarray, most: float, symbols: Any) -> None:
-    """Raise :class:`Uncertain` where the spread of a force (M,) is above what is allowed."""
+    """Raise :class:`Uncertain` if the spread of a force (M,) exceeds the allowed maximum."""
     k = int(spread.argmax())
     if spread[k] > most:
         raise Uncertain(
@@ -142,7 +142,7 @@ def require_certain(spread: np.ndarray, most: float, symbols: Any) -> None:
 
 
 def require_finite(results: Mapping[str, Any]) -> None:
-    """Raise FloatingPointError where a number of the results of a calculator is not finite."""
+    """Raise FloatingPointError if a number in a calculator's results is not finite."""
     for name, value in results.items():
         if bad := int((~np.isfinite(value)).sum()):
             raise FloatingPointError(

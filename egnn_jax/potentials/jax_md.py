@@ -1,4 +1,4 @@
-"""A potential in jax-md: its energy of positions and neighbors, for all of jax-md's simulators."""
+"""Potentials as jax-md energy functions of positions and neighbors, for jax-md's simulators."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ def energy(
     dr_threshold: float = 0.5,
     **neighbor_options: Any,
 ) -> tuple[Any, Callable[..., jax.Array]]:
-    """The functions that jax-md's simulators take.
+    """Create the neighbor and energy functions of a potential for jax-md's simulators.
 
     ::
 
@@ -32,29 +32,29 @@ def energy(
         neighbor_fn, energy_fn = egnn.jax_md.energy(potential, params, displacement, box, numbers)
         init, step = jax_md.simulate.nve(energy_fn, shift, dt)
 
-    Energies are relative to free atoms where the potential was trained on such, as those of runs
-    are, so that float32 keeps the digits of their differences. ``params=`` in a call of the energy
-    takes other parameters, such as those that a gradient is taken of. Whatever else is given to
-    it, such as ``box`` and ``perturbation``, goes to ``displacement``. Where a given ``box`` is
-    too small for one image of each neighbor the energy is nan. As always in jax-md,
-    ``neighbor.did_buffer_overflow`` says that there were more neighbors than the list holds.
+    Energies are relative to free atoms if the potential was trained on such energies, as in runs;
+    float32 then keeps the digits of energy differences. To use other parameters, for example to
+    differentiate with respect to them, pass ``params=`` to ``energy_fn``. Its other keyword
+    arguments, such as ``box`` and ``perturbation``, are passed to ``displacement``. If a given
+    ``box`` is too small for one image of each neighbor, the energy is NaN. As usual in jax-md,
+    ``neighbor.did_buffer_overflow`` tells whether a neighbor list was too small.
 
     Args:
-      potential: energies of atoms; its backbone has a ``cutoff``.
+      potential: a potential whose backbone has a ``cutoff``.
       params: its parameters.
-      displacement: of a space of jax-md, ``displacement(R_a, R_b)`` in Å.
-      box: as jax-md takes it: a length, lengths (3,), or lattice vectors as columns of an upper
+      displacement: displacement function of a jax-md space, ``displacement(R_a, R_b)`` in Å.
+      box: as in jax-md: a length, lengths (3,), or lattice vectors as columns of an upper
         triangular matrix, in Å; None in free space.
       numbers: atomic numbers (M,).
-      systems: which system each atom belongs to (M,), where several are simulated at once; atoms of
-        different ones do not see each other. In free space only.
-      dr_threshold: how much farther than the cutoff neighbors are listed, in Å.
-      **neighbor_options: of ``jax_md.partition.neighbor_list``, such as
+      systems: the system that each atom belongs to (M,), to simulate several at once; atoms of
+        different systems do not interact. In free space only.
+      dr_threshold: distance beyond the cutoff up to which neighbors are listed, in Å.
+      **neighbor_options: options of ``jax_md.partition.neighbor_list``, for example
         ``fractional_coordinates=True`` and ``capacity_multiplier``.
 
     Returns:
-      ``neighbor_fn``, which allocates and updates lists of neighbors, and
-      ``energy_fn(R, neighbor, **kwargs)``, a scalar.
+      ``neighbor_fn``, which allocates and updates neighbor lists, and
+      ``energy_fn(R, neighbor, **kwargs)``, which returns a scalar in eV.
 
     Raises:
       ImportError: jax-md is not installed.
@@ -97,13 +97,13 @@ def energy(
     )
 
     def energy_fn(R: jax.Array, neighbor: Any, params: Any = params, **kwargs: Any) -> jax.Array:
-        """E in eV of positions (M, 3) and a list of neighbors."""
+        """Compute E in eV from positions (M, 3) and a neighbor list."""
         if neighbor.format is not partition.Sparse:
             raise ValueError(f"neighbors are {neighbor.format}; expected those of neighbor_fn")
         senders, receivers = neighbor.idx
         ends = (R.at[end].get(mode="clip") for end in (receivers, senders))
         r_ij = jax.vmap(partial(displacement, **kwargs))(*ends)
-        # All that a backbone sees are differences x_i - x_j - shift: here r_ij alone.
+        # A backbone only sees differences x_i - x_j - shift, so the shift can hold -r_ij.
         graph = padded_graph(numbers, jnp.zeros_like(R), senders, receivers, -r_ij)
         energies: Any = potential.apply(params, graph, method="energies")
         total = jnp.sum(energies[: len(numbers)])
@@ -137,7 +137,7 @@ def _height(box: Any) -> jax.Array:
 
 
 def _within(systems: np.ndarray, numbers: np.ndarray, box: Any) -> Callable[..., jax.Array]:
-    """Of candidates (M, K), those of the same system; M elsewhere."""
+    """Create a mask function that replaces candidates (M, K) of other systems by M."""
     if box is not None:
         raise ValueError("systems are given with a box; expected them in free space only")
     if systems.shape != numbers.shape or systems.dtype.kind not in "biu":

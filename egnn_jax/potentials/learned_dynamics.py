@@ -1,4 +1,4 @@
-"""Newton's equations with a learned force, as a model from where particles are to where they go."""
+"""Learned dynamics: a model that integrates Newton's equations with a learned force."""
 
 import math
 from functools import partial
@@ -23,23 +23,22 @@ from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, silu,
 from egnn_jax.nn.precision import compute_dtype
 from egnn_jax.potentials.rollout import Phase, rollout, velocity_verlet
 
-_LEAST = 1e-6  # added to distances, whose logarithm is taken
+_LEAST = 1e-6  # added to distances before taking their logarithm
 
 
 class PairForce(nn.Module):
-    """f_i = Σ_j f_ij with f_ij = r_ij/‖r_ij‖ sinh φ_f(h_i + h_j, log ‖r_ij‖, a_ij), ‖f_ij‖ ≤ bound.
+    """Force Σ_j f_ij, f_ij = r_ij/‖r_ij‖ sinh φ_f(h_i + h_j, log ‖r_ij‖, a_ij), ‖f_ij‖ ≤ bound.
 
-    The logarithm and sinh make a power of the distance, such as Coulomb's r⁻², a linear function,
-    which φ_f continues to where particles come closer than any did in training. f_ij = -f_ji, so
-    that momentum is conserved; with ``layers=0`` and h and a that do not change, f is also minus
-    the gradient of an energy.
+    The logarithm and sinh turn a power law such as Coulomb's r⁻² into a linear function, so φ_f
+    extrapolates to particles closer than any in training. f_ij = -f_ji, so momentum is conserved;
+    with ``layers=0`` and constant h and a, f is also the negative gradient of an energy.
 
     Args:
       features: width of the hidden layers.
-      layers: EGCLs that make h before, from which a force of more than two particles follows.
-      bound: of ‖f_ij‖.
+      layers: number of EGCLs that first update h, which makes f a many-body force.
+      bound: upper bound of ‖f_ij‖.
 
-    Call: a graph with h (N, F) or None, x (N, n) and a (E, A) or None, to forces (N, n).
+    Call: takes a graph with h (N, F) or None, x (N, n) and a (E, A) or None; returns forces (N, n).
     """
 
     features: int = 32
@@ -48,7 +47,7 @@ class PairForce(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> jax.Array:
-        """Forces (N, n)."""
+        """Compute forces (N, n)."""
         h, dtype = graph.nodes.h, compute_dtype(graph)
         r_ij = edge_vectors(graph, exchange(graph, graph.nodes.x))
         distance = safe_norm(r_ij, keepdims=True) + _LEAST
@@ -68,24 +67,24 @@ class PairForce(nn.Module):
 
 
 class LearnedDynamics(nn.Module):
-    """Particles of mass 1 after a time, by velocity Verlet with a :class:`PairForce`.
+    """Propagate particles of mass 1 in time, by velocity Verlet with a :class:`PairForce`.
 
-    What is learned is the force, through the whole simulation: the number of steps and the time are
-    no part of the parameters, and may be others where the force is used.
+    The force is learned through the whole simulation. The number of steps and the time are not
+    parameters, so they may differ when the force is used.
 
-    After a close encounter the end says nothing of the force: its gradient grows exponentially on
-    the way back in time, and drowns the others. ``growth=1.0`` bounds it, in training.
+    After a close encounter, the final state says nothing about the force: its gradient grows
+    exponentially backward in time and swamps the others. In training, ``growth=1.0`` bounds it.
 
     Args:
-      features, layers, bound: of the force.
-      steps: of the simulation.
-      time: how long it is.
-      growth: at each step, the gradient with respect to a particle's position, or to its velocity
-        times ``time``, is at most so many times as long as the longest of its system at the end.
-        JAX has no forward mode of this. By default the gradient is exact.
+      features, layers, bound: options of the force, see :class:`PairForce`.
+      steps: number of simulation steps.
+      time: duration of the simulation.
+      growth: bound on the gradient with respect to a particle's position, or to its velocity times
+        ``time``, at each step, relative to the longest gradient of its system at the end. Does not
+        support forward-mode differentiation. By default, the gradient is exact.
 
-    Call: a graph with x (N, n), v (N, n) or None for particles at rest, h (N, F) or None and a
-    (E, A) or None, which do not change, to the same with x and v after ``time``.
+    Call: takes a graph with x (N, n), v (N, n) or None for particles at rest, and constant h (N, F)
+    or None and a (E, A) or None; returns it with x and v after ``time``.
 
     Raises:
       ValueError: ``bound``, ``time`` or ``growth`` is not above 0.
@@ -102,14 +101,14 @@ class LearnedDynamics(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        """The graph after ``time``."""
+        """Compute the graph after ``time``."""
         require_geometric(graph)
         require_positive(features=self.features, steps=self.steps)
         for name in ("bound", "time", "growth"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; expected a finite number above 0")
         force = PairForce(self.features, self.layers, self.bound, name="force")
-        force(graph)  # makes the parameters, which the steps share
+        force(graph)  # creates the parameters that the steps share
         module, variables = force.unbind()
 
         def at(params: Any, x: jax.Array) -> Any:
@@ -117,7 +116,7 @@ class LearnedDynamics(nn.Module):
 
         init, step = velocity_verlet(at, self.time / self.steps)
         v = jnp.zeros_like(graph.nodes.x) if graph.nodes.v is None else graph.nodes.v
-        # About the middle of each system, since steps would be rounded far from the origin.
+        # Center each system, since steps would be rounded far from the origin.
         of_node = graph_of_node(graph)
         middle = jax.lax.stop_gradient(mean_nodes(graph, graph.nodes.x))[of_node]
         start = init(variables, graph.nodes.x - middle, v)
@@ -140,8 +139,8 @@ class LearnedDynamics(nn.Module):
         return graph._replace(nodes=graph.nodes.replace(x=end.x + middle, v=v))
 
 
-# Both are the identity. In the backward pass the gradient of ``limit`` (N, 1), which nothing else
-# uses, carries the longest gradient of each system at the end to the steps before.
+# Both functions are the identity. In the backward pass, the otherwise unused gradient of ``limit``
+# (N, 1) carries the longest final gradient of each system to the preceding steps.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _limited(time: float, end: Phase, limit: jax.Array, graphs: tuple[jax.Array, ...]) -> Phase:
     return end

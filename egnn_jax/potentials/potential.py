@@ -1,4 +1,4 @@
-"""The energy of atoms, and what follows from it: forces and stress."""
+"""Energy of atoms, and forces and stress as its derivatives."""
 
 from typing import Any
 
@@ -17,27 +17,27 @@ from egnn_jax.nn.mlp import MLP
 
 
 class Potential(nn.Module):
-    """E = Σ_i E_i with E_i = shift + scale · MLP(h_i), forces -∂E/∂x and the stress (1/V) ∂E/∂ε.
+    """Potential energy E = Σ_i (shift + scale · MLP(h_i)), forces -∂E/∂x and stress (1/V) ∂E/∂ε.
 
-    The strain ε acts on all that is a length: x, shifts and the cell, x → x (1 + ε), with ε
-    symmetric. E is the energy relative to free atoms: in float32 the energies of free atoms would
-    leave too few digits for what bonds contribute.
+    The symmetric strain ε acts on x, shifts and the cell, x → x (1 + ε). E is relative to free
+    atoms, since in float32 the energies of free atoms would leave too few digits for the
+    contribution of bonds.
 
     Args:
-      encoder: a backbone whose h depends on differences of x alone. On a radius graph it has to
-        have a ``cutoff``, where messages go to zero, or energies jump.
-      scale: of the energy of an atom, such as the root mean square force of the training set, so
-        that the network itself gives numbers of order one.
-      shift: the energy of an atom before training, such as the mean of the training set.
-      stress: also compute it, where graphs have a cell.
+      encoder: a backbone whose h depends only on differences of x. On a radius graph, it must have
+        a ``cutoff``, where messages go to zero; otherwise energies jump.
+      scale: scale of atomic energies, for example the root mean square force of the training set,
+        so that the network itself outputs numbers of order one.
+      shift: initial energy of an atom, for example the mean over the training set.
+      stress: also compute the stress, for graphs with a cell.
 
-    Call: a graph with h atomic numbers (N,) or features (N, F), and x (N, 3) in Å, to the same with
-    ``nodes.h`` the energy of each atom (N, 1), ``nodes.y`` the forces (N, 3), ``globals.y`` the
-    energy (G, 1), and ``globals.stress`` (G, 3, 3) or None: eV, eV/Å and eV/Å³ where it was trained
-    on these. Stress has ASE's sign, negative where compressed.
+    Call: takes a graph with h, atomic numbers (N,) or features (N, F), and x (N, 3) in Å; returns
+    it with atomic energies (N, 1) in ``nodes.h``, forces (N, 3) in ``nodes.y``, the energy (G, 1)
+    in ``globals.y``, and (G, 3, 3) or None in ``globals.stress``. The units are eV, eV/Å and eV/Å³
+    if it was trained on these. Stress has ASE's sign, negative under compression.
 
     Raises:
-      ValueError: the graph is none of this library; ``stress`` of a graph without a cell.
+      ValueError: the graph is not from this library, or has no cell but ``stress`` is set.
     """
 
     encoder: nn.Module
@@ -47,13 +47,13 @@ class Potential(nn.Module):
 
     @nn.compact
     def energies(self, graph: GraphsTuple) -> jax.Array:
-        """E_i of each atom (N, 1), for ``potential.apply(params, graph, method="energies")``."""
+        """Atomic energies E_i (N, 1): ``potential.apply(params, graph, method="energies")``."""
         h = self.encoder(graph).nodes.h
         of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(graph.nodes.x.dtype)
         return self.shift + self.scale * of_atoms
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        """Energies, forces and stress."""
+        """Compute energies, forces and stress."""
         require_geometric(graph)
         x, cell = graph.nodes.x, graph.globals.cell
         if self.stress and cell is None:
@@ -72,7 +72,7 @@ class Potential(nn.Module):
         stress: Any = None
         if self.stress:
             volume = jnp.abs(jnp.linalg.det(cell))
-            # A padding graph has a cell without volume.
+            # The cell of a padding graph has no volume.
             stress = virial / jnp.where(volume > 0, volume, 1)[:, None, None]
         total = sum_nodes(graph, of_atoms)
         kept = graph.globals if isinstance(graph.globals, Globals) else Globals()
@@ -83,10 +83,10 @@ class Potential(nn.Module):
 
 
 def cutoff_of(potential: Potential) -> float:
-    """The distance in Å where the messages of a potential end.
+    """The cutoff distance of a potential's messages in Å.
 
     Raises:
-      ValueError: its backbone has none.
+      ValueError: its backbone has no cutoff.
     """
     cutoff = getattr(potential.encoder, "cutoff", None)
     if cutoff is None:
@@ -102,7 +102,7 @@ def _moved(graph: GraphsTuple, x: jax.Array) -> GraphsTuple:
 
 
 def _strained(graph: GraphsTuple, x: jax.Array, strain: jax.Array) -> GraphsTuple:
-    """The graph at x, with all lengths strained by (G, n, n)."""
+    """The graph at x, with x, shifts and cells strained by ``strain`` (G, n, n)."""
     strain = (strain + jnp.swapaxes(strain, -1, -2)) / 2
     of_node = graph_of_node(graph)
     x = x + jnp.einsum("ik,ikl->il", x, strain[of_node])

@@ -1,4 +1,4 @@
-"""Observables of one simulation as functions of the potential: reweighting of its frames."""
+"""Reweighting of simulation frames: observables as differentiable functions of the potential."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-_SHARE = 0.5  # of frames, below which their weights say little of the other potential
+_SHARE = 0.5  # below this share of effective frames, the weights are unreliable
 
 
 class Weights(NamedTuple):
-    """What :func:`reweight` returns.
+    """Result of :func:`reweight`.
 
     Attributes:
-      weights: w (S,), of sum 1: ``jnp.sum(w * observable)`` is the mean of an observable.
-      effective: exp(-Σ w log w), the number of frames that count, 1 to S.
+      weights: w (S,), with sum 1: ``jnp.sum(w * observable)`` is the mean of an observable.
+      effective: exp(-Σ w log w), the effective number of frames, 1 to S.
     """
 
     weights: jax.Array
@@ -24,15 +24,14 @@ class Weights(NamedTuple):
 
 
 def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
-    """w_k ∝ exp(-(U_k - U⁰_k) / kT), of frames of the canonical ensemble of the energies U⁰.
+    """Reweight canonical frames from U⁰ to another potential U, w_k ∝ exp(-(U_k - U⁰_k) / kT).
 
     >>> weights, effective = egnn.reweight(jnp.array([0.0, 0.0]), jnp.array([0.0, 1.0]), kT=1.0)
     >>> f"{weights[1] / weights[0]:.3f}, {effective:.2f} of two frames"
     '2.718, 1.79 of two frames'
 
-    Means of observables with these weights are those of the potential U, and their gradients with
-    respect to its parameters need no gradient through the simulation (DiffTRe, Thaler and
-    Zavadlav 2021)::
+    Weighted means of observables are those of the potential U. Their gradients with respect to its
+    parameters need no gradient through the simulation (DiffTRe, Thaler and Zavadlav 2021)::
 
         frames = egnn.rollout(step, params, state, 100_000, 100, save=lambda state: state.x).frames
         reference = jax.lax.stop_gradient(jax.vmap(energy, (None, 0))(params, frames))
@@ -41,24 +40,24 @@ def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
             weights, _ = egnn.reweight(jax.vmap(energy, (None, 0))(params, frames), reference, kT)
             return jnp.sum((weights @ observables - measured) ** 2)
 
-    Far from the reference few frames count: simulate again there.
+    Far from the reference, few frames are effective: simulate again with the new potential.
 
     Args:
-      energies: U of each frame (S,), of the potential whose means are sought.
-      reference: U⁰ of each frame (S,), of the potential that they were drawn with.
-      kT: in the unit of the energies, such as ``300 * ase.units.kB`` for eV.
+      energies: U of each frame (S,), for the potential whose means you want.
+      reference: U⁰ of each frame (S,), for the potential that the frames were drawn with.
+      kT: in the unit of the energies, for example ``300 * ase.units.kB`` for eV.
 
     Returns:
       :class:`Weights`.
 
     Raises:
-      ValueError: the energies have other shapes than (S,); where nothing is traced, also where
-        they are not finite or kT is not above 0.
+      ValueError: the energies do not have shape (S,); or, if nothing is traced, they are not finite
+        or kT is not above 0.
 
     Warns:
-      RuntimeWarning: fewer than half of the frames count, where nothing is traced.
+      RuntimeWarning: fewer than half of the frames are effective, if nothing is traced.
     """
-    # Energies in float64 are subtracted as such.
+    # Keep float64 energies in NumPy until they are subtracted.
     energies, reference = (
         a if isinstance(a, jax.Array) else np.asarray(a) for a in (energies, reference)
     )

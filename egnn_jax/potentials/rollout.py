@@ -1,4 +1,4 @@
-"""Simulations as pure functions: many steps, compiled, vmapped and differentiated as one."""
+"""Simulations as pure functions that can be jitted, vmapped and differentiated."""
 
 import math
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from jax.core import Tracer
 from egnn_jax.graph._validation import require_count
 
 Step = Callable[[Any, Any], Any]
-"""(params, state) -> state, both any pytree."""
+"""A function (params, state) -> state of any pytrees."""
 
 
 class Rollout(NamedTuple):
-    """What :func:`rollout` returns.
+    """Result of :func:`rollout`.
 
     Attributes:
-      state: after the last step.
-      frames: what was saved, with a leading axis of steps / save_every; None where nothing was.
-      finite: after how many steps, at most, all numbers of the state were finite: () int32. It is
-        less than ``steps`` where the simulation has broken down.
+      state: the state after the last step.
+      frames: the saved frames, with a leading axis of size steps / save_every, or None.
+      finite: number of steps after which all numbers of the state were still finite, () int32; less
+        than ``steps`` if the simulation has diverged.
     """
 
     state: Any
@@ -40,30 +40,30 @@ def rollout(
     save: Callable[[Any], Any] = lambda state: state,
     checkpoint: Literal["sqrt", "none"] = "sqrt",
 ) -> Rollout:
-    """Apply a step T times; a pure function to jit, vmap and differentiate.
+    """Apply a step function T times, as a pure function that can be jitted and differentiated.
 
-    The gradient of T steps needs what each step computed. With ``checkpoint="sqrt"`` about 2 √T
-    states are kept instead and steps are computed again, at most three times where no frames are
-    saved and five times otherwise (Griewank 1992).
+    The gradient of T steps needs the intermediate values of each step. With ``checkpoint="sqrt"``,
+    about 2 √T states are stored instead and steps are recomputed, at most three times if no frames
+    are saved and five times otherwise (Griewank 1992).
 
     Args:
-      step: (params, state) -> state, such as that of :func:`velocity_verlet`, or of jax-md with
-        its list of neighbors as a part of the state.
-      params: of the network, or whatever the gradient is taken of.
-      state: where to start; a pytree.
-      steps: T, a plain number, 0 or more.
-      save_every: save after each so many steps; nothing is saved if not given.
-      save: what is saved of a state, such as ``lambda state: state.x``.
-      checkpoint: "none" keeps everything for the gradient.
+      step: (params, state) -> state, for example from :func:`velocity_verlet`, or from jax-md with
+        its neighbor list as part of the state.
+      params: parameters of the network, or whatever to differentiate with respect to.
+      state: the initial state, a pytree.
+      steps: T, a Python integer, 0 or more.
+      save_every: number of steps between saved frames; nothing is saved if not given.
+      save: function that selects what to save of a state, for example ``lambda state: state.x``.
+      checkpoint: "none" stores all intermediate values for the gradient.
 
     Returns:
       A :class:`Rollout`.
 
     Raises:
-      ValueError: a number makes no sense, ``step`` returns other shapes or dtypes than it gets, or
-        (where nothing is traced) a list of neighbors in the state has overflowed.
-      FloatingPointError: a number of the state is not finite, where nothing is traced; the step is
-        named. In a traced function see ``finite``.
+      ValueError: an argument is out of range, ``step`` changes shapes or dtypes of the state, or
+        (if nothing is traced) a neighbor list in the state has overflowed.
+      FloatingPointError: a number of the state is not finite, if nothing is traced; the message
+        names the step. In a traced function, check ``finite``.
     """
     require_count("steps", steps, 0)
     every = max(steps, 1) if save_every is None else save_every
@@ -96,7 +96,7 @@ def rollout(
 
 
 class Phase(NamedTuple):
-    """Particles on their way: positions x, velocities v and forces f at x, each (M, n)."""
+    """Phase-space state: positions x, velocities v and forces f at x, each (M, n)."""
 
     x: jax.Array
     v: jax.Array
@@ -106,9 +106,9 @@ class Phase(NamedTuple):
 def velocity_verlet(
     force: Callable[[Any, jax.Array], jax.Array], timestep: float, masses: Any = 1.0
 ) -> tuple[Callable[..., Phase], Step]:
-    """Newton's equations by v += Δt f / 2m, x += Δt v, v += Δt f(x) / 2m.
+    """Create a velocity Verlet integrator: v += Δt f / 2m, x += Δt v, v += Δt f(x) / 2m.
 
-    The map is symplectic and time-reversible: with -v it goes back to where it came from.
+    The map is symplectic and time-reversible: with -v it retraces its path.
 
     >>> init, step = egnn.velocity_verlet(lambda k, x: -k * x, 2 * np.pi / 100)  # springs
     >>> start = init(1.0, jnp.ones((1, 3)), jnp.zeros((1, 3)))
@@ -117,18 +117,18 @@ def velocity_verlet(
     True
 
     Args:
-      force: (params, x (M, n)) -> forces (M, n), such as minus the gradient of an energy.
-      timestep: Δt, in the units that follow from those of x, masses and forces: with Å, u and eV/Å
-        it is ``ase.units.fs`` times femtoseconds.
-      masses: of the particles (M,), or of all.
+      force: (params, x (M, n)) -> forces (M, n), for example the negative gradient of an energy.
+      timestep: Δt, in the unit implied by those of x, masses and forces: with Å, u and eV/Å, it is
+        ``ase.units.fs`` times femtoseconds.
+      masses: masses of the particles (M,), or one mass for all.
 
     Returns:
-      ``init(params, x, v)``, a :class:`Phase`, and ``step(params, phase)`` for :func:`rollout`; its
-      force is computed once a step.
+      ``init(params, x, v)``, which returns a :class:`Phase`, and ``step(params, phase)`` for
+      :func:`rollout`, which evaluates the force once.
 
     Raises:
-      ValueError: the timestep is not finite, masses are not above 0 or not (M,); in ``init``, x,
-        v or the forces have other shapes than (M, n).
+      ValueError: the timestep is not finite, or masses are not above 0 or not (M,); in ``init``: x,
+        v or the forces do not have shape (M, n).
     """
     if not isinstance(timestep, Tracer) and not np.isfinite(timestep):
         raise ValueError(f"timestep is {timestep}; expected a finite number")
@@ -160,14 +160,14 @@ def velocity_verlet(
 def _scan(
     f: Callable[[Any], tuple[Any, Any]], carry: Any, length: int, checkpoint: str
 ) -> tuple[Any, Any]:
-    """``f`` applied ``length`` times, in about √length blocks that keep only where they begin."""
+    """Apply ``f`` ``length`` times, in about √length blocks that store only their first carry."""
 
     def scan(f: Callable[[Any], tuple[Any, Any]], carry: Any, length: int) -> tuple[Any, Any]:
         return jax.lax.scan(lambda carry, _: f(carry), carry, None, length)
 
     if checkpoint == "none" or length < 4:
         return scan(f, carry, length)
-    # In a scan nothing can be merged with the first computation, so that CSE need not be prevented.
+    # Inside a scan, CSE cannot undo the rematerialization, so it need not be prevented.
     single = jax.checkpoint(f, prevent_cse=False)
     size = _block(length)
     block = jax.checkpoint(lambda carry: scan(single, carry, size), prevent_cse=False)
@@ -180,7 +180,7 @@ def _scan(
 
 
 def _block(length: int) -> int:
-    """The divisor next to √length, so that a step is compiled once; √length where there is none."""
+    """A divisor near √length, to avoid compiling a remainder; √length if there is none."""
     root = math.isqrt(length)
     return next((size for size in range(root, root // 2, -1) if length % size == 0), root)
 
@@ -191,7 +191,7 @@ def _is_finite(state: Any) -> jax.Array:
 
 
 def _require_same(what: str, found: Any, expected: Any) -> None:
-    """Raise ValueError where a step changes the kind of the state."""
+    """Raise ValueError if a step changes the structure, shapes or dtypes of the state."""
     described = [
         jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree)
         for tree in (found, expected)
@@ -201,7 +201,7 @@ def _require_same(what: str, found: Any, expected: Any) -> None:
 
 
 def _require_whole(state: Any, finite: int, steps: int, started_finite: bool) -> None:
-    """Raise where a simulation has broken down, or lost neighbors."""
+    """Raise if a simulation has diverged, or its neighbor list has overflowed."""
     if not started_finite:
         raise FloatingPointError("the state to start from is not finite")
     if finite < steps:

@@ -1,4 +1,4 @@
-"""Checks of what a geometric layer promises, for anyone's layers: each can fail, and says where.
+"""Checks of symmetry, padding and gradients for your own layers, with precise failure messages.
 
 A layer is any function of a graph. Three lines test one:
 
@@ -6,10 +6,10 @@ A layer is any function of a graph. Three lines test one:
 >>> params = egnn.testing.randomise_parameters(model.init(jax.random.key(0), graph))
 >>> error = egnn.testing.assert_equivariant(lambda g: model.apply(params, g), graph)
 
-A check is only as good as its input. Random graphs here are ragged, directed and padded, with
-isolated nodes, single nodes, nodes at the same place and nodes at rest; parameters are of order
-one, since an untrained φ_x moves nothing that could be seen to be wrong. Work in float64
-(``jax.enable_x64``) where you can: a wrong term of 1e-6 then shows.
+A check is only as good as its input. The random graphs are ragged, directed and padded, with
+isolated nodes, single nodes, coincident nodes and nodes at rest. Parameters are redrawn to be of
+order one, since an untrained φ_x moves nodes too little for errors to show. Use float64
+(``jax.enable_x64``) if you can, to detect a wrong term as small as 1e-6.
 """
 
 from egnn_jax.testing.checks import (

@@ -1,4 +1,4 @@
-"""Where two outputs differ, in words."""
+"""Compare two outputs, and describe where they differ."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def fields(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Each array of a tree, with its path such as ``nodes.x``."""
+    """Iterate over the arrays of a pytree, with paths such as ``nodes.x``."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
 
 
 def largest_error(got: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[int, ...]]:
-    """The largest error relative to the largest entry, and where it is; where either is not finite
-    it counts as infinite.
+    """The largest error, relative to the largest entry, and its index; nonfinite entries count as
+    infinite errors.
     """
     if expected.size == 0:
         return 0.0, ()
@@ -29,8 +29,8 @@ def largest_error(got: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[i
 
 
 def assert_close(got: Any, expected: Any, rtol: float, when: str) -> float:
-    """The largest relative error of all fields; an AssertionError names the first one above
-    ``rtol``, and where in it.
+    """Return the largest relative error of all fields; raise AssertionError for the first field
+    above ``rtol``, naming the place.
     """
     got, expected = dict(fields(got)), dict(fields(expected))
     if got.keys() != expected.keys() or any(
@@ -52,7 +52,7 @@ def assert_close(got: Any, expected: Any, rtol: float, when: str) -> float:
 
 
 def place(field: str, where: Sequence[int]) -> str:
-    """An entry of a field in words, such as " of node 3, column 1"."""
+    """Describe an entry of a field in words, for example " of node 3, column 1"."""
     kind = {"nodes": "node", "edges": "edge", "globals": "graph"}.get(field.split(".")[0], "row")
     rest = "".join(f", column {k}" for k in where[1:])
     return f" of {kind} {where[0]}{rest}" if len(where) else ""

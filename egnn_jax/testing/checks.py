@@ -1,4 +1,4 @@
-"""Checks of symmetry, padding and gradients of any function of a graph."""
+"""Checks of equivariance, padding and gradients for any function of a graph."""
 
 from collections.abc import Callable
 from operator import itemgetter
@@ -30,25 +30,26 @@ def assert_equivariant(
     seed: int = 0,
     rtol: float | None = None,
 ) -> float:
-    """``fn(Q x + t, Q v, h, edges)`` equals ``fn(x, v, h, edges)``, moved by the same Q and t.
+    """Assert that ``fn(Q x + t, Q v, h, edges)`` equals ``fn(x, v, h, edges)`` moved by Q and t.
 
-    What ``fn`` returns decides what is expected. Of a graph, ``nodes.x`` moves as points and
-    ``nodes.v`` as vectors, all else stays; of anything else, such as an energy, every array stays.
+    The expectation follows from what ``fn`` returns. In a graph, ``nodes.x`` must transform as
+    points and ``nodes.v`` as vectors, and all else must be invariant, as must every array of any
+    other output, such as an energy.
 
     Args:
-      fn: from a graph to a graph or to invariant arrays.
-      graph: the input, such as :func:`random_graph` gives.
-      rotation, reflection, translation: which of them to try.
-      seed: of Q and t.
-      rtol: largest error, relative to the largest entry of a field; by default :data:`RTOL` of x's
+      fn: function of a graph that returns a graph or invariant arrays.
+      graph: the input, for example from :func:`random_graph`.
+      rotation, reflection, translation: which transformations to test.
+      seed: seed of Q and t.
+      rtol: maximum error, relative to the largest entry of a field; by default :data:`RTOL` of x's
         dtype.
 
     Returns:
       The largest relative error found.
 
     Raises:
-      AssertionError: a field of a node is elsewhere; the first one, the node and the distance are
-        named. Or nothing could have been found: coordinates move by less than a hundred times the
+      AssertionError: a field differs; the message names the first field, the node and the distance.
+        Or the check could not detect errors: coordinates move by less than a hundred times the
         tolerance, or the output does not depend on them at all.
     """
     rtol = _tolerance(graph, rtol)
@@ -79,11 +80,10 @@ def assert_equivariant(
 def assert_permutation_equivariant(
     fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None
 ) -> float:
-    """Nodes renumbered within their graphs, and edges listed in another order, give the same output
-    renumbered.
+    """Assert that permuting the nodes of each graph, and the edges, permutes the output alike.
 
-    Arguments, return value and errors are those of :func:`assert_equivariant`. Of an output that is
-    no graph, every array is expected to stay.
+    Arguments, return value and errors are as in :func:`assert_equivariant`. If the output is not a
+    graph, every array must be invariant.
     """
     rng = np.random.default_rng(seed)
     counts = np.asarray(graph.n_node)
@@ -120,19 +120,20 @@ def assert_permutation_equivariant(
 def assert_padding_invariant(
     fn: GraphFunction, graph: GraphsTuple, *, seed: int = 0, rtol: float | None = None
 ) -> float:
-    """The output of a graph depends neither on padding nor on the other graphs of its batch.
+    """Assert that the output depends neither on padding nor on other graphs of the batch.
 
     Args:
-      fn: from a graph to a graph, or to arrays with one row per graph, such as energies (G,).
-      graph: a batch without padding, ``random_graph(padding=False)``.
-      seed: of the numbers in the padding.
+      fn: function of a graph that returns a graph, or arrays with one row per graph, such as
+        energies (G,).
+      graph: a batch without padding, for example ``random_graph(padding=False)``.
+      seed: seed of the numbers in the padding.
       rtol: as in :func:`assert_equivariant`.
 
     Returns:
       The largest relative error found.
 
     Raises:
-      AssertionError: an output changes; the first one, its place and the distance are named.
+      AssertionError: an output changes; the message names the first one, its place and the error.
     """
     rtol = _tolerance(graph, rtol)
     out = fn(graph)
@@ -162,16 +163,15 @@ def assert_padding_invariant(
 
 
 def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: Any = None) -> None:
-    """First and second derivatives of the output are finite, in reverse and forward mode.
+    """Assert that first and second derivatives are finite, in reverse and forward mode.
 
     Args:
-      fn: from a graph, or from ``params`` and a graph, to arrays.
-      graph: the input; that of :func:`random_graph` has nodes at the same place, nodes at rest and
-        padding.
-      params: parameters to differentiate as well, then ``fn(params, graph)`` is called.
+      fn: function of a graph, or of ``params`` and a graph, that returns arrays.
+      graph: the input; a :func:`random_graph` has coincident nodes, nodes at rest and padding.
+      params: parameters to differentiate too; if given, ``fn(params, graph)`` is called.
 
     Raises:
-      AssertionError: a derivative is not finite; which one, of what and where is named.
+      AssertionError: a derivative is not finite; the message names it, its field and its place.
     """
     edges = graph.edges.replace(steps=None)  # whole numbers have no derivative
     inputs = {"nodes": graph.nodes, "edges": edges, "params": params}
@@ -211,7 +211,7 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
 
 
 def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:
-    """The transformed graph, with nodes at the same place kept together in spite of rounding."""
+    """Transform a graph, keeping coincident nodes together in spite of rounding."""
     moved = transform(graph, q, t)
     _, first, place = np.unique(
         np.asarray(graph.nodes.x), axis=0, return_index=True, return_inverse=True
@@ -220,7 +220,7 @@ def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:
 
 
 def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: float) -> None:
-    """That a wrong output would show: coordinates move by far more than the tolerance, or something
+    """Assert that errors would show: coordinates move by far more than the tolerance, or the output
     depends on them.
     """
     seen = 100 * rtol
@@ -235,7 +235,7 @@ def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: flo
             )
         if moved:
             return
-    # A stretch along one axis, which is neither a rotation nor a translation.
+    # Stretch along one axis, which is neither a rotation nor a translation.
     stretched = jnp.concatenate([1.5 * graph.nodes.x[:, :1], graph.nodes.x[:, 1:]], axis=1)
     other = fn(graph._replace(nodes=graph.nodes.replace(x=stretched)))
     if isinstance(out, GraphsTuple):

@@ -1,4 +1,4 @@
-"""Graphs and parameters on which a wrong layer shows."""
+"""Graphs and parameters that expose errors in layers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,22 +25,21 @@ def random_graph(
     coincident: bool = True,
     padding: bool = True,
 ) -> GraphsTuple:
-    """A batch of directed graphs, of the default float dtype, that leaves a wrong layer nowhere to
-    hide.
+    """Draw a batch of random directed graphs, in the default float dtype, with difficult cases.
 
     Args:
-      seed: of everything drawn.
-      sizes: the number of nodes of each graph. The last node of each receives nothing; one node
-        alone has no edges.
+      seed: seed of all random numbers.
+      sizes: number of nodes of each graph. The last node of each graph receives nothing; a single
+        node has no edges.
       n: number of coordinates.
       features: width of h.
       attributes: width of the edge attributes; 0 for none.
       velocity: whether nodes have velocities; the first node of each graph is at rest.
-      coincident: put the second node of each graph where the first one is.
+      coincident: place the second node of each graph at the first one.
       padding: append padding nodes, edges and graphs, whose fields hold arbitrary numbers.
 
     Raises:
-      ValueError: no sizes, or a number that is too small.
+      ValueError: ``sizes`` is empty or not a list of integers, or a number is out of range.
     """
     widths = (("n", n, 1), ("features", features, 1), ("attributes", attributes, 0))
     for name, value, least in widths:
@@ -86,14 +85,14 @@ def random_graph(
 def pad_with_noise(
     graph: GraphsTuple, seed: int = 0, n_node: int = 3, n_edge: int = 5, n_graph: int = 2
 ) -> GraphsTuple:
-    """A batch without padding, padded with arbitrary numbers instead of zeros.
+    """Pad a batch with arbitrary numbers instead of zeros.
 
-    Zeros would hide a sum that runs over the padding as well.
+    Zeros would hide sums that wrongly include the padding.
 
     Args:
-      graph: the batch.
-      seed: of the numbers.
-      n_node, n_edge, n_graph: how much padding is appended.
+      graph: a batch without padding.
+      seed: seed of the numbers.
+      n_node, n_edge, n_graph: number of padding nodes, edges and graphs to append.
     """
     real_nodes, real_edges = graph.nodes.x.shape[0], graph.senders.shape[0]
     budget = Budget(real_nodes + n_node, real_edges + n_edge, graph.n_node.shape[0] + n_graph)
@@ -110,10 +109,10 @@ def pad_with_noise(
 
 
 def randomise_parameters(params: Any, seed: int = 0) -> Any:
-    """``params`` redrawn so that every part of a network matters.
+    """Redraw ``params`` at random, so that every part of a network contributes to the output.
 
-    Kernels (…, in, out) are normal with variance 1/in, everything else normal with standard
-    deviation 1/2; what is called "scale" or "var", of normalisations, lies around 1.
+    Kernels (…, in, out) are normal with variance 1/in, all else normal with standard deviation 1/2,
+    except that "scale" and "var" of normalization layers are positive, around 1.
     """
     rng = np.random.default_rng(seed)
 

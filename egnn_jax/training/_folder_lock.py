@@ -1,4 +1,4 @@
-"""One writer of a folder at a time."""
+"""A lock that allows only one writer per folder."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import IO
 
 
 def acquire(folder: Path) -> IO[str] | None:
-    """Lock a folder until the file returned is closed or this process ends, however it does.
+    """Lock a folder until the returned file is closed or this process ends for any reason.
 
-    Returns None where the system has no such locks.
+    Returns None if the system has no such locks.
 
     Raises:
-      ValueError: another process has it; its number is named.
+      ValueError: another process holds the lock; the message names its process ID.
     """
     try:
         import fcntl

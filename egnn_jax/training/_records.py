@@ -1,4 +1,4 @@
-"""Plain values and arrays of a run: their checksums, and reading them back."""
+"""Checksums of the plain values and arrays of a run, and reading them back."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _AGAIN = "delete it, and the same training command goes on"
 
 
 def digest_of_arrays(tree: Any, start: str = "") -> bytes:
-    """SHA-256 of a text and of every array of a tree with its name."""
+    """SHA-256 digest of a text and of the names and contents of all arrays in a tree."""
     leaves = {
         jax.tree_util.keystr(path, simple=True): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -28,7 +28,7 @@ def digest_of_arrays(tree: Any, start: str = "") -> bytes:
 
 
 def digest(plain: Any) -> str:
-    """SHA-256 of plain values."""
+    """SHA-256 digest, in hexadecimal, of plain values serialized as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -39,10 +39,10 @@ def parse(
     remedy: str = _AGAIN,
     read: Callable[[str], Any] = json.loads,
 ) -> dict[str, Any]:
-    """Values by name from JSON text.
+    """Parse JSON text into values by name.
 
     Raises:
-      ValueError: it is no JSON, or one of the expected names is missing.
+      ValueError: the text is not valid JSON, or one of the expected names is missing.
     """
     try:
         values = dict(read(text))
@@ -54,8 +54,8 @@ def parse(
 
 
 def write_plain(path: Path, plain: dict[str, Any]) -> None:
-    """Write plain values by name as JSON, with their SHA-256."""
-    checksum = digest(json.loads(json.dumps(plain)))  # as they are read back
+    """Write plain values by name as JSON, together with their SHA-256 checksum."""
+    checksum = digest(json.loads(json.dumps(plain)))  # with types as read back
     text = json.dumps(plain | {"sha256": checksum}, indent=2, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())
 
@@ -63,7 +63,7 @@ def write_plain(path: Path, plain: dict[str, Any]) -> None:
 def read_plain(
     path: Path, expected: set[str], remedy: str = _AGAIN, read: Callable[[str], Any] = json.loads
 ) -> dict[str, Any]:
-    """What :func:`write_plain` wrote, or an older version, without the SHA-256.
+    """Read what :func:`write_plain`, or an older version without a checksum, wrote.
 
     Raises:
       ValueError: the file is damaged, or one of the expected names is missing.
@@ -76,10 +76,10 @@ def read_plain(
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
-    """The plain values that differ, before and now, by names such as ``task.dataset``."""
+    """The names of plain values that differ, like ``task.dataset``, each with (before, now)."""
     before, now = flat(before), flat(now)
     values = {name: (before.get(name), now.get(name)) for name in sorted(before | now)}
-    # As text, in which NaN is NaN.
+    # Compared as text, in which NaN equals NaN.
     return [(name, pair) for name, pair in values.items() if len(set(map(_text, pair))) > 1]
 
 
@@ -88,7 +88,7 @@ def _text(plain: Any) -> str:
 
 
 def flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with names such as ``task.dataset``."""
+    """Flatten nested mappings into one, with names like ``task.dataset``."""
     result = {}
     for key, value in tree.items():
         result |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}

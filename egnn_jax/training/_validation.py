@@ -1,4 +1,4 @@
-"""Checks of what a training is given, before anything is written."""
+"""Checks of the arguments of ``fit``, made before anything is written."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from egnn_jax.training.step import Loss
 
 
 def require_optimizer(optimizer: Any) -> None:
-    """Raise ValueError for what is no optax gradient transformation."""
+    """Raise ValueError if ``optimizer`` is not an optax gradient transformation."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(
             f"optimizer is {optimizer!r}; expected an optax gradient transformation, such as "
@@ -20,7 +20,7 @@ def require_optimizer(optimizer: Any) -> None:
 
 
 def require_callbacks(callbacks: Any) -> None:
-    """Raise ValueError for what are no objects with some method of a callback."""
+    """Raise ValueError if a callback has none of the methods of ``Callback``."""
     if not isinstance(callbacks, Sequence):
         raise ValueError(f"callbacks are {callbacks!r}; expected a list of them")
     for callback in callbacks:
@@ -32,7 +32,7 @@ def require_callbacks(callbacks: Any) -> None:
 
 
 def require_parameters(params: Any, seeds: int) -> None:
-    """Raise ValueError for what cannot be trained, or has no leading axis of several seeds."""
+    """Raise ValueError if ``params`` cannot be trained or lack a leading axis of several seeds."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError(f"params are {params!r}; expected such as model.init(key, graph)")
@@ -48,7 +48,7 @@ def require_parameters(params: Any, seeds: int) -> None:
 
 
 def require_loss(loss: Loss, params: Any, batch: Any) -> None:
-    """Raise ValueError where the loss returns something else than :data:`.step.Loss` says."""
+    """Raise ValueError if the loss does not return what :data:`.step.Loss` specifies."""
     out = jax.eval_shape(loss, params, batch, jax.random.PRNGKey(0))
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise ValueError(
@@ -62,7 +62,7 @@ def require_loss(loss: Loss, params: Any, batch: Any) -> None:
 
 
 def require_metrics(metrics: Callable[..., Any], params: Any, batch: Any, monitor: str) -> None:
-    """Raise ValueError where the metrics are no dict with ``monitor`` among them."""
+    """Raise ValueError if the metrics are not a dict that contains ``monitor``."""
     out = jax.eval_shape(metrics, params, batch, jax.random.PRNGKey(0))
     if not isinstance(out, dict):
         shapes = jax.tree.map(lambda a: a.shape, out)

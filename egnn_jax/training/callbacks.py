@@ -1,4 +1,4 @@
-"""What happens beside training: progress bars, logs, early stopping, and a user's own.
+"""Callbacks of training: progress bars, logs and early stopping.
 
 A callback is any object with some of the methods of :class:`Callback`::
 
@@ -21,18 +21,18 @@ from egnn_jax._files import expanded
 
 @dataclasses.dataclass
 class Progress:
-    """How far a training is; with several seeds, values have a leading axis of that size.
+    """The progress of training; with several seeds, values have a leading axis of that size.
 
     Attributes:
-      step, total_steps: optimizer steps taken, and of the whole training.
-      epoch, epochs: epochs taken, and of the whole training.
+      step, total_steps: optimizer steps taken so far and in total.
+      epoch, epochs: epochs completed so far and in total.
       loss: the mean training loss since the last evaluation.
-      metrics: on the validation samples, as of the last evaluation.
-      monitor: the name of the metric that chooses the best parameters.
-      best_value, best_epoch: its smallest value, and after which epoch that was (0: none yet).
-      seconds: how long the training took, in all processes that it was resumed in.
-      params: the parameters that are evaluated (the average where there is one), on devices.
-      folder: of the run, or None.
+      metrics: the metrics of the last evaluation on the validation samples.
+      monitor: the name of the metric that selects the best parameters.
+      best_value, best_epoch: its smallest value so far, and the epoch of that value (0: none yet).
+      seconds: training time, including the time before the run was resumed.
+      params: the parameters to evaluate (the moving average if there is one), on devices.
+      folder: the folder of the run, or None.
     """
 
     step: int = 0
@@ -50,7 +50,7 @@ class Progress:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The last evaluation as plain values, a line of ``metrics.jsonl``."""
+        """The last evaluation as plain values: one line of ``metrics.jsonl``."""
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -61,26 +61,26 @@ class Progress:
 
 
 class Callback:
-    """What :func:`egnn_jax.fit` calls; each method may be left out."""
+    """Base class of callbacks of :func:`egnn_jax.fit`; every method is optional."""
 
     def started(self, progress: Progress) -> None:
-        """Before the first step, also of a resumed training."""
+        """Called before the first step, also when training is resumed."""
 
     def stepped(self, progress: Progress) -> None:
-        """After each compiled call, which makes up to ``chunk_steps`` steps."""
+        """Called after each compiled call, which takes up to ``chunk_steps`` steps."""
 
     def evaluated(self, progress: Progress) -> bool | None:
-        """After each evaluation; True ends the training."""
+        """Called after each evaluation; return True to stop training."""
 
     def ended(self, progress: Progress) -> None:
-        """After the last step, and where training was interrupted or failed."""
+        """Called after the last step, and also if training is interrupted or fails."""
 
 
 METHODS = ("started", "stepped", "evaluated", "ended")
 
 
 class ProgressBar(Callback):
-    """A progress bar on stderr; where that is no terminal, a line now and then."""
+    """Show a progress bar on stderr, or occasional lines if stderr is not a terminal."""
 
     def __init__(self, description: str = "") -> None:
         self._description = description
@@ -115,7 +115,7 @@ class ProgressBar(Callback):
 
 
 class MetricsLog(Callback):
-    """``metrics.jsonl`` in the folder of the run: one line of JSON an evaluation."""
+    """Write ``metrics.jsonl`` in the folder of the run, one line of JSON per evaluation."""
 
     def started(self, progress: Progress) -> None:
         """See :class:`Callback`."""
@@ -132,13 +132,13 @@ class MetricsLog(Callback):
 
 
 class EarlyStopping(Callback):
-    """End training after so many epochs without a better validation value, of any seed.
+    """Stop training once no seed's validation value has improved for a number of epochs.
 
     Args:
-      patience: a number of epochs.
+      patience: the number of epochs.
 
     Raises:
-      ValueError: it is not above 0.
+      ValueError: ``patience`` is not above 0.
     """
 
     def __init__(self, patience: float) -> None:
@@ -152,10 +152,10 @@ class EarlyStopping(Callback):
 
 
 class TensorBoard(Callback):
-    """Scalars for TensorBoard: ``pip install 'egnn-jax[tensorboard]'``.
+    """Write scalars for TensorBoard; needs ``pip install 'egnn-jax[tensorboard]'``.
 
     Args:
-      folder: where events go; ``tensorboard`` in the folder of the run if not given.
+      folder: the folder for events; by default, ``tensorboard`` in the folder of the run.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
@@ -182,7 +182,7 @@ class TensorBoard(Callback):
 
 
 def show_progress_lines() -> None:
-    """Let progress lines through to stderr; on a terminal a bar is drawn instead."""
+    """Send progress lines to stderr; on a terminal, a progress bar is drawn instead."""
     logger = logging.getLogger("tqdm_loggable")
     logger.setLevel(logging.INFO)
     logger.propagate = False

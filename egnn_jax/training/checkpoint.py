@@ -1,4 +1,4 @@
-"""The folder of a run: settings, metrics, checkpoints and result, each whole or absent."""
+"""The folder of a run: settings, metrics, checkpoints and result, each complete or absent."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from egnn_jax.training._records import (
 from egnn_jax.training.processes import from_first, is_first, require_same
 
 _EARLIER = "earlier_epochs"
-"""What config.yaml calls the numbers of epochs that a run had before it was given more."""
+"""The key in config.yaml of the numbers of epochs that a run had before it was extended."""
 
 _REMEDY = {
     "last": "delete that folder, and the same training command goes on from the one before it",
@@ -35,10 +35,10 @@ _REMEDY = {
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/{last,best}``.
+    """A run: ``config.yaml``, ``metrics.jsonl``, ``result.json``, ``checkpoints/{last,best}``.
 
-    Any number of processes may read a run; :meth:`start` makes one of them its writer, of those of
-    one job process 0.
+    Any number of processes may read a run. The process that calls :meth:`start` becomes its only
+    writer; in a job of several processes, this is process 0.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -51,10 +51,10 @@ class RunFolder:
         self._managers: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the run was started with, as plain values.
+        """The settings of the run, as plain values.
 
         Raises:
-          ValueError: this is no folder of a run, or the file is damaged.
+          ValueError: this is not the folder of a run, or the file is damaged.
         """
         return {name: value for name, value in self._stored().items() if name != _EARLIER}
 
@@ -72,11 +72,11 @@ class RunFolder:
             raise ValueError(f"{self._settings_file}: {error}") from error
 
     def start(self, settings: dict[str, Any]) -> None:
-        """Become the writer of the folder, new or with a run of the same settings to be resumed.
+        """Become the writer of a new folder, or of one with a run to resume with these settings.
 
         Raises:
-          ValueError: another process trains here, or the folder holds a run of other settings
-            (the differences are named), or it cannot be written to.
+          ValueError: another process is training here, the folder holds a run with other settings
+            (the message lists the differences), or the folder cannot be written to.
         """
         from_first(lambda: self._start(settings))
         file = self._settings_file
@@ -104,10 +104,10 @@ class RunFolder:
             write_atomically(self._settings_file, text.encode())
 
     def extend(self, epochs: int) -> None:
-        """Set the ``epochs`` of a run under way; what was saved before remains valid.
+        """Set the ``epochs`` of an existing run; its checkpoints remain valid.
 
         Raises:
-          ValueError: another process trains here, or this is no run.
+          ValueError: another process is training here, or this is not a run.
         """
         self._lock = acquire(self.path)
         try:
@@ -122,10 +122,10 @@ class RunFolder:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raise OSError, in one sentence, where a checkpoint cannot be written."""
+        """Raise OSError with a one-sentence message if a checkpoint cannot be written."""
         try:
             yield
-        except Exception as error:  # orbax raises whatever its file systems do
+        except Exception as error:  # orbax passes on the exceptions of its file systems
             code = re.search(r"os_error_code='(\d+)'", str(error))
             errno = int(code[1]) if code else getattr(error, "errno", None)
             if errno is None:
@@ -134,15 +134,15 @@ class RunFolder:
             raise OSError(errno, text, str(self.path / "checkpoints")) from error
 
     def save(self, kind: str, step: int, tree: Any) -> None:
-        """Write a checkpoint and its checksum in the background; the one before stays until then.
+        """Write a checkpoint and its checksum in the background; the previous one stays until then.
 
-        For process 0 alone: arrays are the same in all, and what fails in one would have the others
-        wait for it.
+        Only process 0 may call this. The arrays are the same in all processes, and if several
+        wrote, a failure of one would block the others.
 
         Args:
           kind: "last" or "best".
-          step: its number.
-          tree: arrays.
+          step: the step number of the checkpoint.
+          tree: the arrays to save.
         """
         tree = jax.device_get(tree)
         saved = {"tree": tree, "sha256": self._checksum(tree, self.settings())}
@@ -150,25 +150,25 @@ class RunFolder:
             self._manager(kind).save(step, args=_orbax().args.StandardSave(saved))
 
     def wait(self) -> None:
-        """Until the checkpoints being written are on disk."""
+        """Wait until all pending checkpoints are on disk."""
         with self._writing():
             for manager in self._managers.values():
                 manager.wait_until_finished()
 
     def latest(self, kind: str) -> int | None:
-        """The step of the newest whole checkpoint, or None."""
+        """The step of the newest complete checkpoint, or None."""
         return self._manager(kind).latest_step()
 
     def restore(self, kind: str, like: Any = None) -> Any:
-        """The newest checkpoint as host arrays.
+        """Restore the newest checkpoint as host arrays.
 
         Args:
           kind: "last" or "best".
-          like: a tree of the structure, shapes and dtypes to restore; plain dicts without it.
+          like: a tree of the structure, shapes and dtypes to restore; nested dicts if not given.
 
         Raises:
-          ValueError: there is none, it cannot be read, or it does not match its checksum, which is
-            also over the settings; the path is named.
+          ValueError: there is no checkpoint, it cannot be read, or it does not match its checksum,
+            which also covers the settings; the message names the path.
         """
         tried = None
         while True:
@@ -178,7 +178,7 @@ class RunFolder:
             try:
                 return self._restore(kind, step, like)
             except ValueError:
-                if step == tried:  # a training beside this reader may have replaced the first one
+                if step == tried:  # on the first try, a concurrent run may have replaced it
                     raise
                 tried = step
                 self._manager(kind).reload()
@@ -189,10 +189,10 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out.
+        """The entries of ``metrics.jsonl``, without a last line that a kill left incomplete.
 
         Raises:
-          ValueError: another line is damaged; it is named.
+          ValueError: another line is damaged; the message names it.
         """
         if not self.metrics_file.exists():
             return []
@@ -204,29 +204,29 @@ class RunFolder:
         ]
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Drop what was logged after ``step``, which will be done again; returns what stays."""
+        """Drop the entries logged after ``step`` and return the others."""
         history = [entry for entry in self.history() if entry["step"] <= step]
         lines = "".join(json.dumps(entry) + "\n" for entry in history)
         write_atomically(self.metrics_file, lines.encode())
         return history
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write ``result.json``, which says that the run is complete."""
+        """Write ``result.json``, which marks the run as complete."""
         write_plain(self.result_file, result)
 
     def result(self) -> dict[str, Any]:
-        """What :meth:`finish` wrote.
+        """Read what :meth:`finish` wrote.
 
         Raises:
-          ValueError: this is no run, it is not complete, or the file is damaged.
+          ValueError: this is not a run, it is not complete, or the file is damaged.
         """
         if not self.result_file.is_file():
-            self.settings()  # raises where this is no run at all
+            self.settings()  # raises if this is not a run
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
         return read_plain(self.result_file, {"metrics", "config"})
 
     def close(self) -> None:
-        """Wait for what is being written, and let another process write."""
+        """Wait for pending checkpoints, then release the lock so that others can write."""
         managers = list(self._managers.values())
         self._managers.clear()
         try:
@@ -259,7 +259,7 @@ class RunFolder:
         return tree
 
     def _settings_so_far(self) -> Iterator[dict[str, Any]]:
-        """The settings, and those before each extension of the run."""
+        """The current settings, then those before each extension of the run, newest first."""
         settings = self._stored()
         earlier = settings.pop(_EARLIER, [])
         yield settings
@@ -267,9 +267,9 @@ class RunFolder:
             yield settings | {"epochs": epochs}
 
     def _checksum(self, tree: Any, settings: dict[str, Any]) -> np.ndarray:
-        """SHA-256 (32,) of settings and of every array with its name.
+        """SHA-256 (32,) of the settings and of the name and content of every array.
 
-        The same for a tree restored as dicts. Comments in config.yaml do not count.
+        A tree restored as dicts has the same checksum. Comments in config.yaml are ignored.
         """
         return np.frombuffer(digest_of_arrays(tree, digest(settings)), np.uint8)
 
@@ -281,10 +281,10 @@ class RunFolder:
                 make_folder(folder)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2 if kind == "last" else 1,
-                # A reader leaves alone what a training under way is about to write.
+                # A reader must not remove what a concurrent run is about to write.
                 cleanup_tmp_directories=self._writes,
                 create=False,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(  # waits for no other
+                multiprocessing_options=ocp.options.MultiprocessingOptions(  # no barriers
                     primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{kind}{me}"
                 ),
             )
@@ -293,7 +293,7 @@ class RunFolder:
 
 
 def _orbax() -> Any:
-    """Orbax, imported where a checkpoint is written or read: a third of a second for all others."""
+    """Import Orbax lazily: it takes a third of a second, and only checkpoints need it."""
     import orbax.checkpoint
 
     return orbax.checkpoint

@@ -1,4 +1,4 @@
-"""The devices of one or several processes, and how a batch is spread over them."""
+"""The devices of one or several processes, and how a batch is sharded over them."""
 
 import ctypes
 import os
@@ -14,19 +14,19 @@ from egnn_jax._launch import number_of_cores
 from egnn_jax.data.loader import Loader, require_own
 
 DEVICES = threading.RLock()
-"""Held while a program runs whose devices exchange values, since two of them started by two threads
-would wait for each other for ever.
+"""Held while a program with collective operations runs: two such programs, started by two threads,
+would deadlock.
 """
 AXIS = "data"
-"""The mesh axis that the samples of a batch are spread over."""
+"""The mesh axis over which the samples of a batch are sharded."""
 
 
 def use_all_cores() -> None:
-    """Make each CPU core a device, so that batches are spread over cores.
+    """Make each CPU core a JAX device, so that batches are sharded over cores.
 
-    To be called before the first JAX computation. One thread per half of a batch scales better
-    than two threads per matrix product, and vectors of 512 bits, where a CPU has them, better than
-    XLA's 256. Flags that are in ``$XLA_FLAGS`` already stay. No effect on accelerators.
+    Call this before the first JAX computation. One thread per half of a batch scales better than
+    two threads per matrix product, and 512-bit vectors, if the CPU has them, are faster than XLA's
+    256-bit default. Flags already in ``$XLA_FLAGS`` are kept. No effect on accelerators.
     """
     for flag, value in (
         ("xla_cpu_multi_thread_eigen", "false"),
@@ -39,7 +39,7 @@ def use_all_cores() -> None:
 
 
 def make_mesh(batch_size: int) -> Mesh:
-    """As many devices as divide a batch evenly, the same number of each process.
+    """A mesh of as many devices as divide a batch evenly, the same number in each process.
 
     Raises:
       ValueError: the number of processes does not divide the batch.
@@ -56,7 +56,7 @@ def make_mesh(batch_size: int) -> Mesh:
 
 
 def local_mesh(batch_size: int) -> Mesh:
-    """As many devices of this process as divide a batch evenly."""
+    """A mesh of as many devices of this process as divide a batch evenly."""
     return _mesh_of(batch_size, [jax.local_devices()])
 
 
@@ -68,16 +68,16 @@ def _mesh_of(batch_size: int, by_process: list[list[Any]]) -> Mesh:
 
 
 def batch_layout(batch_size: int, micro_batches: int) -> tuple[Mesh, int]:
-    """The devices that a batch is spread over, and the number of micro-batches on each.
+    """The mesh over which a batch is sharded, and the number of micro-batches on each device.
 
-    Micro-batches save memory, and on CPUs time; other devices take their share at once.
+    Micro-batches save memory and time on CPUs; other devices process their share at once.
     """
     parts = micro_batches if jax.default_backend() == "cpu" else 1
     return make_mesh(batch_size // parts), parts
 
 
 def own_shards(mesh: Mesh, shards: int) -> slice:
-    """Which of the shards of a batch are those of this process's devices."""
+    """The slice of a batch's shards that belongs to the devices of this process."""
     places = [k for k, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
     each = shards // mesh.size
     return slice(places[0] * each, (places[-1] + 1) * each)
@@ -86,7 +86,7 @@ def own_shards(mesh: Mesh, shards: int) -> slice:
 def own_batches(
     loader: Loader, mesh: Mesh, shards: int, epoch: int | None, start: int, count: int
 ) -> Any:
-    """Of so many batches the shards of this process, as :meth:`Loader.batches` returns them."""
+    """The shards of ``count`` batches on this process, as :meth:`Loader.batches` returns them."""
     if not mesh.is_multi_process:
         return loader.batches(epoch, start, count, shards)
     require_own(loader, "batches")
@@ -94,7 +94,7 @@ def own_batches(
 
 
 def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """Arrays of the host on the devices of a mesh: of a sharded axis, each process has its part."""
+    """Put host arrays on the devices of a mesh; each process passes its part of a sharded axis."""
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
@@ -104,6 +104,6 @@ def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 
 
 def free_heaps() -> None:
-    """Return unused memory to the system, which glibc's per-thread heaps rarely do themselves."""
+    """Return unused memory to the system; glibc's per-thread heaps rarely do so themselves."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

@@ -1,4 +1,4 @@
-"""Metrics over all the samples of a loader."""
+"""Evaluation of metrics over all samples of a loader."""
 
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -25,14 +25,14 @@ from egnn_jax.training.distributed import (
 from egnn_jax.training.step import STATISTICS, Loss, local_shards
 
 KEPT_BYTES = 2**28
-"""Batches of an evaluation that are smaller together are packed once and stay on the devices."""
+"""If all batches of an evaluation fit in this size, they are packed once and stay on devices."""
 
 Metrics = Callable[[Any, Any, jax.Array], dict[str, Any]]
-"""(params, batch, key) -> metrics, as the second value of :data:`egnn_jax.training.step.Loss`."""
+"""(params, batch, key) -> metrics, like the second value of :data:`egnn_jax.training.step.Loss`."""
 
 
 def metrics_of(loss: Loss) -> Metrics:
-    """The metrics of a loss, with its value as "loss"."""
+    """The metrics of a loss, including its value as "loss"."""
 
     def metrics(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
         require_loss(loss, params, batch)
@@ -43,15 +43,15 @@ def metrics_of(loss: Loss) -> Metrics:
 
 
 class Evaluation:
-    """Metrics over all samples of a loader, compiled once.
+    """Evaluate metrics over all samples of a loader, compiled once.
 
     Args:
-      metrics: what is evaluated.
-      loader: its batches for epoch None are evaluated.
-      seeds: how many sets of parameters, along a leading axis if several.
-      seed: of the random key.
+      metrics: the metrics to evaluate.
+      loader: the loader; its batches for epoch None are evaluated.
+      seeds: the number of sets of parameters, along a leading axis if several.
+      seed: seed of the random key.
 
-    Call: (params, draw) -> {metric: value, (seeds,) if several}; ``draw`` numbers the random key.
+    Call: (params, draw) -> {metric: value, (seeds,) if several}; ``draw`` selects the random key.
     """
 
     def __init__(self, metrics: Metrics, loader: Loader, seeds: int = 1, seed: int = 0) -> None:
@@ -64,7 +64,7 @@ class Evaluation:
         self._evaluate = self._compiled(metrics, seeds)
 
     def __call__(self, params: Any, draw: int = 0) -> dict[str, jax.Array]:
-        """Evaluate parameters; the last batch is filled with padding that does not count."""
+        """Evaluate parameters; padding in the last batch does not count."""
         key = jax.random.fold_in(self._key, draw)
         sums = []
         if self._count:
@@ -85,7 +85,7 @@ class Evaluation:
 
     @cached_property
     def _chunk(self) -> int:
-        """How many batches are on the devices at once."""
+        """The number of batches that are on the devices at once."""
         one = self._packed(0, 1)
         size = self._count * sum(leaf.nbytes for leaf in jax.tree.leaves(one))
         chunks = min(-(-size // KEPT_BYTES), self._count)
@@ -133,20 +133,20 @@ class Evaluation:
 
 
 def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str, Any]:
-    """The metrics of a loss over all samples of a loader.
+    """Evaluate the metrics of a loss over all samples of a loader.
 
     Args:
       loss: see :data:`egnn_jax.training.step.Loss`; its value is reported as "loss".
       params: the parameters.
-      loader: such as ``dataset.loader(32)``.
-      seed: of the random key that the loss gets.
+      loader: the samples, for example ``dataset.loader(32)``.
+      seed: seed of the random key passed to the loss.
 
     Returns:
-      The metrics by name: numbers, or lists where a metric has several values.
+      The metrics by name: numbers, or lists for metrics with several values.
 
     Raises:
-      ValueError: ``loader`` is no loader, the seed is not from 0 to 2³² - 1, or the loss returns
-        something else than (scalar, metrics).
+      ValueError: ``loader`` is not a loader, the seed is not from 0 to 2³² - 1, or the loss does
+        not return (scalar, metrics).
     """
     require_usable_jax()
     require_count("seed", seed, 0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""``fit``: train anyone's parameters on anyone's loss and data."""
+"""``fit``: train any parameters with any loss and data."""
 
 import contextlib
 import importlib.metadata
@@ -51,53 +51,53 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] | None = None,
 ) -> FitResult:
-    """Train parameters, and return those with the smallest validation value.
+    """Train parameters and return those with the smallest validation value.
 
-    K steps are one compiled call, and batches are packed while the devices compute. The order of
-    samples and every random key follow from the seeds, the step and the number of devices, so a
-    training with a folder that was stopped, in whatever way, ends in the same numbers when it is
-    called again. In a job of several processes (``jax.distributed``) each calls this with the same
-    arguments: batches are spread over the devices of all, each packs its share, and process 0 alone
-    calls callbacks and writes. Called with more epochs, and nothing else changed, it goes on and
-    ends as if it had been called with these at once; an optimizer whose learning rates depend on
-    the number of epochs is a change. Several threads may train at once; their devices work for one
-    at a time.
+    Up to ``chunk_steps`` steps run in one compiled call, and batches are packed while the devices
+    compute. The order of samples and every random key depend only on the seeds, the step and the
+    number of devices: if a run with a folder is stopped in any way, the same call resumes it and
+    ends with the same numbers. The same call with more epochs extends the run, as if it had been
+    started with them, unless its learning rates depend on the number of epochs.
+
+    In a job of several processes (``jax.distributed``), each calls this with the same arguments.
+    Batches are sharded over all devices, each process packs its share, and only process 0 writes
+    and calls callbacks. Several threads may train, but only one uses the devices at a time.
 
     Args:
       loss: (params, batch, key) -> (scalar, metrics), see :data:`egnn_jax.training.step.Loss`.
-      params: where to start, such as ``model.init(key, graph)`` or trained ones; with several
-        seeds they have a leading axis.
-      train: batches to train on, such as ``dataset.loader(32)``.
+      params: initial parameters, for example ``model.init(key, graph)`` or trained ones; with
+        several seeds they have a leading axis.
+      train: batches to train on, for example ``dataset.loader(32)``.
       valid: samples to validate on, or None.
       optimizer: any optax gradient transformation.
       epochs: passes over the training samples; the last partial batch of each is dropped.
       metrics: (params, batch, key) -> metrics, evaluated on ``valid``; by default those of the
         loss, and its value as "loss".
-      monitor: the metric whose smallest value chooses the parameters.
-      seed: of the random keys that the loss gets.
-      seeds: how many trainings to make at once, vmapped, with the seeds from ``seed`` on.
-      ema_decay: decay per step of an exponential moving average of the parameters, which then is
-        what is evaluated and returned; 0 for none.
-      micro_batches: on CPUs, compute the gradient of a batch in this many parts, one after the
-        other, for less memory; a divisor of the batch size.
+      monitor: the metric whose smallest value selects the parameters.
+      seed: seed of the random keys passed to the loss.
+      seeds: how many runs to train at once, vmapped, with consecutive seeds from ``seed`` on.
+      ema_decay: decay per step of an exponential moving average of the parameters, which is then
+        evaluated and returned; 0 for none.
+      micro_batches: on CPUs, compute the gradient of a batch sequentially in this many parts to
+        save memory; a divisor of the batch size.
       eval_every: epochs between two evaluations.
-      chunk_steps: at most this many steps in one compiled call.
+      chunk_steps: the largest number of steps in one compiled call.
       checkpoint_seconds: time between two checkpoints.
-      folder: where checkpoints and metrics go; nothing is written if not given.
-      settings: plain values that describe the run, kept in the folder, which refuses others; by
-        default a description of the arguments, the programs that JAX makes of the loss, its
-        gradient and the optimizer included (as long as the version of JAX is the same). Of
-        callbacks only early stopping counts, of functions outside of JAX none.
-      callbacks: see :class:`egnn_jax.Callback`; by default a progress bar. With a folder there is
-        ``metrics.jsonl`` in any case.
+      folder: folder for checkpoints and metrics; nothing is written if not given.
+      settings: plain values that describe the run; a folder with other settings is refused. The
+        default describes the arguments, including the programs that JAX traces from the loss, its
+        gradient and the optimizer (compared only under the same JAX version). Among callbacks, it
+        includes only early stopping; functions outside of JAX are not included.
+      callbacks: see :class:`egnn_jax.Callback`; by default a progress bar. With a folder,
+        ``metrics.jsonl`` is always written.
 
     Raises:
-      ValueError: an argument makes no sense, the loss returns something else, or the folder holds
-        another run or is being trained; or processes differ in what they would train.
+      ValueError: an argument is invalid, the loss returns something unexpected, the folder holds
+        another run or is in use, or the processes were given different arguments.
       ConnectionError: another process was lost or has failed.
-      FloatingPointError: a loss, the parameters or all validation values are not finite; the step
-        and the last good checkpoint are named.
-      Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state was saved where there is a folder.
+      FloatingPointError: a loss, the parameters or all validation values are not finite; the
+        message names the step and the last good checkpoint.
+      Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved if there is a folder.
     """
     require_usable_jax()
     require_optimizer(optimizer)
@@ -144,7 +144,7 @@ def fit(
 
 
 def library_versions() -> dict[str, str]:
-    """Of this library and of those that the numbers of a training depend on."""
+    """The versions of this library and of the packages that affect the numbers of a run."""
     packages = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
     others = {name: importlib.metadata.version(name) for name in packages}
     return {"egnn_jax": egnn_jax.__version__, **others}
@@ -159,7 +159,7 @@ def _description(
     callbacks: Sequence[Callback],
     run: RunFolder | None,
 ) -> dict[str, Any]:
-    """What tells one run from another where the caller does not say it."""
+    """The default ``settings`` of :func:`fit`: a description that distinguishes runs."""
     initial = digest_of_arrays(params).hex()
     if plan.seeds > 1:
         params = jax.tree.map(lambda a: a[0], params)
@@ -183,7 +183,7 @@ def _description(
     with contextlib.suppress(ValueError):  # no run yet
         before = compiled if run is None else run.settings().get("compiled")
         if not isinstance(before, dict) or before.get("jax") != compiled["jax"]:
-            compiled = before  # other versions compile the same functions to other programs
+            compiled = before  # other versions of JAX trace the same functions differently
     return {
         "compiled": compiled,
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
@@ -203,7 +203,7 @@ def _description(
 
 
 def digest_of_samples(loader: Loader) -> str:
-    """SHA-256 of all samples."""
+    """SHA-256 digest of all samples of a loader."""
     digests = [
         digest_of_arrays(loader.batches(None, k, 1)).hex() for k in range(loader.num_batches(None))
     ]
@@ -212,7 +212,7 @@ def digest_of_samples(loader: Loader) -> str:
 
 
 def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
-    """Give the run of a folder more epochs, where all else is known to be the same."""
+    """Extend the run of a folder to more epochs if everything else is known to be the same."""
     try:
         before = run.settings()
     except ValueError:  # no run yet
@@ -234,14 +234,14 @@ def _arithmetic() -> str:
 
 
 def _program(function: Callable[..., Any], *args: Any) -> str:
-    """SHA-256 of what JAX makes of a function, the constants in it included."""
+    """SHA-256 digest of the jaxpr of a function, including its constants."""
     jaxpr = jax.make_jaxpr(function)(*args)
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr.jaxpr))
     return digest_of_arrays(_constants(jaxpr), text).hex()
 
 
 def _constants(part: Any) -> list[Any]:
-    """The arrays in a program, those in functions that it calls included."""
+    """The constant arrays in a jaxpr, including those of the functions it calls."""
     if isinstance(part, ClosedJaxpr):
         keys = [jnp.issubdtype(c.dtype, jax.dtypes.prng_key) for c in part.consts]
         own = [jax.random.key_data(c) if k else c for c, k in zip(part.consts, keys, strict=True)]
@@ -252,7 +252,7 @@ def _constants(part: Any) -> list[Any]:
 
 
 def _parts(state: Any) -> str:
-    """Of what an optimizer is chained, by the state of each part."""
+    """The parts that an optimizer is chained from, named by their states."""
     text = str(jax.tree.structure(state))
     names = re.findall(r"(\w+)State\b", text)
     return f"{', '.join(names)} ({len(jax.tree.leaves(state))} arrays)"

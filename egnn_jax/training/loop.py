@@ -1,4 +1,4 @@
-"""The loop behind ``fit``: chunks of compiled steps, evaluations and checkpoints in turn."""
+"""The loop behind ``fit``: compiled chunks of steps, evaluations and checkpoints."""
 
 import time
 import warnings
@@ -32,7 +32,7 @@ from egnn_jax.training.step import Loss, make_step, make_train
 
 
 class Training:
-    """One training, from its first or from its last saved step to its end; see ``fit``."""
+    """One run of ``fit``, from its first or its last saved step to its end."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Training:
             state = init(params, key=keys[0])
         else:
             state = jax.vmap(lambda params, key: init(params, key=key))(params, jnp.stack(keys))
-        # Copied, since training donates its state and the caller keeps the parameters.
+        # Copied, since steps donate the state and the caller keeps the parameters.
         state = jax.tree.map(jnp.copy, state)
         self.state, self.best = put((state, init_best(state)), self.mesh, P())
         step = make_step(loss, optimizer, plan.ema_decay, self.mesh, parts)
@@ -78,13 +78,13 @@ class Training:
         )
         self.history: list[dict[str, Any]] = []
         bits = 8 * np.dtype(jax.dtypes.canonicalize_dtype(float)).itemsize
-        self.arithmetic = [self.shards, bits]  # and after each change step, shards and bits
-        self.losses = np.zeros(seeds)  # their sum since the last evaluation
+        self.arithmetic = [self.shards, bits]  # plus step, shards and bits for each change
+        self.losses = np.zeros(seeds)  # sum since the last evaluation
         self.saved_best, self.stopped = 0, False
         self.started = time.monotonic()
 
     def run(self) -> FitResult:
-        """Train to the end, and return the best parameters."""
+        """Train to the end and return the best parameters."""
         self._resume()
         from_first(lambda: self._notify("started"))
         try:
@@ -116,7 +116,7 @@ class Training:
             self._require_finite(losses, first)
             self.losses = self.losses + losses.sum(axis=1)
             self.progress.step, self.progress.epoch = step, step / self.per_epoch
-            # A callback of one process can compute with the arrays of that one alone.
+            # A callback runs in one process, which can compute only with its own arrays.
             self.progress.params = jax.tree.map(_of_process, self.state.evaluated)
             self.progress.seconds = self._seconds
             self._notify("stepped")
@@ -133,7 +133,7 @@ class Training:
 
     @property
     def _best(self) -> tuple[np.ndarray, np.ndarray]:
-        """The smallest validation value, nan where there is no validation, and its epoch."""
+        """The smallest validation value (nan without validation) and its epoch."""
         value, epoch = np.asarray(self.best.value), np.asarray(self.best.epoch)
         return (np.full_like(value, np.nan) if self.evaluation is None else value), epoch
 
@@ -150,7 +150,7 @@ class Training:
         return Interrupted(f"{where}, {saved}", reason)
 
     def _evaluate(self) -> None:
-        """Evaluate and log the parameters as they are, and keep them if they are the best."""
+        """Evaluate and log the current parameters, and keep them if they are the best."""
         progress = self.progress
         epoch = progress.step // self.per_epoch
         if self.evaluation is None:  # the last parameters are the best
@@ -159,7 +159,7 @@ class Training:
         else:
             metrics = self.evaluation(self.state.evaluated)
             value = metrics[self.plan.monitor]
-        value, epoch = jax.device_get((value, epoch))  # of one process; the others are of all
+        value, epoch = jax.device_get((value, epoch))  # arrays of one process; the state spans all
         self.best = self.keep_best(self.best, self.state, value, epoch)
         mean = self.losses / ((progress.step - 1) % self.interval + 1)
         progress.loss = mean if self.plan.seeds > 1 else mean[0]
@@ -171,7 +171,7 @@ class Training:
         self.stopped = from_first(lambda: self._notify("evaluated"))
 
     def _resume(self) -> None:
-        """Go on from the last checkpoint, where there is one."""
+        """Continue from the last checkpoint, if there is one."""
         step = None if self.folder is None else self.folder.latest("last")
         require_same({"the last checkpoint": step})
         if self.folder is None or step is None:
@@ -207,7 +207,7 @@ class Training:
         }
 
     def _save(self) -> None:
-        """Both checkpoints, where they are not on disk yet."""
+        """Write both checkpoints unless they are already on disk."""
         leaves = jax.tree.leaves(jax.device_get(self.state.params))
         if not all(np.isfinite(leaf).all() for leaf in leaves):
             raise FloatingPointError(
@@ -215,7 +215,7 @@ class Training:
                 f"{from_first(self._last_good)}"
             )
         from_first(self._write)
-        free_heaps()  # of compilations, evaluations and checkpoints
+        free_heaps()  # memory left over from compilations, evaluations and checkpoints
 
     def _write(self) -> None:
         folder, step = self.folder, self.progress.step
@@ -225,7 +225,7 @@ class Training:
         self._write_best()
 
     def _write_best(self) -> int:
-        """The epoch of the best parameters, which are on disk then."""
+        """Write the best parameters unless they are on disk, and return their epoch."""
         folder, step = self.folder, self.progress.step
         assert folder is not None
         best = int(np.max(self.best.epoch))
@@ -235,12 +235,12 @@ class Training:
         return best
 
     def _end(self, step: int) -> int:
-        """Where the chunk that begins at ``step`` ends; none goes beyond an evaluation."""
+        """The step at which the chunk starting at ``step`` ends, at the latest an evaluation."""
         evaluation = step - step % self.interval + self.interval
         return min(step + self.chunk, evaluation, self.progress.total_steps)
 
     def _pack(self, step: int) -> Any:
-        """The batches of the chunk from ``step`` on, None at the end."""
+        """The batches of the chunk that starts at ``step``, or None at the end."""
         end = self._end(step) if step < self.progress.total_steps else step
         parts = []
         while step < end:
@@ -265,7 +265,7 @@ class Training:
             )
 
     def _last_good(self) -> str:
-        """In words, what is left of a training that failed; the best parameters are kept."""
+        """Save the best parameters of a failed run, and describe which checkpoints remain."""
         if self.folder is None:
             return "there are no checkpoints, since there is no folder"
         best = self._write_best()
@@ -279,13 +279,13 @@ class Training:
         return kept
 
     def _notify(self, method: str) -> bool:
-        """Call the callbacks that have this method, all of them; whether one returns True."""
+        """Call this method of every callback that has it; return whether one returned True."""
         methods = [getattr(callback, method, None) for callback in self.callbacks]
         returned = [method(self.progress) for method in methods if method is not None]
         return any(value is True for value in returned)
 
     def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
-        """Raise ValueError where the loss or the metrics return something else than expected."""
+        """Raise ValueError if the loss or the metrics return something unexpected."""
         if self.plan.seeds > 1:
             params = jax.tree.map(lambda a: a[0], params)
         batch = jax.tree.map(lambda a: a[0, 0], self.plan.train.batches(0, 0, 1, self.shards))
@@ -295,5 +295,5 @@ class Training:
 
 
 def _of_process(array: jax.Array) -> jax.Array:
-    """An array that is the same on all devices, on one of this process."""
+    """A replicated array, as a copy on one device of this process if it spans several."""
     return array if array.is_fully_addressable else array.addressable_data(0)

@@ -1,9 +1,9 @@
-"""Parameters by name: starting from trained ones, and leaving some of them as they are.
+"""Parameters by name: loading trained values, and freezing some of them.
 
-The name of a parameter is its path in the tree, joined by "/", without the collection "params" of
-flax: ``encoder/layer_0/phi_e/kernel``. A pattern is a name with the wildcards of
-:mod:`fnmatch`: ``*`` any text, "/" included, ``?`` one character, ``[01]`` one of these; after a
-``!`` it stands for all other names.
+The name of a parameter is its path in the tree, joined by "/", without flax's collection "params":
+``encoder/layer_0/phi_e/kernel``. A pattern is a name with the wildcards of :mod:`fnmatch`: ``*``
+matches any text including "/", ``?`` one character, and ``[01]`` one of these characters. A leading
+``!`` negates the pattern.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,10 @@ _MAX_LISTED = 2_000
 
 
 def named(params: Any) -> dict[str, Any]:
-    """The arrays of a tree of parameters by name.
+    """The arrays of a tree of parameters, by name.
 
     Raises:
-      ValueError: two arrays have one name.
+      ValueError: two arrays have the same name.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     result = {_name(path): leaf for path, leaf in leaves}
@@ -32,10 +32,10 @@ def named(params: Any) -> dict[str, Any]:
 
 
 def from_names(arrays: Mapping[str, Any], like: Any) -> Any:
-    """A tree with the structure and dtypes of ``like`` of arrays by name.
+    """Build a tree with the structure and dtypes of ``like`` from arrays by name.
 
     Raises:
-      ValueError: arrays are missing, left over or misshapen (all of them are listed).
+      ValueError: arrays are missing, left over or misshapen; the message lists all of them.
     """
     expected = named(like)
     if problems := _misfits(arrays, expected):
@@ -45,19 +45,19 @@ def from_names(arrays: Mapping[str, Any], like: Any) -> Any:
 
 
 def transfer(arrays: Mapping[str, Any], new: Any, skip: Sequence[str] = ()) -> Any:
-    """New parameters with the values of trained ones of the same name and shape.
+    """Replace new parameters by trained ones of the same name and shape.
 
     Args:
-      arrays: trained parameters by name, as :func:`named` gives them.
+      arrays: trained parameters by name, as returned by :func:`named`.
       new: new parameters, a tree of arrays.
-      skip: patterns of parameters that stay new; what matches is ignored in ``arrays`` too.
+      skip: patterns of parameters that stay new; matching names in ``arrays`` are ignored too.
 
     Returns:
       A tree with the structure and dtypes of ``new``.
 
     Raises:
-      ValueError: parameters are missing, left over or misshapen (all of them are listed), or a
-        pattern matches none.
+      ValueError: parameters are missing, left over or misshapen (the message lists all of them),
+        or a pattern matches none.
     """
     values = named(new)
     skipped = matching([*values, *(name for name in arrays if name not in values)], skip)
@@ -75,10 +75,10 @@ def transfer(arrays: Mapping[str, Any], new: Any, skip: Sequence[str] = ()) -> A
 def freeze(
     optimizer: optax.GradientTransformation, patterns: str | Sequence[str]
 ) -> optax.GradientTransformation:
-    """An optimizer that leaves some parameters exactly as they are.
+    """Wrap an optimizer so that it leaves some parameters exactly as they are.
 
-    Frozen parameters get no updates, no weight decay and no state, and their gradients do not
-    count towards a clipped norm.
+    Frozen parameters have no updates, weight decay or optimizer state, and their gradients do not
+    count toward a clipped norm.
 
     >>> optimizer = egnn.freeze(optax.sgd(1.0), ["encoder/*"])
     >>> params = {"encoder": {"w": jnp.ones(1)}, "head": {"w": jnp.ones(1)}}
@@ -89,12 +89,12 @@ def freeze(
 
     Args:
       optimizer: any optax gradient transformation.
-      patterns: of the names of parameters, with the wildcards of :mod:`fnmatch`. A name is the
+      patterns: patterns of parameter names, with the wildcards of :mod:`fnmatch`. A name is the
         path in the tree joined by "/", without flax's "params": ``encoder/layer_0/phi_e/kernel``.
 
     Raises:
-      ValueError: when the optimizer sees the parameters: a pattern matches none, or all are
-        frozen.
+      ValueError: a pattern matches no parameter, or all parameters are frozen; raised once the
+        optimizer is given the parameters.
     """
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
@@ -107,7 +107,7 @@ def freeze(
             lambda path, _: "frozen" if _name(path) in frozen else "trained", params
         )
 
-    # p + (-0.0) is p, bit by bit, also where p is -0.0.
+    # p + (-0.0) equals p bit for bit, even if p is -0.0.
     nothing = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
     )
@@ -115,10 +115,10 @@ def freeze(
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """The names that match one of the patterns; "!encoder/*" all that do not match "encoder/*".
+    """The names that match any of the patterns; "!encoder/*" matches what "encoder/*" does not.
 
     Raises:
-      ValueError: a pattern matches none.
+      ValueError: a pattern matches no name.
     """
     names, found = list(names), set()
     for pattern in patterns:
@@ -136,7 +136,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """All that is missing, left over or misshapen, in words."""
+    """A description of each array that is missing, left over or misshapen."""
     problems = [
         f"{name} {_shape(array)} is missing"
         for name, array in expected.items()

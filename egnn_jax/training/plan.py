@@ -1,4 +1,4 @@
-"""What a training is given, and what it returns."""
+"""The arguments and the result of ``fit``."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from egnn_jax.graph._validation import require_count
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long, how often and on what a training works; the fields are arguments of ``fit``."""
+    """The data and schedule of a run; the fields are the arguments of ``fit``."""
 
     train: Loader
     valid: Loader | None
@@ -25,7 +25,7 @@ class Plan:
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a number makes no sense."""
+        """Raise ValueError if a loader or number is invalid."""
         require_loader("train", self.train)
         if self.valid is not None:
             require_loader("valid", self.valid)
@@ -52,15 +52,15 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What :func:`fit` returns; with several seeds, arrays have a leading axis of that size.
+    """The result of :func:`fit`; with several seeds, arrays have a leading axis of that size.
 
     Attributes:
-      params: the parameters of the best validation value (the last ones without validation).
+      params: the parameters with the best validation value (without validation, the last ones).
       best_value: that value; nan without validation.
-      best_epoch: after which epoch it was.
-      history: one entry an evaluation: epoch, step, seconds, training loss, validation metrics.
-      seconds: how long training took, in all processes that it was resumed in.
-      notes: what a reader of the numbers should know, such as a change of devices on resume.
+      best_epoch: the epoch of that value.
+      history: one entry per evaluation: epoch, step, seconds, training loss, validation metrics.
+      seconds: training time, including the time before the run was resumed.
+      notes: remarks on the numbers, for example that devices changed on resume.
     """
 
     params: Any = dataclasses.field(repr=False)
@@ -72,9 +72,9 @@ class FitResult:
 
 
 def chunk_length(interval: int, total: int, most: int) -> int:
-    """How many steps a compiled call makes: a divisor of all intervals, if one is large enough.
+    """The number of steps per compiled call: a divisor of all intervals if one is large enough.
 
-    Then one length of scan is compiled; much shorter scans waste time in getting their memory.
+    With a divisor, only one scan length is compiled. Much shorter scans waste time on allocation.
     """
     most = min(most, interval)
     even = max(d for d in range(1, most + 1) if math.gcd(interval, total) % d == 0)

@@ -1,4 +1,4 @@
-"""Several processes that train together: how they join, and how they come to agree."""
+"""Training in several processes: joining a job, and exchanging plain values."""
 
 import contextlib
 import ctypes
@@ -18,32 +18,32 @@ from jax.experimental import multihost_utils
 from egnn_jax.training._records import changes
 
 HEARTBEAT = 30
-"""Seconds without a sign of life after which a process counts as lost, and all others end."""
+"""Seconds without a heartbeat after which a process counts as lost and all others end."""
 
 SHUTDOWN = 10
-"""Seconds that a process which has ended, or failed, waits for all others to end."""
+"""Seconds that a process that has ended or failed waits for all others to end."""
 
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Become one of several processes; without arguments, as Slurm, Open MPI or Kubernetes say.
+    """Join a job of several processes; arguments default to those of Slurm, Open MPI or Kubernetes.
 
-    To be called before the first JAX computation.
+    Call this before the first JAX computation.
 
     Args:
-      coordinator: HOST:PORT where process 0 listens.
-      processes: their number.
-      process_id: of this one, from 0.
+      coordinator: HOST:PORT at which process 0 listens.
+      processes: the number of processes.
+      process_id: the number of this process, from 0.
 
     Raises:
-      ValueError: process 0 cannot listen there, or the cluster does not say what is missing.
+      ValueError: process 0 cannot listen there, or the cluster does not provide a missing argument.
     """
     if coordinator is not None:
         _require_address(coordinator, own=process_id == 0)
-    # Its handler of SIGTERM would take the place of the one that saves the training.
+    # Its SIGTERM handler would replace the one that saves the state.
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
     try:
-        with _stdout_to_stderr():  # where the connections of CPUs are reported
+        with _stdout_to_stderr():  # Gloo reports the connections of CPUs on stdout
             jax.distributed.initialize(
                 coordinator,
                 processes,
@@ -60,13 +60,13 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
 
 
 def _require_address(address: str, own: bool) -> None:
-    """Raise ValueError for no HOST:PORT, or where process 0, whose ``own`` it is, cannot listen."""
+    """Raise ValueError unless this is HOST:PORT and, if it is our ``own``, we can listen there."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(f"the coordinator is {address!r}; expected HOST:PORT, from 1 to 65535")
     if not own:
         return
-    try:  # since JAX itself would end in a crash
+    try:  # JAX itself would crash
         socket.create_server(("", int(port))).close()
     except OSError as error:
         raise ValueError(
@@ -88,15 +88,15 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone prints and writes."""
+    """Whether this is process 0, the only one that prints and writes."""
     return jax.process_index() == 0
 
 
 def from_first(compute: Callable[[], Any]) -> Any:
-    """What a function returns in process 0, as plain values, in all processes.
+    """Call a function in process 0 and return its plain value in all processes.
 
     Raises:
-      ValueError: in all others, where it raises an exception in process 0.
+      ValueError: in all other processes, if the function raises an exception in process 0.
     """
     if jax.process_count() == 1:
         return compute()
@@ -114,7 +114,7 @@ def from_first(compute: Callable[[], Any]) -> Any:
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
-    """Raise ValueError in all processes where plain values differ between two of them."""
+    """Raise ValueError in all processes if plain values differ between any two of them."""
     if jax.process_count() == 1:
         return
     first, *others = [json.loads(text) for text in _texts(json.dumps(facts))]
@@ -131,7 +131,7 @@ def require_same(facts: Mapping[str, Any]) -> None:
 
 
 def largest(*values: int) -> tuple[int, ...]:
-    """Of each number its largest value in any process."""
+    """The largest value of each number over all processes."""
     if jax.process_count() == 1:
         return values
     gathered = np.asarray(multihost_utils.process_allgather(np.array(values, np.int32)))
@@ -140,14 +140,14 @@ def largest(*values: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def exchanging() -> Iterator[None]:
-    """Raise ConnectionError where a computation fails because another process has ended."""
+    """Raise ConnectionError if a computation fails because another process has ended."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         text = str(error)
         if jax.process_count() == 1 or not re.match(r"[A-Z_]+: .*\b(Gloo|NCCL)\b", text):
             raise
-        time.sleep(HEARTBEAT + SHUTDOWN)  # until then JAX ends this process, and names the lost one
+        time.sleep(HEARTBEAT + SHUTDOWN)  # meanwhile JAX may end this process, naming the lost one
         raise ConnectionError(
             f"process {jax.process_index()} of {jax.process_count()} stops, since another one was "
             f"lost or has failed ({text.splitlines()[0][:300]}); the same command on all continues"
@@ -158,7 +158,7 @@ def _texts(text: str) -> list[str]:
     """The texts of all processes."""
     content = np.frombuffer(text.encode(), np.uint8)
     (length,) = largest(len(content))
-    padded = np.zeros(-(-length // 4_096) * 4_096, np.uint8)  # few lengths, few compilations
+    padded = np.zeros(-(-length // 4_096) * 4_096, np.uint8)  # few lengths, so few compilations
     padded[: len(content)] = content
     gathered = np.asarray(multihost_utils.process_allgather(padded))
     return [bytes(row).rstrip(b"\0").decode() for row in gathered]

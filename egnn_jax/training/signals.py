@@ -1,4 +1,4 @@
-"""Stopping a training from outside, between two compiled calls and with its state saved."""
+"""Stopping training by a signal, between two compiled calls and with the state saved."""
 
 import signal
 import sys
@@ -9,14 +9,14 @@ from typing import Any
 
 _SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 REASONS = (None, *_SIGNALS.values())
-"""What :func:`stop_requested` can say."""
+"""The values that the function of :func:`stop_requested` can return."""
 
 
 class Interrupted(Exception):
     """Training was stopped by Ctrl-C, SIGTERM or SIGHUP.
 
     Attributes:
-      exit_code: what a program should exit with: 130, 143 or 129.
+      exit_code: the exit code for the program: 130, 143 or 129.
     """
 
     def __init__(self, message: str, reason: str = "Ctrl-C") -> None:
@@ -26,9 +26,9 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], str | None]]:
-    """A function that says which signal asked to stop, or None; a second signal ends at once.
+    """Yield a function that returns the signal received, or None; a second signal ends at once.
 
-    Signals reach the main thread alone; in another one the function always says None.
+    Only the main thread receives signals; in other threads the function always returns None.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -46,7 +46,7 @@ def stop_requested() -> Iterator[Callable[[], str | None]]:
 
     for name in _SIGNALS:
         number = getattr(signal, name, None)
-        # What a shell's background job or nohup ignores stays ignored.
+        # Signals that a shell's background job or nohup ignores stay ignored.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, note)
     try:

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the best parameters so far."""
+"""The training state and the best parameters so far."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ class State(flax.struct.PyTreeNode):
     """The state of one seed, or of several along a leading axis.
 
     Attributes:
-      step: how many steps were taken.
+      step: the number of steps taken.
       params: the parameters.
       opt_state: the optimizer's state.
       average: an exponential moving average of the parameters, or None.
-      key: a raw random key, of which each step has its own.
+      key: a raw random key; each step folds in its number.
     """
 
     step: jax.Array
@@ -27,12 +27,12 @@ class State(flax.struct.PyTreeNode):
 
     @property
     def evaluated(self) -> Any:
-        """The parameters to evaluate and keep: the average where there is one."""
+        """The parameters to evaluate and keep: the average if there is one."""
         return self.params if self.average is None else self.average
 
 
 class Best(flax.struct.PyTreeNode):
-    """The parameters with the smallest validation value, that value, its epoch (0: none yet)."""
+    """The parameters with the smallest validation value, that value and its epoch (0: none yet)."""
 
     params: Any
     value: jax.Array
@@ -53,7 +53,7 @@ def init_state(
 
 
 def init_best(state: State) -> Best:
-    """No best yet: an infinite value."""
+    """The initial :class:`Best`, with an infinite value."""
     return Best(
         params=jax.tree.map(jnp.copy, state.evaluated),
         value=jnp.full(state.step.shape, jnp.inf, jnp.float32),
@@ -62,7 +62,7 @@ def init_best(state: State) -> Best:
 
 
 def keep_best(best: Best, state: State, value: jax.Array, epoch: jax.Array) -> Best:
-    """``best``, or the parameters of the state where ``value`` is smaller."""
+    """Replace ``best`` by the parameters of the state if ``value`` is smaller."""
     better = value < best.value
 
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One training step, and K of them as one compiled scan: for seeds and devices, one or several."""
+"""One training step, and K steps as one compiled scan, for one or several seeds and devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +14,16 @@ from egnn_jax.training.distributed import AXIS
 from egnn_jax.training.state import State
 
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, Any]]]
-"""(params, batch, key) -> (scalar, metrics): what training minimises, and what is to be reported.
+"""(params, batch, key) -> (scalar, metrics): the value to minimize and the metrics to report.
 
-The metric ``STATISTICS`` is special: collections of variables, such as ``{"batch_stats": …}``, that
-take the place of those in ``params`` after the step, as the batch moved them. Any other metric is
-``(total, count)``, the sum of a quantity over the real samples of a batch and their
-number, or a scalar, which is averaged over batches with their numbers of samples as weights.
+A metric is ``(total, count)``, the sum of a quantity over the real samples of a batch and their
+number, or a scalar, which is averaged over batches weighted by their numbers of samples. The metric
+``STATISTICS`` is special: it holds updated collections of variables, for example
+``{"batch_stats": …}``, which replace those in ``params`` after the step.
 """
 
 STATISTICS = "statistics"
-"""The metric by which a loss returns running statistics, see :data:`Loss`."""
+"""The name of the metric in which a loss returns running statistics, see :data:`Loss`."""
 
 Step = Callable[[State, Any], tuple[State, jax.Array]]
 
@@ -35,15 +35,15 @@ def make_step(
     mesh: Mesh | None = None,
     micro_batches: int = 1,
 ) -> Step:
-    """A pure (state, batch) -> (state, loss).
+    """Make a pure training step (state, batch) -> (state, loss).
 
     Args:
-      loss: what is minimised.
-      optimizer: how parameters move.
-      ema_decay: of the averaged parameters, where the state has them.
-      mesh: the devices that the batch is spread over; loss and gradient are averaged over them.
-      micro_batches: how many parts, stacked along a leading axis, a batch consists of; loss and
-        gradient are computed of one after the other and averaged.
+      loss: the loss to minimize.
+      optimizer: an optax gradient transformation.
+      ema_decay: decay of the averaged parameters, if the state has them.
+      mesh: the devices over which the batch is sharded; loss and gradient are averaged over them.
+      micro_batches: the number of parts of a batch, stacked along a leading axis; loss and
+        gradient are computed sequentially over them and averaged.
     """
     spread = mesh is not None and mesh.size > 1
 
@@ -69,7 +69,7 @@ def make_step(
         def computed(params: Any) -> tuple[jax.Array, Any, Any]:
             compute = gradient_of if micro_batches == 1 else mean_gradient_of
             found = compute(params, batch, key)
-            if spread:  # one exchange instead of one an array
+            if spread:  # one exchange instead of one per array
                 flat, unravel = ravel_pytree(found)
                 found = unravel(jax.lax.pmean(flat, AXIS))
             return found
@@ -86,7 +86,7 @@ def make_step(
             params = {**params, **statistics}
         average = state.average
         if average is not None:
-            # A short memory at first, so that the initial parameters are soon forgotten.
+            # A smaller decay at first, so that the initial parameters are soon forgotten.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             moved = optax.incremental_update(params, average, 1 - decay)
             # The average of equal numbers is that number, without rounding.
@@ -108,11 +108,11 @@ def apply_optimizer(
     state: Any,
     params: Any,
 ) -> tuple[Any, Any]:
-    """``optimizer.update`` with all that optax's optimizers take: ``optax.contrib``'s
-    reduce_on_plateau needs the value, ``optax.lbfgs`` that at other parameters too.
+    """Call ``optimizer.update`` with the extra arguments that some optimizers need: the loss for
+    ``optax.contrib.reduce_on_plateau``, and also its value at other parameters for ``optax.lbfgs``.
     """
 
-    # The gradient over all devices and micro-batches, which no derivative of the mean gives.
+    # The gradient is averaged over devices and micro-batches, so JAX must not derive its own.
     @jax.custom_vjp
     def value_fn(params: Any) -> jax.Array:
         return value_and_gradient(params)[0]
@@ -124,15 +124,15 @@ def apply_optimizer(
     try:
         update = optax.with_extra_args_support(optimizer).update
         return update(gradient, state, params, value=value, grad=gradient, value_fn=value_fn)
-    except TypeError:  # some, such as optax.contrib.sam, take nothing else
+    except TypeError:  # some, for example optax.contrib.sam, take no extra arguments
         return optimizer.update(gradient, state, params)
 
 
 def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:
-    """K steps in one compiled call: (state, batches (K, shards, …)) -> (state, losses (K,)).
+    """Compile K steps into one call: (state, batches (K, shards, …)) -> (state, losses (K,)).
 
     With several seeds, state and losses have a leading axis of that size, and all see the same
-    batches. The state passed in is donated: it cannot be used again.
+    batches. The input state is donated and cannot be used again.
     """
 
     def train(state: State, batches: Any) -> tuple[State, jax.Array]:
@@ -146,5 +146,5 @@ def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:
 
 
 def local_shards(batches: Any) -> Any:
-    """Of batches (K, shards, …) those of this device: (K, …), or (K, parts, …) of several parts."""
+    """This device's part (K, …) of batches (K, shards, …), or (K, parts, …) if it has several."""
     return jax.tree.map(lambda a: a[:, 0] if a.shape[1] == 1 else a, batches)

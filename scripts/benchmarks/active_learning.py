@@ -1,14 +1,14 @@
-"""Does the spread of an ensemble tell where it is wrong, and which structures to learn from?
+"""Test whether the spread of an ensemble predicts its errors and selects useful structures.
 
 PYTHONPATH=scripts python -m benchmarks.active_learning --data ../shared/data
 
-Acetylacetone, labelled by density functional theory (BOTNet's data sets). Four EGNNs learn from 50
-structures at 300 K. To these 100 are added, out of 325 structures at 300 K and 225 at 600 K: those
-in which the four differ most about a force, or 100 at random. Four new EGNNs learn from all 150;
-the other 100 structures at 600 K are the test. Each repetition draws the 50, the 225 and the
-networks anew. Prints Spearman's rank correlation of spread and error of the first four on the test,
-the mean error over the mean spread at both temperatures, and the errors of the forces. A repetition
-is written when it is complete, and not made again.
+Acetylacetone, labeled by density functional theory (BOTNet's data sets). Four EGNNs are trained on
+50 structures at 300 K. Then 100 of 325 structures at 300 K and 225 at 600 K are added: those with
+the largest spread of a force, or 100 at random. Four new EGNNs are trained on all 150; the other
+100 structures at 600 K are the test set. Each repetition draws the 50, the 225 and the networks
+anew. Prints Spearman's rank correlation of spread and error of the first four on the test set, the
+mean error over the mean spread at both temperatures, and the force errors. Completed repetitions
+are saved and not repeated.
 """
 
 import argparse
@@ -34,14 +34,14 @@ MODEL = egnn.EGNN(features=48, layers=3, cutoff=CUTOFF, basis=8, coordinate_aggr
 
 
 def structures(path: Path, references: dict[str, float]) -> list[Any]:
-    """The graphs of a file with energies relative to free atoms."""
-    # All pairs, so that all graphs have one shape; the network has a cutoff.
+    """Load the graphs of a file, with energies relative to free atoms."""
+    # Use all pairs, so that all graphs have the same shape; the network has a cutoff.
     graphs = labelled.read(str(path), Labels(), None).samples(references)
     return [graphs[k] for k in range(len(graphs))]
 
 
 def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
-    """Four networks, of the best of their last parameters on a tenth of the graphs."""
+    """Train four networks, with the best of their last parameters on a tenth of the graphs."""
     data = egnn.GraphDataset(graphs)
     learnt, valid = data.split(0.9, seed=seed)
     forces = np.concatenate([graph.nodes.y for graph in graphs])
@@ -66,8 +66,8 @@ def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
 
 
 def judged(ensemble: egnn.Ensemble, graphs: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each structure the spread and the length of the error of each force (S, M), and the errors
-    of its components (S, M, 3).
+    """The spread and the error length of each force (S, M), and the errors of its components
+    (S, M, 3).
     """
     run = jax.jit(ensemble)
     spreads, errors = [], []
@@ -86,7 +86,7 @@ def ranked(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
-    """What one repetition finds; forces in meV/Å."""
+    """Run one repetition; forces are in meV/Å."""
     names = ("acac_300K_train", "acac_300K_test", "acac_600K_test")
     paths = [data / f"{name}.xyz.gz" for name in names]
     references, _ = labelled.read(str(paths[0]), Labels(), CUTOFF).free_atoms()

@@ -1,8 +1,8 @@
 """The contenders that ``make benchmark`` times: our networks, and the same in textbook JAX.
 
-Those in PyTorch are in :mod:`benchmarks.torch_contenders`. A worker process calls
-:func:`seconds_per_step` for one contender after the other. What a contender needs is made, compiled
-and run once before its first measurement.
+The PyTorch contenders are in :mod:`benchmarks.torch_contenders`. A worker process calls
+:func:`seconds_per_step` for each contender in turn. Each is built, compiled and run once before its
+first measurement.
 """
 
 import functools
@@ -31,11 +31,11 @@ from egnn_jax.training.distributed import AXIS, batch_layout, use_all_cores
 from egnn_jax.training.step import make_step, make_train
 
 TRAJECTORIES = 8
-"""How many trajectories the NumPy loop simulates in a measurement."""
+"""Number of trajectories that the NumPy loop simulates per measurement."""
 
 
 def start(all_cores: bool) -> None:
-    """Set up a worker: ours uses all cores as in training, peers their libraries' defaults."""
+    """Set up a worker: ours uses all cores, as in training; peers use their libraries' defaults."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two workers share a GPU
     if all_cores:
@@ -43,7 +43,7 @@ def start(all_cores: bool) -> None:
 
 
 def output(task: Any, apply: Apply, params: Any, batch: Any, key: jax.Array) -> jax.Array:
-    """What is compared: positions (N, 3), standardised labels (G,) or edge probabilities (E, 1)."""
+    """The positions (N, 3), standardized labels (G,) or edge probabilities (E, 1) to compare."""
     out = apply(params, task.graph(batch, key))
     match task:
         case NBody():
@@ -69,9 +69,9 @@ def textbook_apply(inputs: Inputs) -> Apply:
 
 
 def first_output(case: str, name: str, reference: str | None = None) -> tuple[np.ndarray, float]:
-    """Output and loss of the first batch, in which contenders have to agree.
+    """Output and loss of the first batch, on which contenders must agree.
 
-    Of the case "data", positions and a loss of 0.
+    For the case "data", positions and a loss of 0.
     """
     if case == "data":
         simulate = nbody._generate if name == "ours" else textbook.trajectories
@@ -93,16 +93,16 @@ def first_output(case: str, name: str, reference: str | None = None) -> tuple[np
 
 
 def seconds_per_step(case: str, part: str, name: str, reference: str | None = None) -> float:
-    """The time of one step of a contender, from one call of many steps.
+    """Time one step of a contender, from one call of many steps.
 
     Args:
-      case: of :data:`benchmarks.inputs.SETTINGS`, or "data".
-      part: "forward" or "train_step"; "small" of "data".
-      name: "ours", "matmul", or of :data:`benchmarks.tables.PEERS`.
+      case: a key of :data:`benchmarks.inputs.SETTINGS`, or "data".
+      part: "forward" or "train_step"; "small" for "data".
+      name: "ours", "matmul", or one of :data:`benchmarks.tables.PEERS`.
       reference: a checkout of the authors' repository, for the contender of that name.
 
     Raises:
-      Unavailable: the contender cannot do the case here.
+      Unavailable: the contender cannot run the case here.
     """
     run, steps = contender(case, part, name, reference)
     start = time.perf_counter()
@@ -114,7 +114,7 @@ def seconds_per_step(case: str, part: str, name: str, reference: str | None = No
 def contender(
     case: str, part: str, name: str, reference: str | None
 ) -> tuple[Callable[[], Any], float]:
-    """A function that was called once and blocks until it is done, and how many steps it makes."""
+    """Return a warmed-up function that blocks until it is done, and its number of steps."""
     if name == "matmul":
         run, steps = matmul()
     elif case == "data":
@@ -139,7 +139,7 @@ def contender(
 
 
 def attempt(name: str, call: Callable[[], Any]) -> Any:
-    """``call()``; :class:`Unavailable` where torch.compile fails, such as without a compiler."""
+    """Run ``call()``; raise :class:`Unavailable` if torch.compile fails, e.g. lacks a compiler."""
     try:
         return call()
     except Exception as error:
@@ -149,7 +149,7 @@ def attempt(name: str, call: Callable[[], Any]) -> Any:
 
 
 def matmul() -> tuple[Callable[[], Any], float]:
-    """Products of square float32 matrices on every device; a step is 1e9 operations."""
+    """Multiply square float32 matrices on every device; a step is 1e9 operations."""
     devices, size = jax.local_devices(), 1_024 if jax.default_backend() == "cpu" else 8_192
     matrices = [jax.device_put(jnp.ones((size, size)), device) for device in devices]
     product, repeats = jax.jit(jnp.matmul), 10
@@ -162,7 +162,7 @@ def matmul() -> tuple[Callable[[], Any], float]:
 
 @functools.cache
 def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
-    """The scan over training steps as ``fit`` compiles it, its state and its batches.
+    """Return the scan over training steps, compiled as in ``fit``, with its state and batches.
 
     The first call donates the state.
     """
@@ -176,7 +176,7 @@ def compiled_train(inputs: Inputs) -> tuple[Any, Any, Any]:
 
 
 def ours_train(inputs: Inputs) -> Callable[[], Any]:
-    """One call of :func:`compiled_train`, from the state that the last one left."""
+    """Call :func:`compiled_train` once, from the state that the last call returned."""
     train, state, batches = compiled_train(inputs)
 
     def run() -> None:
@@ -188,7 +188,7 @@ def ours_train(inputs: Inputs) -> Callable[[], Any]:
 
 
 def ours_forward(inputs: Inputs) -> Callable[[], Any]:
-    """One call a batch, divided over devices and micro-batches as in training."""
+    """Make one call per batch, split over devices and micro-batches as in training."""
     mesh, micro_batches = batch_layout(inputs.config.batch_size, inputs.config.micro_batches)
 
     def forward(params: Any, batch: Any, key: jax.Array) -> jax.Array:
@@ -208,7 +208,7 @@ def ours_forward(inputs: Inputs) -> Callable[[], Any]:
 
 
 def textbook_train(inputs: Inputs) -> Callable[[], Any]:
-    """One jitted step, called from Python for every batch."""
+    """Run one jitted step, called from Python for every batch."""
     apply, batches = textbook_apply(inputs), separate(inputs.batches())
     params, opt_state = jax.device_put((inputs.state.params, inputs.state.opt_state))
 
@@ -228,21 +228,21 @@ def textbook_train(inputs: Inputs) -> Callable[[], Any]:
 
 
 def textbook_forward(inputs: Inputs) -> Callable[[], Any]:
-    """One jitted call a batch."""
+    """Make one jitted call per batch."""
     forward = jax.jit(functools.partial(output, inputs.task, textbook_apply(inputs)))
     params, batches = jax.device_put(inputs.state.params), separate(inputs.batches())
     return lambda: [jax.block_until_ready(forward(params, batch, inputs.key)) for batch in batches]
 
 
 def separate(batches: Any, sharding: NamedSharding | None = None) -> list[Any]:
-    """Stacked batches (K, …) as a list of K, on the device or sharded over devices."""
+    """Split stacked batches (K, …) into a list of K, on the device or sharded over devices."""
     count = len(jax.tree.leaves(batches)[0])
     single = [jax.tree.map(operator.itemgetter(k), batches) for k in range(count)]
     return [jax.device_put(batch, sharding) for batch in single]
 
 
 def facts(case: str, part: str) -> dict[str, Any]:
-    """Our ``flops`` in matrix products a step; of training also how its scan was compiled."""
+    """Our ``flops`` in matrix products per step; for training, also how its scan was compiled."""
     inputs = inputs_of(case)
     if part == "forward":
         forward = functools.partial(output, inputs.task, inputs.network.apply)

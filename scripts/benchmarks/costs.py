@@ -1,4 +1,4 @@
-"""What a program costs beside its time: operations, memory, transfers; and on what machine."""
+"""Costs of a program besides its time (operations, memory, transfers), and the machine."""
 
 import importlib.metadata
 import math
@@ -18,10 +18,10 @@ from egnn_jax.experiments.run import versions
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Operations of all matrix products in ``function(*arguments)``.
+    """Count the operations of all matrix products in ``function(*arguments)``.
 
-    A product of (n, k) and (k, m) is 2 n k m. Products whose result is not used do not count, of
-    several branches the cheapest counts, and loops without a fixed length count once.
+    A product of (n, k) and (k, m) is 2 n k m operations. Unused products do not count, only the
+    cheapest of several branches counts, and loops without a fixed length count once.
     """
     traced = jax.make_jaxpr(function)(*arguments).jaxpr
     return _flops(partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[0])
@@ -51,14 +51,14 @@ def _flops(jaxpr: Any) -> int:
 
 
 def compiled(text: str) -> dict[str, Any]:
-    """What a compiled program says of itself.
+    """Extract properties of a compiled program from its text.
 
     Args:
-      text: the program, as ``compiled.as_text()`` gives it.
+      text: the program, from ``compiled.as_text()``.
 
     Returns:
       ``host_transfers``, the kinds of operations that exchange data with the host, and
-      ``donated``, how many inputs share their memory with an output.
+      ``donated``, the number of inputs that share memory with an output.
     """
     found = re.findall(r"[ )](infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(
         r'custom_call_target="(\w*callback\w*)"', text
@@ -71,10 +71,10 @@ def compiled(text: str) -> dict[str, Any]:
 
 
 def relative_cutoff(share: float) -> float:
-    """The distance within which a share of all pairs of random points in a unit cube lies.
+    """The distance within which a given share of all pairs of random points in a unit cube lies.
 
     Args:
-      share: up to 0.5.
+      share: the share, up to 0.5.
     """
     s = np.linspace(0, 1, 100_001)
     shares = 4 / 3 * math.pi * s**3 - 3 / 2 * math.pi * s**4 + 8 / 5 * s**5 - s**6 / 6
@@ -82,17 +82,17 @@ def relative_cutoff(share: float) -> float:
 
 
 def peak_gib() -> float:
-    """The most memory in use so far: of the GPU, or of this process."""
+    """Peak memory use so far in GiB, of the GPU or of this process."""
     if stats := jax.local_devices()[0].memory_stats():
         return stats["peak_bytes_in_use"] / 2**30
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss there starts from what the parent process had
+    if status.exists():  # on Linux, ru_maxrss starts from the parent process's value
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, device and versions, those of PyTorch too where it is installed."""
+    """Processor, cores, device and versions, including PyTorch's if it is installed."""
     cpu = Path("/proc/cpuinfo")
     name = (
         re.findall(r"model name\s*: (.*)", cpu.read_text(encoding="utf-8"))[:1]

@@ -1,11 +1,11 @@
-"""Time molecular dynamics of ethanol, ours and PyTorch's, and forces in silicon of many atoms.
+"""Time molecular dynamics of ethanol, ours and PyTorch's, and forces in large silicon crystals.
 
 PYTHONPATH=scripts python -m benchmarks.dynamics --repeats 5
 
-Ethanol: steps of velocity Verlet at a cutoff of 5 Å, compiled as a whole through jax-md, and
-through ASE; the peer is PyG's SchNet, in a plain loop and through ASE. Contenders take turns; ours
-and PyTorch's are in two processes that have all cores. Silicon: energy and forces of a crystal
-through jax-md. Parameters are random, since speed does not depend on them.
+Ethanol: velocity Verlet steps at a cutoff of 5 Å, compiled as a whole with jax-md, and with ASE;
+the peer is PyG's SchNet, in a plain loop and with ASE. Contenders take turns; ours and PyTorch's
+run in two processes, each with all cores. Silicon: energy and forces of a crystal with jax-md.
+Parameters are random, since speed does not depend on them.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from egnn_jax.experiments.tables import markdown
 
 STEPS = 200
 CUTOFF = 5.0
-TIMESTEP = 1e-3  # random forces move atoms little, and lists of neighbors are kept as in a crystal
+TIMESTEP = 1e-3  # with random forces, atoms move little and neighbor lists last, as in a crystal
 CELLS = (5, 6, 8, 10)
-"""How many cubic cells of 8 atoms silicon has along each axis."""
+"""Number of cubic cells of 8 silicon atoms along each axis."""
 
 
 def models() -> dict[str, Any]:
@@ -60,7 +60,7 @@ def ethanol() -> Any:
 
 @functools.cache
 def potential(name: str) -> tuple[Any, Any]:
-    """A network with random parameters."""
+    """Create a potential with random parameters."""
     import jax
 
     import egnn_jax as egnn
@@ -71,14 +71,14 @@ def potential(name: str) -> tuple[Any, Any]:
 
 @functools.cache
 def contender(name: str, way: str) -> Callable[[], None]:
-    """A function that makes :data:`STEPS` steps and was called once."""
+    """Return a warmed-up function that runs :data:`STEPS` steps."""
     run = {"ase": in_ase, "loop": in_torch if name == "PyG" else in_jax_md}[way](name)
     run()
     return run
 
 
 def seconds_per_step(name: str, way: str) -> float:
-    """The time of a step of a contender."""
+    """Time one step of a contender."""
     run = contender(name, way)
     started = time.perf_counter()
     run()
@@ -86,7 +86,7 @@ def seconds_per_step(name: str, way: str) -> float:
 
 
 def in_jax_md(name: str) -> Callable[[], None]:
-    """Steps of jax-md's NVE, compiled as one function with the updates of neighbors."""
+    """Run jax-md's NVE steps, compiled as one function with the neighbor updates."""
     import jax
     import jax.numpy as jnp
     from jax_md import simulate, space
@@ -112,7 +112,7 @@ def in_jax_md(name: str) -> Callable[[], None]:
 
 
 def in_ase(name: str) -> Callable[[], None]:
-    """Steps of ASE's velocity Verlet."""
+    """Run ASE's velocity Verlet steps."""
     from ase.md.verlet import VelocityVerlet
 
     import egnn_jax as egnn
@@ -124,7 +124,7 @@ def in_ase(name: str) -> Callable[[], None]:
 
 
 def torch_forces() -> Callable[[Any], tuple[Any, Any]]:
-    """Energy and forces of positions (9, 3) by PyG's SchNet of the size of ours."""
+    """Energy and forces at positions (9, 3) by a PyG SchNet of the same size as ours."""
     import torch
     from torch_geometric.nn import SchNet
 
@@ -150,7 +150,7 @@ def torch_forces() -> Callable[[Any], tuple[Any, Any]]:
 
 
 def in_torch(name: str) -> Callable[[], None]:
-    """Velocity Verlet in a plain loop in PyTorch."""
+    """Run velocity Verlet in a plain PyTorch loop."""
     import torch
 
     forces = torch_forces()
@@ -171,14 +171,14 @@ def in_torch(name: str) -> Callable[[], None]:
 
 
 def torch_calculator() -> Any:
-    """PyG's SchNet as a calculator of ASE."""
+    """Create an ASE calculator of PyG's SchNet."""
     import torch
     from ase.calculators.calculator import Calculator, all_changes
 
     forces = torch_forces()
 
     class SchNetCalculator(Calculator):
-        # ASE declares it without ClassVar, which no subclass may add.
+        # ASE declares it without ClassVar, so type checkers do not let subclasses add it.
         implemented_properties = ["energy", "forces"]  # noqa: RUF012
 
         def calculate(
@@ -192,7 +192,7 @@ def torch_calculator() -> Any:
 
 
 def silicon(name: str, cells: int, repeats: int) -> tuple[int, float]:
-    """The number of atoms, and the median time (s) of energy and forces."""
+    """Measure a silicon crystal: number of atoms, and median time (s) of energy and forces."""
     import ase.build
     import jax
     import jax.numpy as jnp

@@ -1,11 +1,11 @@
-"""Few labels: training from the weights "qm9-smiles" against training from new ones.
+"""Training on few labels: fine-tuning the weights "qm9-smiles" versus training from scratch.
 
     PYTHONPATH=scripts python -m benchmarks.few_labels --labels 200 500 2000 --seeds 3
 
-The molecules are drawn from QM9: 1,000 for the test, 200 for validation and 200 to 2,000 to learn
-from. The labels are two properties that RDKit computes from a SMILES, Crippen's logP and the
-topological polar surface area (Å²), in the place of measured ones. Each training is that of the
-recipe ``molecules/table``; one that was stopped goes on, and one that is complete is read.
+The molecules are drawn from QM9: 1,000 for testing, 200 for validation and 200 to 2,000 for
+training. In place of measured labels, two properties are computed from SMILES by RDKit: Crippen's
+logP and the topological polar surface area (Å²). Each network is trained by the recipe
+``molecules/table``; interrupted trainings resume, and completed ones are read.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def write_tables(folder: Path, sizes: list[int]) -> None:
 
 
 def main() -> None:
-    """Train all, and write the table after each."""
+    """Train all networks, and write the table after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

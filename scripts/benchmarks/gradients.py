@@ -2,9 +2,9 @@
 
 PYTHONPATH=scripts python -m benchmarks.gradients --repeats 3
 
-The gradient of a distance by all parameters after 400 steps of velocity Verlet, through
-``egnn.rollout``. Memory is what XLA sets aside for temporary values. Parameters are random. The
-difference of the two gradients is given in float32, which is what is timed, and in float64.
+Computes the gradient of a distance after 400 velocity Verlet steps with respect to all parameters,
+with ``egnn.rollout``. Memory is XLA's allocation for temporaries. Parameters are random. The
+difference between the two gradients is given in float32, which is timed, and in float64.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from egnn_jax.experiments.tables import markdown
 
 
 def gradient(name: str, steps: int, checkpoint: Any, dtype: Any = np.float32) -> Any:
-    """The compiled gradient, and its parameters."""
+    """Return the compiled gradient function, and its parameters."""
     atoms = dynamics.ethanol()
     network, params = dynamics.potential(name)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
@@ -44,7 +44,7 @@ def gradient(name: str, steps: int, checkpoint: Any, dtype: Any = np.float32) ->
 
 
 def difference(found: dict[str, Any]) -> str:
-    """The largest difference of two gradients, relative to the largest component."""
+    """The largest difference between two gradients, relative to the largest component."""
     one, other = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found[kind])])
         for kind in ("sqrt", "none")

@@ -1,4 +1,4 @@
-"""What every contender of a case gets: samples, batches, our network and its parameters."""
+"""Inputs that all contenders of a case share: samples, batches, our network and its parameters."""
 
 import dataclasses
 import functools
@@ -14,14 +14,14 @@ from egnn_jax.training.state import init_state
 
 
 class Setting(NamedTuple):
-    """How a case is timed.
+    """Settings for timing a case.
 
     Attributes:
       recipe: the config of the task and our network.
-      batch_size: samples of a batch.
-      batches: how many different batches a measurement goes through.
-      scans: how often our training step goes through them in one call, so that a call has about as
-        many steps as one of ``fit``.
+      batch_size: samples per batch.
+      batches: number of different batches per measurement.
+      scans: number of passes over the batches in one call of our training step, so that a call has
+        about as many steps as one of ``fit``.
     """
 
     recipe: str
@@ -38,11 +38,11 @@ SETTINGS = {
 }
 
 MOLECULES = 9_600
-"""How many molecules of QM9 the batches are taken from."""
+"""Number of QM9 molecules from which batches are drawn."""
 
 
 class Unavailable(Exception):
-    """A contender cannot do the case here; the message says why."""
+    """A contender cannot run the case here; the message says why."""
 
 
 class Inputs:
@@ -67,11 +67,11 @@ class Inputs:
         self.state = jax.device_get(init_state(params, self.optimizer, False, self.key))
 
     def rows(self, shards: int) -> np.ndarray:
-        """The samples of each batch (K, shards, B/shards): those of an epoch's first batches."""
+        """Sample indices of each batch (K, shards, B/shards), the first batches of an epoch."""
         return self.loader.rows(0, shards)[: self.setting.batches]
 
     def stacked(self, shards: int, scans: int = 1) -> Any:
-        """Batches (scans·K, shards, …)."""
+        """Stacked batches (scans·K, shards, …)."""
         return self.samples.pack(np.tile(self.rows(shards), (scans, 1, 1)))
 
     def batches(self) -> Any:
@@ -89,5 +89,5 @@ class Inputs:
 
 @functools.cache
 def inputs_of(case: str) -> Inputs:
-    """The inputs of a case, made once a process."""
+    """The inputs of a case, created once per process."""
     return Inputs(case)

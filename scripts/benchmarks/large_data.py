@@ -1,8 +1,8 @@
-"""Training on a data set larger than memory: what memory it takes, and the time of a step.
+"""Training on a data set larger than memory: memory use, and time per step.
 
 Writes perturbed aspirins (../shared/data) as graphs to ``runs/large_data``, and trains on them in a
-process that may have so much memory, by a cgroup where there are rights to it. Then, in one process
-by turns, it trains on the same part of them memory-mapped and in memory. Run it on a quiet machine.
+process with limited memory, by a cgroup if permitted. Then it trains on a part of them in a single
+process, alternating between memory-mapped and in-memory data. Run it on a quiet machine.
 """
 
 import argparse
@@ -23,14 +23,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def memory() -> dict[str, float]:
-    """Resident memory of this process in MiB: anonymous, of files (the page cache), the most."""
+    """Resident memory of this process in MiB: anonymous, file-backed (page cache), and peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     values = dict(line.split(":", 1) for line in lines)
     return {name: int(values[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile", "VmHWM")}
 
 
 class Watch(threading.Thread):
-    """The most anonymous memory of this process, looked at every 20 ms."""
+    """Peak anonymous memory of this process, sampled every 20 ms."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -38,14 +38,14 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Look, and wait."""
+        """Sample the memory repeatedly."""
         while True:
             self.most = max(self.most, memory()["RssAnon"])
             time.sleep(0.02)
 
 
 def limit(size: int) -> tuple[str, Path | None]:
-    """Put this process under a limit of memory, page cache included; what it is, and its cgroup."""
+    """Limit the memory of this process, page cache included; return the limit and its cgroup."""
     for base, name in ((CGROUPS, "memory.max"), (CGROUPS / "memory", "memory.limit_in_bytes")):
         group = base / f"egnn_large_data_{os.getpid()}"
         try:
@@ -63,7 +63,7 @@ def limit(size: int) -> tuple[str, Path | None]:
 
 
 def graphs(size: int) -> Iterator[Any]:
-    """Aspirins with atoms moved by 0.01 Å and the neighbors of their frame, of so many bytes."""
+    """Yield aspirins with atoms moved by 0.01 Å and their frame's neighbors, up to a size."""
     import jax
     import numpy as np
 
@@ -99,10 +99,10 @@ def write(folder: Path, size: int) -> dict[str, Any]:
 
 
 def train(data: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
-    """Train on each of several data sets by turns, packing while the device computes, as ``fit``.
+    """Train on several data sets in turn, packing while the device computes, as in ``fit``.
 
     Returns:
-      By name the ms a step, of them those that the host packs, and of compute alone.
+      By name: ms per step, the part of it that the host packs, and compute alone.
     """
     import jax
     import numpy as np
@@ -160,10 +160,10 @@ def train(data: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
 
 
 def mapped(folder: Path, steps: int) -> dict[str, Any]:
-    """Train on the whole from its files."""
+    """Train on the whole data set from its files."""
     import egnn_jax as egnn
 
-    for path in folder.iterdir():  # or what was written would be in the page cache of the writer
+    for path in folder.iterdir():  # drop pages that the page cache still has from writing
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     watch = Watch()
@@ -173,7 +173,7 @@ def mapped(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def both(folder: Path, steps: int) -> dict[str, Any]:
-    """Train on a part from files and in memory, by turns."""
+    """Train on a part of the data, alternating between files and memory."""
     import egnn_jax as egnn
 
     part = egnn.GraphDataset.open(folder)[:PART]
@@ -182,7 +182,7 @@ def both(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run all of it, each part in a process of its own."""
+    """Run all parts, each in its own process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=float, default=4.0, help="of the data set")
     parser.add_argument("--limit-gib", type=float, default=2.0, help="of the memory to train in")

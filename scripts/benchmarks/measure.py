@@ -1,4 +1,4 @@
-"""Measurements: contenders one after the other, each in a worker process, once they agree."""
+"""Measurements: check that contenders agree, then time them in turn, in worker processes."""
 
 import math
 import multiprocessing
@@ -17,12 +17,12 @@ Result = dict[str, Any]
 
 SIZES = (1_000, 10_000, 100_000)
 SMALL = 14_000
-"""How many trajectories the authors simulate for `small`; ours are the half that is used."""
+"""Number of trajectories that the authors simulate for `small`; ours are the half that is used."""
 
 
 @contextmanager
 def worker(all_cores: bool = False) -> Iterator[Callable[..., Any]]:
-    """A process of its own, as a function that calls another there: ``call(f, *arguments)``."""
+    """Start a worker process; yields ``call(f, *arguments)``, which runs a function in it."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         1, mp_context=spawn, initializer=contenders.start, initargs=(all_cores,)
@@ -43,16 +43,16 @@ def compare(
     """Time our network and its peers on a case.
 
     Args:
-      case: of :data:`benchmarks.inputs.SETTINGS`, or "data".
-      parts: what is timed: "forward" and "train_step", or "small" of "data".
-      repeats: how often each contender is timed.
+      case: a key of :data:`benchmarks.inputs.SETTINGS`, or "data".
+      parts: what to time: "forward" and "train_step", or "small" for "data".
+      repeats: number of measurements of each contender.
       reference: a checkout of the authors' repository, or None.
 
     Yields:
       The name and the result of each part, as soon as it is measured.
 
     Raises:
-      ValueError: a peer computes something else than ours.
+      ValueError: the results of a peer differ from ours.
     """
     peers = ["numpy_loop"]
     if case != "data":
@@ -99,14 +99,14 @@ def compare(
 def require_agreement(
     what: str, ours: tuple[np.ndarray, float], theirs: tuple[np.ndarray, float], device: str
 ) -> None:
-    """Raise ValueError where outputs or losses of the same batch differ by more than rounding.
+    """Raise ValueError if outputs or losses of the same batch differ by more than rounding.
 
-    The times would be those of different computations.
+    Otherwise, the times would be those of different computations.
 
     Args:
-      what: is compared, for the message.
+      what: name of the comparison, for the message.
       ours, theirs: output and loss of each.
-      device: of both.
+      device: device of both.
     """
     # GPUs round the factors of their products to 10 bits.
     tolerance = 1e-3 if device.startswith("cpu") else 1e-2
@@ -127,7 +127,7 @@ def summary(seconds: Sequence[dict[str, float]]) -> Result:
     """Median times, and the median, smallest and largest ratio of each peer's time to ours.
 
     Args:
-      seconds: of a step of each contender, by repeat.
+      seconds: seconds per step of each contender, by repeat.
     """
     result: Result = {"repeats": len(seconds)}
     for name in seconds[0]:
@@ -145,9 +145,9 @@ def summary(seconds: Sequence[dict[str, float]]) -> Result:
 
 
 def size(repeats: int) -> Result:
-    """Time and memory of forward pass and gradient over the size of the graph.
+    """Measure time and memory of forward pass and gradient versus graph size.
 
-    See :func:`benchmarks.sizes.measure`; each graph gets a process of its own.
+    See :func:`benchmarks.sizes.measure`; each graph is measured in a fresh process.
     """
     result: Result = {"nodes": list(SIZES), "repeats": repeats}
     for part in ("forward", "gradient"):
@@ -162,5 +162,5 @@ def size(repeats: int) -> Result:
 
 
 def exponents(nodes: Sequence[float], times: Sequence[float]) -> list[float]:
-    """p of time ~ nodes^p, between each size and the next."""
+    """Scaling exponents p of time ~ nodes^p, between each size and the next."""
     return (np.diff(np.log(times)) / np.diff(np.log(nodes))).tolist()

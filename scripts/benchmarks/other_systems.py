@@ -1,12 +1,12 @@
-"""Networks of the N-body task on systems that they were not trained on.
+"""Evaluate networks of the N-body task on systems that they were not trained on.
 
 PYTHONPATH=scripts python -m benchmarks.other_systems runs/nbody/dynamics runs/nbody/egnn_best
 
-Systems of 3, 5, 10 and 20 charged particles, simulated as in the paper, and for 3,000 steps instead
-of 1,000, for which a learned force is followed three times as long. Errors are mean and median
-squared errors over the coordinates of a system. For a learned force the table also says how much
-the energy of a system changes along its path, as a share of the kinetic energy, the median over
-systems in which no two particles come nearer than 0.1, where the simulator itself does not keep it.
+The systems have 3, 5, 10 and 20 charged particles, simulated as in the paper, and for 3,000 steps
+instead of 1,000; a learned force is then integrated three times as long. Errors are mean and median
+squared errors over the coordinates of a system. For learned forces, the table also has the energy
+change along a trajectory relative to the kinetic energy: the median over systems in which no two
+particles come closer than 0.1, where the simulator itself does not conserve energy.
 """
 
 import argparse
@@ -25,17 +25,17 @@ from egnn_jax.experiments.tables import markdown
 from egnn_jax.potentials.learned_dynamics import LearnedDynamics
 
 START = 3_100
-"""Steps of the simulator before a network gets the system, as in the paper's data."""
+"""Simulator steps before the frame that a network starts from, as in the paper's data."""
 
 
 @partial(jax.jit, static_argnums=(3, 4))
 def simulated(c: Any, x: Any, v: Any, steps: int, every: int | None = None) -> Any:
-    """Positions and velocities (S, frames, M, 3)."""
+    """Simulate positions and velocities (S, frames, M, 3)."""
     return jax.vmap(lambda c, x, v: nbody.simulate(c, x, v, steps, every))(c, x, v)
 
 
 def systems(count: int, particles: int, steps: int) -> tuple[Batch, np.ndarray]:
-    """Systems and where they are after so many steps, and the shortest distance on the way (S,)."""
+    """Systems, their states after ``steps`` steps, and the shortest distance on the way (S,)."""
     random = np.random.RandomState(particles)
     with jax.enable_x64(True):
         c, x, v = nbody.initial_states(random, count, particles)
@@ -50,7 +50,7 @@ def systems(count: int, particles: int, steps: int) -> tuple[Batch, np.ndarray]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def ends(task: Any, network: Any, params: Any, batch: Batch) -> list[jax.Array]:
-    """Positions and velocities that a network predicts (S, M, 3)."""
+    """Predict positions and velocities (S, M, 3)."""
     nodes = network.apply(params, task.graph(batch)).nodes
     return [a.reshape(batch.x.shape) for a in (nodes.x, nodes.v)]
 

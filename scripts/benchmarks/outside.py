@@ -1,12 +1,12 @@
-"""How often ``egnn predict`` notices that a molecule is unlike those of QM9.
+"""Measure how often ``egnn predict`` notices that a molecule is unlike those of QM9.
 
     PYTHONPATH=scripts python -m benchmarks.outside --molecules 300
 
-Made of QM9's test molecules: themselves; two joined by a bond in the place of two hydrogens; with a
-proton more at a nitrogen; with Cl, Br, S or P in the place of F, O or N; with a hydrogen taken
-away. All get a geometry from their SMILES, as ``egnn predict`` makes it. Prints how many get none,
-and of how many it says that they are outside QM9, or that they cannot be predicted. Then, by
-their distances, of QM9's own geometries, without some hydrogens, and with two more at bond length.
+The molecules are derived from QM9's test molecules: unchanged; two joined by a bond that replaces
+two hydrogens; protonated at a nitrogen; with Cl, Br, S or P in place of F, O or N; with a hydrogen
+removed. Geometries are generated from SMILES, as in ``egnn predict``. Prints how many have none,
+how many are reported as outside QM9, and how many cannot be predicted. Then, judged by distances,
+the same for QM9's own geometries, without some hydrogens, and with two more at bond length.
 """
 
 import argparse
@@ -25,12 +25,12 @@ HEAVIER = {"F": ("Cl", "Br"), "O": ("S",), "N": ("P",)}
 
 
 def _open(molecule: Any) -> list[int]:
-    """Atoms with a hydrogen that another bond can replace."""
+    """Atoms with a hydrogen that a bond can replace."""
     return [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetTotalNumHs() > 0]
 
 
 def joined(molecule: Any, other: Any, rng: random.Random) -> str | None:
-    """The SMILES of both, with a bond in the place of two hydrogens."""
+    """SMILES of two molecules joined by a bond that replaces two hydrogens."""
     from rdkit import Chem
 
     places = _open(molecule), _open(other)
@@ -46,7 +46,7 @@ def joined(molecule: Any, other: Any, rng: random.Random) -> str | None:
 
 
 def charged(molecule: Any, _: Any, rng: random.Random) -> str | None:
-    """With a proton at a nitrogen."""
+    """Protonate a molecule at a nitrogen."""
     from rdkit import Chem
 
     pattern = Chem.MolFromSmarts("[NX3;+0;!$(N=*);!$(N-*=*)]")
@@ -61,7 +61,7 @@ def charged(molecule: Any, _: Any, rng: random.Random) -> str | None:
 
 
 def heavier(molecule: Any, _: Any, rng: random.Random) -> str | None:
-    """With a heavier element in the place of one."""
+    """Replace an element by a heavier one."""
     from rdkit import Chem
 
     places = [a.GetIdx() for a in molecule.GetAtoms() if a.GetSymbol() in HEAVIER]
@@ -75,7 +75,7 @@ def heavier(molecule: Any, _: Any, rng: random.Random) -> str | None:
 
 
 def radical(molecule: Any, _: Any, rng: random.Random) -> str | None:
-    """With a hydrogen taken away."""
+    """Remove a hydrogen."""
     from rdkit import Chem
 
     places = _open(molecule)
@@ -105,7 +105,7 @@ KINDS: dict[str, Callable[[Any, Any, random.Random], str | None]] = {
 
 
 def drawn(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
-    """SMILES of a kind, made of those of test molecules."""
+    """SMILES of one kind, derived from test molecules."""
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
@@ -118,7 +118,7 @@ def drawn(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
 
 
 def without(number: int, z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
-    """Atoms without so many hydrogens, None where there are fewer."""
+    """Remove a number of hydrogens from atoms; None if there are fewer."""
     hydrogens = np.flatnonzero(z == 1)
     if len(hydrogens) < number:
         return None
@@ -127,7 +127,7 @@ def without(number: int, z: np.ndarray, x: np.ndarray, rng: np.random.Generator)
 
 
 def with_two_more(z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
-    """Atoms and two hydrogens at other atoms, None where no place is found."""
+    """Add two hydrogens at random heavy atoms; None if no place is found."""
     heavy, size = np.flatnonzero(z > 1), len(z) + 2
     for _ in range(1_000):
         at, step = rng.choice(heavy), rng.normal(size=3)
@@ -149,7 +149,7 @@ GEOMETRIES: dict[str, Callable[..., Any]] = {
 
 
 def noticed(data: qm9.QM9, count: int) -> list[dict[str, str]]:
-    """A table of how many geometries are told from QM9's."""
+    """Tabulate how many geometries are recognized as unlike QM9's."""
     ends, rows = np.cumsum(data.n_atoms), []
     for kind, change in GEOMETRIES.items():
         rng, made, warned = np.random.default_rng(0), 0, 0

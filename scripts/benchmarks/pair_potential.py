@@ -1,10 +1,10 @@
-"""Find a pair potential again from the radial distribution function that it gives.
+"""Recover a pair potential from its radial distribution function.
 
 PYTHONPATH=scripts python -m benchmarks.pair_potential
 
-Lennard-Jones particles are simulated, and their radial distribution function is all that is kept.
-A polynomial with 14 coefficients learns the potential from it by ``egnn.reweight``. Prints the
-error of the potential where pairs were found, and writes a picture to ``runs/pair_potential``.
+Lennard-Jones particles are simulated, and only their radial distribution function is kept. A
+polynomial with 14 coefficients is fitted to it by ``egnn.reweight``. Prints the error of the
+potential where pairs were found, and writes a plot to ``runs/pair_potential``.
 """
 
 import argparse
@@ -30,14 +30,14 @@ BINS = np.linspace(0.0, CUTOFF, 101)
 
 
 def lennard_jones(_: Any, r: jax.Array) -> jax.Array:
-    """4 (r⁻¹² − r⁻⁶), shifted to 0 at the cutoff with its derivative."""
+    """Potential 4 (r⁻¹² − r⁻⁶), shifted so that value and derivative are 0 at the cutoff."""
     u = lambda r: 4 * (r**-12 - r**-6)
     slope = jax.grad(u)(CUTOFF)
     return u(r) - u(CUTOFF) - slope * (r - CUTOFF)
 
 
 def polynomial(params: jax.Array, r: jax.Array) -> jax.Array:
-    """r⁻¹² and Chebyshev polynomials of r, which end at the cutoff with their derivative."""
+    """Learned potential: r⁻¹² and Chebyshev polynomials; value and slope are 0 at the cutoff."""
     s = 2 * (r - SHORTEST) / (CUTOFF - SHORTEST) - 1
     terms = [jnp.ones_like(s), s]
     for _ in range(TERMS - 2):
@@ -47,7 +47,7 @@ def polynomial(params: jax.Array, r: jax.Array) -> jax.Array:
 
 
 def distances(x: jax.Array) -> jax.Array:
-    """Of all pairs (P,), to the nearest image."""
+    """Distances of all pairs (P,), to the nearest image."""
     i, j = np.triu_indices(COUNT, 1)
     r_ij = x[i] - x[j]
     r_ij -= LENGTH * jnp.round(r_ij / LENGTH)
@@ -55,10 +55,10 @@ def distances(x: jax.Array) -> jax.Array:
 
 
 def energy(pair: Any, params: Any, x: jax.Array) -> jax.Array:
-    """U of positions (M, 3)."""
+    """Potential energy U of positions (M, 3)."""
     r = distances(x)
     near = r < CUTOFF
-    # Below the range of the polynomial the potential goes on as a straight line.
+    # Extrapolate linearly below the range of the polynomial.
     inner = jnp.clip(r, SHORTEST, CUTOFF)
     value = pair(params, inner)
     slope = jax.grad(lambda r: pair(params, r))(jnp.float32(SHORTEST))
@@ -67,8 +67,8 @@ def energy(pair: Any, params: Any, x: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 4))
 def simulate(pair: Any, params: Any, key: jax.Array, x: jax.Array, frames: int) -> jax.Array:
-    """Positions (replicas, frames, M, 3) at constant temperature: velocities are drawn anew after
-    each frame.
+    """Simulate positions (replicas, frames, M, 3) at constant temperature, redrawing velocities
+    after each frame.
     """
     force = lambda params, x: -jax.grad(partial(energy, pair), 1)(params, x)
     init, step = egnn.velocity_verlet(force, 0.004)
@@ -84,14 +84,14 @@ def simulate(pair: Any, params: Any, key: jax.Array, x: jax.Array, frames: int) 
 
 @jax.jit
 def distribution(x: jax.Array) -> jax.Array:
-    """g(r) of one frame, in :data:`BINS`."""
+    """Radial distribution function g(r) of one frame, in :data:`BINS`."""
     counts, _ = jnp.histogram(distances(x), jnp.asarray(BINS))
     shells = 4 / 3 * np.pi * np.diff(BINS**3)
     return counts / (COUNT * (COUNT - 1) / 2 * shells / LENGTH**3)
 
 
 def learn(target: jax.Array, x: jax.Array, rounds: int, frames: int) -> jax.Array:
-    """The parameters whose g(r) is the target."""
+    """Fit the parameters so that g(r) matches the target."""
     pair_energy = partial(energy, polynomial)
     energies = jax.jit(jax.vmap(pair_energy, (None, 0)))
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 12 * rounds))
@@ -124,7 +124,7 @@ def learn(target: jax.Array, x: jax.Array, rounds: int, frames: int) -> jax.Arra
 
 
 def main() -> None:
-    """Simulate, learn and compare."""
+    """Simulate, fit and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40, help="simulations (40)")
     parser.add_argument("--frames", type=int, default=100, help="of each and replica (100)")
@@ -155,7 +155,7 @@ def main() -> None:
 
 
 def draw(r: np.ndarray, sampled: np.ndarray, curves: dict[str, np.ndarray], path: Path) -> None:
-    """Both potentials where pairs were found."""
+    """Plot both potentials where pairs were found."""
     from egnn_jax.experiments import plots
 
     points = {name: list(zip(r[sampled], u[sampled], strict=True)) for name, u in curves.items()}

@@ -1,13 +1,14 @@
-"""Time and memory of one large graph on one device and in parts on several, a core each.
+"""Time and memory of a large graph, on one device and partitioned over several, one core each.
 
 PYTHONPATH=scripts python -m benchmarks.partition --nodes 100000 --devices 1 2 --repeats 3
 
-The gradient of a scalar by all parameters: random points with 50 neighbors each, an EGNN of 4
-layers of 64 features, its messages summed in blocks. Each number of devices gets a fresh process on
-as many cores, by ``taskset``; one device computes the whole graph without parts. ``--plan 8 64``
-divides the graph for more devices than there are and prints only what each would own and receive.
+Measures the gradient of a scalar with respect to all parameters, for random points with 50
+neighbors each and an EGNN of 4 layers of 64 features, with messages summed in blocks. Each number
+of devices runs in a fresh process on as many cores, by ``taskset``; one device computes the whole
+graph without partition. ``--plan 8 64`` partitions the graph for more devices than there are, and
+only prints what each would own and receive.
 
-Results go to runs/partition.json, and the gradients, which have to agree, beside it.
+Results go to runs/partition.json, and the gradients, which must agree, next to it.
 """
 
 import argparse
@@ -35,11 +36,11 @@ from egnn_jax.training.distributed import use_all_cores
 NEIGHBORS = 50
 """The mean number of neighbors of a node."""
 TOLERANCE = 1e-3
-"""Of gradients in float32, by the largest entry of each array."""
+"""Tolerance of gradients in float32, relative to the largest entry of each array."""
 
 
 def points(nodes: int) -> GraphsTuple:
-    """Random points at density 1 with :data:`NEIGHBORS` neighbors each, listed cell by cell."""
+    """Random points at density 1 with :data:`NEIGHBORS` neighbors each, sorted by cells."""
     side = nodes ** (1 / 3)
     x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
     x = x[np.lexsort(np.floor(x / 4).T)]
@@ -47,7 +48,7 @@ def points(nodes: int) -> GraphsTuple:
 
 
 def mean_square(model: Any) -> Any:
-    """A scalar of the output that every parameter changes."""
+    """A scalar of the output that depends on every parameter."""
 
     def value(params: Any, graph: GraphsTuple) -> jax.Array:
         nodes = model.apply(params, graph).nodes
@@ -58,12 +59,12 @@ def mean_square(model: Any) -> Any:
 
 
 def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """The cost of a gradient in this process, and the gradient itself as a file.
+    """Measure the cost of a gradient in this process, and write the gradient to a file.
 
     Returns:
-      ``s``, the median seconds of a call; ``device_gib``, arguments, results and temporary values
-      of the compiled program on one device; ``peak_gib``, the most memory of the process from its
-      compilation on; ``own``, ``received`` and ``edges``, the largest numbers of a part.
+      ``s``, the median seconds per call; ``device_gib``, arguments, results and temporaries of the
+      compiled program on one device; ``peak_gib``, the peak memory of the process from compilation
+      on; ``own``, ``received`` and ``edges``, the largest numbers of any part.
     """
     graph = points(nodes)
     model = egnn.EGNN(features=64, layers=4, edge_block=16_384)
@@ -99,7 +100,7 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
 
 
 def part_sizes(parts: Any) -> dict[str, int]:
-    """The largest numbers of a part, padding included."""
+    """The largest sizes of any part, including padding."""
     return {
         "own": parts.node.shape[1],
         "received": parts.exchange.sent.shape[1],
@@ -108,13 +109,13 @@ def part_sizes(parts: Any) -> dict[str, int]:
 
 
 def reset_peak() -> None:
-    """Let the most memory of this process count from now on, where Linux allows it."""
+    """Reset the peak memory of this process, if Linux allows it."""
     if (file := Path("/proc/self/clear_refs")).exists():
         file.write_text("5", encoding="utf-8")
 
 
 def in_a_process(arguments: argparse.Namespace, devices: int) -> dict[str, Any]:
-    """:func:`measure` in a fresh process on as many cores as devices."""
+    """Run :func:`measure` in a fresh process on as many cores as devices."""
     cores = sorted(os.sched_getaffinity(0))[:devices]
     if len(cores) < devices:
         raise ValueError(f"--devices has {devices}; expected at most {len(cores)}, a core each")
@@ -127,10 +128,10 @@ def in_a_process(arguments: argparse.Namespace, devices: int) -> dict[str, Any]:
 
 
 def require_agreement(folder: Path, numbers: list[int]) -> float:
-    """The largest difference of the gradients.
+    """Return the largest difference between gradients.
 
     Raises:
-      ValueError: it is more than rounding.
+      ValueError: the difference exceeds rounding.
     """
     first, *others = (dict(np.load(folder / f"gradient-{number}.npz")) for number in numbers)
     worst = 0.0
@@ -143,7 +144,7 @@ def require_agreement(folder: Path, numbers: list[int]) -> float:
 
 
 def plan(nodes: int, numbers: list[int]) -> None:
-    """Print what each of many devices would own and receive."""
+    """Print what each device would own and receive."""
     graph = points(nodes)
     rows = []
     for number in numbers:
@@ -156,7 +157,7 @@ def plan(nodes: int, numbers: list[int]) -> None:
 
 
 def row(result: dict[str, Any], first: dict[str, Any]) -> dict[str, str]:
-    """A row of the table, beside the first number of devices."""
+    """A row of the table, relative to the first number of devices."""
     return shown(
         {
             "devices": result["devices"],
@@ -171,12 +172,12 @@ def row(result: dict[str, Any], first: dict[str, Any]) -> dict[str, str]:
 
 
 def shown(values: dict[str, Any]) -> dict[str, str]:
-    """Whole numbers with commas, and text as it is."""
+    """Format integers with commas, and leave text unchanged."""
     return {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""The peers of ``make benchmark`` in PyTorch: our rewrite of the authors' EGNN, and egnn-pytorch.
+"""PyTorch peers of ``make benchmark``: our rewrite of the authors' EGNN, and egnn-pytorch.
 
-The rewrite concatenates [h_i, h_j, ‖r_ij‖², a_ij], gathers by index and sums by scatter_add;
-parameters have the names of the authors' networks, so that their state dicts load as they are. i is
-the receiver; ``edges`` is (receivers, senders).
+The rewrite concatenates [h_i, h_j, ‖r_ij‖², a_ij], gathers by index and sums by scatter_add. Its
+parameters have the authors' names, so their state dicts load unchanged. i is the receiver;
+``edges`` is (receivers, senders).
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def mlp(inputs: int, width: int, out: int, bias: bool = True) -> nn.Sequential:
 
 
 class Layer(nn.Module):
-    """Eqs. 3 to 8 as the authors' ``E_GCL``, ``E_GCL_vel`` and ``E_GCL_mask`` compute them."""
+    """Eqs. 3 to 8, as in the authors' ``E_GCL``, ``E_GCL_vel`` and ``E_GCL_mask``."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers under the authors' names gcl_0, gcl_1, …"""
+    """A stack of layers with the authors' names gcl_0, gcl_1, …"""
 
     def __init__(
         self, inputs: int, width: int, layers: int, attributes: int, **options: bool
@@ -96,9 +96,9 @@ class NBodyEGNN(Stack):
 
 
 class AutoencoderEGNN(Stack):
-    """The authors' ``AE_EGNN``, which gets its noise as ``x``.
+    """The authors' ``AE_EGNN``, which receives its noise as ``x``.
 
-    It decodes the pairs of ``edges`` instead of a whole matrix, so that graphs can be batched.
+    It decodes the pairs of ``edges`` instead of a full matrix, so that graphs can be batched.
     """
 
     def __init__(self, width: int = 64, layers: int = 4) -> None:
@@ -117,9 +117,9 @@ class AutoencoderEGNN(Stack):
 
 
 class QM9EGNN(Stack):
-    """The authors' ``EGNN`` of QM9, on molecules padded to the largest of the batch.
+    """The authors' ``EGNN`` for QM9, on molecules padded to the largest of the batch.
 
-    All n² pairs of atoms are computed and masked.
+    It computes and masks all n² pairs of atoms.
     """
 
     def __init__(self, width: int = 128, layers: int = 7) -> None:
@@ -181,9 +181,9 @@ class Dense(nn.Module):
 
 
 class TheirAutoencoder(nn.Module):
-    """``AE_EGNN`` of a checkout, made to take the noise ``x`` and to return the pairs of ``edges``.
+    """``AE_EGNN`` of a checkout, adapted to take the noise ``x`` and return the pairs of ``edges``.
 
-    It draws its noise itself and returns the whole matrix of one graph.
+    The original draws its noise itself and returns the full matrix of one graph.
     """
 
     def __init__(self, network: nn.Module) -> None:

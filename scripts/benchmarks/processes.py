@@ -1,11 +1,11 @@
-"""What several processes cost and gain: a training step of QM9 in one process and in two.
+"""Time a QM9 training step in one process and in two.
 
 PYTHONPATH=scripts python -m benchmarks.processes
 
 The recipe qm9/egnn (7 layers of 128, batches of 96 molecules) is trained by ``fit`` on 9,600
-molecules, packing, logging and the exchange of gradients included: by one process with one core,
+molecules, including packing, logging and the exchange of gradients: by one process with one core,
 by one with two cores and devices, and by two processes with one core each. Prints the median time
-of a step after the first chunks, round after round, and the ratios.
+of a step after the first chunks in each round, and the ratios.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LAYOUTS = {"1 process, 1 core": ("0",), "1 process, 2 devices": ("0,1",), "2 pro
 
 
 def worker(batch: int, steps: int, options: list[str]) -> None:
-    """Train, and print the median time of a step in ms, and what packing a batch takes."""
+    """Train, and print the median time of a step and of packing a batch, in ms."""
     from egnn_jax.experiments import config as configs
     from egnn_jax.experiments._requirements import samples
     from egnn_jax.experiments.run import initial_parameters, network_input
@@ -68,7 +68,7 @@ def worker(batch: int, steps: int, options: list[str]) -> None:
 
 
 def measure(layout: str, batch: int, steps: int) -> dict[str, float]:
-    """What the first process of a layout prints."""
+    """Run a layout, and return what its first process prints."""
     cores, port = LAYOUTS[layout], free_port()
     command = [sys.executable, "-m", "benchmarks.processes", "--worker", str(batch), str(steps)]
     started = []

@@ -1,15 +1,14 @@
-"""A race of Table 3's systems: the error of each after the same time of training.
+"""Compare the systems of Table 3 after equal training time.
 
     PYTHONPATH=scripts python -m benchmarks.race --minutes 30
 
-Each is trained by its recipe, with a cosine that ends after as many steps as fit into the time,
-which are counted beforehand from the time of a step on the cores that are given. Where these are
-less than an epoch, the network sees that many molecules once. A run that was stopped goes on, and
-one that is complete is read. Writes ``race.{md,png}`` to ``runs/race/MINUTES-minutes-TARGET``.
+Each system is trained by its recipe, with a cosine schedule over as many steps as fit into the
+time, estimated beforehand from the time of a step on the available cores. If they are less than an
+epoch, the network sees that many molecules once. Interrupted runs resume, and completed ones are
+read. Writes ``race.{md,png}`` to ``runs/race/MINUTES-minutes-TARGET``.
 
-The steps are what counts, not where they are made: with ``--plan`` they are counted alone, and a
-machine with a GPU that is given the folder makes the same in less time, the entrants beside each
-other:
+Only the number of steps matters, not the machine: ``--plan`` only counts them. Given the folder, a
+machine with a GPU then runs the same steps in less time, with the systems side by side:
 
     PYTHONPATH=scripts python -m benchmarks.race --minutes 30 --plan
     PYTHONPATH=scripts python -m benchmarks.race --minutes 30 --micro-batches 1 egnn
@@ -53,18 +52,18 @@ ENTRANTS: dict[str, tuple[str, ...]] = {
         "--optimizer.learning-rate", "1e-3",
     ),
 }  # fmt: skip
-"""Rows of Table 3, and what they change in their recipes, which are made for days of a GPU: smaller
-networks, larger batches, and learning rates of at least 1e-3.
+"""Rows of Table 3, and their changes to recipes made for days on a GPU: smaller networks, larger
+batches, and learning rates of at least 1e-3.
 """
 
 EVALUATION = 1.06
-"""The time of an epoch with its evaluation, over that of its steps alone."""
+"""Time of an epoch including evaluation, relative to that of its steps alone."""
 
 
 def plan(
     name: str, minutes: float, target: str, folder: Path, micro_batches: int | None = None
 ) -> tuple[Config, dict[str, Any]]:
-    """The config of a run, and what was measured for it."""
+    """Plan a run: return its config, and the measurements for it."""
     config = table3.recipe(name, ["--task.targets", target, *ENTRANTS[name]])
     config = dataclasses.replace(config, micro_batches=micro_batches or config.micro_batches)
     file = folder / f"{name}.json"
@@ -111,7 +110,7 @@ def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: 
 
 
 def main() -> None:
-    """Train all, one after the other, and write the table after each."""
+    """Train all systems in turn, and write the table after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

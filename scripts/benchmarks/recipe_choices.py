@@ -1,12 +1,12 @@
-"""What each choice of a recipe for few epochs gives, on QM9.
+"""Ablation of the choices in a recipe for few epochs, on QM9.
 
     PYTHONPATH=scripts python -m benchmarks.recipe_choices
 
-One network for all twelve properties (the recipe ``qm9/painn``, of 64 features) is trained on
-10,000 molecules for 10 epochs, and again with one choice changed: the options that are printed.
-Others are trained for one property, or for a family, with the readout and loss of the task ``qm9``.
-A training that was stopped goes on, and one that is complete is read. Prints errors on the
-validation molecules and writes ``choices.{md,png}`` to ``runs/recipe_choices``.
+A network for all twelve properties (the recipe ``qm9/painn`` with 64 features) is trained on 10,000
+molecules for 10 epochs, and again with one choice changed, given as printed options. Others are
+trained for one property, or for a family, with the readout and loss of the task ``qm9``.
+Interrupted trainings resume, and completed ones are read. Prints errors on the validation molecules
+and writes ``choices.{md,png}`` to ``runs/recipe_choices``.
 """
 
 import argparse
@@ -45,16 +45,16 @@ CHOICES: dict[str, str] = {
     "8 Bessel functions": "--model.basis 8",
     "32 Bessel functions": "--model.basis 32",
 }
-"""What is changed, and the options of ``egnn train`` that change it."""
+"""Changed choices, and the ``egnn train`` options that change them."""
 
 TOGETHER: tuple[tuple[Target, ...], ...] = (
     ("homo",), ("homo", "lumo", "gap"), ("U0",), ("U0", "U", "H", "G"), ("mu",),
 )  # fmt: skip
-"""Properties that a network of the task ``qm9`` is trained for."""
+"""Properties for which a network of the task ``qm9`` is trained."""
 
 
 def trainings() -> Iterator[tuple[str, str, Config]]:
-    """What is changed, in words and options, and the config."""
+    """Iterate over the trainings: the change in words and in options, and the config."""
     for words, options in CHOICES.items():
         yield words, options, table3.recipe("painn", [*BASE, *options.split()])
     config = table3.recipe("painn", BASE)
@@ -66,7 +66,7 @@ def trainings() -> Iterator[tuple[str, str, Config]]:
 
 
 def main() -> None:
-    """Train all, one after the other, and write the table after each."""
+    """Train all networks in turn, and write the table after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

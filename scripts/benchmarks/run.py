@@ -1,15 +1,15 @@
-"""Time our networks and their peers on the same inputs, and print how much faster ours are.
+"""Time our networks and their peers on the same inputs, and print the speedups.
 
 python scripts/benchmark.py --cases nbody qm9 --reference ~/egnn
 
-Every repeat measures each contender once, over many steps, so that changes of the machine's speed
-affect all of them; the ratio of two times is taken within a repeat, and the median is shown with
+Every repeat measures each contender once, over many steps, so that changes in the machine's speed
+affect all of them. Ratios of times are computed within a repeat, and reported as the median with
 the smallest and the largest. Ours run in one process, as in training, the peers in another, with
-their libraries' defaults; only one computes at a time. Before anything is timed, outputs and losses
-have to agree. The floor is the time of our matrix products alone, at the speed that large ones have
-in the same repeats. "data" simulates N-body trajectories; "size" takes one large graph.
+their libraries' defaults; only one computes at a time. Before timing, outputs and losses must
+agree. The floor is the time of our matrix products alone, at the speed of large products in the
+same repeats. "data" simulates N-body trajectories; "size" uses one large graph.
 
-Results go to runs/benchmark.{json,md,png}, where those of other cases stay.
+Results go to runs/benchmark.{json,md,png}, which keep those of other cases.
 """
 
 import argparse
@@ -39,15 +39,15 @@ CASES: dict[str, list[str]] = {
     "data": ["data"],
     "size": ["size"],
 }
-"""What is measured, by the name of the command line."""
+"""Measured parts of each case on the command line."""
 
 
 def measure_cases(arguments: argparse.Namespace, again: bool = True) -> dict[str, str]:
-    """Measure the cases, write each result as soon as it is there, and show all.
+    """Measure the cases, write each result as soon as it is available, and show all.
 
     Args:
-      arguments: of the command line.
-      again: measure also what was measured on this machine before.
+      arguments: parsed command-line arguments.
+      again: also repeat what was measured on this machine before.
 
     Returns:
       The machine, as :func:`benchmarks.costs.machine` describes it.
@@ -72,7 +72,7 @@ def measure_cases(arguments: argparse.Namespace, again: bool = True) -> dict[str
 
 
 def show(arguments: argparse.Namespace, here: str) -> None:
-    """Write the results of this machine as a table and a plot, and print the table."""
+    """Write this machine's results as a table and a plot, and print the table."""
     results = read(arguments.out)
     table = tables.text(results, here)
     write_atomically(arguments.out.with_suffix(".md"), table.encode())
@@ -81,10 +81,10 @@ def show(arguments: argparse.Namespace, here: str) -> None:
 
 
 def read(out: Path) -> dict[str, Result]:
-    """The results so far, by name.
+    """Read the results so far, by name.
 
     Raises:
-      ValueError: the file is there but holds no results.
+      ValueError: the file exists but holds no results.
     """
     try:
         results = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
@@ -100,15 +100,15 @@ def read(out: Path) -> dict[str, Result]:
 
 
 def write(out: Path, name: str, result: Result) -> None:
-    """Add a result with today's date; those of other names stay."""
+    """Add a result with today's date, and keep those of other names."""
     results = read(out) | {name: result | {"date": time.strftime("%Y-%m-%d")}}
     write_atomically(out, json.dumps(results, indent=2).encode())
 
 
 def campaign(arguments: argparse.Namespace) -> None:
-    """Measure on a GPU that is there for minutes only: cases, N-body with four seeds, QM9.
+    """Measure on a GPU that is available for minutes only: cases, N-body with four seeds, QM9.
 
-    It stops after ``arguments.seconds``, or at Ctrl-C; the same command continues from there.
+    Stops after ``arguments.seconds``, or at Ctrl-C; the same command continues from there.
     """
     # A shell's background jobs ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -126,10 +126,10 @@ def campaign(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The command line of scripts/benchmark.py.
+    """Run the command line of scripts/benchmark.py.
 
     Raises:
-      ValueError: an argument makes no sense, PyTorch is missing, or a peer disagrees with ours.
+      ValueError: an argument is invalid, PyTorch is missing, or a peer disagrees with ours.
     """
     arguments = parser().parse_args()
     require_valid(arguments)
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Create the command-line parser."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -159,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def require_valid(arguments: argparse.Namespace) -> None:
-    """Raise ValueError where an argument makes no sense or needs a package that is missing."""
+    """Raise ValueError if an argument is invalid or needs a package that is missing."""
     if unknown := set(arguments.cases) - set(CASES):
         raise ValueError(f"--cases has {sorted(unknown)}; expected some of {', '.join(CASES)}")
     if arguments.repeats < 1 or not arguments.seconds > 0:

@@ -1,4 +1,4 @@
-"""Time and memory on one large graph."""
+"""Time and memory of an EGNN on one large graph."""
 
 import time
 from typing import Any
@@ -16,21 +16,20 @@ NEIGHBORS = 50
 
 
 def measure(nodes: int, part: str, repeats: int) -> dict[str, float]:
-    """Cost of an EGNN of 4 layers of 64 features on a graph of random points.
+    """Measure an EGNN of 4 layers of 64 features on a graph of random points.
 
     Args:
-      nodes: of the graph.
+      nodes: number of nodes.
       part: "forward", or "gradient" with respect to the parameters.
-      repeats: the time is the median of so many calls.
+      repeats: number of calls, of which the median time is taken.
 
     Returns:
-      ``edges``; ``s``, the seconds of a call; ``peak_gib``, the most memory that this process ever
-      had, which is why each size gets a process of its own; ``floor_s``, the time of the matrix
-      products alone.
+      ``edges``; ``s``, the seconds per call; ``peak_gib``, the peak memory of this process, so each
+      size needs a fresh process; ``floor_s``, the time of the matrix products alone.
     """
     side = nodes ** (1 / 3)
     x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
-    # Cell by cell, as the atoms of a material are listed: neighbors are near in memory.
+    # Sorted by cells, like the atoms of a material, so that neighbors are close in memory.
     x = x[np.lexsort(np.floor(x / 4).T)]
     graph = egnn.radius_graph(x, side * costs.relative_cutoff(NEIGHBORS / (nodes - 1)))
     model: Any = egnn.EGNN(features=64, layers=4, edge_block=16_384)

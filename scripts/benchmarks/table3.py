@@ -1,9 +1,9 @@
-"""Training steps of Table 3's systems relative to EGNN's, alternated in one process.
+"""Time training steps of Table 3's systems relative to EGNN's, alternating in one process.
 
     python scripts/benchmarks/table3.py dimenetpp lieconv --repeats 7
 
-Each is trained by its recipe, but on batches of 96 molecules. On a machine that others use too, the
-median of the ratios of processor time is what counts.
+Each is trained by its recipe, but on batches of 96 molecules. On a shared machine, rely on the
+median ratio of processor time.
 """
 
 import argparse
@@ -33,13 +33,13 @@ MOLECULES = 9_600
 
 
 def recipe(name: str, changes: Sequence[str] = ()) -> Config:
-    """The recipe of a row of Table 3, with other arguments of ``egnn train``."""
+    """The recipe of a row of Table 3, changed by arguments of ``egnn train``."""
     return configs.override(configs.load(f"qm9/{name}"), changes, "table3", "")
 
 
 def step_of(config: Config, steps: int) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A function that makes ``steps`` training steps on one batch, compiled and run once, and its
-    parameters, operations a step and temporary memory (GiB).
+    """Return a warmed-up function that runs ``steps`` training steps on one batch, and its number
+    of parameters, operations per step and temporary memory (GiB).
     """
     samples, network = config.task.samples("train"), config.network()
     mesh, parts = batch_layout(config.batch_size, config.micro_batches)
@@ -73,7 +73,7 @@ def step_of(config: Config, steps: int) -> tuple[Callable[[], Any], dict[str, An
 
 
 def main() -> None:
-    """Print what each model costs, and the median, least and largest ratio to EGNN's step."""
+    """Print each model's cost, and the median, least and largest ratio to EGNN's step time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--repeats", type=int, default=7)

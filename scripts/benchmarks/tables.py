@@ -20,7 +20,7 @@ PEERS = {
 
 
 def text(results: Results, machine: str) -> str:
-    """The results of one machine in Markdown, with its versions."""
+    """Format the results of one machine in Markdown, with its versions."""
     mine = {name: result for name, result in results.items() if result.get("machine") == machine}
     newest = max(mine.values(), key=lambda result: result["date"])
     kinds = ("python", "jax", "flax", "torch", "egnn-pytorch")
@@ -64,7 +64,7 @@ def text(results: Results, machine: str) -> str:
 
 
 def ratio_rows(results: Results) -> list[dict[str, str]]:
-    """A row for each case: our time, the floor, and each peer's time over ours."""
+    """One row per case: our time, the floor, and each peer's time relative to ours."""
     present = [
         peer for peer in PEERS if any(f"ratio_vs_{peer}" in result for result in results.values())
     ]
@@ -84,7 +84,7 @@ def ratio_rows(results: Results) -> list[dict[str, str]]:
 
 
 def size_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row for each graph: time, floor and memory of the forward pass and the gradient."""
+    """One row per graph: time, floor and memory of the forward pass and the gradient."""
     rows = []
     for k, nodes in enumerate(result["nodes"]):
         row = {"nodes": f"{nodes:,}", "edges": f"{result['forward_edges'][k]:,}"}
@@ -99,7 +99,7 @@ def size_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def draw(results: Results, machine: str, path: Path) -> Path:
-    """Plot the ratios of each case and, where it was measured, time over the size of the graph."""
+    """Plot the ratios of each case and, if measured, time versus graph size."""
     mine = {name: result for name, result in results.items() if result.get("machine") == machine}
     cases = [name for name, result in mine.items() if "ours_ms" in result][::-1]
     size = 13, 1.5 + 0.45 * max(len(cases), 5)

@@ -1,6 +1,6 @@
-"""The EGNN in JAX and the N-body simulation in NumPy, written literally and without optimization.
+"""Textbook peers of ``make benchmark``: EGNN in JAX, and the N-body simulation in NumPy.
 
-Peers of ``make benchmark``.
+Both follow the equations literally, without optimization.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ Params = Mapping[str, Any]
 
 
 def egnn(params: Params, graph: GraphsTuple, shrinkage: float = 0.0) -> GraphsTuple:
-    """``apply`` of our EGNN, alone or in an Autoencoder or a Readout, from the same parameters.
+    """Apply our EGNN, alone or in an Autoencoder or Readout, with the same parameters.
 
     Every message is a concatenation of gathered features, every sum an unsorted ``segment_sum``.
 
     Args:
-      params: of ``EGNN``, of ``Autoencoder(EGNN)`` or of ``Readout(EGNN)``; options follow from
-        which parts are there.
+      params: parameters of ``EGNN``, ``Autoencoder(EGNN)`` or ``Readout(EGNN)``; options are
+        inferred from the parts present.
       graph: as for the model.
       shrinkage: see :class:`egnn_jax.EGCL`.
     """
@@ -50,7 +50,7 @@ def egnn(params: Params, graph: GraphsTuple, shrinkage: float = 0.0) -> GraphsTu
 
 
 def layer(params: Params, graph: GraphsTuple, shrinkage: float) -> GraphsTuple:
-    """Eqs. 3 to 8, as the authors' code computes them."""
+    """Compute eqs. 3 to 8, as in the authors' code."""
     (h, x, v), i, j = (graph.nodes.h, graph.nodes.x, graph.nodes.v), graph.receivers, graph.senders
 
     def total(values: jax.Array) -> jax.Array:
@@ -76,21 +76,21 @@ def layer(params: Params, graph: GraphsTuple, shrinkage: float) -> GraphsTuple:
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
-    """x W + b."""
+    """Linear layer x W + b."""
     return x @ params["kernel"] + params.get("bias", 0.0)
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
-    """Linear·SiLU·Linear."""
+    """Two-layer perceptron Linear·SiLU·Linear."""
     return dense(params["Dense_1"], jax.nn.silu(dense(params["Dense_0"], x)))
 
 
 def trajectories(name: str, split: str, count: int) -> dict[str, np.ndarray]:
-    """Simulate the first training trajectories of a data set, one after the other.
+    """Simulate the first training trajectories of a data set, one at a time.
 
     Args:
-      name: of the data set.
-      split: "train"; there as in :func:`egnn_jax.data.nbody._generate`.
+      name: name of the data set.
+      split: "train", for the signature of :func:`egnn_jax.data.nbody._generate`.
       count: the number of trajectories S.
 
     Returns:
@@ -114,10 +114,10 @@ def trajectories(name: str, split: str, count: int) -> dict[str, np.ndarray]:
 def trajectory(
     charges: np.ndarray, x: np.ndarray, v: np.ndarray, steps: int, sample_every: int
 ) -> np.ndarray:
-    """Positions (frames, M, n) on one trajectory, in the authors' arithmetic.
+    """Simulate positions (frames, M, n) of one trajectory, in the authors' arithmetic.
 
     Args:
-      charges: (M,).
+      charges: charges (M,).
       x, v: initial positions and velocities (M, n).
       steps: the authors' T; T - 1 steps are simulated.
       sample_every: the number of steps between two frames.

@@ -1,4 +1,4 @@
-"""The cases of ``make benchmark`` in PyTorch: batches, networks and losses."""
+"""PyTorch cases of ``make benchmark``: batches, networks and losses."""
 
 import importlib
 from collections.abc import Callable
@@ -21,21 +21,21 @@ from egnn_jax.graph.build import complete_edges
 from egnn_jax.graph.graph import GraphsTuple
 
 DEVICE = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
-"""The peers compute on the device that our network does."""
+"""Device of the peers, the same kind as our network's."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """How the networks of a case are made and called, and their loss computed.
+    """Functions that build and call the networks of a case, and compute their loss.
 
     Attributes:
-      load: tensors from one of our batches.
-      authors: makes our rewrite of the authors' network.
-      predict: calls it, or that of a checkout.
-      dense: makes the network of egnn-pytorch.
-      predict_dense: calls it.
-      checkout: makes the network of a checkout of the authors' repository.
-      loss: of predictions.
+      load: converts one of our batches to tensors.
+      authors: builds our rewrite of the authors' network.
+      predict: calls that network, or one of a checkout.
+      dense: builds the network of egnn-pytorch.
+      predict_dense: calls the network of egnn-pytorch.
+      checkout: builds the network of a checkout of the authors' repository.
+      loss: computes the loss of predictions.
     """
 
     load: Callable[[Any], SimpleNamespace]
@@ -52,7 +52,7 @@ def tensor(a: Any) -> Tensor:
 
 
 def nbody(task: NBody) -> Case:
-    """Speeds and squared distances are computed in each step, as in the authors' code."""
+    """N-body: speeds and squared distances are computed in each step, as in the authors' code."""
 
     def load(batch: Any) -> SimpleNamespace:
         n_graph, n_node, _ = batch.x.shape
@@ -92,7 +92,7 @@ def nbody(task: NBody) -> Case:
 
 
 def autoencoder(task: GraphAutoencoder) -> Case:
-    """Complete graphs with a = A; a batch's ``noise`` (N, 8), if any, replaces a new draw."""
+    """Autoencoder: complete graphs, a = A; a batch's ``noise`` (N, 8), if any, is not redrawn."""
 
     def load(batch: GraphsTuple) -> SimpleNamespace:
         n_node, n_edge = batch.n_node[:-1], batch.n_edge[:-1].sum()
@@ -146,7 +146,7 @@ def autoencoder(task: GraphAutoencoder) -> Case:
 
 
 def qm9(task: QM9) -> Case:
-    """Molecules padded to the largest of their batch."""
+    """QM9: molecules padded to the largest of their batch."""
 
     def load(batch: GraphsTuple) -> SimpleNamespace:
         n_node = batch.n_node[:-1]
@@ -182,19 +182,19 @@ def qm9(task: QM9) -> Case:
 
 
 def node_mask(n_node: np.ndarray) -> np.ndarray:
-    """(B, M) True at the first ``n_node[b]`` nodes of graph b."""
+    """Mask (B, M), True at the first ``n_node[b]`` nodes of graph b."""
     return np.arange(n_node.max()) < n_node[:, None]
 
 
 def pair_mask(mask: np.ndarray) -> np.ndarray:
-    """(B, M, M) True at the pairs of two different nodes that are True in ``mask`` (B, M)."""
+    """Mask (B, M, M), True at pairs of different nodes that are True in ``mask`` (B, M)."""
     return mask[:, :, None] & mask[:, None] & ~np.eye(mask.shape[1], dtype=bool)
 
 
 def molecules(
     n_node: np.ndarray, h: np.ndarray, x: np.ndarray, label: np.ndarray
 ) -> SimpleNamespace:
-    """A batch for :class:`QM9EGNN` from concatenated nodes (N, …)."""
+    """Create a batch for :class:`QM9EGNN` from concatenated nodes (N, …)."""
     mask = node_mask(n_node)
     pairs = pair_mask(mask)
     graph, i, j = np.indices(pairs.shape).reshape(3, -1)

@@ -1,7 +1,7 @@
-"""The contenders of ``make benchmark`` in PyTorch: training step and forward pass of the peers.
+"""PyTorch contenders of ``make benchmark``: training step and forward pass of the peers.
 
-Training is the authors' loop, one step after the other, without what does not belong to the
-network: loading data, making lists of edges and reading the loss take no time here.
+Training is the authors' loop of single steps, excluding what does not belong to the network:
+loading data, building edge lists and reading the loss.
 """
 
 import functools
@@ -31,7 +31,7 @@ CASE_OF_TASK = {
 
 @functools.cache
 def case_of(inputs: Inputs) -> tuple[Case, list[SimpleNamespace]]:
-    """The case in PyTorch, and its batches, which are ours."""
+    """The PyTorch case, and its batches, converted from ours."""
     torch.set_num_threads(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -45,9 +45,9 @@ def case_of(inputs: Inputs) -> tuple[Case, list[SimpleNamespace]]:
 def network_of(
     inputs: Inputs, name: str, reference: str | None
 ) -> tuple[nn.Module, Callable[[nn.Module, SimpleNamespace], Tensor]]:
-    """A network with our parameters, and the function that calls it.
+    """Return a network with our parameters, and the function that calls it.
 
-    egnn-pytorch computes something else and keeps its own parameters.
+    egnn-pytorch is a different network and keeps its own parameters.
 
     Raises:
       Unavailable: the checkout is not the authors' repository.
@@ -74,7 +74,7 @@ def network_of(
 
 
 def contender(inputs: Inputs, part: str, name: str, reference: str | None) -> Callable[[], None]:
-    """A function that makes a training step, or a forward pass, for every batch."""
+    """Return a function that runs a training step, or a forward pass, for every batch."""
     case, batches = case_of(inputs)
     network, predict = network_of(inputs, name, reference)
     decay, rate = inputs.config.optimizer.weight_decay, inputs.config.optimizer.learning_rate
@@ -97,13 +97,13 @@ def contender(inputs: Inputs, part: str, name: str, reference: str | None) -> Ca
 
 
 def finish() -> None:
-    """Wait for the device."""
+    """Wait for the device to finish."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def first_output(inputs: Inputs, name: str, reference: str | None) -> tuple[np.ndarray, float]:
-    """Output and loss of the first batch, with the noise that our network gets."""
+    """Output and loss of the first batch, with the same noise as our network."""
     case, (batch, *_) = case_of(inputs)
     network, predict = network_of(inputs, name, reference)
     given = SimpleNamespace(**vars(batch))
