@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(command=name)
         return command
 
-    command = add("train", "Train a model as a config or recipe says.")
+    command = add("train", "Train a model from a config or recipe.")
     command.usage = "egnn train CONFIG [--run FOLDER] [overrides; CONFIG --options shows them]"
     command.add_argument("config", help="a YAML file, or a recipe such as nbody/egnn_best")
     command.add_argument(
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="parameters that are new in spite of --init, such as 'graph_dec/*'; may be repeated",
+        help="parameters to reinitialize after --init, such as 'graph_dec/*'; may be repeated",
     )
     command.add_argument("--options", action="store_true", help="show every option of the config")
     command.add_argument(
@@ -68,15 +68,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("-n", type=int, required=True, dest="number", help="how many processes")
     command.add_argument("arguments", nargs=argparse.REMAINDER, help="train, and its arguments")
 
-    command = add("evaluate", "Errors of a run on the validation and test samples.")
+    command = add("evaluate", "Print the errors of a run on the validation and test samples.")
     command.add_argument("run", type=_path, help="the folder of a run, or an exported file")
 
-    command = add("export", "Weights and all that a prediction needs, in one file.")
+    command = add("export", "Write a trained network into one file for predictions.")
     command.add_argument("run", type=_path, help="the folder of a complete run")
     command.add_argument("path", type=_path, help="the file to write, NAME.safetensors")
     command.add_argument("--seed", type=int, help="of a run with several (default: its first)")
 
-    command = add("predict", "Properties of your molecules by networks of QM9.")
+    command = add("predict", "Predict properties of your molecules.")
     command.add_argument("sources", nargs="+", metavar="FILE", help="a file, SMILES or InChI")
     command.add_argument(
         "--model",
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=_path, metavar="FILE", help="write .csv, .json or .sdf too")
 
-    command = add("md", "Molecular dynamics of a structure under a trained potential.")
+    command = add("md", "Run molecular dynamics with a trained potential.")
     command.add_argument("structure", help="a file that ASE reads; FILE@-1 for its last structure")
     command.add_argument("--model", required=True, help="a run of the task forces, or its export")
     command.add_argument("--ensemble", choices=("nvt", "nve"), default="nvt", help="(nvt)")
@@ -98,20 +98,20 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of velocities and noise (0)")
     command.add_argument(
         "--max-spread", type=float, metavar="EV_PER_A",
-        help="simulate with all seeds of the run; end where they differ by more about a force",
+        help="simulate with all seeds of the run; stop if they differ by more about a force",
     )  # fmt: skip
     command.add_argument("--out", type=_path, help="a new folder (default: runs/md/ and the file)")
 
-    text = "Our speed beside PyTorch and JAX, in a clone; takes what scripts/benchmark.py does."
+    text = "Compare the speed with PyTorch and JAX, in a clone; see scripts/benchmark.py."
     add("benchmark", text)
 
     command = add("report", "Tables and pictures of runs.")
     command.add_argument("runs", nargs="+", type=_path, help="folders of complete runs of one task")
     command.add_argument("--out", type=_path, help="where they go (default: report/ of the run)")
 
-    _pack(add("pack", "Structures as graphs in a folder, which may outgrow the memory."))
+    _pack(add("pack", "Write structures as graphs into a folder, for data larger than memory."))
 
-    reproduce = add("reproduce", "A table or figure of the paper.")
+    reproduce = add("reproduce", "Reproduce a table or figure of the paper.")
     choices = reproduce.add_subparsers(required=True, metavar="WHAT", dest="what")
     for name, text in (
         ("table2", "N-body: every row, and our best recipes"),

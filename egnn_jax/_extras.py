@@ -54,12 +54,12 @@ def import_plugin(plugin: str) -> None:
             if error.name != plugin:
                 raise
             raise ValueError(
-                f"--plugin {plugin} is no module; expected a module or a .py file"
+                f"--plugin {plugin} is not a module; expected a module or a .py file"
             ) from error
         return
     path = expanded(plugin)
     if not path.is_file():
-        raise ValueError(f"--plugin {plugin} is no file; expected a .py file or a module")
+        raise ValueError(f"--plugin {plugin} is not a file; expected a .py file or a module")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -131,7 +131,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:100]!r} stands twice; expected it once")
+        raise ValueError(f"the key {twice[:100]!r} appears twice; expected it once")
     return result
 
 
@@ -163,7 +163,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"the key {min(twice)[:100]!r} stands twice; expected it once")
+            raise ValueError(f"the key {min(twice)[:100]!r} appears twice; expected it once")
         if "<<" in keys:
             raise ValueError("a merge key (<<) is used; expected each value written out")
         return super().construct_mapping(node, deep)

@@ -77,7 +77,7 @@ def _explanation(held: Iterable[str], coordinator: str) -> str:
         numbers = re.findall(r"\d+", lost[1])
         return f"process {', '.join(numbers)} was lost (killed, or out of reach); {again}"
     if early := re.search(r"first task at the barrier: (\d+)", text):
-        return f"process {early[1]} ended before the others; expected what it says to be mended"
+        return f"process {early[1]} ended before the others; see its message"
     if "leader task" in text or "Failed to send RPC" in text:
         return (
             f"process 0, the coordinator at {coordinator}, was lost (killed, or out of reach); "

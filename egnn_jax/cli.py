@@ -82,12 +82,14 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
             print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
     if trivial := result.get("trivial"):
         metric = config.task.metric
-        print(f"valid {metric} of a trivial answer ({trivial['answer']}): {trivial[metric]:.5f}")
+        print(
+            f"valid {metric} of a trivial prediction ({trivial['answer']}): {trivial[metric]:.5f}"
+        )
     print(f"best epoch {result['best_epoch']}, {result['seconds']:.0f} s; {folder}/result.json")
     for note in result.get("notes", ()):
         print(f"egnn: note: {note}", file=sys.stderr)
     if result.get("exploded"):
-        sys.exit(f"egnn: error: the training exploded; {folder} holds what was good before")
+        sys.exit(f"egnn: error: the training exploded; {folder} keeps the best parameters")
 
 
 def _warn_of_other_files(recipe: Any, config: Any) -> None:

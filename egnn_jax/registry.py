@@ -74,8 +74,8 @@ class Registry(Mapping[str, type]):
             if entry.value == path:
                 return name
         raise ValueError(
-            f"{cls.__qualname__} is no registered {self._kind}; expected one of {sorted(self)}, or "
-            f"register yours: @egnn_jax.{self._kind.upper()}S.register('name')"
+            f"{cls.__qualname__} is not a registered {self._kind}; expected one of {sorted(self)}, "
+            f"or register yours: @egnn_jax.{self._kind.upper()}S.register('name')"
         )
 
     def __getitem__(self, name: str) -> type:

@@ -239,7 +239,7 @@ def test_embeddings_that_cannot_be_decoded(untrained, z):
     task, model, params = untrained
     with pytest.raises(ValueError, match="expected finite numbers"):
         task.reconstruct(model, params, z)
-    with pytest.raises(ValueError, match="nodes has 1 twice; expected another label for each row"):
+    with pytest.raises(ValueError, match="nodes has 1 twice; expected distinct labels"):
         task.reconstruct(model, params, np.eye(3, 8), nodes=[1, 1, 2])
 
 

@@ -28,7 +28,7 @@ def test_every_config_loads_builds_and_round_trips(path):
     try:
         model = config.network()
     except (ValueError, UserWarning) as error:
-        if isinstance(config.task, Forces) and "is no file" in str(error):
+        if isinstance(config.task, Forces) and "is not a file" in str(error):
             pytest.skip("the recipe's structures are not on this machine")
         if isinstance(config.task, Table) and "task.train is empty" in str(error):
             pytest.skip("the recipe is for a table of the user's")
@@ -150,8 +150,8 @@ def test_any_bytes_in_a_file_are_refused_with_its_path(tmp_path_factory, content
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: 1\nepochs: 2\n", "the key 'epochs' stands twice"),
-        ("task: {name: nbody, name: qm9}\n", "the key 'name' stands twice"),
+        ("epochs: 1\nepochs: 2\n", "the key 'epochs' appears twice"),
+        ("task: {name: nbody, name: qm9}\n", "the key 'name' appears twice"),
         ("task: &a {name: nbody}\nmodel: *a\n", "an alias .* is used"),
         ("[" * 60 + "]" * 60, "nested deeper than 50 levels"),
         ("x: " + "y" * 1_000_001, "has 1000004 characters; expected at most 1000000"),
@@ -208,12 +208,12 @@ def test_recipes_are_found_by_name():
     for name in ("nbody/egnn", "nbody/egnn.yaml", "configs/nbody/egnn.yaml"):
         assert configs.load(name) == config
     assert {f"{p.parent.name}/{p.stem}" for p in CONFIGS} == set(configs.recipes())
-    with pytest.raises(ValueError, match=r"nbody/ecnn is no file; expected .* a recipe: .*egnn"):
+    with pytest.raises(ValueError, match=r"nbody/ecnn is not a file; expected .* a recipe: .*egnn"):
         configs.load("nbody/ecnn")
 
 
 def test_missing_file():
-    with pytest.raises(ValueError, match=r"no\.yaml is no file"):
+    with pytest.raises(ValueError, match=r"no\.yaml is not a file"):
         configs.load("no.yaml")
 
 

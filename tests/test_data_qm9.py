@@ -243,7 +243,7 @@ def test_damaged_and_missing_archives(tmp_path):
     listed.write_text("nothing\n")
     with pytest.raises(ValueError, match="lists no molecules"):
         list(qm9_sources.from_archive(path, listed))
-    with pytest.raises(ValueError, match="is no file; expected dsgdb9nsd"):
+    with pytest.raises(ValueError, match="is not a file; expected dsgdb9nsd"):
         list(qm9_sources.from_archive(tmp_path / "none.tar.bz2", listed))
     path, listed = archive(tmp_path, {"readme.txt": "none"})
     with pytest.raises(ValueError, match="holds no molecules"):

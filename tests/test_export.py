@@ -159,7 +159,7 @@ def test_what_cannot_be_exported(place, tmp_path):
     (run / "result.json").unlink()
     with pytest.raises(ValueError, match="the run is not complete"):
         egnn.export(run, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run"):
         egnn.export(tmp_path / "none", tmp_path / "model.safetensors")
     assert not list(tmp_path.glob("*.safetensors"))
 

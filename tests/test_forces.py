@@ -235,12 +235,12 @@ def test_a_file_cut_short_names_the_frame(tmp_path, file):
     ("options", "message"),
     [
         ({"train": ""}, "task.train is empty"),
-        ({"train": "none.xyz"}, "none.xyz is no file; expected one of structures, looked for in"),
+        ({"train": "none.xyz"}, "none.xyz is not a file; expected one of structures, looked"),
         ({"valid": "0.6", "test": "0.5"}, "expected shares between 0 and 1 with a sum below 1"),
         ({"valid": "0"}, "expected shares between 0 and 1"),
         ({"valid": "0.001"}, "valid is 0.001 of 40 samples"),
         ({"cutoff": 3.0}, "model.cutoff is 4.0 and task.cutoff 3.0"),
-        ({"free_atoms": ["Cu"]}, "task.free_atoms has 'Cu'; expected such as H=-13.57"),
+        ({"free_atoms": ["Cu"]}, "task.free_atoms has 'Cu'; expected entries such as H=-13.57"),
         ({"virial": "W"}, "stress is 'stress' and virial 'W'"),
         ({"forces_weight": -1.0}, "task.forces_weight is -1.0"),
         ({"energy_unit": "cal"}, "energy_unit"),
@@ -347,7 +347,7 @@ def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
     make = functools.partial(xtb.simulated_frames, number=40)
     monkeypatch.setattr(xtb, "simulated_frames", make)
     task = Forces(train="nothing.xyz", test="neither.xyz", simulate="nothing.xyz=O", cutoff=3.0)
-    with pytest.warns(UserWarning, match=r"nothing.xyz is no file.* O is simulated .* GFN2-xTB"):
+    with pytest.warns(UserWarning, match=r"nothing.xyz is not a file.* O is simulated .* GFN2-xTB"):
         found = {split: task.samples(split) for split in ("train", "valid", "test")}
     assert [len(samples) for samples in found.values()] == [19, 1, 20]
     frames = ase.io.read(make("O"), ":")
@@ -361,7 +361,7 @@ def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
         energies.append(moved.get_potential_energy())
     force = (energies[1] - energies[0]) / 2e-3
     assert force == pytest.approx(frames[0].get_forces()[0, 0], abs=1e-3)
-    with pytest.raises(ValueError, match=r"nothing\.xyz is no file"):
+    with pytest.raises(ValueError, match=r"nothing\.xyz is not a file"):
         Forces(train="nothing.xyz").samples("train")
 
 

@@ -170,7 +170,10 @@ NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0]])
             lambda: egnn.complete_graph(x=X, a=np.zeros((5, 1))),
             r"a has shape \(5, 1\); expected \(6, any width\)",
         ),
-        (lambda: egnn.complete_graph(x=X, h=[1, 2, 119]), "h holds 119; expected kinds from 0"),
+        (
+            lambda: egnn.complete_graph(x=X, h=[1, 2, 119]),
+            "h holds 119; expected node types from 0",
+        ),
         (lambda: egnn.complete_graph(x=X, h=[0.5, 1, 2]), r"h has shape \(3,\) and dtype float"),
         (lambda: egnn.complete_graph(x=X + 1e39), r"x is 1e\+39 at row 0.*float32"),
         (lambda: egnn.complete_graph(x=X, y=[np.nan]), "y is nan"),

@@ -275,7 +275,7 @@ def test_numbers_of_graphs_that_do_not_fit_are_refused(written):
 
 def test_a_type_that_files_do_not_hold_is_refused(tmp_path):
     graph = egnn.complete_graph(x=np.eye(3), h=jnp.ones((3, 2), jnp.bfloat16))
-    with pytest.raises(ValueError, match=r"nodes\.h is bfloat16; expected such as float32"):
+    with pytest.raises(ValueError, match=r"nodes\.h is bfloat16; expected a dtype such as float32"):
         egnn.GraphDataset.write(tmp_path / "new", [graph])
     assert not list(tmp_path.iterdir())
 

@@ -195,7 +195,7 @@ def test_sources_that_cannot_be_read_cost_no_other_and_messages_are_short(folder
     assert len(str(error.value)) <= 500
     assert str(error.value).isprintable()
     assert "c1ccccc1,C6H6" in (folder / "one.csv").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match=r"no0 .*is no file") as error:
+    with pytest.raises(ValueError, match=r"no0 .*is not a file") as error:
         predict(bad)
     assert len(str(error.value)) <= 500
     assert str(error.value).isprintable()

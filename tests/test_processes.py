@@ -194,7 +194,7 @@ def test_a_full_disk_ends_all_and_the_run_goes_on_when_there_is_room(tmp_path):
         _, errors = process.communicate(timeout=90)
     assert time.monotonic() - started < 60
     assert process.returncode == 1
-    sentence = "a checkpoint cannot be written (File too large); the one before is whole"
+    sentence = "a checkpoint cannot be written (File too large); the last one is intact"
     errors = [line for line in errors.splitlines() if line.startswith("egnn:")]
     assert len(errors) == 2  # one of each process
     assert all(sentence in line for line in errors)
@@ -238,7 +238,7 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     (errors, code), (own, _) = joined(tmp_path, ["config.yaml", "none.yaml"])
     assert code
     assert "process 1 ended before the others" in errors
-    assert "none.yaml is no file" in own
+    assert "none.yaml is not a file" in own
     assert "stack trace" not in errors + own
 
 

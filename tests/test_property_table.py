@@ -215,7 +215,7 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
     [({"targets": ("logS",)}, "has no 'logS', or several; expected one of SMILES, logP"),
      ({"targets": ()}, "task.targets is empty; expected names of columns"),
      ({"train": ""}, "task.train is empty; expected a file"),
-     ({"train": "none.csv"}, "none.csv is no file"),
+     ({"train": "none.csv"}, "none.csv is not a file"),
      ({"targets": ("words",)}, "words of a molecule is 'w[0-9]+'; expected a finite number"),
      ({"kind": "classification", "targets": ("same",)}, r"'same' has 1 classes \(1\)"),
      ({"targets": ("logP", "logP")}, "expected each column once"),

@@ -309,7 +309,7 @@ def test_a_run_is_read_without_the_data_set(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_recipes_of_the_rows_of_table_3(tmp_path, monkeypatch, name, parameters):
-    """The authors' networks; ours embed 119 kinds of atoms, theirs 95 and 10."""
+    """The authors' networks; ours embed 119 atom types, theirs 95 and 10."""
     trained = []
 
     def train(config, folder):

@@ -147,9 +147,9 @@ def test_without_the_plugin_the_names_are_unknown(trained):
     errors = run("train", "sizes.yaml", cwd=trained, code=1)
     assert "task.name is 'sizes'; expected one of" in errors
     errors = run("--plugin", "none.py", "train", "sizes.yaml", cwd=trained, code=1)
-    assert "--plugin none.py is no file; expected a .py file or a module" in errors
+    assert "--plugin none.py is not a file; expected a .py file or a module" in errors
     errors = run("--plugin", "no_such_module", "train", "sizes.yaml", cwd=trained, code=1)
-    assert "no_such_module is no module; expected a module or a .py file" in errors
+    assert "no_such_module is not a module; expected a module or a .py file" in errors
 
 
 def test_a_plugin_may_be_a_module(trained):
@@ -170,9 +170,9 @@ def test_an_unregistered_subclass_is_refused_not_recorded_as_its_parent(tmp_path
         pass
 
     config = tiny()
-    with pytest.raises(ValueError, match=r"Mine is no registered model; .* @egnn_jax\.MODELS\."):
+    with pytest.raises(ValueError, match=r"Mine is not a registered model; .* @egnn_jax\.MODELS\."):
         dataclasses.replace(config, model=Mine())
-    with pytest.raises(ValueError, match=r"Harder is no registered task; .* @egnn_jax\.TASKS\."):
+    with pytest.raises(ValueError, match=r"Harder is not a registered task; .* @egnn_jax\.TASKS\."):
         dataclasses.replace(config, task=Harder())
 
 
@@ -198,7 +198,7 @@ def test_a_name_is_given_once_and_a_notebooks_cell_may_run_again():
     assert registry.register("mine")(second) is second  # the same cell, run again
     assert registry["mine"] is second
     assert registry.name_of(second) == "mine"
-    with pytest.raises(ValueError, match="Mine is no registered model"):
+    with pytest.raises(ValueError, match="Mine is not a registered model"):
         registry.name_of(first)
     with pytest.raises(ValueError, match="the model 'mine' exists; expected another name"):
         registry.register("mine")(type("Other", (nn.Module,), {}))

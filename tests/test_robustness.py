@@ -99,7 +99,7 @@ def test_masked_and_ragged_values_are_refused():
     np.testing.assert_array_equal(
         egnn.complete_graph(np.ma.masked_array(np.eye(3))).nodes.x, np.eye(3)
     )
-    with pytest.raises(ValueError, match="h is a list that is no array"):
+    with pytest.raises(ValueError, match="h is a list that is not an array"):
         egnn.complete_graph(np.eye(2), h=[[1.0], [1.0, 2.0]])
 
 
@@ -327,7 +327,10 @@ class NoCall(nn.Module):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": NoDataclass()}, "NoDataclass is no dataclass; expected @dataclasses.dataclass"),
+        (
+            {"task": NoDataclass()},
+            "NoDataclass is not a dataclass; expected @dataclasses.dataclass",
+        ),
         ({"task": NoLoss()}, r"NoLoss has no method loss; expected loss\(apply\)"),
         ({"task": NoLoader()}, r"NoLoader\.samples\('train'\) is a list; expected what has loader"),
         ({"model": NoCall()}, r"model is a NoCall without __call__\(graph\); expected a flax mod"),

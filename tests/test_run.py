@@ -241,7 +241,7 @@ def test_nan_in_the_data_is_found_before_training(tmp_path, monkeypatch):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run"):
         load(tmp_path)
     folder = RunFolder(tmp_path)
     folder.start(configs.to_dict(tiny()))

@@ -209,7 +209,7 @@ def test_overrides_choose_the_default_folder():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.py", "no.yaml"], "no.yaml is no file"),
+        (["train.py", "no.yaml"], "no.yaml is not a file"),
         (
             ["train.py", "nbody/linear", "--epochs", "4", "--run", "runs/nbody/linear"],
             "holds a run of 5 epochs and the config has 4; expected as many or more",
@@ -218,13 +218,13 @@ def test_overrides_choose_the_default_folder():
             ["train.py", "nbody/linear", "--epochs", "-1", "--run", "x"],
             "epochs is -1; expected at least 1",
         ),
-        (["evaluate.py", "runs"], "runs is no run"),
+        (["evaluate.py", "runs"], "runs is not a run"),
         (
             ["predict.py", "O", "--model", "runs/nbody/linear"],
             "a run of NBody, which predicts no properties",
         ),
-        (["predict.py", "no.xyz"], "no.xyz is no file"),
-        (["report.py", "runs/none"], "runs/none is no run"),
+        (["predict.py", "no.xyz"], "no.xyz is not a file"),
+        (["report.py", "runs/none"], "runs/none is not a run"),
         (
             ["reproduce.py", "table2", "--only", "transformer"],
             "--only got transformer; expected some of",

@@ -75,7 +75,7 @@ def test_a_row_that_is_no_molecule_costs_no_other(tmp_path):
     assert named([ethanol, water]) == BOTH
     assert [one.name for one in (empty, odd, watr)] == ["empty", "odd", "watr"]
     assert "a.csv, line 3: the column 'smiles' is empty" in empty.reason
-    assert "a.csv, line 4: 'c1cccc1' is no possible molecule" in odd.reason
+    assert "a.csv, line 4: 'c1cccc1' is not a possible molecule" in odd.reason
     assert "Can't kekulize mol. Unkekulized atoms: 0 1 2 3 4" in odd.reason
     assert "a.csv, line 5: 'watr' is no SMILES" in watr.reason
 
@@ -90,8 +90,8 @@ def test_a_row_that_is_no_molecule_costs_no_other(tmp_path):
         ("a.smi", "# nothing\n", "holds no molecules"),
         ("a.mol2", "water\n", "cannot be read as .mol2"),
         ("a.pdb", "REMARK\n", "holds no molecules"),
-        ("a.smi", b"C\0\0\1\2\3\0", "is no text"),
-        ("a.sdf", b"\x89PNG\r\n\0\0\0\0", "is no text"),
+        ("a.smi", b"C\0\0\1\2\3\0", "is not text"),
+        ("a.sdf", b"\x89PNG\r\n\0\0\0\0", "is not text"),
     ],
 )
 def test_files_without_molecules(tmp_path, name, text, reason):
@@ -291,10 +291,12 @@ def test_bonds_of_no_known_order_are_refused():
 def test_rdkits_reason_for_an_impossible_molecule():
     (one,) = read("c1cccc1")
     assert one.reason == (
-        "'c1cccc1' is no possible molecule: Can't kekulize mol. Unkekulized atoms: 0 1 2 3 4"
+        "'c1cccc1' is not a possible molecule: Can't kekulize mol. Unkekulized atoms: 0 1 2 3 4"
     )
     (one,) = read("CF(C)C")
-    assert "is no possible molecule: Explicit valence for atom # 1 F, 3, is greater" in one.reason
+    assert (
+        "is not a possible molecule: Explicit valence for atom # 1 F, 3, is greater" in one.reason
+    )
 
 
 def test_sizes_are_refused_before_work(tmp_path):

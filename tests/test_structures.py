@@ -178,12 +178,13 @@ def test_two_molecules_of_one_smiles_are_refused_as_their_places_are_not_known()
     (one,) = read("O.O")
     assert one == Refused(
         "O.O",
-        "it is 2 molecules, whose places are not known; give each alone, or all with coordinates",
+        "it is 2 molecules, whose relative positions are unknown; give each alone, or all with "
+        "coordinates",
     )
 
 
 def test_missing_files_smiles_and_packages(monkeypatch):
-    with pytest.raises(ValueError, match=r"no\.sdf is no file"):
+    with pytest.raises(ValueError, match=r"no\.sdf is not a file"):
         read("no.sdf")
     with pytest.raises(ValueError, match="'water' is no SMILES, nor a file"):
         read("water")

@@ -309,5 +309,5 @@ def test_simulations_start_from_the_file_that_is_named(tmp_path):
     for wrong, reason in ((2, "no such structure"), (-3, "out of range"), (":", "is 2 structures")):
         with pytest.raises(ValueError, match=reason):
             dynamics._read(f"{path}@{wrong}")
-    with pytest.raises(ValueError, match=r"no\.xyz is no file"):
+    with pytest.raises(ValueError, match=r"no\.xyz is not a file"):
         dynamics._read(str(tmp_path / "no.xyz@-1"))

@@ -93,7 +93,7 @@ def parsed(text: str) -> Any:
             return molecule
         molecule = Chem.MolFromSmiles(text)
         if molecule is None and (reason := problem(Chem.MolFromSmiles(text, sanitize=False))):
-            raise ValueError(f"{shown(text)} is no possible molecule: {reason}")
+            raise ValueError(f"{shown(text)} is not a possible molecule: {reason}")
     if molecule is None or not molecule.GetNumAtoms():
         raise NoSmilesError(f"{shown(text)} is no SMILES")
     if not all(bond.GetBondTypeAsDouble() for bond in molecule.GetBonds()):
@@ -208,8 +208,8 @@ def _embedded(molecule: Any, name: str, conformers: int) -> Structure:
 
     if (parts := len(Chem.GetMolFrags(molecule))) > 1:
         raise ValueError(
-            f"it is {parts} molecules, whose places are not known; give each alone, or all "
-            f"with coordinates"
+            f"it is {parts} molecules, whose relative positions are unknown; give each alone, or "
+            "all with coordinates"
         )
     size = molecule.GetNumAtoms(onlyExplicit=False)
     check_size(size, MOST_EMBEDDED, " where a geometry is to be made")

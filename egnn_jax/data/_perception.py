@@ -108,7 +108,7 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
     symbols = dict(zip(qm9.ELEMENTS.values(), qm9.ELEMENTS, strict=True))
     for wrong, what in (
         (valences < _LEAST[numbers], "few bonds ({}): hydrogens are missing"),
-        (valences > _MOST[numbers], "many or too short bonds ({}): there are atoms too many"),
+        (valences > _MOST[numbers], "many or too short bonds ({}): there are too many atoms"),
     ):
         if wrong.any():
             first = np.flatnonzero(wrong)[:3]
@@ -118,7 +118,7 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
     if not (reasons or charge or _has_whole_bonds(numbers, bonded, short)):
         reasons.append(
             "its atoms cannot be bonded as in a neutral molecule without unpaired electrons: "
-            "hydrogens are missing or too many, or it is a radical or charged"
+            "there are too few or too many hydrogens, or it is a radical or charged"
         )
     return reasons
 

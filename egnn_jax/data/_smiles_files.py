@@ -138,7 +138,7 @@ def _molecules(heads: Sequence[str], line: str, where: str) -> int:
     shown_line = printable(line, 120)
     raise ValueError(
         f"{where} has {'several columns' if found else 'no column'} of SMILES in its first line, "
-        f"{shown_line!r}; expected one that is named SMILES"
+        f"{shown_line!r}; expected one named SMILES"
     )
 
 

@@ -71,7 +71,7 @@ def _text(path: Path) -> tuple[str, str]:
         raise ValueError(f"{path} has over {MOST_BYTES:,} bytes; expected at most so many")
     text = _decoded(content)
     if "\0" in text:
-        raise ValueError(f"{path} is no text; expected a file of molecules")
+        raise ValueError(f"{path} is not text; expected a file of molecules")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     # The last line of a truncated file may be incomplete.
     return (text[: text.rfind("\n") + 1] if cut else text), cut

@@ -46,7 +46,7 @@ def cached_arrays(
         write_atomically(checksum, hashlib.sha256(buffer.getvalue()).hexdigest().encode() + b"\n")
     except (OSError, ValueError) as error:  # the arrays are still usable without a cache
         warnings.warn(
-            f"{path} cannot be written ({error}); it is made again next time", stacklevel=2
+            f"{path} cannot be written ({error}); it will be built again next time", stacklevel=2
         )
     return arrays
 

@@ -111,7 +111,7 @@ def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Ch
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"its bonds cannot be told from its positions and the charge {charge:+d} "
+                f"its bonds cannot be derived from its positions and the charge {charge:+d} "
                 f"({reason}); expected a whole molecule with all of its hydrogens"
             ) from error
     if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):

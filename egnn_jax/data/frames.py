@@ -95,7 +95,7 @@ def find(name: str) -> Path:
         if path.is_file() or (path / storage.MANIFEST).is_file():
             return path
     shown = ", ".join(str(place.absolute()) for place in places)
-    raise ValueError(f"{name} is no file; expected one of structures, looked for in {shown}")
+    raise ValueError(f"{name} is not a file; expected one of structures, looked for in {shown}")
 
 
 def read(path: Path) -> Iterator[Any]:

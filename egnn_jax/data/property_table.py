@@ -56,7 +56,7 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
     """
     path = expanded(path)
     if not path.is_file():
-        raise ValueError(f"{path} is no file; expected one of {', '.join(structures.READ)}")
+        raise ValueError(f"{path} is not a file; expected one of {', '.join(structures.READ)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     kept = (
         (default_folder() if folder is None else folder) / "tables" / f"{path.stem}-{digest}-2.npz"

@@ -126,7 +126,7 @@ def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
     for path in (archive, uncharacterized):
         if not path.is_file():
             raise ValueError(
-                f"{path} is no file; expected dsgdb9nsd.xyz.tar.bz2 and uncharacterized.txt, "
+                f"{path} is not a file; expected dsgdb9nsd.xyz.tar.bz2 and uncharacterized.txt, "
                 f"the original QM9"
             )
     lines = uncharacterized.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -48,7 +48,7 @@ class Writer:
             self._kinds = kinds
             for name, array in arrays.items():
                 if array.dtype.kind == "V":  # for example bfloat16, which .npy does not support
-                    raise ValueError(f"{name} is {array.dtype}; expected such as float32")
+                    raise ValueError(f"{name} is {array.dtype}; expected a dtype such as float32")
                 self._files[name] = _File(self._folder / f"{name}.npy", array)
         if kinds != self._kinds:
             found, wanted = (

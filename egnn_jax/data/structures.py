@@ -67,7 +67,7 @@ def _entries(source: str) -> list[Structure | Refused | Smiles]:
         if os.path.isdir(source):
             raise ValueError(f"{path} is a folder; expected a file of molecules, or a SMILES")
         if suffix in READ:
-            raise ValueError(f"{path} is no file")
+            raise ValueError(f"{path} is not a file")
         return [_typed(source)]
     if suffix not in READ:
         raise ValueError(

@@ -32,8 +32,8 @@ def _fields(cls: type) -> list[str]:
     """The fields of a dataclass, without those that flax adds to every module."""
     if not dataclasses.is_dataclass(cls):
         raise ValueError(
-            f"{cls.__name__} is no dataclass; expected @dataclasses.dataclass(frozen=True), whose "
-            "fields are the options"
+            f"{cls.__name__} is not a dataclass; expected @dataclasses.dataclass(frozen=True), "
+            "whose fields are the options"
         )
     internal = ("parent", "name") if issubclass(cls, nn.Module) else ()
     return [field.name for field in dataclasses.fields(cls) if field.name not in internal]

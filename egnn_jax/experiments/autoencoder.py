@@ -230,7 +230,7 @@ class GraphAutoencoder(Task):
         if len(labels) != len(z):
             raise ValueError(f"nodes has {len(labels)} labels; expected {len(z)}, one per row of z")
         if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
-            raise ValueError(f"nodes has {twice[0]!r} twice; expected another label for each row")
+            raise ValueError(f"nodes has {twice[0]!r} twice; expected distinct labels")
         logits: Any = network.apply(params, z[:, None], z[None], method="decode")
         probability = np.asarray(jax.nn.sigmoid(logits[..., 0]))
         graph = nx.Graph()

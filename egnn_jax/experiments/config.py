@@ -185,7 +185,9 @@ def find(path: Path | str) -> Path:
     relative = Path(*name.parts[1:]) if name.parts[0] == "configs" else name
     if not name.is_absolute() and (recipe := recipes_folder() / relative).is_file():
         return recipe
-    raise ValueError(f"{given} is no file; expected a config, or a recipe: {', '.join(recipes())}")
+    raise ValueError(
+        f"{given} is not a file; expected a config, or a recipe: {', '.join(recipes())}"
+    )
 
 
 def recipes() -> list[str]:

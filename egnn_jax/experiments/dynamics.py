@@ -159,7 +159,7 @@ def _read(structure: str) -> Any:
         name, index = structure, "0"
     path = expanded(name)
     if not path.is_file():
-        raise ValueError(f"{path} is no file; expected a structure that ASE reads")
+        raise ValueError(f"{path} is not a file; expected a structure that ASE reads")
     try:
         if is_xyz(path):  # ASE stops at the first blank line
             place: Any = string2index(index)

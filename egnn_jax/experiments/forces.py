@@ -239,7 +239,7 @@ class Forces(Task):
             except ValueError:
                 equals = ""
             if not equals:
-                raise ValueError(f"task.free_atoms has {text!r}; expected such as H=-13.57")
+                raise ValueError(f"task.free_atoms has {text!r}; expected entries such as H=-13.57")
         return given
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Assessing a run: comparison with a trivial answer, and detection of exploded training."""
+"""Assessing a run: comparison with a trivial prediction, and detection of exploded training."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
         if np.max(best) > value:
             notes.append(
                 f"the best {metric} of the validation samples is {np.max(best):.5g}, worse than "
-                f"{value:.5g} of a trivial answer ({words})"
+                f"{value:.5g} of a trivial prediction ({words})"
             )
     first, last = (
         np.max(np.nan_to_num(np.asarray(entry["valid"][metric]), nan=np.inf))

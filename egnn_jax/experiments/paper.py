@@ -89,7 +89,7 @@ TABLE3_SYSTEMS = {
     "l1net": System(
         5_675_264,
         "all pairs up to 10 Å",
-        "119 kinds of atoms, theirs 10; a cosine schedule; atoms of padding do not count; one "
+        "119 atom types, theirs 10; a cosine schedule; atoms of padding do not count; one "
         "target a network, theirs is not known",
     ),
     "lieconv": System(
@@ -100,7 +100,7 @@ TABLE3_SYSTEMS = {
     "dimenetpp": System(
         1_888_902,
         "all pairs up to 5 Å, and angles between them",
-        "119 kinds of atoms, theirs 95; standardised labels; EGNN's split",
+        "119 atom types, theirs 95; standardised labels; EGNN's split",
     ),
     "tfn": System(8_164_289, "bond types; bonded pairs", "the settings of the SE(3)-Transformer"),
     "se3_transformer": System(

@@ -187,7 +187,7 @@ def read(path: Path) -> Pretrained:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise ValueError(f"{path}: its metadata make no sense ({error!r})") from error
+        raise ValueError(f"{path}: its metadata are invalid ({error!r})") from error
     warn_of_explosion(path, metadata)
     return Pretrained(network, jax.device_put(params), config, metadata, graph)
 

@@ -154,7 +154,7 @@ class Table(Task):
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
         """Predict the mean of the training molecules, or equal probabilities of all classes."""
-        return "the same answer for every molecule", zeros_of(apply)
+        return "the same prediction for every molecule", zeros_of(apply)
 
     def properties(
         self,

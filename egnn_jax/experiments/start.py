@@ -83,7 +83,7 @@ class Start(Callback):
                 raise ValueError(f"{self._file}: {error}; delete the folder") from error
         if self._given is None:
             raise ValueError(
-                f"{self._file} is no file, and the run started from "
+                f"{self._file} is not a file, and the run started from "
                 f"{self.config.init or 'parameters'}; expected one of them to go on"
             )
         self._to_keep = new(self._given) if self._params is None else self._params

@@ -12,7 +12,7 @@ def require_usable_jax() -> None:
     """Raise RuntimeError if this process was forked after JAX had run in its parent."""
     if _cut_off:
         raise RuntimeError(
-            "this process was forked from one in which JAX had run, and JAX would wait for ever; "
+            "this process was forked from one in which JAX had run, and JAX would hang; "
             "expected a new process: multiprocessing.get_context('spawn') or 'forkserver'"
         )
 

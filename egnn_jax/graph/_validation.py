@@ -75,7 +75,7 @@ def host(name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     except Exception as error:  # whatever a value's own __array__ raises
         raise ValueError(
-            f"{name} is a {type(value).__name__} that is no array ({error}); expected an array"
+            f"{name} is a {type(value).__name__} that is not an array ({error}); expected an array"
         ) from error
 
 
@@ -125,10 +125,10 @@ def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
     if given.shape != (rows,) or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(
             f"{name} has shape {given.shape} and dtype {given.dtype}; expected "
-            f"({rows}, any width), or ({rows},) integers, one kind per node"
+            f"({rows}, any width), or ({rows},) integers, one node type each"
         )
     if not isinstance(given, Tracer) and len(bad := given[(given < 0) | (given >= NUM_KINDS)]):
-        raise ValueError(f"{name} holds {bad[0]}; expected kinds from 0 to {NUM_KINDS - 1}")
+        raise ValueError(f"{name} holds {bad[0]}; expected node types from 0 to {NUM_KINDS - 1}")
     given = given if isinstance(given, Tracer) else given.astype(np.int32)
     return jnp.asarray(given, jnp.int32)
 

@@ -207,7 +207,7 @@ class EGCL(nn.Module):
         self._require_smooth()
         h = graph.nodes.h
         if h.ndim != 2:
-            raise ValueError(f"h has shape {h.shape}; expected (N, F): embed kinds of nodes first")
+            raise ValueError(f"h has shape {h.shape}; expected (N, F): embed node types first")
         if self.residual and h.shape[-1] != self.features:
             raise ValueError(
                 f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds "

@@ -11,7 +11,7 @@ import numpy as np
 
 from egnn_jax._files import write_atomically
 
-_AGAIN = "delete it, and the same training command goes on"
+_AGAIN = "delete it, and the same command resumes"
 
 
 def digest_of_arrays(tree: Any, start: str = "") -> bytes:

@@ -35,7 +35,9 @@ def require_parameters(params: Any, seeds: int) -> None:
     """Raise ValueError if ``params`` cannot be trained or lack a leading axis of several seeds."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
-        raise ValueError(f"params are {params!r}; expected such as model.init(key, graph)")
+        raise ValueError(
+            f"params are {params!r}; expected a tree of arrays, as from model.init(key, graph)"
+        )
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)

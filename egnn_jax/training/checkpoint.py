@@ -29,7 +29,7 @@ _EARLIER = "earlier_epochs"
 """The key in config.yaml of the numbers of epochs that a run had before it was extended."""
 
 _REMEDY = {
-    "last": "delete that folder, and the same training command goes on from the one before it",
+    "last": "delete that folder, and the same command resumes from the checkpoint before it",
     "best": "delete that folder and result.json, and the same training command writes both again",
 }
 
@@ -60,7 +60,7 @@ class RunFolder:
 
     def _stored(self) -> dict[str, Any]:
         if not self._settings_file.is_file():
-            raise ValueError(f"{self.path} is no run: it has no config.yaml")
+            raise ValueError(f"{self.path} is not a run: it has no config.yaml")
         try:
             stored = read_yaml(self._settings_file.read_text(encoding="utf-8"))
             if not isinstance(stored, dict):
@@ -130,7 +130,7 @@ class RunFolder:
             errno = int(code[1]) if code else getattr(error, "errno", None)
             if errno is None:
                 raise
-            text = f"a checkpoint cannot be written ({os.strerror(errno)}); the one before is whole"
+            text = f"a checkpoint cannot be written ({os.strerror(errno)}); the last one is intact"
             raise OSError(errno, text, str(self.path / "checkpoints")) from error
 
     def save(self, kind: str, step: int, tree: Any) -> None:
