@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[200, 500, 2_000])
     parser.add_argument("--epochs", type=int, nargs="+", default=[60, 180])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     given = parser.parse_args()
     if not all(1 <= size <= MOST for size in given.labels):
         parser.error(f"--labels got {given.labels}; expected 1 to {MOST}")
@@ -77,11 +78,14 @@ def main() -> None:
                     test=str(folder / "test.csv"),
                     targets=("logP", "TPSA"),
                 )
-                changes = {"task": task, "epochs": epochs, "seeds": given.seeds}
+                rate = given.learning_rate
+                optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+                changes: dict[str, Any] = {"task": task, "optimizer": optimizer}
+                changes |= {"epochs": epochs, "seeds": given.seeds}
                 if weights == "new":
                     changes |= {"init": None, "init_skip": ()}
                 config = dataclasses.replace(config, **changes)
-                result = train(config, folder / f"{weights}-{size}-{epochs}")
+                result = train(config, folder / f"{weights}-{size}-{epochs}-{rate:g}")
                 test, std = result["metrics"]["test"], result.get("std", {}).get("test", {})
                 row = {"labels": f"{size:,}", "weights": weights, "epochs": str(epochs)}
                 for name in ("logP", "TPSA"):
