@@ -81,8 +81,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--model",
         type=_path,
-        help="the folder of a run on QM9, or an exported file (default: the networks that come "
-        "with egnn_jax, of all twelve properties)",
+        help="a run on QM9 or a table, or an exported file (default: the pretrained networks, for "
+        "all twelve properties of QM9)",
     )
     command.add_argument("--out", type=_path, metavar="FILE", help="write .csv, .json or .sdf too")
 
@@ -90,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("structure", help="a file that ASE reads; FILE@-1 for its last structure")
     command.add_argument("--model", required=True, help="a run of the task forces, or its export")
     command.add_argument("--ensemble", choices=("nvt", "nve"), default="nvt", help="(nvt)")
-    command.add_argument("--temperature", type=float, default=300.0, help="in K (300)")
+    command.add_argument(
+        "--temperature", type=float, default=300.0, help="in K (300); nve: at the start"
+    )
     command.add_argument("--steps", type=int, default=10_000, help="(10,000)")
     command.add_argument("--timestep", type=float, default=0.5, help="in fs (0.5)")
     command.add_argument("--friction", type=float, default=0.01, help="of nvt, in 1/fs (0.01)")

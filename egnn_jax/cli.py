@@ -79,6 +79,9 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
             if config.seeds > 1:
                 spread = f" ± {result['std'][split][name]:.5f} over {config.seeds} seeds"
             unit = config.task.units.get(name, "")
+            scores = result.get("details", {}).get(split, {}).get(name, {})
+            if "mae_of_mean" in scores:
+                unit += f"mean absolute error; always the mean: {scores['mae_of_mean']:.5f}"
             print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
     if trivial := result.get("trivial"):
         metric = config.task.metric
@@ -179,7 +182,8 @@ def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     found = simulate(parsed.structure, parsed.model, folder, Dynamics(**options))
     drift = ", drift {drift:.4f} meV an atom and ps" if parsed.ensemble == "nve" else ""
     print(("mean {temperature:.1f} K" + drift).format(**found))
-    print(f"{found['steps_per_second']:.0f} steps a second; {folder}/trajectory.xyz, dynamics.png")
+    speed = f"{found['steps_per_second']:.0f} steps per second, compilation included"
+    print(f"{speed}; {folder}/trajectory.xyz, dynamics.png")
 
 
 def _pack(parsed: argparse.Namespace, _: Sequence[str]) -> None:

@@ -41,7 +41,8 @@ def by_loops(model, p, graph):
         mix = named("update_mix")["kernel"]
         a_v = np.einsum("icd,ck->ikd", vectors, mix[:, :features])
         b_v = np.einsum("icd,ck->ikd", vectors, mix[:, features:])
-        a = mlp(named("update"), np.concatenate([h, np.linalg.norm(b_v, axis=2)], axis=1))
+        lengths = np.sqrt((b_v**2).sum(axis=2) + model.epsilon**2)
+        a = mlp(named("update"), np.concatenate([h, lengths], axis=1))
         a_1, a_2, a_3 = np.split(a, 3, axis=1)
         h = h + a_1 * (a_v * b_v).sum(axis=2) + a_2
         vectors = vectors + a_3[:, :, None] * a_v
@@ -54,9 +55,10 @@ def built(graph, **options):
     return model, testing.randomise_parameters(shapes)
 
 
-def test_it_equals_its_equations(x64):
+@pytest.mark.parametrize("epsilon", [0.1, 0.0])
+def test_it_equals_its_equations(x64, epsilon):
     graph = graph_of_distinct_places()
-    model, params = built(graph)
+    model, params = built(graph, epsilon=epsilon)
     out = model.apply(params, graph)
     h, v = by_loops(model, jax.tree.map(np.asarray, params["params"]), graph)
     np.testing.assert_allclose(out.nodes.h, h, rtol=1e-10)
@@ -91,7 +93,8 @@ def test_nothing_jumps_where_a_neighbor_crosses_the_cutoff(x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"cutoff": 0.0}, "cutoff is 0.0"), ({"cutoff": float("inf")}, "cutoff is inf"),
-     ({"basis": 0}, "basis is 0"), ({"layers": 0}, "layers is 0")],
+     ({"epsilon": -1.0}, "epsilon is -1.0"), ({"basis": 0}, "basis is 0"),
+     ({"layers": 0}, "layers is 0")],
 )  # fmt: skip
 def test_options_that_make_no_sense(options, message):
     graph = testing.random_graph()

@@ -72,6 +72,31 @@ def moved(graph, x=None, strain=None):
     return graph._replace(nodes=graph.nodes.replace(x=jnp.asarray(x)))
 
 
+def forces_near_a_symmetric_site(backbone):
+    """Forces on an atom of a simple cubic crystal that is 0, 1e-6 and 2e-6 away from its place."""
+    cell = 4.0 * np.eye(3)
+    sites = 2.0 * np.stack(np.meshgrid(*[range(2)] * 3), -1).reshape(-1, 3)
+    graph = egnn.radius_graph(sites, CUTOFF, h=np.full(8, 6), cell=cell)
+    potential = built(backbone, graph)
+    away = np.eye(8)[:, :1] * np.array([1e-6, 3e-7, -5e-7])
+    return [potential(moved(graph, sites + k * away)).nodes.y[0] for k in range(3)]
+
+
+def test_forces_are_linear_in_small_displacements_from_a_symmetric_site(backbone):
+    """As harmonic vibrations need: vector features vanish there, and their norms have a kink."""
+    at, once, twice = forces_near_a_symmetric_site(backbone)
+    np.testing.assert_allclose(at, 0, atol=1e-9)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-3)
+    assert np.abs(once).max() > 1e-9
+
+
+def test_the_norm_of_the_painn_paper_has_a_kink_at_symmetric_sites(x64):
+    backbone = egnn.PaiNN(features=8, layers=2, basis=6, cutoff=CUTOFF, epsilon=0.0)
+    _, once, twice = forces_near_a_symmetric_site(backbone)
+    np.testing.assert_allclose(twice, once, rtol=1e-3)
+    assert np.abs(once).max() > 1e-3
+
+
 def test_forces_and_stress_are_the_derivatives_of_the_energy(backbone):
     graph = crystal()
     potential = built(backbone, graph, stress=True)

@@ -89,6 +89,7 @@ class MolecularTask(Task):
         return tuple(qm9.ELEMENTS)
 
     trained_on, test_set = "QM9", "QM9's test molecules"
+    alike = f"{test_set} of the same size"
     geometry = "dft"  # of the training molecules
 
     def takes(self, molecule: Structure) -> bool:

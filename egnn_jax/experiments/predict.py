@@ -90,8 +90,8 @@ def predict(
             print(f"\nmean absolute error on {task.test_set}{of}: {', '.join(shown)}")
     if any(one.widths for one in found.values()):
         print(
-            f"±: holds for {COVERAGE:.0%} of {task.test_set} of the same size; none where a "
-            f"molecule is outside {task.trained_on}"
+            f"±: holds for {COVERAGE:.0%} of {task.alike}; none where a molecule is outside "
+            f"{task.trained_on}"
         )
     if out is not None:
         records = [_record(molecule, task, one) for molecule, one in each]

@@ -70,6 +70,8 @@ class Pretrained:
     def predict(self, structures: Any) -> dict[str, np.ndarray]:
         """Predict properties of molecules, for tasks that support this.
 
+        Unlike ``egnn predict``, this does not warn of molecules unlike those of the training.
+
         Args:
           structures: one or several structures. Each is an ASE ``Atoms``, another object with
             ``positions`` (M, 3) in Å and ``numbers`` or ``symbols``, or text: a SMILES, an InChI or

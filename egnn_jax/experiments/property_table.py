@@ -74,6 +74,7 @@ class Table(Task):
         return self._trained.elements
 
     test_set = "the test molecules"
+    alike = "molecules drawn like those of the validation split"
 
     def outside(self, molecule: Structure) -> list[str]:
         """How a molecule differs from all training molecules."""

@@ -37,7 +37,9 @@ class Task:
 
     trained_on: str = "training"
     test_set: str = "the test set"
-    """The names of the training and test samples in the output of predictions."""
+    alike: str = "samples like those of the validation set"
+    """The names, in the output of predictions, of the training and test samples, and of the samples
+    that intervals are made for."""
 
     def samples(self, split: str) -> Any:
         """The samples of "train", "valid" or "test", for example a :class:`egnn_jax.GraphDataset`.

@@ -1,5 +1,6 @@
 """PaiNN (Schütt, Unke and Gastegger 2021): messages of scalars and vectors within a cutoff."""
 
+import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -19,21 +20,24 @@ class PaiNN(nn.Module):
 
     Messages: h_i += Σ_j φ₁(h_j) W₁ and V_i += Σ_j V_j φ₂(h_j) W₂ + r_ij/‖r_ij‖ φ₃(h_j) W₃, with
     filters W of a Bessel basis of ‖r_ij‖ that go to 0 at the cutoff.
-    Updates: h += a₁(h, ‖BV‖) ⟨AV, BV⟩ + a₂(h, ‖BV‖) and V += a₃(h, ‖BV‖) AV, with matrices A and B
-    that mix the vectors of a node. φ and a are Linear·SiLU·Linear, with three parts each.
+    Updates: h += a₁(h, s) ⟨AV, BV⟩ + a₂(h, s) and V += a₃(h, s) AV, with s = (‖BV‖² + ε²)^½ and
+    matrices A and B that mix the vectors of a node. φ and a are Linear·SiLU·Linear, with three
+    parts each. The paper has ε = 0; forces then jump where BV vanishes, as at symmetric sites.
 
     Args:
       features: number of features and of vectors, F.
       layers: number of message and update blocks.
       basis: number of radial basis functions.
       cutoff: cutoff distance of interactions, in the unit of x.
+      epsilon: ε, which rounds off ‖BV‖ at 0; 0 for the paper's norm.
       update_coordinates: move x by v'.
 
     Call: takes a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None;
     returns it with h (N, features) and v' (N, n), a learned combination of each node's vectors.
 
     Raises:
-      ValueError: a size is below 1, or the cutoff is not a finite distance above 0.
+      ValueError: a size is below 1, the cutoff is not a finite distance above 0, or ``epsilon`` is
+        not a finite number of at least 0.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -42,6 +46,7 @@ class PaiNN(nn.Module):
     layers: int = 3
     basis: int = 20
     cutoff: float = 5.0
+    epsilon: float = 0.1
     update_coordinates: bool = False
 
     @nn.compact
@@ -49,6 +54,8 @@ class PaiNN(nn.Module):
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
         require_cutoff(self.cutoff)
+        if not 0 <= self.epsilon < math.inf:
+            raise ValueError(f"epsilon is {self.epsilon!r}; expected a finite number of at least 0")
         x, v = graph.nodes.x, graph.nodes.v
         r_ij = edge_vectors(graph, exchange(graph, x))
         distance = safe_norm(r_ij, keepdims=True)
@@ -82,7 +89,11 @@ class PaiNN(nn.Module):
         """Update block: h (N, F) and V (N, n, F) from those of the same node."""
         mixed = Dense(2 * self.features, use_bias=False, name=f"{name}_mix")(vectors)
         a_v, b_v = jnp.split(mixed, 2, axis=-1)
-        lengths = safe_norm(b_v, axis=1)
+        if self.epsilon:
+            epsilon = jnp.full_like(b_v[:, :1], self.epsilon)
+            lengths = safe_norm(jnp.concatenate([b_v, epsilon], axis=1), axis=1)
+        else:
+            lengths = safe_norm(b_v, axis=1)
         a = MLP(self.features, 3 * self.features, name=name)(jnp.concatenate([h, lengths], -1))
         a_1, a_2, a_3 = jnp.split(a, 3, axis=-1)
         products = jnp.sum(a_v * b_v, axis=1)
