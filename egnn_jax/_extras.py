@@ -37,8 +37,11 @@ def advice(error: ImportError) -> str:
 
 def _sentence(package: str) -> str:
     extra = _EXTRAS.get(package)
-    command = "pip install egnn-jax" if extra is None else f"pip install 'egnn-jax[{extra}]'"
-    return f"{package} is not installed; expected what {command} brings"
+    if extra is None:
+        brings = "pip install egnn-jax brings, or a module beside the plugin"
+    else:
+        brings = f"pip install 'egnn-jax[{extra}]' brings"
+    return f"{package} is not installed; expected what {brings}"
 
 
 def import_plugin(plugin: str) -> None:
@@ -63,6 +66,7 @@ def import_plugin(plugin: str) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
+    sys.path.append(str(path.parent))  # for modules beside it
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)

@@ -38,7 +38,10 @@ def returning(value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": returning(lambda v, m: v)}, r"returned \(\); expected \(scalar, metrics\)"),
+        (
+            {"loss": returning(lambda v, m: v)},
+            r"returned float32\[\]; expected \(scalar, metrics\)",
+        ),
         ({"loss": returning(lambda v, m: None)}, "the loss returned None; expected"),
         ({"loss": returning(lambda v, m: (v, 3))}, r"expected \(scalar, metrics\)"),
         ({"loss": returning(lambda v, m: (v[None], m))}, r"the loss is float32\[1\]; expected a"),
@@ -57,7 +60,7 @@ def returning(value):
         ({"seed": 0.5}, "seed is 0.5; expected a whole number"),
         ({"seed": 2**32}, f"seed is {2**32}; expected 0 to {2**32 - 1}"),
         ({"seeds": 2}, r"parameter w has shape \(3,\); expected a leading axis of 2 seeds"),
-        ({"params": None}, "params are None; expected such as model.init"),
+        ({"params": None}, "params are None; expected a tree of arrays, as from model.init"),
         ({"params": {"w": jnp.zeros(3, int)}}, "parameter w is int32; expected floating-point"),
         ({"train": data()}, r"train is a ArrayDataset; expected a loader, such as dataset.loader"),
         ({"valid": [1, 2]}, "valid is a list; expected a loader"),

@@ -1,5 +1,7 @@
 """Layers, activations and aggregations of one's own in an EGNN."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,11 @@ class Doubling(nn.Module):
     """A layer of a user: h' = 2 W h."""
 
     features: int
+    factor: float = 2.0
 
     @nn.compact
     def __call__(self, graph):
-        h = 2 * nn.Dense(self.features)(graph.nodes.h)
+        h = self.factor * nn.Dense(self.features)(graph.nodes.h)
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
 
@@ -37,6 +40,22 @@ def test_an_own_layer_gets_the_options_it_has():
     np.testing.assert_allclose(
         model.apply(params, graph).nodes.h, 4 * h @ kernels[0] @ kernels[1], rtol=1e-5, atol=1e-6
     )
+
+
+def test_fields_of_an_own_layer_are_set_by_a_partial():
+    graph = testing.random_graph()
+    model = egnn.EGNN(features=3, layers=1, layer=Doubling)
+    params = model.init(jax.random.key(0), graph)
+    six = model.clone(layer=functools.partial(Doubling, factor=6.0)).apply(params, graph)
+    np.testing.assert_allclose(six.nodes.h, 3 * model.apply(params, graph).nodes.h, rtol=1e-6)
+
+
+def test_an_own_layer_without_a_cutoff_gets_a_graph_alone():
+    graph = testing.random_graph()
+    model = egnn.EGNN(features=3, layers=1, layer=Doubling)
+    params = model.init(jax.random.key(0), graph)
+    found = model.clone(cutoff=2.0).apply(params, graph)
+    np.testing.assert_array_equal(found.nodes.h, model.apply(params, graph).nodes.h)
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "max"])

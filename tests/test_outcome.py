@@ -58,7 +58,7 @@ def test_an_explosion_is_said_and_what_was_good_is_kept(tmp_path, capsys, monkey
             main(["train", "nbody/egnn", *options, "--optimizer.learning-rate", "3"])
         assert "the training exploded" in str(stop.value)
         said = capsys.readouterr().err
-        assert "worse than" in said
+        assert "no better than" in said
         assert "of a trivial prediction (no motion)" in said
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["exploded"] is True

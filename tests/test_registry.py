@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import egnn_jax as egnn
+from egnn_jax._extras import import_plugin
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.report import report
@@ -141,6 +142,15 @@ def test_ones_own_run_is_loaded_and_reported(trained, plugin, tmp_path):
     config = dataclasses.replace(config, seeds=2)
     assert configs.from_dict(configs.to_dict(config)) == config
     assert train(config, tmp_path / "two")["seeds"]["test"]["mae"][0] > 0
+
+
+def test_a_plugin_imports_modules_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_a_plugin.py").write_text("NUMBER = 24")
+    (tmp_path / "own_plugin.py").write_text("from beside_a_plugin import NUMBER")
+    import_plugin(str(tmp_path / "own_plugin.py"))
+    assert sys.modules.pop("own_plugin").NUMBER == 24
+    assert sys.modules.pop("beside_a_plugin").NUMBER == 24
 
 
 def test_without_the_plugin_the_names_are_unknown(trained):

@@ -156,7 +156,8 @@ def _registered(part: str, name: Any) -> type:
     if not isinstance(name, str) or name not in registry:
         near = _options.nearest(name, registry)
         raise ValueError(
-            f"{part}.name is {_options.shown(name)}; expected one of {sorted(registry)}{near}"
+            f"{part}.name is {_options.shown(name)}; expected one of {sorted(registry)}, "
+            f"or one that --plugin registers{near}"
         )
     return registry[name]
 

@@ -18,8 +18,8 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
 
     Returns:
       ``trivial``: the validation value of :meth:`egnn_jax.Task.trivial`, if the task has one.
-      ``notes``, if any: sentences from training, and whether the result is worse than the trivial
-      answer or training exploded. ``exploded``: True if the best validation value of a seed is
+      ``notes``, if any: sentences from training, and whether the result is no better than the
+      trivial one or training exploded. ``exploded``: True if the best validation value of a seed is
       more than :data:`EXPLODED` times the trivial one, or the last value is more than that many
       times both the first and the trivial one.
     """
@@ -35,10 +35,10 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
         )
         value = float(evaluate(first_seed(config, result.params)).get(metric, np.nan))
         found["trivial"] = {"answer": words, metric: value}
-        if np.max(best) > value:
+        if np.max(best) >= value:
             notes.append(
-                f"the best {metric} of the validation samples is {np.max(best):.5g}, worse than "
-                f"{value:.5g} of a trivial prediction ({words})"
+                f"the best {metric} of the validation samples is {np.max(best):.5g}, no better "
+                f"than {value:.5g} of a trivial prediction ({words})"
             )
     first, last = (
         np.max(np.nan_to_num(np.asarray(entry["valid"][metric]), nan=np.inf))

@@ -25,7 +25,9 @@ class EGNN(nn.Module):
     Args:
       features: width of every layer.
       layers: number of layers.
-      layer: class of the layers; it receives the options below that it has as fields.
+      layer: class of the layers, or a ``functools.partial`` of one; it receives the options below
+        that it has as fields. With a field ``cutoff``, its call also receives ``first``, see
+        :class:`EGCL`.
       embed: embed h in ``features`` dimensions first (a linear map, or a table if h holds node
         types); otherwise the first layer does, without a residual if the width changes.
       output_features: project h to this width at the end.
@@ -81,9 +83,10 @@ class EGNN(nn.Module):
             h = embed(graph.nodes.h, self.features)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
         moves = self.cutoff is not None and self.update_coordinates
-        first = {"first": graph.nodes.x} if moves else {}
+        x = graph.nodes.x
         for k in range(self.layers):
             options = self._layer_options(width=graph.nodes.h.shape[-1])
+            first = {"first": x} if moves and "cutoff" in options else {}
             graph = self.layer(**options, name=f"layer_{k}")(graph, **first)
         if self.output_features is not None:
             h = Dense(self.output_features, name="embedding_out")(graph.nodes.h)
@@ -93,7 +96,8 @@ class EGNN(nn.Module):
     def _layer_options(self, width: int) -> dict[str, Any]:
         """This network's options that its layers have; no residual if the width of h changes."""
         own = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
-        wanted: Any = dataclasses.fields(self.layer)  # pyright: ignore[reportArgumentType]
+        layer: Any = getattr(self.layer, "func", self.layer)  # of a functools.partial
+        wanted = dataclasses.fields(layer)
         options = {field.name: getattr(self, field.name) for field in wanted if field.name in own}
         if "residual" in options:
             options["residual"] = self.residual and width == self.features

@@ -53,9 +53,10 @@ def require_loss(loss: Loss, params: Any, batch: Any) -> None:
     """Raise ValueError if the loss does not return what :data:`.step.Loss` specifies."""
     out = jax.eval_shape(loss, params, batch, jax.random.PRNGKey(0))
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+        shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", out)
         raise ValueError(
-            f"the loss returned {jax.tree.map(lambda a: a.shape, out)}; expected (scalar, "
-            "metrics), metrics a dict that may be empty"
+            f"the loss returned {shapes}; expected (scalar, metrics), metrics a dict that may be "
+            "empty"
         )
     value = out[0]
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
