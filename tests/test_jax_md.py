@@ -222,5 +222,5 @@ def test_a_rollout_of_jax_mds_steps_is_differentiated_by_the_parameters(x64):
     assert jax.jit(jax.grad(end))(1.0) == pytest.approx(float(slope), rel=1e-6)
     assert abs(slope) > 1e-4
     few = neighbor_fn.allocate(3.0 * start)  # atoms so far apart that few are neighbors
-    with pytest.raises(ValueError, match="there were more neighbors than their list holds"):
+    with pytest.raises(ValueError, match="the neighbor list overflowed"):
         egnn.rollout(step, params, (state, few), 2)
