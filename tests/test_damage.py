@@ -184,7 +184,7 @@ def test_what_a_damaged_checkpoint_says_to_do_helps(finished, tmp_path):
     (folder / "result.json").unlink()
     with pytest.raises(
         ValueError,
-        match="checkpoints/last/8 .* the same command resumes from the checkpoint before it",
+        match=r"checkpoints/last/8 .* the same command resumes from the checkpoint before it",
     ):
         train(tiny(), folder)
     shutil.rmtree(folder / "checkpoints" / "last" / "8")
