@@ -85,7 +85,7 @@ def write_beyond_the_limit(folder):
         run.wait()
 
     try:
-        with pytest.raises(OSError, match=r"checkpoint cannot be written .*; the one before"):
+        with pytest.raises(OSError, match=r"checkpoint cannot be written .*; the last one"):
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

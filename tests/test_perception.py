@@ -112,7 +112,7 @@ def test_hydrogens_too_many(tmp_path, places):
         benzene += Atoms(
             "H", [x + 1.09 * (np.array([0, 0, 0.8 * side]) + 0.6 * x / np.linalg.norm(x))]
         )
-    assert "atoms too many" in reasons(tmp_path, benzene)
+    assert "too many atoms" in reasons(tmp_path, benzene)
     short = molecule("C6H6")
     short.positions *= 0.9
     assert "too short bonds" in reasons(tmp_path, short)

@@ -133,6 +133,11 @@ def test_molecules_one_after_the_other_need_few_compilations():
     np.testing.assert_allclose(many, alone, rtol=1e-5)
 
 
+def test_molecules_in_the_place_of_a_graph_are_refused():
+    with pytest.raises(ValueError, match=r"the graph is of type Structure; expected a graph, as"):
+        egnn.load_pretrained("qm9")(structures.read("CCO")[0])
+
+
 def test_places_do_not_matter():
     (ethanol,) = structures.read("CCO")
     model = egnn.load_pretrained("qm9")

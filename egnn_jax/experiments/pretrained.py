@@ -124,6 +124,11 @@ class Pretrained:
     def _require_fitting(self, graph: GraphsTuple) -> None:
         if self.input is None:
             return
+        if not hasattr(graph, "nodes"):
+            raise ValueError(
+                f"the graph is of type {type(graph).__name__}; expected a graph, as egnn.from_ase "
+                "makes it, or a call of predict, which takes molecules"
+            )
         for part, name in (("nodes", "h"), ("edges", "a")):
             wanted, given = (getattr(getattr(g, part), name, None) for g in (self.input, graph))
             expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))

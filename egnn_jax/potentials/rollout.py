@@ -209,6 +209,6 @@ def _require_whole(state: Any, finite: int, steps: int, started_finite: bool) ->
     parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "did_buffer_overflow"))
     if any(np.any(getattr(part, "did_buffer_overflow", False)) for part in parts):
         raise ValueError(
-            "there were more neighbors than their list holds; expected one with more room, such as "
-            "with capacity_multiplier"
+            "the neighbor list overflowed; expected one with more room, for example by "
+            "capacity_multiplier"
         )
