@@ -108,7 +108,9 @@ def parity_and_errors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: 
     for (label, (true, predicted)), (above, below) in zip(pairs.items(), panels.T, strict=True):
         unit = _predicted_over_true(above, label, true, predicted)
         error = (predicted - true).ravel()
-        below.hist(error, bins=int(np.clip(error.size // 5, 10, 100)), log=True)
+        # A logarithmic axis shows rare large errors, and is hard to read for small counts.
+        bins = int(np.clip(error.size // 5, 10, 100))
+        below.hist(error, bins=bins, log=error.size > 200)
         below.set(xlabel=f"error, {unit}" if unit else "error", ylabel="number")
     figure.tight_layout()
     return save(figure, path, dpi=110, tight=False)
