@@ -79,8 +79,8 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
             if config.seeds > 1:
                 spread = f" ± {result['std'][split][name]:.5f} over {config.seeds} seeds"
             unit = config.task.units.get(name, "")
-            scores = result.get("details", {}).get(split, {}).get(name, {})
-            if "mae_of_mean" in scores:
+            scores = _at(result.get("details"), split, name)
+            if isinstance(scores, dict) and "mae_of_mean" in scores:
                 unit += f"mean absolute error; always the mean: {scores['mae_of_mean']:.5f}"
             print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
     if trivial := result.get("trivial"):
@@ -93,6 +93,12 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"egnn: note: {note}", file=sys.stderr)
     if result.get("exploded"):
         sys.exit(f"egnn: error: the training exploded; {folder} keeps the best parameters")
+
+
+def _at(plain: Any, *path: str) -> Any:
+    for name in path:
+        plain = plain.get(name) if isinstance(plain, dict) else None
+    return plain
 
 
 def _warn_of_other_files(recipe: Any, config: Any) -> None:

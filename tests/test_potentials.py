@@ -22,7 +22,7 @@ BACKBONES = {
     "egnn in blocks": egnn.EGNN(
         features=8, layers=2, cutoff=CUTOFF, basis=6, update_coordinates=False, edge_block=7
     ),
-    "painn": egnn.PaiNN(features=8, layers=2, basis=6, cutoff=CUTOFF),
+    "painn": egnn.PaiNN(features=8, layers=2, basis=6, cutoff=CUTOFF, epsilon=0.1),
     "tensornet": egnn.TensorNet(features=8, layers=2, basis=6, cutoff=CUTOFF),
     "dimenetpp": egnn.DimeNetPP(
         features=8, layers=1, angular_features=6, basis_features=4, output_features=8, cutoff=CUTOFF

@@ -1,6 +1,7 @@
 """E(n)-equivariant network of Satorras, Hoogeboom and Welling, ICML 2021, section 3."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -96,7 +97,10 @@ class EGNN(nn.Module):
     def _layer_options(self, width: int) -> dict[str, Any]:
         """This network's options that its layers have; no residual if the width of h changes."""
         own = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
-        layer: Any = getattr(self.layer, "func", self.layer)  # of a functools.partial
+        layer: Any = self.layer
+        if isinstance(layer, functools.partial):
+            own -= layer.keywords.keys()
+            layer = layer.func
         wanted = dataclasses.fields(layer)
         options = {field.name: getattr(self, field.name) for field in wanted if field.name in own}
         if "residual" in options:

@@ -29,7 +29,7 @@ class PaiNN(nn.Module):
       layers: number of message and update blocks.
       basis: number of radial basis functions.
       cutoff: cutoff distance of interactions, in the unit of x.
-      epsilon: ε, which rounds off ‖BV‖ at 0; 0 for the paper's norm.
+      epsilon: ε, which rounds off ‖BV‖ at 0. Use 0.1 for potentials; 0 is the paper's norm.
       update_coordinates: move x by v'.
 
     Call: takes a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None;
@@ -46,7 +46,7 @@ class PaiNN(nn.Module):
     layers: int = 3
     basis: int = 20
     cutoff: float = 5.0
-    epsilon: float = 0.1
+    epsilon: float = 0.0
     update_coordinates: bool = False
 
     @nn.compact
