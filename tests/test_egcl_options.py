@@ -50,6 +50,18 @@ def test_fields_of_an_own_layer_are_set_by_a_partial():
     np.testing.assert_allclose(six.nodes.h, 3 * model.apply(params, graph).nodes.h, rtol=1e-6)
 
 
+def test_fields_of_a_partial_win_over_those_of_the_network():
+    graph = testing.random_graph()
+    own = egnn.EGNN(features=3, layers=1, layer=functools.partial(egnn.EGCL, normalize=True))
+    same = egnn.EGNN(features=3, layers=1, normalize=True)
+    params = testing.randomise_parameters(same.init(jax.random.key(0), graph))
+    np.testing.assert_array_equal(
+        own.apply(params, graph).nodes.x, same.apply(params, graph).nodes.x
+    )
+    other = egnn.EGNN(features=3, layers=1).apply(params, graph)
+    assert np.abs(own.apply(params, graph).nodes.x - other.nodes.x).max() > 1e-3
+
+
 def test_an_own_layer_without_a_cutoff_gets_a_graph_alone():
     graph = testing.random_graph()
     model = egnn.EGNN(features=3, layers=1, layer=Doubling)

@@ -235,7 +235,10 @@ def test_a_file_cut_short_names_the_frame(tmp_path, file):
     ("options", "message"),
     [
         ({"train": ""}, "task.train is empty"),
-        ({"train": "none.xyz"}, "none.xyz is not a file; expected one of structures, looked"),
+        (
+            {"train": "none.xyz"},
+            "none.xyz is not a file; expected one of structures, looked for in",
+        ),
         ({"valid": "0.6", "test": "0.5"}, "expected shares between 0 and 1 with a sum below 1"),
         ({"valid": "0"}, "expected shares between 0 and 1"),
         ({"valid": "0.001"}, "valid is 0.001 of 40 samples"),

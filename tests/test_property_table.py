@@ -17,6 +17,7 @@ from egnn_jax.experiments._columns import Classes, Numbers
 from egnn_jax.experiments.property_table import Table
 from egnn_jax.experiments.run import train
 
+# A list would take a line for each of the 30.
 SMILES = """
 C CC CCC CO CCO CCCO CN CCN CNC COC C=O CC=O C#C CC#C C=C CC=C C1CC1 OCCO NCCN FC FCF OC=O NC=O
 FCCF CCl CCCl ClCCCl OO NN C#N
