@@ -66,7 +66,8 @@ def import_plugin(plugin: str) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    sys.path.append(str(path.parent))  # for modules beside it
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)  # for modules beside it
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import chex
 import jax
@@ -284,9 +285,22 @@ def test_parameters_from_python(place, tmp_path):
         train(both, tmp_path / "both", params=params)
 
 
+def test_other_options_than_those_of_the_weights_are_said(place, tmp_path):
+    own = config(init=str(place / "base"), epochs=1)
+    for source in ("base", "base.safetensors"):
+        other = dataclasses.replace(
+            own, init=str(place / source), model=dataclasses.replace(own.model, activation="relu")
+        )
+        with pytest.warns(UserWarning, match=rf"{source}: model.activation is relu, not silu$"):
+            train(other, tmp_path / source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(own, tmp_path / "same")
+
+
 def test_the_networks_that_come_with_the_library_are_a_start():
     chex.assert_trees_all_equal(
-        start.arrays_of("qm9"), dict(named(egnn.load_pretrained("qm9").params))
+        start.weights_of("qm9")[0], dict(named(egnn.load_pretrained("qm9").params))
     )
 
 

@@ -145,10 +145,14 @@ def test_ones_own_run_is_loaded_and_reported(trained, plugin, tmp_path):
 
 
 def test_a_plugin_imports_modules_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = [*sys.path]
+    monkeypatch.setattr(sys, "path", [*before])
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "beside_a_plugin.py").write_text("NUMBER = 24")
     (tmp_path / "own_plugin.py").write_text("from beside_a_plugin import NUMBER")
-    import_plugin(str(tmp_path / "own_plugin.py"))
+    for path in ("own_plugin.py", str(tmp_path / "own_plugin.py")):
+        import_plugin(path)
+    assert sys.path == [*before, str(tmp_path)]
     assert sys.modules.pop("own_plugin").NUMBER == 24
     assert sys.modules.pop("beside_a_plugin").NUMBER == 24
 

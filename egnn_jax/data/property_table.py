@@ -26,6 +26,7 @@ class PropertyTable:
       noted: whether the bonds of each are unusual (S,), see ``notes`` of
         :class:`egnn_jax.data.structures.Structure`.
       values: text (S,) by column name, "" for missing values.
+      places: the file and line, or the file and name, of each molecule (S,).
     """
 
     n_atoms: np.ndarray
@@ -34,6 +35,7 @@ class PropertyTable:
     charges: np.ndarray
     noted: np.ndarray
     values: dict[str, np.ndarray]
+    places: np.ndarray
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -76,7 +78,12 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
             column: np.array([getattr(e, "values", {}).get(column, "") for e in usable])
             for column in columns
         },
+        places=np.array([_place(entry, path) for entry in usable]),
     )
+
+
+def _place(entry: Any, path: Path) -> str:
+    return getattr(entry, "where", "").removesuffix(": ") or f"{path}, {entry.name}"
 
 
 def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:

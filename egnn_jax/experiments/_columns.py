@@ -29,13 +29,13 @@ class Numbers:
     scale: float
 
     @staticmethod
-    def of(name: str, texts: np.ndarray) -> "Numbers":
-        """Make a column with the statistics of training values (S,), given as text.
+    def of(name: str, texts: np.ndarray, places: Sequence[str]) -> "Numbers":
+        """Make a column with the statistics of training values (S,), given as in :meth:`labels`.
 
         Raises:
           ValueError: a value is not a number, or all are missing.
         """
-        values = Numbers(name, 0.0, 1.0).labels(texts)
+        values = Numbers(name, 0.0, 1.0).labels(texts, places)
         if not np.isfinite(values).any():
             raise ValueError(f"no training molecule has a value of {name!r}")
         return Numbers(name, float(np.nanmean(values)), float(np.nanstd(values)) or 1.0)
@@ -45,8 +45,12 @@ class Numbers:
         """The names of the predicted values."""
         return (self.name,)
 
-    def labels(self, texts: np.ndarray) -> np.ndarray:
+    def labels(self, texts: np.ndarray, places: Sequence[str]) -> np.ndarray:
         """Texts (S,) as standardized numbers, nan for missing values.
+
+        Args:
+          texts: the values.
+          places: for errors, the file and line, or the molecule, of each.
 
         Raises:
           ValueError: a text is neither a finite number nor in :data:`MISSING`.
@@ -61,7 +65,7 @@ class Numbers:
                 found[k] = np.inf
             if not np.isfinite(found[k]):
                 raise ValueError(
-                    f"{self.name} of a molecule is {text[:50]!r}; expected a finite number, or "
+                    f"{places[k]}: {self.name} is {text[:50]!r}; expected a finite number, or "
                     "nothing where it is not known"
                 )
         return (found - self.mean) / self.scale
@@ -117,7 +121,7 @@ class Classes:
     classes: tuple[str, ...]
 
     @staticmethod
-    def of(name: str, texts: np.ndarray) -> "Classes":
+    def of(name: str, texts: np.ndarray, places: Sequence[str]) -> "Classes":
         """The classes of training molecules, sorted as numbers if possible, else as text.
 
         Raises:
@@ -139,8 +143,9 @@ class Classes:
         """The names of the predicted values: the probability of each class."""
         return tuple(f"{self.name} = {one}" for one in self.classes)
 
-    def labels(self, texts: np.ndarray) -> np.ndarray:
-        """The class index of each text (S,), nan for missing values.
+    def labels(self, texts: np.ndarray, places: Sequence[str]) -> np.ndarray:
+        """The class index of each text (S,), nan for missing values; for arguments see
+        :meth:`Numbers.labels`.
 
         Raises:
           ValueError: a text is not one of the classes.
@@ -151,7 +156,7 @@ class Classes:
                 found[k] = self.classes.index(text.strip())
             elif text.strip().lower() not in MISSING:
                 raise ValueError(
-                    f"{self.name} of a molecule is {text[:50]!r}; expected a class of the training "
+                    f"{places[k]}: {self.name} is {text[:50]!r}; expected a class of the training "
                     f"molecules: {', '.join(self.classes)[:200]}"
                 )
         return found

@@ -1,5 +1,6 @@
 """Assessing a run: comparison with a trivial prediction, and detection of exploded training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
       ``trivial``: the validation value of :meth:`egnn_jax.Task.trivial`, if the task has one.
       ``notes``, if any: sentences from training, and whether the result is no better than the
       trivial one or training exploded. ``exploded``: True if the best validation value of a seed is
-      more than :data:`EXPLODED` times the trivial one, or the last value is more than that many
-      times both the first and the trivial one.
+      more than :data:`EXPLODED` times the trivial one, or if the last value is more than that many
+      times both the first and the trivial one while the training loss has not decreased either.
     """
     metric, found, notes = config.task.metric, {}, list(result.notes)
     best, value, words = np.atleast_1d(result.best_value), np.nan, ""
@@ -45,7 +46,9 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
         for entry in (result.history[0], result.history[-1])
     )
     allowed = EXPLODED * max(first, 0.0 if np.isnan(value) else value)
-    if np.max(best) > EXPLODED * value or last > allowed > 0:
+    # A training loss that decreases means overfitting.
+    learned = np.all(_loss(result.history[-1]) < _loss(result.history[0]))
+    if np.max(best) > EXPLODED * value > 0 or (last > allowed > 0 and not learned):
         found["exploded"] = True
         epochs = np.unique(result.best_epoch).tolist()
         notes.append(
@@ -53,3 +56,7 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
             f"the best parameters, of epoch {', '.join(map(str, epochs))}, are kept"
         )
     return found | ({"notes": notes} if notes else {})
+
+
+def _loss(entry: Mapping[str, Any]) -> np.ndarray:
+    return np.asarray(entry["train"]["loss"])

@@ -1,10 +1,12 @@
 """Predicting properties of your own molecules with a trained network, as a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from egnn_jax._files import printable
@@ -19,6 +21,9 @@ from egnn_jax.training.callbacks import show_progress_lines
 
 BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
 """The network for each kind of geometry, see :func:`egnn_jax.load_pretrained`."""
+
+FEW_ATOMS = 500
+"""The largest number of atoms, with those of all conformers, predicted without optimizations."""
 
 SHOWN = 20
 """The largest number of molecules that are printed."""
@@ -131,12 +136,33 @@ def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[
     task: Any = network.config.task
     taken = [task.takes(molecule) for molecule in molecules]
     known = list(compress(molecules, taken))
-    values = iter(np.stack(list(network.predict(known).values()), axis=1) if known else [])
-    for molecule, predicted in zip(molecules, taken, strict=True):
+    predicted = {}
+    if known:
+        few = sum(map(_atoms, known)) <= FEW_ATOMS and jax.default_backend() == "cpu"
+        with _without_optimizations() if few else nullcontext():
+            predicted = network.predict(known)
+    values = zip(*predicted.values(), strict=True)
+    for molecule, known_elements in zip(molecules, taken, strict=True):
         outside = task.outside(molecule)
         # Intervals are measured on molecules like those in training, and do not hold for others.
         widths = {} if outside else _widths(network, molecule)
-        yield _Found(outside, next(values) if predicted else None, widths)
+        yield _Found(outside, np.array(next(values)) if known_elements else None, widths)
+
+
+def _atoms(molecule: Structure) -> int:
+    return len(molecule.symbols) * (1 if molecule.conformers is None else len(molecule.conformers))
+
+
+@contextmanager
+def _without_optimizations() -> Iterator[None]:
+    """Compile without optimizations, which takes less time than one prediction would gain."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:

@@ -62,6 +62,11 @@ class Table(Task):
         """Raise ValueError if an option is invalid."""
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"task.targets is {self.targets}; expected each column once")
+        if self.metric in self.targets:
+            raise ValueError(
+                f"task.targets has {self.metric!r}, the name of the metric that selects the "
+                "parameters; expected another name of the column"
+            )
         if self.kind not in KINDS:
             raise ValueError(f"task.kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
         if not 0 < self.cutoff < np.inf:
@@ -257,7 +262,8 @@ class Table(Task):
         elements = _symbols(table.atomic_numbers[np.isin(of_atom, rows)])
         of = KINDS[self.kind].of
         sizes = table.n_atoms[rows]
-        columns = tuple(of(name, table.values[name][rows]) for name in self.targets)
+        places = table.places[rows]
+        columns = tuple(of(name, table.values[name][rows], places) for name in self.targets)
         charges = tuple(np.unique(table.charges[rows]).tolist())
         atoms = (int(sizes.min()), int(sizes.max()))
         return Trained(elements, atoms, columns, charges, bool(table.noted[rows].any()))
@@ -267,7 +273,8 @@ class Table(Task):
         """The labels of each split (S, T), nan for unknown values."""
         return {
             split: np.stack(
-                [c.labels(t.values[c.name][rows]) for c in self._trained.columns], axis=1
+                [c.labels(t.values[c.name][rows], t.places[rows]) for c in self._trained.columns],
+                axis=1,
             )
             for split, (t, rows) in self._tables.items()
         }

@@ -6,6 +6,7 @@ refused.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class Start(Callback):
         if params is not None:
             self._given = named(params)
         elif config.init is not None and (recorded is None or find(config.init).exists()):
-            self._given = arrays_of(config.init)
+            self._given, model = weights_of(config.init)
+            _warn_of_other_options(config, model)
         digest = recorded if self._given is None else _weights.digest(self._given)
         self.settings = configs.to_dict(config) | ({_KEY: digest} if digest else {}) | data
 
@@ -113,8 +115,9 @@ def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None
     return {_DATA: found} if found else {}
 
 
-def arrays_of(source: Path | str) -> dict[str, Any]:
-    """The parameters, by name, of an exported file or of the first seed of a run.
+def weights_of(source: Path | str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The parameters by name of an exported file or of the first seed of a run, and the options of
+    the model.
 
     Raises:
       ValueError: there is no such file or run, or it is damaged.
@@ -124,8 +127,22 @@ def arrays_of(source: Path | str) -> dict[str, Any]:
     source = find(source)
     if source.is_dir():
         config, _, params = load(source)
-        return named(first_seed(config, params))
-    return _weights.read(source)[0]
+        return named(first_seed(config, params)), configs.to_dict(config)["model"]
+    arrays, metadata = _weights.read(source)
+    settings = metadata.get("config")
+    model = settings.get("model") if isinstance(settings, Mapping) else None
+    return arrays, model if isinstance(model, Mapping) else {}
+
+
+def _warn_of_other_options(config: Config, model: Mapping[str, Any]) -> None:
+    """Warn if options of the model differ from those that its initial parameters had."""
+    own = configs.to_dict(config)["model"]
+    others = [name for name in own if own[name] != model.get(name, own[name])]
+    if others:
+        options = "; ".join(f"model.{name} is {own[name]}, not {model[name]}" for name in others)
+        warnings.warn(
+            f"other options than in the training of {config.init}: {options}", stacklevel=5
+        )
 
 
 def without_start(settings: Mapping[str, Any]) -> dict[str, Any]:

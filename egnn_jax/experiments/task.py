@@ -154,16 +154,12 @@ def predictions(
       number: the number of values per graph.
     """
     # Small enough that the activations of a batch stay in a CPU's caches.
-    on_cpu = jax.default_backend() == "cpu"
-    size, values = 10 if on_cpu else 100, np.zeros((len(graphs), number))
+    size = 10 if jax.default_backend() == "cpu" else 100
+    compiled, values = jax.jit(apply), np.zeros((len(graphs), number))
     if len(graphs) <= size:
-        # Compiling takes longer than computing so few graphs: on CPUs do without optimizations.
-        options = {"xla_backend_optimization_level": 0} if on_cpu else None
-        batch = jax.device_put(_in_few_shapes(graphs, size))
-        found = predict(jax.jit(apply, compiler_options=options), params, batch)
+        found = predict(compiled, params, jax.device_put(_in_few_shapes(graphs, size)))
         values[:] = np.asarray(found)[: len(graphs)]
         return values
-    compiled = jax.jit(apply)
     loader = graphs.loader(size)
     batches = loader.num_batches(None)
     devices = jax.local_devices()[:batches]

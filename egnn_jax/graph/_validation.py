@@ -27,12 +27,30 @@ def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -
 
 def require_cutoff(value: Any) -> None:
     """Raise ValueError unless ``value`` is a finite distance above 0."""
-    try:
-        valid = _is_number(value) and 0 < float(value) < np.inf
-    except OverflowError:  # an integer too large for a float
-        valid = False
-    if not valid:
+    if not _is_finite(value) or value <= 0:
         raise ValueError(f"cutoff is {shown(value)}; expected a finite distance above 0")
+
+
+def require_positive_number(**values: Any) -> None:
+    """Raise ValueError unless every value is a finite number above 0."""
+    for name, value in values.items():
+        if not _is_finite(value) or value <= 0:
+            raise ValueError(f"{name} is {shown(value)}; expected a finite number above 0")
+
+
+def require_not_negative(**values: Any) -> None:
+    """Raise ValueError unless every value is a finite number of at least 0."""
+    for name, value in values.items():
+        if not _is_finite(value) or value < 0:
+            raise ValueError(f"{name} is {shown(value)}; expected a finite number of at least 0")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a single real number that is finite as a float."""
+    try:
+        return _is_number(value) and abs(float(value)) < np.inf
+    except OverflowError:  # an integer too large for a float
+        return False
 
 
 def _is_number(value: Any) -> bool:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_count, require_positive_number
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.clebsch_gordan import (
@@ -204,15 +205,13 @@ class Cormorant(nn.Module):
         """The highest degree of each level."""
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, hidden=self.hidden)
+        require_count("degree", self.degree, 0)
+        require_count("last_degree", self.last_degree, 0)
+        require_positive_number(radius=self.radius)
         require_option("parity", self.parity, Parity)
         if graph.nodes.x.shape[-1] != 3:
             raise ValueError(f"x has shape {graph.nodes.x.shape}; expected (N, 3)")
         degrees = [self.degree] * (self.layers - 1) + [self.last_degree]
-        if min(degrees) < 0 or not self.radius > 0:
-            raise ValueError(
-                f"degree is {self.degree}, last_degree {self.last_degree} and radius "
-                f"{self.radius}; expected degrees of at least 0 and a distance above 0"
-            )
         if self.update_coordinates and max(degrees) < 1:
             raise ValueError("no level has features of degree 1 to move x; expected one")
         return degrees

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph._validation import require_cutoff, require_not_negative, require_positive_number
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
@@ -202,8 +202,9 @@ class EGCL(nn.Module):
             require_option("aggregation", self.aggregation, Aggregation)
         if self.edge_block is not None and self.aggregation != "sum":
             raise ValueError(f"aggregation is {self.aggregation!r}; edge_block expects 'sum'")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}; expected a number above 0, or None")
+        if self.clip is not None:
+            require_positive_number(clip=self.clip)
+        require_not_negative(shrinkage=self.shrinkage)
         self._require_smooth()
         h = graph.nodes.h
         if h.ndim != 2:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
+from egnn_jax.graph._validation import shown
 from egnn_jax.graph.graph import GraphsTuple, require_geometric
 from egnn_jax.models.egcl import EGCL, Aggregation, CoordinateAggregation, Velocity
 from egnn_jax.nn.mlp import Activation, Dense, Symmetry, embed, require_positive
@@ -51,7 +52,7 @@ class EGNN(nn.Module):
     returns it with h (N, output_features or features) and updated x and v.
 
     Raises:
-      ValueError: as in :class:`EGCL`.
+      ValueError: as in :class:`EGCL`, or ``layer`` is not a class of modules.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -101,6 +102,11 @@ class EGNN(nn.Module):
         if isinstance(layer, functools.partial):
             own -= layer.keywords.keys()
             layer = layer.func
+        if not dataclasses.is_dataclass(layer):
+            raise ValueError(
+                f"layer is {shown(layer)}; expected a class of flax modules, such as EGCL, or a "
+                "functools.partial of one"
+            )
         wanted = dataclasses.fields(layer)
         options = {field.name: getattr(self, field.name) for field in wanted if field.name in own}
         if "residual" in options:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph._validation import require_cutoff, require_positive_number
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, graph_of_node, require_geometric
 from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
@@ -157,8 +157,7 @@ class L1Net(nn.Module):
     returns it with new h and x.
 
     Raises:
-      ValueError: x is not (N, 3), a size is below 1, the cutoff is not a finite distance above 0,
-        or ``parity`` is unknown.
+      ValueError: x is not (N, 3), or an option is out of range.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"
@@ -184,9 +183,11 @@ class L1Net(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         sizes = ("features", "vectors", "embedding", "hidden", "layers", "basis")
-        require_positive(**{name: getattr(self, name) for name in sizes})
-        require_positive(output_features=self.output_features, padded_nodes=self.padded_nodes)
+        optional = ("output_features", "padded_nodes")
+        require_positive(**{name: getattr(self, name) for name in (*sizes, *optional)})
         require_cutoff(self.cutoff)
+        scales = ("average_nodes", "softplus_scale", "radial_scale")
+        require_positive_number(**{name: getattr(self, name) for name in scales})
         require_option("parity", self.parity, Parity)
         if graph.nodes.x.shape[-1] != 3:
             raise ValueError(f"x has shape {graph.nodes.x.shape}; expected (N, 3)")

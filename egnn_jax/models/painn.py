@@ -1,13 +1,12 @@
 """PaiNN (Schütt, Unke and Gastegger 2021): messages of scalars and vectors within a cutoff."""
 
-import math
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph._validation import require_cutoff, require_not_negative
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
@@ -54,8 +53,7 @@ class PaiNN(nn.Module):
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
         require_cutoff(self.cutoff)
-        if not 0 <= self.epsilon < math.inf:
-            raise ValueError(f"epsilon is {self.epsilon!r}; expected a finite number of at least 0")
+        require_not_negative(epsilon=self.epsilon)
         x, v = graph.nodes.x, graph.nodes.v
         r_ij = edge_vectors(graph, exchange(graph, x))
         distance = safe_norm(r_ij, keepdims=True)

@@ -5,6 +5,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_not_negative
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
@@ -32,6 +33,9 @@ class RadialField(nn.Module):
 
     Call: takes a graph with x (N, n), v (N, n) or None and a (E, A) or None; returns it with x
     moved. h is not used.
+
+    Raises:
+      ValueError: a size is below 1, or ``shrinkage`` is not a finite number of at least 0.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -45,6 +49,7 @@ class RadialField(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers)
+        require_not_negative(shrinkage=self.shrinkage)
         x, v, dtype = graph.nodes.x, graph.nodes.v, compute_dtype(graph)
         for layer in range(self.layers):
             r_ij = edge_vectors(graph, exchange(graph, x))

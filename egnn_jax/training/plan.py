@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from egnn_jax.data.loader import Loader, require_loader
+from egnn_jax.data.loader import DatasetLoader, Loader, require_loader
 from egnn_jax.graph._validation import require_count
 
 
@@ -37,8 +37,10 @@ class Plan:
             )
         batch_size = self.train.batch_size
         if self.train.num_batches(0) < 1:
+            known = f", {len(self.train.dataset)}" if isinstance(self.train, DatasetLoader) else ""
             raise ValueError(
                 f"batch_size is {batch_size}; expected at most the number of samples to train on"
+                f"{known}"
             )
         if batch_size % self.micro_batches:
             raise ValueError(
