@@ -171,8 +171,9 @@ class Forces(Task):
         energies, see :func:`egnn_jax.experiments.force_errors.details`.
         """
         found: dict[str, Any] = {"units": self.units} | self._statistics
+        predict = self._predictor(apply, params)
         for split in ("valid", "test"):
-            errors = force_errors.errors(self._predictor(apply, params), self.samples(split))
+            errors = force_errors.errors(predict, self.samples(split))
             found[split] = force_errors.details(errors, self._structures[split])
         return found
 
