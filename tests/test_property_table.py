@@ -158,11 +158,13 @@ def test_a_value_that_is_missing_changes_no_gradient():
 
 
 def test_numbers_and_classes():
-    column = Numbers.of("y", np.array(["1", " 3 ", "", "NaN", "2e0"]), "abcde")
+    column = Numbers.of("y", np.array(["1", " 3 ", "", "NaN", "2e0"]), np.array([*"abcde"]))
     assert (column.mean, column.scale) == (2.0, pytest.approx((2 / 3) ** 0.5))
-    np.testing.assert_allclose(column.labels(np.array(["2", "?"]), "ab"), [0, np.nan], atol=1e-12)
+    np.testing.assert_allclose(
+        column.labels(np.array(["2", "?"]), np.array([*"ab"])), [0, np.nan], atol=1e-12
+    )
     out = (np.array([[1.0], [5.0], [2.0]]) - column.mean) / column.scale
-    labels = column.labels(np.array(["2", "3", "-"]), "abc")
+    labels = column.labels(np.array(["2", "3", "-"]), np.array([*"abc"]))
     found = column.scores(labels, out)
     assert found["known"] == 2
     assert found["mae"] == pytest.approx(1.5)
@@ -170,7 +172,7 @@ def test_numbers_and_classes():
     assert found["mae_of_mean"] == pytest.approx(0.5)
     assert found["r2"] == pytest.approx(1 - 2.5 / 0.25)
     np.testing.assert_allclose(column.predicted(out)[:, 0], [1, 5, 2])
-    classes = Classes.of("c", np.array(["10", "9", "n/a", "10"]), "abcd")
+    classes = Classes.of("c", np.array(["10", "9", "n/a", "10"]), np.array([*"abcd"]))
     assert classes.classes == ("9", "10")
     logits = np.log([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
     labels = np.array([0.0, 1.0, 1.0, np.nan])

@@ -29,7 +29,7 @@ class Numbers:
     scale: float
 
     @staticmethod
-    def of(name: str, texts: np.ndarray, places: Sequence[str]) -> "Numbers":
+    def of(name: str, texts: np.ndarray, places: np.ndarray) -> "Numbers":
         """Make a column with the statistics of training values (S,), given as in :meth:`labels`.
 
         Raises:
@@ -45,7 +45,7 @@ class Numbers:
         """The names of the predicted values."""
         return (self.name,)
 
-    def labels(self, texts: np.ndarray, places: Sequence[str]) -> np.ndarray:
+    def labels(self, texts: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Texts (S,) as standardized numbers, nan for missing values.
 
         Args:
@@ -121,7 +121,7 @@ class Classes:
     classes: tuple[str, ...]
 
     @staticmethod
-    def of(name: str, texts: np.ndarray, places: Sequence[str]) -> "Classes":
+    def of(name: str, texts: np.ndarray, places: np.ndarray) -> "Classes":
         """The classes of training molecules, sorted as numbers if possible, else as text.
 
         Raises:
@@ -143,7 +143,7 @@ class Classes:
         """The names of the predicted values: the probability of each class."""
         return tuple(f"{self.name} = {one}" for one in self.classes)
 
-    def labels(self, texts: np.ndarray, places: Sequence[str]) -> np.ndarray:
+    def labels(self, texts: np.ndarray, places: np.ndarray) -> np.ndarray:
         """The class index of each text (S,), nan for missing values; for arguments see
         :meth:`Numbers.labels`.
 
