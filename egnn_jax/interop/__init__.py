@@ -97,7 +97,7 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
     given = {name: _numpy(value) for name, value in state_dict.items()}
     leaves = _expected(given, model)
     if problems := _misfits(given, leaves, model):
-        raise ValueError(f"the state dict does not fit {model!r}: {problems}")
+        raise ValueError(f"the state dict does not fit {type(model).__name__}: {problems}")
     variables = {}
     for path, leaf in leaves.items():
         entries = _entries(path, model)
@@ -123,8 +123,8 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     }
     if problems := _misfits(state, _expected(state, model), model):
         raise ValueError(
-            f"the parameters are not those of one {model!r} (of several seeds, take one): "
-            f"{problems}"
+            f"the parameters are not those of one {type(model).__name__} (of several seeds, take "
+            f"one): {problems}"
         )
     return state
 
@@ -155,7 +155,7 @@ def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
         return _names_of(model).entries(inner, _backbone(model))
     except KeyError:
         raise ValueError(
-            f"{'.'.join(inner)} of {model!r} has no counterpart in the authors' code; expected "
+            f"{'.'.join(inner)} of {type(model).__name__} has no counterpart in the authors' code; expected "
             "an option or a graph without it, such as one without velocities"
         ) from None
 
