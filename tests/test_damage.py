@@ -139,7 +139,7 @@ damages = pytest.mark.parametrize(
 
 
 @damages
-@pytest.mark.parametrize("kind", ["best", "last"])
+@pytest.mark.parametrize("kind", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_named_or_does_no_harm(finished, tmp_path, damage, kind):
     """Whatever file of it is hit, wherever: the same arrays come back, or none and the checkpoint
     is named.

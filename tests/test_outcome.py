@@ -9,7 +9,7 @@ from egnn_jax.cli import main
 from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.outcome import judge
-from egnn_jax.experiments.run import load, train
+from egnn_jax.experiments.run import initial_parameters, load, network_input, train
 from egnn_jax.experiments.start import weights_of
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.evaluation import Evaluation
@@ -78,25 +78,29 @@ def test_an_explosion_is_said_and_what_was_good_is_kept(tmp_path, capsys, monkey
             use(*arguments)
 
 
+def judged(history, best):
+    """What is said of a run with this history."""
+    config = tiny(epochs=len(history))
+    network = config.network()
+    params = initial_parameters(config, network, network_input(config))
+    return judge(config, network, FitResult(params, best, 1, history, 1.0))
+
+
 @pytest.mark.parametrize(("learned", "exploded"), [(True, False), (False, True)])
-def test_overfitting_is_no_explosion(tmp_path, learned, exploded):
-    train(tiny(epochs=1), tmp_path / "run")
-    config, network, params = load(tmp_path / "run")
+def test_overfitting_is_no_explosion(learned, exploded):
     history = [
         {"train": {"loss": 1.0}, "valid": {"mse": 1.0}},
         {"train": {"loss": 0.1 if learned else 2.0}, "valid": {"mse": 1e6}},
     ]
-    found = judge(config, network, FitResult(params, 0.01, 1, history, 1.0))
+    found = judged(history, best=0.01)
     assert found.get("exploded", False) is exploded
 
 
-def test_a_trivial_prediction_without_error_is_no_explosion(tmp_path, monkeypatch):
-    train(tiny(epochs=1), tmp_path / "run")
-    config, network, params = load(tmp_path / "run")
+def test_a_trivial_prediction_without_error_is_no_explosion(monkeypatch):
     monkeypatch.setattr(NBody, "trivial", lambda self, apply: ("itself", apply))
     monkeypatch.setattr(Evaluation, "__call__", lambda self, params: {"mse": 0.0})
     history = [{"train": {"loss": 1.0}, "valid": {"mse": 0.1}}]
-    found = judge(config, network, FitResult(params, 0.1, 1, history, 1.0))
+    found = judged(history, best=0.1)
     assert "exploded" not in found
     assert "no better than 0 of a trivial prediction (itself)" in found["notes"][0]
 

@@ -32,7 +32,7 @@ def test_a_whole_run_compiles_training_and_evaluation_once(tmp_path, monkeypatch
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_micro_batches_change_nothing_but_rounding(tmp_path, seeds):
     whole, parts = (
         train(tiny(seeds=seeds, micro_batches=micro), tmp_path / str(micro)) for micro in (1, 5)

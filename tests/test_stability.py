@@ -30,6 +30,10 @@ OPTIONS = {
     "mean, tanh, normalize": {"tanh": True, "normalize": True},
     "sum, tanh, normalize": {"coordinate_aggregation": "sum", "tanh": True, "normalize": True},
 }
+LARGE = "1,000 nodes, 4 layers"
+QUICK_THEN_LARGE = [
+    pytest.param(case, marks=pytest.mark.slow if case == LARGE else ()) for case in CASES
+]
 BOUNDED = {name: options for name, options in OPTIONS.items() if name.startswith("mean, tanh")}
 
 
@@ -91,7 +95,7 @@ def growth(options, case, drawn, dtype):
     ],
 )
 @pytest.mark.parametrize("drawn", [False, True], ids=["initialised", "order-one"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", QUICK_THEN_LARGE)
 @pytest.mark.parametrize("options", BOUNDED)
 def test_bounded_it_stays_finite(options, case, drawn, dtype):
     moved, finite = growth(BOUNDED[options], case, drawn, dtype)
@@ -100,7 +104,9 @@ def test_bounded_it_stays_finite(options, case, drawn, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [case for case in CASES if "apart" not in case])
+@pytest.mark.parametrize(
+    "case", [case for case in QUICK_THEN_LARGE if "apart" not in case.values[0]]
+)
 def test_by_default_it_starts_finite_at_scale_one(case, dtype):
     _, finite = growth({}, case, False, dtype)
     assert finite

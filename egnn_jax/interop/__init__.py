@@ -155,8 +155,8 @@ def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
         return _names_of(model).entries(inner, _backbone(model))
     except KeyError:
         raise ValueError(
-            f"{'.'.join(inner)} of {type(model).__name__} has no counterpart in the authors' code; expected "
-            "an option or a graph without it, such as one without velocities"
+            f"{'.'.join(inner)} of {type(model).__name__} has no counterpart in the authors' code; "
+            "expected an option or a graph without it, such as one without velocities"
         ) from None
 
 
