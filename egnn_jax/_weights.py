@@ -89,7 +89,10 @@ def _read_header(file: Any, size: int) -> bytes:
         raise ValueError(f"it has {size:,} bytes; expected at most {MAX_FILE:,}")
     length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
-        raise ValueError(f"its header has {length:,} bytes; expected at most {MAX_HEADER:,}")
+        raise ValueError(
+            f"its header has {length:,} bytes; expected at most {MAX_HEADER:,}, as in a file that "
+            "egnn export wrote"
+        )
     if size < 8 or length > size - 8:
         raise ValueError(f"it has {size} bytes, less than its header says; it was cut short")
     return file.read(length)

@@ -291,8 +291,16 @@ def test_a_header_is_bounded_before_it_is_parsed(place, no_data, tmp_path):
     path.write_bytes(safetensors.save(arrays))
     with pytest.raises(ValueError, match="expected a file that egnn_jax wrote"):
         egnn.load_pretrained(path)
-    with pytest.raises(ValueError, match="there is no such file"):
-        egnn.load_pretrained(tmp_path / "none.safetensors")
+    for name in (tmp_path / "none.safetensors", "QM9"):
+        with pytest.raises(ValueError, match=r"there is no such file; expected .* qm9, qm9-smiles"):
+            egnn.load_pretrained(name)
+    for name in (None, 5, ""):
+        with pytest.raises(ValueError, match=r"the model is .*; expected a path, or one of qm9"):
+            egnn.load_pretrained(name)
+
+
+def test_a_network_is_shown_without_its_weights():
+    assert len(repr(egnn.load_pretrained("qm9"))) < 3_000
 
 
 @egnn.MODELS.register("shift_of_test")

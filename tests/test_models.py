@@ -3,6 +3,7 @@ test_symmetries', golden values test_golden's.
 """
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +191,13 @@ def test_memory_of_edges_in_blocks_does_not_grow_with_the_edges():
     assert grows[256] < 8 < 2 * 32 < grows[None]
 
 
+class Array(nn.Module):
+    """A layer that returns features in place of a graph."""
+
+    def __call__(self, graph):
+        return np.zeros(3)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -203,6 +211,8 @@ def test_memory_of_edges_in_blocks_does_not_grow_with_the_edges():
         (egnn.RadialField(shrinkage=-0.1), "shrinkage is -0.1"),
         (egnn.EGNN(layer="EGCL"), "layer is EGCL; expected a class of flax modules"),
         (egnn.EGNN(layer=lambda graph: graph), "layer is <function"),
+        (egnn.EGNN(layer=egnn.EGCL(4)), "layer is EGCL"),
+        (egnn.EGNN(layer=Array), "the layer returns a ndarray; expected the graph"),
         (egnn.PaiNN(epsilon="0.1"), "epsilon is 0.1; expected a finite number of at least 0"),
         (egnn.Cormorant(radius=0.0), "radius is 0.0; expected a finite number above 0"),
         (egnn.Cormorant(last_degree=-1), "last_degree is -1; expected at least 0"),

@@ -50,6 +50,7 @@ def test_json_holds_every_molecule(folder, capsys):
     assert benzene["properties"]["homo"] == pytest.approx(-6698, abs=250)  # B3LYP, QM9's
     assert benzene["half_widths"].keys() == benzene["properties"].keys()
     assert thiol["properties"] is None
+    assert thiol["refused"].startswith("it has S; QM9 has H")
     assert "it has S" in thiol["outside"][0]
     assert radical["half_widths"] is None
     assert "1 unpaired electron" in "".join(radical["outside"])
@@ -200,10 +201,36 @@ def test_sources_that_cannot_be_read_cost_no_other_and_messages_are_short(folder
     assert len(str(error.value)) <= 500
     assert str(error.value).isprintable()
     assert "c1ccccc1,C6H6" in (folder / "one.csv").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="20 of 21 molecules or files"):
+        predict(["c1ccccc1", *bad], out=folder / "all.json")
+    found = json.loads((folder / "all.json").read_text(encoding="utf-8"))["molecules"]
+    assert found[0]["refused"] is None
+    assert all(one["refused"].endswith(".xyz is not a file") for one in found[1:])
     with pytest.raises(ValueError, match=r"no0 .*is not a file") as error:
         predict(bad)
     assert len(str(error.value)) <= 500
     assert str(error.value).isprintable()
+
+
+def test_what_is_read_is_not_overwritten(folder):
+    table = folder / "mine.csv"
+    table.write_text("smiles,kept\nCCO,1\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"mine\.csv is one of the files to read; expected another"
+    ):
+        predict([str(table)], out=table)
+    assert table.read_text(encoding="utf-8") == "smiles,kept\nCCO,1\n"
+
+
+def test_a_prediction_that_is_no_number_is_none(folder, capsys):
+    far = folder / "far.xyz"
+    far.write_text("3\n\nO 0 0 0\nH 0.0757 0.0586 0\nH -0.0757 0.0586 0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"1 of 1 molecules cannot .* not a finite number"):
+        predict([str(far)], out=folder / "far.sdf")
+    assert "nan" not in capsys.readouterr().out
+    (record,) = Chem.SDMolSupplier(str(folder / "far.sdf"), sanitize=False)
+    assert not record.HasProp("homo (meV)")
+    assert "not a finite number" in record.GetProp("outside QM9")
 
 
 class Weight(Task):

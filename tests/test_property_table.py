@@ -172,8 +172,11 @@ def test_numbers_and_classes():
     assert found["mae_of_mean"] == pytest.approx(0.5)
     assert found["r2"] == pytest.approx(1 - 2.5 / 0.25)
     np.testing.assert_allclose(column.predicted(out)[:, 0], [1, 5, 2])
-    classes = Classes.of("c", np.array(["10", "9", "n/a", "10"]), np.array([*"abcd"]))
+    classes = Classes.of("c", np.array(["10", "9", "n/a", "10.0"]), np.array([*"abcd"]))
     assert classes.classes == ("9", "10")
+    np.testing.assert_array_equal(
+        classes.labels(np.array(["1e1", "09"]), np.array([*"ab"])), [1, 0]
+    )
     logits = np.log([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
     labels = np.array([0.0, 1.0, 1.0, np.nan])
     found = classes.scores(labels, logits)
@@ -208,7 +211,8 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
         first = property_table.read(file, ["logP"])
     assert len(first) == 29
     monkeypatch.setattr(property_table.structures, "made", None)
-    again = property_table.read(file, ["logP"])
+    with pytest.warns(UserWarning, match=r"1 of 30 .* left out: C1CC: mine.csv, line 31"):
+        again = property_table.read(file, ["logP"])
     np.testing.assert_array_equal(again.positions, first.positions)
     np.testing.assert_array_equal(again.values["logP"], first.values["logP"])
 
@@ -226,12 +230,60 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
      ({"kind": "other"}, "task.kind is 'other'"),
      ({"cutoff": 0.0}, "task.cutoff is 0.0"),
      ({"valid": "1.5"}, "valid is 1.5"),
-     ({"split": "same"}, "column 'same' of mine.csv has no 'train'")],
+     ({"split": "same"}, "mine.csv, line 2: same is '1'; expected train, valid or test"),
+     ({"split": "set"}, "the column 'set' of mine.csv has no 'valid'"),
+     ({"kind": "classification"}, "'logP' has numbers such as .*; expected words or whole numb"),
+     ({"targets": ("rare",)}, "no (valid|test) molecule has a value of rare")],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(options, message):
-    write(words=[f"w{k}" for k in range(len(SMILES))], same=["1"] * len(SMILES))
+    task = Table(train="mine.csv", targets=("logP",))
+    rest = [""] * (len(SMILES) - 1)
+    write()
+    one = task._tables["train"][1][0]  # a molecule of the training
+    write(
+        words=[f"w{k}" for k in range(len(SMILES))],
+        same=["1"] * len(SMILES),
+        set=["train", *rest],
+        rare=[*rest[:one], "1", *rest[one:]],
+    )
     with pytest.raises(ValueError, match=message):
-        Table(**{"train": "mine.csv", "targets": ("logP",)} | options).samples("train")
+        dataclasses.replace(task, **options).samples("train")
+
+
+def test_molecules_without_a_split_are_left_out():
+    sets = ["train", " Valid", "TEST", "", *["train"] * (len(SMILES) - 4)]
+    task = Table(train=write(set=sets), targets=("logP",), split="set")
+    assert [len(task.samples(split)) for split in ("train", "valid", "test")] == [27, 1, 1]
+
+
+def test_molecules_in_two_splits_are_said():
+    smiles, numbers = ["OCC", "C(C)O", "CCN", "CN", "CC", "CCC"], list("123456")
+    write(SMILES=smiles, logP=numbers, set=["train", "valid", "test"] * 2)
+    task = Table(train="mine.csv", targets=("logP",), split="set")
+    with pytest.warns(UserWarning, match=r"1 of 2 valid .*mine\.csv, line 3\) are also in"):
+        task.samples("train")
+    lines = "2\ny={}\nH 0 0 0\nH 0 0 {}\n"
+    given = "".join(lines.format(k, 0.7 + 0.01 * (k % 9)) for k in range(10))
+    Path("mine.xyz").write_text(given, encoding="utf-8")
+    task = Table(train="mine.xyz", targets=("y",), valid="mine.xyz", test="0.1")
+    with pytest.warns(UserWarning, match=r"9 of 10 valid molecules .* are also in training"):
+        task.samples("train")
+
+
+def test_elements_that_are_not_in_training_are_said():
+    sets = ["train"] * 28 + ["valid", "test"]
+    task = Table(train=write(SMILES=[*SMILES[:28], "CBr", "NN"], set=sets), targets=("logP",))
+    task = dataclasses.replace(task, split="set")
+    with pytest.warns(UserWarning, match=r"1 of 1 valid .*line 30\) have elements"):
+        task.samples("train")
+
+
+def test_geometries_of_another_kind_are_outside():
+    known = Table(train=write(), targets=("logP",))._trained
+    made = structures.from_smiles("CCO", "")
+    assert known.outside(made) == []
+    given = dataclasses.replace(made, geometry="as given")
+    assert known.outside(given) == ["its geometry is as given; training had MMFF94"]
 
 
 def test_a_column_that_stands_twice_is_none():

@@ -101,6 +101,13 @@ def parsed(text: str) -> Any:
     return molecule
 
 
+def canonical(text: str) -> str:
+    """The canonical SMILES of a SMILES or InChI that :func:`parsed` accepts."""
+    from rdkit import Chem
+
+    return Chem.MolToSmiles(parsed(text))
+
+
 def problem(molecule: Any) -> str:
     """The reason why RDKit considers a molecule impossible; empty if it gives none."""
     from rdkit import Chem

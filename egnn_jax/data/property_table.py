@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,11 @@ import numpy as np
 
 from egnn_jax._files import expanded
 from egnn_jax.data import structures
+from egnn_jax.data._splits import drawn
 from egnn_jax.data.cache import cached_arrays, default_folder
+from egnn_jax.data.frames import find
+
+SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +31,9 @@ class PropertyTable:
         :class:`egnn_jax.data.structures.Structure`.
       values: text (S,) by column name, "" for missing values.
       places: the file and line, or the file and name, of each molecule (S,).
+      geometry: "as given", "MMFF94" or "ETKDG" (S,).
+      key: text that equal molecules share (S,): the canonical SMILES, or of a given geometry its
+        hash.
     """
 
     n_atoms: np.ndarray
@@ -36,9 +43,16 @@ class PropertyTable:
     noted: np.ndarray
     values: dict[str, np.ndarray]
     places: np.ndarray
+    geometry: np.ndarray
+    key: np.ndarray
 
     def __len__(self) -> int:
         return len(self.n_atoms)
+
+    def elements(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The atomic numbers of the molecules in these rows."""
+        each = np.split(self.atomic_numbers, np.cumsum(self.n_atoms)[:-1])
+        return [each[row] for row in rows.tolist()]
 
 
 def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -> PropertyTable:
@@ -61,7 +75,7 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
         raise ValueError(f"{path} is not a file; expected one of {', '.join(structures.READ)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     kept = (
-        (default_folder() if folder is None else folder) / "tables" / f"{path.stem}-{digest}-2.npz"
+        (default_folder() if folder is None else folder) / "tables" / f"{path.stem}-{digest}-3.npz"
     )
     entries = structures.entries(str(path))
     names = {name for e in entries for name in getattr(e, "values", {})}
@@ -71,15 +85,102 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
             f"{', '.join(sorted(names)) or 'none'}"
         )
     made = cached_arrays(kept, lambda: _geometries(entries, path))
+    if len(refused := made["refused"]):
+        warnings.warn(
+            f"{len(refused)} of {len(entries)} molecules of {path} cannot be used and are left "
+            f"out: {'; '.join(refused)[:1_000]}",
+            stacklevel=2,
+        )
     usable = [entries[k] for k in made["row"]]
     return PropertyTable(
-        **{name: array for name, array in made.items() if name != "row"},
+        **{name: array for name, array in made.items() if name not in ("row", "refused")},
         values={
             column: np.array([getattr(e, "values", {}).get(column, "") for e in usable])
             for column in columns
         },
         places=np.array([_place(entry, path) for entry in usable]),
     )
+
+
+def _key(entry: Any) -> str:
+    if isinstance(entry, structures.Smiles):
+        return structures.canonical(entry.text)
+    centered = np.round(entry.positions - entry.positions.mean(axis=0), 2) + 0.0
+    return hashlib.sha256(f"{entry.symbols} {centered.tolist()}".encode()).hexdigest()
+
+
+def splits(
+    train: str, valid: str, test: str, split: str, seed: int, columns: Sequence[str]
+) -> dict[str, tuple[PropertyTable, np.ndarray]]:
+    """The file and the rows of "train", "valid" and "test".
+
+    Molecules of validation or test that are also in training, or have other elements, cause a
+    warning.
+
+    Args:
+      train: a file.
+      valid, test: other files, or shares of the molecules of ``train`` to draw by ``seed``.
+      split: instead of shares, a column of ``train`` with "train", "valid" or "test"; or "".
+      seed: seed of the random choice.
+      columns: names of columns, see :func:`read`.
+
+    Raises:
+      ValueError: as for :func:`read`, or a split is empty or cannot be drawn.
+    """
+    table = read(find(train), [*columns, split] if split else columns)
+    rows = _rows_by_split(table, split, train) if split else drawn(len(table), valid, test, seed)
+    found = {name: (table, np.asarray(own)) for name, own in rows.items()}
+    for name, source in (("valid", valid), ("test", test)):
+        if name not in found:
+            other = read(find(source), columns)
+            found[name] = other, np.arange(len(other))
+    _warn_of_unlike(found)
+    return found
+
+
+def _rows_by_split(table: PropertyTable, column: str, source: str) -> dict[str, np.ndarray]:
+    """The rows of "train", "valid" and "test" according to a column, which may be empty.
+
+    Raises:
+      ValueError: another word is in the column, or one of the three is nowhere.
+    """
+    words = np.char.lower(np.char.strip(table.values[column]))
+    if len(other := np.flatnonzero(~np.isin(words, (*SPLITS, "")))):
+        place, word = table.places[other[0]], str(words[other[0]])
+        raise ValueError(
+            f"{place}: {column} is {word!r}; expected train, valid or test, or nothing to leave "
+            "the molecule out"
+        )
+    rows = {name: np.flatnonzero(words == name) for name in SPLITS}
+    if empty := [name for name, found in rows.items() if not len(found)]:
+        raise ValueError(
+            f"the column {column!r} of {source} has no {empty[0]!r}; expected train, valid and "
+            "test, each at least once"
+        )
+    return rows
+
+
+def _warn_of_unlike(tables: Mapping[str, tuple[PropertyTable, np.ndarray]]) -> None:
+    """Warn if molecules of validation or test are also in training, or have elements that are not
+    there.
+    """
+    table, rows = tables["train"]
+    trained, elements = table.key[rows], np.concatenate(table.elements(rows))
+    for split in SPLITS[1:]:
+        table, rows = tables[split]
+        shared = np.isin(table.key[rows], trained)
+        unknown = np.array([not np.isin(own, elements).all() for own in table.elements(rows)])
+        for found, text in (
+            (shared, "are also in training; errors are those of new molecules only if each "
+                     "molecule is in one split"),
+            (unknown, "have elements that are not in training, and count in the errors"),
+        ):  # fmt: skip
+            if found.any():
+                warnings.warn(
+                    f"{found.sum()} of {len(rows)} {split} molecules (the first: "
+                    f"{table.places[rows[found][0]]}) {text}",
+                    stacklevel=2,
+                )
 
 
 def _place(entry: Any, path: Path) -> str:
@@ -100,17 +201,14 @@ def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
         else:
             rows.append(k)
             found.append(one)
-    if refused:
-        text = "; ".join(refused)
-        warnings.warn(
-            f"{len(refused)} of {len(entries)} molecules of {path} cannot be used and are left "
-            f"out: {text[:1_000]}",
-            stacklevel=2,
-        )
     if not found:
-        raise ValueError(f"{path} has no molecule that can be used")
+        reasons = "; ".join(refused)[:1_000]
+        raise ValueError(f"{path} has no molecule that can be used: {reasons}")
     return {
         "row": np.array(rows),
+        "refused": np.array(refused, str),
+        "geometry": np.array([one.geometry for one in found]),
+        "key": np.array([_key(entries[k]) for k in rows]),
         "n_atoms": np.array([len(one.symbols) for one in found]),
         "atomic_numbers": np.array([atomic_numbers[s] for one in found for s in one.symbols]),
         "positions": np.concatenate(

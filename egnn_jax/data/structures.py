@@ -12,6 +12,7 @@ from egnn_jax.data import _embedding, _structure_files, qm9
 from egnn_jax.data._embedding import CONFORMERS as CONFORMERS
 from egnn_jax.data._embedding import MANY as MANY
 from egnn_jax.data._embedding import Smiles as Smiles
+from egnn_jax.data._embedding import canonical as canonical
 from egnn_jax.data._embedding import from_smiles as from_smiles
 from egnn_jax.data._embedding import made as made
 from egnn_jax.data._embedding import useful_processes as useful_processes

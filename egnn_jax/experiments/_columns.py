@@ -66,7 +66,7 @@ class Numbers:
             if not np.isfinite(found[k]):
                 raise ValueError(
                     f"{places[k]}: {self.name} is {text[:50]!r}; expected a finite number, or "
-                    "nothing where it is not known"
+                    "nothing where it is not known (for words: --task.kind classification)"
                 )
         return (found - self.mean) / self.scale
 
@@ -127,16 +127,22 @@ class Classes:
         Raises:
           ValueError: there are fewer than 2 or more than 100 classes.
         """
-        found = {t.strip() for t in texts.tolist() if t.strip().lower() not in MISSING}
+        found = {_class(t) for t in texts.tolist() if t.strip().lower() not in MISSING}
         if not 2 <= len(found) <= 100:
             raise ValueError(
                 f"{name!r} has {len(found)} classes ({', '.join(sorted(found)[:5])}) among the "
                 "training molecules; expected 2 to 100"
             )
         try:
-            return Classes(name, tuple(sorted(found, key=float)))
+            ordered = tuple(sorted(found, key=float))
         except ValueError:
             return Classes(name, tuple(sorted(found)))
+        if broken := [one for one in ordered if not float(one).is_integer()]:
+            raise ValueError(
+                f"{name!r} has numbers such as {broken[0]}; expected words or whole numbers as "
+                "classes, or the kind regression"
+            )
+        return Classes(name, ordered)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -152,8 +158,8 @@ class Classes:
         """
         found = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
-            if text.strip() in self.classes:
-                found[k] = self.classes.index(text.strip())
+            if (one := _class(text)) in self.classes:
+                found[k] = self.classes.index(one)
             elif text.strip().lower() not in MISSING:
                 raise ValueError(
                     f"{places[k]}: {self.name} is {text[:50]!r}; expected a class of the training "
@@ -196,12 +202,25 @@ class Classes:
         return scores
 
 
+def _class(text: str) -> str:
+    """The name of a class: 1.0 is the class 1."""
+    text = text.strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
+
+
 KINDS = {"regression": Numbers, "classification": Classes}
+
+
+_LISTS = ("elements", "atoms", "charges", "geometries")
 
 
 class Trained(NamedTuple):
     """Facts about the training molecules: elements, smallest and largest number of atoms, columns,
-    charges, and whether any has unusual bonds.
+    charges, whether any has unusual bonds, and the kinds of geometries (empty if not known).
     """
 
     elements: tuple[str, ...]
@@ -209,6 +228,7 @@ class Trained(NamedTuple):
     columns: tuple[Numbers | Classes, ...]
     charges: tuple[int, ...] = (0,)
     noted: bool = False
+    geometries: tuple[str, ...] = ()
 
     def outside(self, molecule: Structure) -> list[str]:
         """How a molecule differs from all training molecules."""
@@ -220,12 +240,15 @@ class Trained(NamedTuple):
         if molecule.charge not in self.charges:
             had = ", ".join(f"{charge:+d}" for charge in self.charges)
             reasons.append(f"its charge is {molecule.charge:+d}; training had {had}")
+        if self.geometries and molecule.geometry not in self.geometries:
+            had = " or ".join(self.geometries)
+            reasons.append(f"its geometry is {molecule.geometry}; training had {had}")
         return reasons if self.noted else [*reasons, *molecule.notes]
 
     def plain(self) -> dict[str, Any]:
         """Convert to plain values."""
         columns = [dataclasses.asdict(column) for column in self.columns]
-        lists = {name: list(getattr(self, name)) for name in ("elements", "atoms", "charges")}
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
         return {**lists, "columns": columns, "noted": self.noted}
 
     @staticmethod
@@ -247,7 +270,9 @@ class Trained(NamedTuple):
             # Runs of earlier versions did not record these.
             charges = tuple(int(charge) for charge in values.get("charges", (0,)))
             noted = bool(values.get("noted", False))
-            return Trained(elements, (int(least), int(most)), tuple(columns), charges, noted)
+            geometries = tuple(str(one) for one in values.get("geometries", ()))
+            atoms = (int(least), int(most))
+            return Trained(elements, atoms, tuple(columns), charges, noted, geometries)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"constants are {str(values)[:200]}; expected elements, atoms and columns"

@@ -102,6 +102,8 @@ class MolecularTask(Task):
         reasons = structures.outside(molecule)
         if molecule.geometry != "as given" and self.geometry == "dft":
             reasons.append(f"its geometry is by {molecule.geometry}, not QM9's, by B3LYP")
+        if molecule.geometry == "as given" and self.geometry != "dft":
+            reasons.append("its geometry is as given; training had MMFF94")
         return reasons
 
     @cached_property

@@ -1,5 +1,6 @@
 """Predicting properties of your own molecules with a trained network, as a table."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import compress
@@ -61,8 +62,10 @@ def predict(
     """
     if out is not None:
         _prediction_files.kind(out)
+        if any(os.path.isfile(s) and out.exists() and out.samefile(s) for s in sources):
+            raise ValueError(f"--out {out} is one of the files to read; expected another file")
     molecules, failures = _read(sources)
-    if not molecules:
+    if len(failures) == len(sources):
         raise ValueError(printable("; ".join(failures)))
     by_model: dict[str, list[Structure]] = {}
     for molecule in molecules:
@@ -103,18 +106,19 @@ def predict(
         units = {name: task.units.get(name, "") for name in task.columns}
         _prediction_files.write(out, molecules, rows, records, units)
     missing = [f"{m.name}: {'; '.join(one.outside)}" for m, one in each if one.values is None]
-    if problems := [*failures, *missing]:
+    if missing:
         kind = "molecules or files" if failures else "molecules"
         raise ValueError(
             printable(
-                f"{len(problems)} of {len(molecules) + len(failures)} {kind} cannot be used: "
-                f"{'; '.join(problems)}"
+                f"{len(missing)} of {len(molecules)} {kind} cannot be used: {'; '.join(missing)}"
             )
         )
 
 
 def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]:
-    """Read the molecules of all sources; also return the errors of sources that fail."""
+    """Read the molecules of all sources, with an entry that says why for each that fails; also
+    return the errors of these.
+    """
     entries: list[Structure | Refused | Smiles] = []
     failures = []
     for source in sources:
@@ -122,6 +126,7 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
             entries += structures.entries(source)
         except ValueError as error:
             failures.append(str(error))
+            entries.append(Refused(source, failures[-1]))
     waiting = sum(isinstance(entry, Smiles) for entry in entries)
     if waiting < structures.MANY:
         return list(structures.made(entries)), failures
@@ -146,7 +151,10 @@ def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[
         outside = task.outside(molecule)
         # Intervals are measured on molecules like those in training, and do not hold for others.
         widths = {} if outside else _widths(network, molecule)
-        yield _Found(outside, np.array(next(values)) if known_elements else None, widths)
+        value = np.array(next(values)) if known_elements else None
+        if value is not None and not np.isfinite(value).all():
+            value, outside = None, [*outside, "the network's prediction is not a finite number"]
+        yield _Found(outside, value, widths)
 
 
 def _atoms(molecule: Structure) -> int:
@@ -221,7 +229,7 @@ def _record(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str
         values = dict(zip(task.columns, found.values.tolist(), strict=True))
     return {
         "molecule": molecule.name,
-        "refused": None,
+        "refused": "; ".join(found.outside) if values is None else None,
         "formula": molecule.formula,
         "charge": molecule.charge,
         "geometry": molecule.geometry,

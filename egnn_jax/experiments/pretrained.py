@@ -56,10 +56,10 @@ class Pretrained:
     """
 
     network: nn.Module
-    params: Any
+    params: Any = dataclasses.field(repr=False)
     config: Config
-    card: Mapping[str, Any]
-    input: GraphsTuple | None = None
+    card: Mapping[str, Any] = dataclasses.field(repr=False)
+    input: GraphsTuple | None = dataclasses.field(default=None, repr=False)
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """Apply the network to a graph."""
@@ -142,7 +142,15 @@ class Pretrained:
 
 
 def find(source: Path | str) -> Path:
-    """The path of a file or folder, or of one of :data:`SHIPPED` by its name."""
+    """The path of a file or folder, or of one of :data:`SHIPPED` by its name.
+
+    Raises:
+      ValueError: the source is empty or not a path.
+    """
+    if not isinstance(source, str | Path) or not str(source):
+        raise ValueError(
+            f"the model is {source!r}; expected a path, or one of {', '.join(SHIPPED)}"
+        )
     return SHIPPED.get(str(source)) or expanded(source)
 
 

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data import property_table
-from egnn_jax.data._splits import drawn, files, shares
+from egnn_jax.data._splits import files, shares
 from egnn_jax.data.dataset import GraphDataset
-from egnn_jax.data.frames import find
 from egnn_jax.data.property_table import PropertyTable
 from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
@@ -77,6 +76,12 @@ class Table(Task):
     def elements(self) -> tuple[str, ...]:
         """The elements of the training molecules."""
         return self._trained.elements
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """What the metrics of classes are; the units of numbers are not known."""
+        kinds = {"classification": "share of wrong classes"}
+        return dict.fromkeys(self.targets, kinds[self.kind]) if self.kind in kinds else {}
 
     test_set = "the test molecules"
     alike = "molecules drawn like those of the validation split"
@@ -154,6 +159,8 @@ class Table(Task):
         pairs = {}
         for column, labels, out in every:
             known = np.isfinite(labels)
+            if not known.any():
+                continue
             both = (labels[known, None], out[known])
             pairs[column.name] = [column.predicted(v)[:, 0] for v in both]
         return plots.parity_and_errors({k: (t, p) for k, (t, p) in pairs.items()}, path)
@@ -236,24 +243,9 @@ class Table(Task):
         if not self.train or not self.targets:
             name, expected = ("targets", "names of columns") if self.train else ("train", "a file")
             raise ValueError(f"task.{name} is empty; expected {expected}")
-        own = [*self.targets, self.split] if self.split else self.targets
-        table = property_table.read(find(self.train), own)
-        if self.split:
-            words = np.char.lower(table.values[self.split])
-            rows = {name: np.flatnonzero(words == name) for name in SPLITS}
-            if empty := [name for name, found in rows.items() if not len(found)]:
-                raise ValueError(
-                    f"the column {self.split!r} of {self.train} has no {empty[0]!r}; expected "
-                    "train, valid and test, each at least once"
-                )
-        else:
-            rows = drawn(len(table), self.valid, self.test, self.split_seed)
-        found = {split: (table, np.asarray(own)) for split, own in rows.items()}
-        for split, source in (("valid", self.valid), ("test", self.test)):
-            if split not in found:
-                other = property_table.read(find(source), self.targets)
-                found[split] = other, np.arange(len(other))
-        return found
+        return property_table.splits(
+            self.train, self.valid, self.test, self.split, self.split_seed, self.targets
+        )
 
     @cached_property
     def _trained(self) -> Trained:
@@ -266,18 +258,25 @@ class Table(Task):
         columns = tuple(of(name, table.values[name][rows], places) for name in self.targets)
         charges = tuple(np.unique(table.charges[rows]).tolist())
         atoms = (int(sizes.min()), int(sizes.max()))
-        return Trained(elements, atoms, columns, charges, bool(table.noted[rows].any()))
+        noted, geometries = bool(table.noted[rows].any()), tuple(np.unique(table.geometry[rows]))
+        return Trained(elements, atoms, columns, charges, noted, tuple(map(str, geometries)))
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
         """The labels of each split (S, T), nan for unknown values."""
-        return {
+        found = {
             split: np.stack(
                 [c.labels(t.values[c.name][rows], t.places[rows]) for c in self._trained.columns],
                 axis=1,
             )
             for split, (t, rows) in self._tables.items()
         }
+        for split, labels in found.items():
+            if not np.isfinite(labels).any():
+                raise ValueError(
+                    f"no {split} molecule has a value of {', '.join(self.targets)}; expected some"
+                )
+        return found
 
     @cached_property
     def _samples(self) -> dict[str, GraphDataset]:

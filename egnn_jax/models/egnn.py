@@ -90,6 +90,10 @@ class EGNN(nn.Module):
             options = self._layer_options(width=graph.nodes.h.shape[-1])
             first = {"first": x} if moves and "cutoff" in options else {}
             graph = self.layer(**options, name=f"layer_{k}")(graph, **first)
+            if not hasattr(graph, "nodes"):
+                raise ValueError(
+                    f"the layer returns a {type(graph).__name__}; expected the graph with new nodes"
+                )
         if self.output_features is not None:
             h = Dense(self.output_features, name="embedding_out")(graph.nodes.h)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
@@ -102,7 +106,7 @@ class EGNN(nn.Module):
         if isinstance(layer, functools.partial):
             own -= layer.keywords.keys()
             layer = layer.func
-        if not dataclasses.is_dataclass(layer):
+        if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
             raise ValueError(
                 f"layer is {shown(layer)}; expected a class of flax modules, such as EGCL, or a "
                 "functools.partial of one"
