@@ -2,6 +2,8 @@
 
 import numpy as np
 
+SPLITS = ("train", "valid", "test")
+
 
 def shares(valid: str, test: str) -> tuple[float | None, float | None]:
     """The shares of the training samples for ``valid`` and ``test``; None for the name of a file.

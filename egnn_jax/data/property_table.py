@@ -11,11 +11,9 @@ import numpy as np
 
 from egnn_jax._files import expanded
 from egnn_jax.data import structures
-from egnn_jax.data._splits import drawn
+from egnn_jax.data._splits import SPLITS, drawn
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.frames import find
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

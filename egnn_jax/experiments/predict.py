@@ -149,11 +149,11 @@ def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[
     values = zip(*predicted.values(), strict=True)
     for molecule, known_elements in zip(molecules, taken, strict=True):
         outside = task.outside(molecule)
-        # Intervals are measured on molecules like those in training, and do not hold for others.
-        widths = {} if outside else _widths(network, molecule)
         value = np.array(next(values)) if known_elements else None
         if value is not None and not np.isfinite(value).all():
             value, outside = None, [*outside, "the network's prediction is not a finite number"]
+        # Intervals are measured on molecules like those in training, and do not hold for others.
+        widths = {} if outside else _widths(network, molecule)
         yield _Found(outside, value, widths)
 
 

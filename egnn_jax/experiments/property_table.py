@@ -80,8 +80,8 @@ class Table(Task):
     @property
     def units(self) -> Mapping[str, str]:
         """What the metrics of classes are; the units of numbers are not known."""
-        kinds = {"classification": "share of wrong classes"}
-        return dict.fromkeys(self.targets, kinds[self.kind]) if self.kind in kinds else {}
+        classes = self.targets if self.kind == "classification" else ()
+        return dict.fromkeys(classes, "share of wrong classes")
 
     test_set = "the test molecules"
     alike = "molecules drawn like those of the validation split"
@@ -250,8 +250,7 @@ class Table(Task):
     @cached_property
     def _trained(self) -> Trained:
         table, rows = self._tables["train"]
-        of_atom = np.repeat(np.arange(len(table)), table.n_atoms)
-        elements = _symbols(table.atomic_numbers[np.isin(of_atom, rows)])
+        elements = _symbols(np.concatenate(table.elements(rows)))
         of = KINDS[self.kind].of
         sizes = table.n_atoms[rows]
         places = table.places[rows]
