@@ -177,6 +177,8 @@ def test_numbers_and_classes():
     np.testing.assert_array_equal(
         classes.labels(np.array(["1e1", "09"]), np.array([*"ab"])), [1, 0]
     )
+    older = Classes("c", ("0", "1.0"))
+    np.testing.assert_array_equal(older.labels(np.array(["1.0", "0"]), np.array([*"ab"])), [1, 0])
     logits = np.log([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
     labels = np.array([0.0, 1.0, 1.0, np.nan])
     found = classes.scores(labels, logits)

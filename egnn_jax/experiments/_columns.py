@@ -158,8 +158,10 @@ class Classes:
         """
         found = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
-            if (one := _class(text)) in self.classes:
-                found[k] = self.classes.index(one)
+            # Runs of earlier versions have classes as they are written.
+            own = [one for one in (text.strip(), _class(text)) if one in self.classes]
+            if own:
+                found[k] = self.classes.index(own[0])
             elif text.strip().lower() not in MISSING:
                 raise ValueError(
                     f"{places[k]}: {self.name} is {text[:50]!r}; expected a class of the training "
