@@ -42,14 +42,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--freeze",
         action="append",
-        default=[],
         metavar="PATTERN",
         help="parameters that stay as they are, such as 'encoder/layer_[01]*'; may be repeated",
     )
     command.add_argument(
         "--init-skip",
         action="append",
-        default=[],
         metavar="PATTERN",
         help="parameters to reinitialize after --init, such as 'graph_dec/*'; may be repeated",
     )

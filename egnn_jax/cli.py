@@ -64,9 +64,9 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
         overrides = [*overrides, "--help"]
     config = configs.override(recipe, overrides, f"egnn train {path}", _OPTIONS)
     given = {"init": parsed.init, "freeze": parsed.freeze, "init_skip": parsed.init_skip}
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
     if parsed.init == "none":  # instead of the recipe's
-        changes |= {"init": None, "init_skip": ()}
+        changes = {"init_skip": ()} | changes | {"init": None}
     config = dataclasses.replace(config, **changes)
     _warn_of_other_files(recipe, config)
     folder = parsed.run or default_folder(path, configs.differences(recipe, config))

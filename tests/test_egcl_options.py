@@ -117,7 +117,8 @@ def test_an_activation_is_used():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "siluu"}, "activation is 'siluu'; expected a function of jax.nn"),
+        ({"activation": "siluu"}, "activation is 'siluu'; expected a function, or the name"),
+        ({"activation": None}, "activation is None; expected a function"),
         ({"aggregation": "median"}, "aggregation is 'median'; expected one of"),
         ({"aggregation": "max", "edge_block": 4}, "edge_block expects 'sum'"),
     ],

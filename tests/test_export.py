@@ -130,6 +130,9 @@ def test_a_call_applies_the_network_to_a_graph(place, no_data):
     narrow = egnn.complete_graph(x=graph.nodes.x, h=graph.nodes.h[:, :3])
     with pytest.raises(ValueError, match=r"nodes\.h of the graph is \(…, 3\); expected \(…, 15\)"):
         model(narrow)
+    flat = egnn.complete_graph(x=graph.nodes.x[:, :2], h=graph.nodes.h)
+    with pytest.raises(ValueError, match=r"nodes\.x of the graph is \(…, 2\); expected \(…, 3\)"):
+        model(flat)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +141,9 @@ def test_a_call_applies_the_network_to_a_graph(place, no_data):
         ([], "structures is empty"),
         ("watr", "'watr' is no SMILES, nor a file"),
         ([1], "structure 0 is 1; expected a SMILES, ASE's Atoms"),
+        (b"CCO", "structure 0 is b'CCO'; expected a SMILES"),
+        ({"positions": []}, "structure 0 is {'positions'"),
+        (egnn.complete_graph(x=np.eye(3)), "structure 0 is GraphsTuple"),
         (ase.Atoms("Si"), "expected of"),
         (ase.Atoms(), "at least one"),
         (ase.Atoms("H", cell=[3, 3, 3], pbc=True), "structure 0 is periodic"),

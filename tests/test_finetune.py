@@ -338,6 +338,12 @@ def test_the_command(place, tmp_path, monkeypatch, capsys):
     assert recorded["init_skip"] == ["graph_dec/*"]
     with pytest.raises(SystemExit, match="'decoder' matches no parameter"):
         cli.main(["train", "small.yaml", "--freeze", "decoder", "--run", "other"])
+    with pytest.raises(SystemExit, match=r"init_skip is .* expected no patterns"):
+        cli.main(["train", "small.yaml", "--init", "none", "--init-skip", "a", "--run", "other"])
+    with pytest.raises(SystemExit, match="init is ''; expected a file"):
+        cli.main(["train", "small.yaml", "--init", "", "--run", "other"])
+    with pytest.raises(SystemExit, match=r"there is no such file; expected .* qm9, qm9-smiles"):
+        cli.main(["train", "small.yaml", "--init", "qm10", "--run", "other"])
     cli.main(["evaluate", "run"])
 
 

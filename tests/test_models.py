@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.nn.heads import Autoencoder
+from egnn_jax.nn.heads import Autoencoder, L1NetReadout
 from tests import reference
 
 graphs = st.fixed_dictionaries(
@@ -212,12 +212,21 @@ class Array(nn.Module):
         (egnn.EGNN(layer="EGCL"), "layer is EGCL; expected a class of flax modules"),
         (egnn.EGNN(layer=lambda graph: graph), "layer is <function"),
         (egnn.EGNN(layer=egnn.EGCL(4)), "layer is EGCL"),
+        (egnn.EGNN(layer=egnn.EGNN), "layer is <class"),
+        (egnn.EGNN(features=None), "features is None; expected a whole number"),
+        (egnn.GNN(output_features=0), "output_features is 0"),
         (egnn.EGNN(layer=Array), "the layer returns a ndarray; expected the graph"),
         (egnn.PaiNN(epsilon="0.1"), "epsilon is 0.1; expected a finite number of at least 0"),
         (egnn.Cormorant(radius=0.0), "radius is 0.0; expected a finite number above 0"),
         (egnn.Cormorant(last_degree=-1), "last_degree is -1; expected at least 0"),
         (egnn.L1Net(radial_scale=0.0), "radial_scale is 0.0"),
-        (egnn.SchNet(cutoff=float("inf")), "cutoff is inf; expected a finite distance"),
+        (egnn.L1Net(further=(1,)), r"further is \(1,\); expected pairs"),
+        (egnn.L1Net(further=(4, -1)), r"further\[1\] is -1; expected at least 0"),
+        (egnn.Readout(None), "encoder is None; expected a flax module"),
+        (egnn.Readout(egnn.PaiNN), "encoder is <class"),
+        (L1NetReadout(None), "encoder is None; expected a flax module"),
+        (egnn.Readout(egnn.EGNN(), 2, mean=(1.0, 2.0, 3.0)), r"mean has shape \(3,\)"),
+        (egnn.SchNet(cutoff=float("inf")), "cutoff is inf; expected a finite number"),
         (Autoencoder(egnn.EGNN(), "z"), "embedding is 'z'"),
     ],
 )

@@ -168,7 +168,7 @@ def test_a_periodic_graph_batches_and_pads():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: egnn.radius_graph(np.eye(3), 0.0), "cutoff is 0.0; expected a finite distance"),
+        (lambda: egnn.radius_graph(np.eye(3), 0.0), "cutoff is 0.0; expected a finite number"),
         (lambda: egnn.radius_graph(np.eye(3), np.nan), "cutoff is nan"),
         (
             lambda: egnn.radius_graph(np.eye(3), 1.0, cell=np.eye(2)),

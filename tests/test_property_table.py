@@ -225,7 +225,8 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
      ({"targets": ()}, "task.targets is empty; expected names of columns"),
      ({"train": ""}, "task.train is empty; expected a file"),
      ({"train": "none.csv"}, "none.csv is not a file"),
-     ({"targets": ("words",)}, r"mine.csv, line \d+: words is 'w\d+'; expected a finite number"),
+     ({"targets": ("words",)}, r"mine.csv, line \d+: words is 'w\d+'; expected a number up to"),
+     ({"targets": ("large",)}, r"line \d+: large is '1e300'; expected a number up to 1e\+30"),
      ({"kind": "classification", "targets": ("same",)}, r"'same' has 1 classes \(1\)"),
      ({"targets": ("loss",)}, "task.targets has 'loss', the name of the metric"),
      ({"targets": ("logP", "logP")}, "expected each column once"),
@@ -245,6 +246,7 @@ def test_what_makes_no_sense_is_refused(options, message):
     write(
         words=[f"w{k}" for k in range(len(SMILES))],
         same=["1"] * len(SMILES),
+        large=["1e300"] * len(SMILES),
         set=["train", *rest],
         rare=[*rest[:one], "1", *rest[one:]],
     )

@@ -16,12 +16,12 @@ from jax.typing import ArrayLike
 from tqdm_loggable.auto import tqdm
 
 from egnn_jax._files import expanded
+from egnn_jax.data._splits import SPLITS
 from egnn_jax.data.cache import cached_arrays, default_folder
 
 DT = 1e-3
 BOX = 5.0
 SPEED = 0.5
-SPLITS = ("train", "valid", "test")
 
 
 @chex.dataclass(frozen=True)

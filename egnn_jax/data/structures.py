@@ -118,7 +118,7 @@ def _outside(molecule: Structure) -> Iterator[str]:
         for value in sorted({nearest.min(), nearest.max()}):
             if not NEAREST[0] <= value <= NEAREST[1]:
                 yield (
-                    f"an atom is {value:.2f} Å from its nearest; in QM9 it is {NEAREST[0]} to "
+                    f"an atom is {value:.3f} Å from its nearest; in QM9 it is {NEAREST[0]} to "
                     f"{NEAREST[1]} Å"
                 )
     if SMALLEST <= size < FEW:

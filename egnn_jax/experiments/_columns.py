@@ -13,6 +13,8 @@ from egnn_jax.experiments.molecules import COVERAGE, conformal
 
 MISSING = ("", "na", "nan", "n/a", "none", "null", "-", "?")
 """Texts that mark a missing value, in lower case."""
+LARGEST = 1e30
+"""The largest absolute value of a number, far enough from float32's limit for sums of errors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Numbers:
           places: for errors, the file and line, or the molecule, of each.
 
         Raises:
-          ValueError: a text is neither a finite number nor in :data:`MISSING`.
+          ValueError: a text is neither a number up to :data:`LARGEST` nor in :data:`MISSING`.
         """
         found = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
@@ -63,10 +65,11 @@ class Numbers:
                 found[k] = float(text)
             except ValueError:
                 found[k] = np.inf
-            if not np.isfinite(found[k]):
+            if not abs(found[k]) <= LARGEST:
                 raise ValueError(
-                    f"{places[k]}: {self.name} is {text[:50]!r}; expected a finite number, or "
-                    "nothing where it is not known (for words: --task.kind classification)"
+                    f"{places[k]}: {self.name} is {text[:50]!r}; expected a number up to "
+                    f"{LARGEST:g}, or nothing where it is not known (for words: --task.kind "
+                    "classification)"
                 )
         return (found - self.mean) / self.scale
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import flax.linen as nn
 
+from egnn_jax.data._splits import SPLITS
 from egnn_jax.experiments.config import Config
-from egnn_jax.experiments.task import SPLITS, Task
+from egnn_jax.experiments.task import Task
 
 
 def require_trainable(config: Config) -> None:

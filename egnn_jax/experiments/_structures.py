@@ -1,5 +1,6 @@
-"""Checks of structures whose properties are to be predicted."""
+"""Checks of structures and graphs that a trained network is applied to."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from egnn_jax._extras import require
 from egnn_jax.data.structures import Refused, read
 from egnn_jax.experiments._options import shown
 from egnn_jax.graph import _validation
+from egnn_jax.graph.graph import GraphsTuple
 
 
 def listed(structures: Any) -> list[Any]:
@@ -16,9 +18,10 @@ def listed(structures: Any) -> list[Any]:
     Raises:
       ValueError: there are none, one is not a structure, or text cannot be read.
     """
-    one = hasattr(structures, "positions") or not np.iterable(structures)
+    one = not np.iterable(structures) or isinstance(structures, str | bytes | Mapping)
+    one = one or hasattr(structures, "positions") or hasattr(structures, "nodes")
     several = []
-    for given in [structures] if one or isinstance(structures, str) else structures:
+    for given in [structures] if one else structures:
         several += read(given) if isinstance(given, str) else [given]
     if not several:
         raise ValueError("structures is empty; expected at least one")
@@ -70,3 +73,30 @@ def _numbers_of(symbols: Any, k: int) -> list[int]:
     if unknown := [s for s in symbols if not isinstance(s, str) or s not in atomic_numbers]:
         raise ValueError(f"structure {k} has the symbol {shown(unknown[0])}; expected an element")
     return [atomic_numbers[symbol] for symbol in symbols]
+
+
+def require_fitting(graph: Any, trained: GraphsTuple | None) -> None:
+    """Raise ValueError if a graph has other features, attributes or dimensions than one that the
+    network was trained on, or no velocities where that has some.
+    """
+    if trained is None:
+        return
+    if not hasattr(graph, "nodes"):
+        raise ValueError(
+            f"the graph is of type {type(graph).__name__}; expected a graph, as egnn.from_ase "
+            "makes it, or a call of predict, which takes molecules"
+        )
+    for part, name in (("nodes", "h"), ("nodes", "x"), ("edges", "a")):
+        wanted, given = (getattr(getattr(g, part), name, None) for g in (trained, graph))
+        expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))
+        if expected != found and (wanted is not None or part == "edges"):
+            raise ValueError(
+                f"{part}.{name} of the graph is {_of_shape(found)}; expected "
+                f"{_of_shape(expected)}, as in training"
+            )
+    if trained.nodes.v is not None and graph.nodes.v is None:
+        raise ValueError("nodes.v of the graph is None; expected velocities, as in training")
+
+
+def _of_shape(widths: tuple[int, ...] | None) -> str:
+    return "None" if widths is None else f"({', '.join(['…', *map(str, widths)])})"

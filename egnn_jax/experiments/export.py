@@ -69,11 +69,6 @@ def load_pretrained(path: Path | str, seed: int | None = None) -> Pretrained:
     path = pretrained.find(path)
     if path.is_dir():
         return _of_run(path, seed)
-    if not path.exists():
-        raise ValueError(
-            f"{path}: there is no such file; expected an exported file, the folder of a run, or "
-            f"one of {', '.join(pretrained.SHIPPED)}"
-        )
     if seed is not None:
         raise ValueError(f"seed is {seed} of {path}; expected none, since a file holds one network")
     return pretrained.read(path)

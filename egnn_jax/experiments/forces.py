@@ -14,12 +14,12 @@ import numpy as np
 
 from egnn_jax import losses
 from egnn_jax.data import frames, labelled, xtb
-from egnn_jax.data._splits import files, shares
+from egnn_jax.data._splits import SPLITS, files, shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Energy, Labels, Length
 from egnn_jax.data.labelled import Labelled
 from egnn_jax.experiments import force_errors
-from egnn_jax.experiments.task import SPLITS, Apply, Task, zeros_of
+from egnn_jax.experiments.task import Apply, Task, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, node_mask
 from egnn_jax.potentials.potential import Potential
 from egnn_jax.training.evaluation import Metrics

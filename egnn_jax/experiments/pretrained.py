@@ -15,7 +15,7 @@ from egnn_jax import _weights
 from egnn_jax._files import expanded
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import shown
-from egnn_jax.experiments._structures import listed, molecule
+from egnn_jax.experiments._structures import listed, molecule, require_fitting
 from egnn_jax.experiments.config import Config
 from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
@@ -49,10 +49,10 @@ class Pretrained:
       input: shapes and dtypes of a graph that the network was trained on, or None.
 
     Call: maps a graph, for example ``config.task.graph(batch, key)``, to the network's output;
-    compiled once for each shape.
+    compiled once for each shape. Whether its atoms are of ``card["elements"]`` is not checked.
 
     Raises:
-      ValueError: the network does not take the features or attributes of the graph.
+      ValueError: the graph has other features, attributes or dimensions than in training.
     """
 
     network: nn.Module
@@ -64,7 +64,7 @@ class Pretrained:
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """Apply the network to a graph."""
         require_usable_jax()
-        self._require_fitting(graph)
+        require_fitting(graph, self.input)
         return self._apply(self.params, graph)
 
     def predict(self, structures: Any) -> dict[str, np.ndarray]:
@@ -121,37 +121,24 @@ class Pretrained:
     def _apply(self) -> Any:
         return jax.jit(self.network.apply)
 
-    def _require_fitting(self, graph: GraphsTuple) -> None:
-        if self.input is None:
-            return
-        if not hasattr(graph, "nodes"):
-            raise ValueError(
-                f"the graph is of type {type(graph).__name__}; expected a graph, as egnn.from_ase "
-                "makes it, or a call of predict, which takes molecules"
-            )
-        for part, name in (("nodes", "h"), ("edges", "a")):
-            wanted, given = (getattr(getattr(g, part), name, None) for g in (self.input, graph))
-            expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))
-            if expected != found and (wanted is not None or part == "edges"):
-                raise ValueError(
-                    f"{part}.{name} of the graph is {_of_shape(found)}; expected "
-                    f"{_of_shape(expected)}, as in training"
-                )
-        if self.input.nodes.v is not None and graph.nodes.v is None:
-            raise ValueError("nodes.v of the graph is None; expected velocities, as in training")
-
 
 def find(source: Path | str) -> Path:
-    """The path of a file or folder, or of one of :data:`SHIPPED` by its name.
+    """The path of an existing file or folder, or of one of :data:`SHIPPED` by its name.
 
     Raises:
-      ValueError: the source is empty or not a path.
+      ValueError: the source is empty or not a path, or there is no such file.
     """
     if not isinstance(source, str | Path) or not str(source):
         raise ValueError(
             f"the model is {source!r}; expected a path, or one of {', '.join(SHIPPED)}"
         )
-    return SHIPPED.get(str(source)) or expanded(source)
+    path = SHIPPED.get(str(source)) or expanded(source)
+    if not path.exists():
+        raise ValueError(
+            f"{path}: there is no such file; expected an exported file, the folder of a run, or "
+            f"one of {', '.join(SHIPPED)}"
+        )
+    return path
 
 
 def write(path: Path, model: Pretrained) -> None:
@@ -288,7 +275,3 @@ def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsT
     except Exception as error:  # bad options and parameters can raise exceptions of any type
         raise ValueError(f"the network does not fit its parameters: {shown(str(error))}") from error
     return from_names(arrays, like)
-
-
-def _of_shape(widths: tuple[int, ...] | None) -> str:
-    return "None" if widths is None else f"({', '.join(['…', *map(str, widths)])})"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data import property_table
-from egnn_jax.data._splits import files, shares
+from egnn_jax.data._splits import SPLITS, files, shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.property_table import PropertyTable
 from egnn_jax.data.qm9_graphs import molecular_graphs
@@ -20,7 +20,7 @@ from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
 from egnn_jax.experiments._columns import KINDS, Trained
 from egnn_jax.experiments.molecules import COVERAGE
-from egnn_jax.experiments.task import SPLITS, Apply, Task, predictions, zeros_of
+from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.nn.heads import Readout
 from egnn_jax.training.evaluation import Metrics

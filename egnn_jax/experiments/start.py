@@ -59,7 +59,7 @@ class Start(Callback):
         recorded = before and before.get(_KEY)
         if params is not None:
             self._given = named(params)
-        elif config.init is not None and (recorded is None or find(config.init).exists()):
+        elif config.init is not None and (recorded is None or _exists(config.init)):
             self._given, model = weights_of(config.init)
             _warn_of_other_options(config, model)
         digest = recorded if self._given is None else _weights.digest(self._given)
@@ -113,6 +113,14 @@ def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None
                 f"{digest}); expected the same file, or another folder"
             )
     return {_DATA: found} if found else {}
+
+
+def _exists(source: str) -> bool:
+    try:
+        find(source)
+    except ValueError:
+        return False
+    return True
 
 
 def weights_of(source: Path | str) -> tuple[dict[str, Any], Mapping[str, Any]]:

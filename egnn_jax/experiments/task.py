@@ -21,8 +21,6 @@ from egnn_jax.training.step import Loss
 Apply = Callable[..., Any]
 """The type of ``network.apply``: (parameters, graph) to graph."""
 
-SPLITS = ("train", "valid", "test")
-
 
 class Task:
     """Base class of tasks, frozen dataclasses whose fields are the options in YAML.

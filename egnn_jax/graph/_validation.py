@@ -25,12 +25,6 @@ def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -
         raise ValueError(f"{name} is {value}; expected {least} to {most}")
 
 
-def require_cutoff(value: Any) -> None:
-    """Raise ValueError unless ``value`` is a finite distance above 0."""
-    if not _is_finite(value) or value <= 0:
-        raise ValueError(f"cutoff is {shown(value)}; expected a finite distance above 0")
-
-
 def require_positive_number(**values: Any) -> None:
     """Raise ValueError unless every value is a finite number above 0."""
     for name, value in values.items():

@@ -179,7 +179,7 @@ def radius_graph(
       ValueError: as in :func:`complete_graph`; or the cutoff is not a distance, the cell has no
         volume, or there would be more than 10⁸ edges.
     """
-    _validation.require_cutoff(cutoff)
+    _validation.require_positive_number(cutoff=cutoff)
     x, h, cell, periodic = _of_atoms(x, h, cell, periodic)
     x = _validation.host("x", x)
     points, lattice = _points(x, cell, periodic)

@@ -149,8 +149,9 @@ def _padding_graph(graph: GraphsTuple) -> Any:
     return has_nodes.shape[0] - 1 - jnp.argmax(has_nodes[::-1])
 
 
-def require_geometric(graph: GraphsTuple) -> None:
-    """Raise ValueError if a graph is not from this library, or its arrays are inconsistent.
+def require_geometric(graph: GraphsTuple, dimensions: int | None = None) -> None:
+    """Raise ValueError if a graph is not from this library, its arrays are inconsistent, or x has
+    another number of dimensions than one that is given.
 
     Checks shapes and dtypes only, since values may be traced.
     """
@@ -167,6 +168,8 @@ def require_geometric(graph: GraphsTuple) -> None:
             "egnn.graph_from_edges makes them"
         )
     require_arrays(graph)
+    if dimensions is not None and nodes.x.shape[-1] != dimensions:
+        raise ValueError(f"x has shape {nodes.x.shape}; expected (N, {dimensions})")
 
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:

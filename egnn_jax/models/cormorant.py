@@ -203,14 +203,12 @@ class Cormorant(nn.Module):
 
     def _degrees(self, graph: GraphsTuple) -> list[int]:
         """The highest degree of each level."""
-        require_geometric(graph)
+        require_geometric(graph, dimensions=3)
         require_positive(features=self.features, layers=self.layers, hidden=self.hidden)
         require_count("degree", self.degree, 0)
         require_count("last_degree", self.last_degree, 0)
         require_positive_number(radius=self.radius)
         require_option("parity", self.parity, Parity)
-        if graph.nodes.x.shape[-1] != 3:
-            raise ValueError(f"x has shape {graph.nodes.x.shape}; expected (N, 3)")
         degrees = [self.degree] * (self.layers - 1) + [self.last_degree]
         if self.update_coordinates and max(degrees) < 1:
             raise ValueError("no level has features of degree 1 to move x; expected one")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph._validation import require_count, require_cutoff
+from egnn_jax.graph._validation import require_count, require_positive_number
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.forces import move_along_forces
@@ -91,18 +91,16 @@ class DimeNetPP(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_geometric(graph)
+        require_geometric(graph, dimensions=3)
         for part in ("", "angular_", "basis_", "output_"):
             require_count(f"{part}features", getattr(self, f"{part}features"))
         require_positive(layers=self.layers, basis=self.basis, angular_basis=self.angular_basis)
-        require_cutoff(self.cutoff)
+        require_positive_number(cutoff=self.cutoff)
         if self.angular_basis > MAX_DEGREE + 1:
             raise ValueError(
                 f"angular_basis is {self.angular_basis}; expected 1 to {MAX_DEGREE + 1}"
             )
         x = graph.nodes.x
-        if x.shape[-1] != 3:
-            raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, x)))
         # Zero, since particles that nearly meet would otherwise be sent far away before training.

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_cutoff, require_not_negative, require_positive_number
+from egnn_jax.graph._validation import require_not_negative, require_positive_number
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
@@ -195,7 +195,8 @@ class EGCL(nn.Module):
 
     def _require_valid(self, graph: GraphsTuple) -> None:
         require_geometric(graph)
-        require_positive(features=self.features, edge_block=self.edge_block, basis=self.basis)
+        optional = {"edge_block": self.edge_block, "basis": self.basis}
+        require_positive(optional, features=self.features)
         require_option("velocity", self.velocity, Velocity)
         require_option("coordinate_aggregation", self.coordinate_aggregation, CoordinateAggregation)
         if not callable(self.aggregation):
@@ -221,7 +222,7 @@ class EGCL(nn.Module):
             if self.basis is not None:
                 raise ValueError(f"basis is {self.basis} without a cutoff; expected both")
             return
-        require_cutoff(self.cutoff)
+        require_positive_number(cutoff=self.cutoff)
         means = {"aggregation": self.aggregation}
         if self.update_coordinates:
             means["coordinate_aggregation"] = self.coordinate_aggregation

@@ -80,7 +80,8 @@ class EGNN(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
-        require_positive(features=self.features, layers=self.layers)
+        optional = {"output_features": self.output_features}
+        require_positive(optional, features=self.features, layers=self.layers)
         if self.embed:
             h = embed(graph.nodes.h, self.features)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
@@ -106,7 +107,8 @@ class EGNN(nn.Module):
         if isinstance(layer, functools.partial):
             own -= layer.keywords.keys()
             layer = layer.func
-        if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        modules = isinstance(layer, type) and issubclass(layer, nn.Module)
+        if not modules or issubclass(layer, EGNN):
             raise ValueError(
                 f"layer is {shown(layer)}; expected a class of flax modules, such as EGCL, or a "
                 "functools.partial of one"

@@ -40,7 +40,8 @@ class GNN(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
-        require_positive(features=self.features, layers=self.layers)
+        optional = {"output_features": self.output_features}
+        require_positive(optional, features=self.features, layers=self.layers)
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         if self.coordinates:
             h = (x if v is None else jnp.concatenate([x, v], axis=-1)).astype(compute_dtype(graph))

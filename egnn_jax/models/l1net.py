@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_cutoff, require_positive_number
+from egnn_jax.graph._validation import require_count, require_positive_number
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, graph_of_node, require_geometric
 from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
@@ -181,16 +181,17 @@ class L1Net(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_geometric(graph)
+        require_geometric(graph, dimensions=3)
         sizes = ("features", "vectors", "embedding", "hidden", "layers", "basis")
-        optional = ("output_features", "padded_nodes")
-        require_positive(**{name: getattr(self, name) for name in (*sizes, *optional)})
-        require_cutoff(self.cutoff)
-        scales = ("average_nodes", "softplus_scale", "radial_scale")
+        scales = ("cutoff", "average_nodes", "softplus_scale", "radial_scale")
+        optional = {"padded_nodes": self.padded_nodes, "output_features": self.output_features}
+        require_positive(optional, **{name: getattr(self, name) for name in sizes})
         require_positive_number(**{name: getattr(self, name) for name in scales})
         require_option("parity", self.parity, Parity)
-        if graph.nodes.x.shape[-1] != 3:
-            raise ValueError(f"x has shape {graph.nodes.x.shape}; expected (N, 3)")
+        if not isinstance(self.further, tuple) or len(self.further) % 2:
+            raise ValueError(f"further is {self.further}; expected pairs of scalars and vectors")
+        for k, size in enumerate(self.further):
+            require_count(f"further[{k}]", size, least=1 - k % 2)
         x, v, s = graph.nodes.x, graph.nodes.v, graph.nodes.h
         if jnp.issubdtype(s.dtype, jnp.integer):
             s = embed(s, self.embedding)
@@ -210,12 +211,11 @@ class L1Net(nn.Module):
                 value = 0.0 if name == "layer_0" else self.softplus_scale * LN2 / SHARPNESS
                 sent[0] = jnp.pad(s, ((0, 1), (0, 0)), constant_values=value)
                 sent[1] = jnp.pad(vectors, ((0, 1), (0, 0), (0, 0)))
-            given = [z / self.average_nodes**0.5 for z in sent]
-            return Convolution(n_s, n_v, n_v, *options, name=name)(pairs, rows, edges, *given)
+            sent = [z / self.average_nodes**0.5 for z in sent]
+            return Convolution(n_s, n_v, n_v, *options, name=name)(pairs, rows, edges, *sent)
 
-        widths = [(self.features, self.vectors)] * self.layers
-        widths += zip(self.further[::2], self.further[1::2], strict=True)
-        for k, (n_s, n_v) in enumerate(widths):
+        gated = zip(self.further[::2], self.further[1::2], strict=True)
+        for k, (n_s, n_v) in enumerate([(self.features, self.vectors)] * self.layers + [*gated]):
             sums, turned = convolve(n_s, n_v, f"layer_{k}")
             scalars, gates = jnp.split(sums, [n_s], axis=-1)
             ds = self.softplus_scale * softplus(scalars)
@@ -243,8 +243,7 @@ class L1Net(nn.Module):
             graph = graph._replace(senders=jnp.where(added, n_node, graph.senders))
         distance = safe_norm(r_ij, keepdims=True)
         b = bessel_basis(distance[:, 0], self.basis, self.cutoff)
-        # 0 at d = 0 and beyond the cutoff, as in the authors' code
-        b *= jnp.where(distance < self.cutoff, distance / (distance + 1e-8), 0)
+        b *= jnp.where(distance < self.cutoff, distance / (distance + 1e-8), 0)  # 0 at d = 0
         if graph.edges.a is not None:
             b = jnp.concatenate([b, cosine_cutoff(distance, self.cutoff) * graph.edges.a], axis=-1)
         u = -r_ij / jnp.where(distance > 0, distance, 1)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_cutoff, require_not_negative
+from egnn_jax.graph._validation import require_not_negative, require_positive_number
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
@@ -52,7 +52,7 @@ class PaiNN(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
-        require_cutoff(self.cutoff)
+        require_positive_number(cutoff=self.cutoff)
         require_not_negative(epsilon=self.epsilon)
         x, v = graph.nodes.x, graph.nodes.v
         r_ij = edge_vectors(graph, exchange(graph, x))

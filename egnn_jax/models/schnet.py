@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph._validation import require_positive_number
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
@@ -64,7 +64,7 @@ class SchNet(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
         require_positive(features=self.features, layers=self.layers, gaussians=self.gaussians)
-        require_cutoff(self.cutoff)
+        require_positive_number(cutoff=self.cutoff)
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, graph.nodes.x)))
 

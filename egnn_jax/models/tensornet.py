@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph._validation import require_cutoff
+from egnn_jax.graph._validation import require_positive_number
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
@@ -79,12 +79,10 @@ class TensorNet(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_geometric(graph)
+        require_geometric(graph, dimensions=3)
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
-        require_cutoff(self.cutoff)
+        require_positive_number(cutoff=self.cutoff)
         x = graph.nodes.x
-        if x.shape[-1] != 3:
-            raise ValueError(f"x has shape {x.shape}; expected (N, 3)")
         r_ij = edge_vectors(graph, exchange(graph, x))
         distance = safe_norm(r_ij, keepdims=True)
         h = embed(graph.nodes.h, self.features)

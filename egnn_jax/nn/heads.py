@@ -5,7 +5,9 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from egnn_jax.graph._validation import shown
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, mean_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
@@ -34,7 +36,8 @@ class Readout(nn.Module):
     Call: takes a graph; returns the encoder's output with predictions (G, T) in ``globals.y``.
 
     Raises:
-      ValueError: ``outputs`` is below 1.
+      ValueError: ``outputs`` is below 1, the encoder is not a flax module, or mean or scale has
+        another shape.
     """
 
     encoder: nn.Module
@@ -45,7 +48,7 @@ class Readout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = self.encoder(graph)
+        out = require_module(self.encoder)(graph)
         width = out.nodes.h.shape[-1]
         h = MLP(width, width, name="node_dec")(out.nodes.h)
         y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
@@ -66,7 +69,7 @@ class SumReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = self.encoder(graph)
+        out = require_module(self.encoder)(graph)
         of_nodes = Dense(self.outputs, False, nn.initializers.zeros, name="node_dec")(out.nodes.h)
         return with_predictions(out, sum_nodes(out, of_nodes), self.mean, self.scale)
 
@@ -85,7 +88,7 @@ class MeanReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = self.encoder(graph)
+        out = require_module(self.encoder)(graph)
         of_nodes = Dense(self.outputs, name="node_dec")(out.nodes.h)
         return with_predictions(out, mean_nodes(out, of_nodes), self.mean, self.scale)
 
@@ -105,7 +108,7 @@ class MaxReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = self.encoder(graph)
+        out = require_module(self.encoder)(graph)
         width = out.nodes.h.shape[-1]
         y = MLP(width, self.outputs, "relu", name="graph_dec")(max_nodes(out, out.nodes.h))
         return with_predictions(out, y, self.mean, self.scale)
@@ -132,7 +135,7 @@ class CormorantReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs, hidden=self.hidden, features=self.features)
-        out = self.encoder(graph)
+        out = require_module(self.encoder)(graph)
         h = MLP(self.hidden, self.features, "leaky_relu", name="node_dec")(out.nodes.h)
         mlp = MLP(self.hidden, self.outputs, "leaky_relu", name="graph_dec")
         return with_predictions(out, mlp(sum_nodes(out, h)), self.mean, self.scale)
@@ -180,6 +183,7 @@ def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
     """Copy a backbone, possibly in :class:`egnn_jax.MixedPrecision`, with the given number of
     output features, or with its own if None.
     """
+    encoder = require_module(encoder)
     if outputs is None:
         return encoder.clone()
     if isinstance(encoder, MixedPrecision):
@@ -193,13 +197,29 @@ def head_of(model: nn.Module) -> Any:
     return getattr(backbone, "head", Readout)
 
 
+def require_module(encoder: Any) -> nn.Module:
+    """Return a backbone, or raise ValueError if it is not a flax module."""
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"encoder is {shown(encoder)}; expected a flax module, such as EGNN()")
+    return encoder
+
+
 def with_predictions(
     out: GraphsTuple,
     y: jax.Array,
     mean: float | tuple[float, ...] = 0.0,
     scale: float | tuple[float, ...] = 1.0,
 ) -> GraphsTuple:
-    """Set ``globals.y`` of a graph to mean + scale · y, (G, T)."""
+    """Set ``globals.y`` of a graph to mean + scale · y, (G, T).
+
+    Raises:
+      ValueError: mean or scale is neither one number nor (T,).
+    """
+    for name, value in (("mean", mean), ("scale", scale)):
+        if np.shape(value) not in ((), y.shape[1:]):
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}; expected one number, or {y.shape[1:]}"
+            )
     if (mean, scale) != (0.0, 1.0):
         y = jnp.asarray(mean, y.dtype) + jnp.asarray(scale, y.dtype) * y
     kept = out.globals if isinstance(out.globals, Globals) else Globals()
@@ -249,7 +269,7 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(linear=self.embedding == "h")
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        out = self.encoder(graph)
+        out = require_module(self.encoder)(graph)
         z = self.embedded(out)
         logits = self.decode(z[graph.receivers], exchange(graph, z)[graph.senders])
         return out._replace(edges=out.edges.replace(a=logits))

@@ -1,6 +1,6 @@
 """Multilayer perceptrons with PyTorch's default initialization, and edge layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -40,11 +40,11 @@ small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "u
 """Xavier uniform with gain 0.001, so that φ_x hardly moves coordinates before training."""
 
 
-def require_positive(**sizes: int | None) -> None:
-    """Raise ValueError unless every size is None or an integer of at least 1."""
-    for name, size in sizes.items():
-        if size is not None:
-            require_count(name, size)
+def require_positive(optional: Mapping[str, Any] | None = None, **sizes: Any) -> None:
+    """Raise ValueError unless every size is an integer of at least 1; optional ones may be None."""
+    given = {name: size for name, size in (optional or {}).items() if size is not None}
+    for name, size in {**sizes, **given}.items():
+        require_count(name, size)
 
 
 def require_option(name: str, value: Any, options: Any) -> None:
@@ -99,15 +99,17 @@ def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Arr
     """Look up an activation by its name in ``jax.nn``; functions are returned unchanged.
 
     Raises:
-      ValueError: ``jax.nn`` has no such function.
+      ValueError: ``jax.nn`` has no such function, or it is not a function.
     """
-    if not isinstance(activation, str):
-        return activation
     if activation == "silu":
         return silu
-    if not callable(getattr(jax.nn, activation, None)):
-        raise ValueError(f"activation is {activation!r}; expected a function of jax.nn")
-    return getattr(jax.nn, activation)
+    if isinstance(activation, str) and callable(getattr(jax.nn, activation, None)):
+        return getattr(jax.nn, activation)
+    if isinstance(activation, str) or not callable(activation):
+        raise ValueError(
+            f"activation is {activation!r}; expected a function, or the name of one of jax.nn"
+        )
+    return activation
 
 
 class Dense(nn.Module):

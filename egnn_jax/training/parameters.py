@@ -65,8 +65,8 @@ def transfer(arrays: Mapping[str, Any], new: Any, skip: Sequence[str] = ()) -> A
     expected = {name: array for name, array in values.items() if name not in skipped}
     if problems := _misfits(given, expected):
         raise ValueError(
-            f"{_listed(problems)}; expected the parameters of the same network, or patterns "
-            "(init_skip) of those that are to stay new"
+            f"{_listed(problems)}; expected the parameters of the same network, patterns "
+            "(init_skip) of those that are to stay new, or no init"
         )
     values |= {name: _cast(array, values[name]) for name, array in given.items()}
     return jax.tree_util.tree_map_with_path(lambda path, _: values[_name(path)], new)
@@ -144,7 +144,7 @@ def _misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]
     ]
     problems += [
         f"{name} {_shape(array)} is left over"
-        for name, array in given.items()
+        for name, array in sorted(given.items())
         if name not in expected
     ]
     problems += [
