@@ -38,6 +38,8 @@ maximum_signature_line_length = 80
 python_display_short_literal_types = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wrap.css"]
 html_title = "egnn_jax"
 html_show_copyright = False
 
