@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 project = "egnn_jax"
 release = importlib.metadata.version("egnn-jax")
 
@@ -43,11 +45,27 @@ html_css_files = ["wrap.css"]
 html_title = "egnn_jax"
 html_show_copyright = False
 
+FORMULA = re.compile(r"(?<!\w)((?:[^\W\d_]|[rs]bf)['’]?)_(\{[^}]+\}|\w{1,3}|HOMO|LUMO)(?!\w)")
+"""A symbol with its index in running text, such as m_ij."""
+
 
 def setup(app: Any) -> None:
-    """Show of Flax modules what users give, not what Flax adds."""
+    """Show of Flax modules what users give, not what Flax adds, and indices of symbols lowered."""
+    app.connect("doctree-read", _lower_indices)
     app.connect("autodoc-process-signature", _without_flax)
     app.connect("autodoc-skip-member", _skip)
+
+
+def _lower_indices(_app, doctree):
+    for text in list(doctree.findall(nodes.Text)):
+        if type(text.parent) not in (nodes.paragraph, nodes.inline, nodes.emphasis):
+            continue  # code, names or headings
+        pieces = FORMULA.split(text)  # text, symbol, index, text, symbol, …
+        parts = [nodes.Text(pieces[0])]
+        for symbol, index, rest in zip(*(pieces[k::3] for k in (1, 2, 3)), strict=True):
+            parts += [nodes.Text(symbol), nodes.subscript("", index.strip("{}")), nodes.Text(rest)]
+        if len(parts) > 1:
+            text.parent.replace(text, parts)
 
 
 def _without_flax(_app, _what, _name, _obj, _options, signature, returns):
