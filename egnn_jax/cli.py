@@ -166,8 +166,10 @@ def default_folder(path: Path, changes: dict[str, Any]) -> Path:
 def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     _use_all_cores()
     from egnn_jax.experiments.run import first_seed, load, summary
+    from egnn_jax.experiments.start import require_same_files
 
     config, network, params = load(parsed.run)
+    require_same_files(config, parsed.run)
     found = summary(config, network, params)
     found |= config.task.details(network.apply, first_seed(config, params))
     print(json.dumps(found, indent=2, ensure_ascii=False))

@@ -23,12 +23,12 @@ from egnn_jax.graph.graph import (
 from egnn_jax.training.step import Loss
 
 
-def mean_absolute_error(network: nn.Module) -> Loss:
+def mean_absolute_error(network: nn.Module | Callable[..., Any]) -> Loss:
     """Mean absolute error Σ ``|ŷ − y|`` / (G T) over the targets (G, T) of real graphs, ``mae``."""
     return _regression(network, jnp.abs, "mae")
 
 
-def mean_squared_error(network: nn.Module) -> Loss:
+def mean_squared_error(network: nn.Module | Callable[..., Any]) -> Loss:
     """Mean squared error Σ (ŷ − y)² / (G T) over the targets (G, T) of real graphs, ``mse``."""
     return _regression(network, jnp.square, "mse")
 
@@ -101,11 +101,15 @@ def _require_labels(batch: GraphsTuple) -> None:
         )
 
 
-def _regression(network: nn.Module, penalty: Callable[[jax.Array], jax.Array], name: str) -> Loss:
+def _regression(
+    network: nn.Module | Callable[..., Any], penalty: Callable[[jax.Array], jax.Array], name: str
+) -> Loss:
+    apply = getattr(network, "apply", network)
+
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         _require_labels(batch)
         y: Any = batch.globals.y
-        out: Any = network.apply(params, batch)
+        out: Any = apply(params, batch)
         predicted = out.globals.y
         if y is None or jnp.shape(predicted) != jnp.shape(y):
             raise ValueError(

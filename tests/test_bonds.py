@@ -269,6 +269,16 @@ def test_a_network_on_bonds_trains_and_predicts_without_the_data(
     assert np.abs(network(graph).globals.y - network(other).globals.y)[:2].max() > 1e-4
 
 
+def test_nmp_takes_graphs_without_nodes():
+    def graph(nodes):
+        ends = egnn.complete_edges(nodes)
+        return egnn.graph_from_edges(*ends, x=np.zeros((nodes, 3)), h=np.ones((nodes, 3)))
+
+    model = egnn.NMP(features=8, layers=1)
+    params = model.init(jax.random.key(0), graph(4))
+    assert model.apply(params, graph(0)).nodes.h.shape == (0, 8)
+
+
 def test_readouts_are_those_of_the_models(data):
     for model, readout in (
         (egnn.NMP(), egnn.Set2SetReadout),

@@ -213,6 +213,15 @@ def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, mon
     with pytest.raises(ValueError, match=r"water.xyz@: is 1 structures; expected one"):
         simulate(f"{tmp_path / 'water.xyz'}@:", "", tmp_path / "none", Dynamics())
 
+    with pytest.raises(ValueError, match=r"water.xyz@x ends with 'x'; expected a number"):
+        simulate(f"{tmp_path / 'water.xyz'}@x", "", tmp_path / "none", Dynamics())
+    for name, values in (("momenta", np.full((3, 3), np.nan)), ("masses", np.zeros(3))):
+        bad = water.copy()
+        bad.set_array(name, values)
+        bad.write(tmp_path / "bad.extxyz")
+        with pytest.raises(ValueError, match=r"atom 0 of .*bad\.extxyz has the m(omentum|ass)"):
+            simulate(str(tmp_path / "bad.extxyz"), "", tmp_path / "none", Dynamics())
+
     def given(model):
         return egnn.ASECalculator(network.clone(scale=1e-3), params)
 

@@ -37,6 +37,40 @@ def single(nodes, edges, k, **fields):
     return egnn.complete_graph(x=nodes["x"][rows], h=nodes["h"][rows], a=a, **fields)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda s: s.with_targets(np.zeros((7, 1))), "y has 7 rows; expected 6, one for each"),
+        (lambda s: s.with_targets(np.zeros(6)), r"y has shape \(6,\); expected"),
+        (lambda s: s.with_targets([[np.nan]] * 6), "y is nan at row 0"),
+        (lambda s: s.split("0.5"), "a fraction is '0.5'; expected a number"),
+        (lambda s: egnn.GraphDataset(s[0]), "graphs is one graph; expected a list"),
+        (lambda s: egnn.ArrayDataset({"a": np.ones((4, 2))})[1], "rows is 1; expected a slice"),
+    ],
+)
+def test_misuse_is_refused(graphs, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(graphs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "h", "x", "message"),
+    [
+        ([2], [1, 200], 0.0, "nodes h holds 200; expected node types from 0 to 118"),
+        ([2], [1, 2], np.nan, "nodes x is not finite in row 0"),
+        ([], [], 0.0, "n_node is empty"),
+    ],
+)
+def test_flat_arrays_that_make_no_sense(sizes, h, x, message):
+    nodes = egnn.Nodes(h=np.array(h, np.int32), x=np.full((len(h), 3), x))
+    with pytest.raises(ValueError, match=message):
+        egnn.GraphDataset.from_arrays(np.array(sizes, int), nodes)
+
+
+def test_fractions_may_be_of_any_float_type(graphs):
+    assert [len(part) for part in graphs.split(np.float32(0.5))] == [3, 3]
+
+
 def of_kinds(sizes, **fields):
     """A data set whose nodes carry only their number, as h."""
     nodes = egnn.Nodes(h=np.arange(np.sum(sizes)), x=None)

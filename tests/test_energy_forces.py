@@ -56,6 +56,9 @@ def test_labels_where_ase_keeps_them():
         (lambda a: None, {"energy": "energy", "y": [1.0]}, "both y and energy"),
         (lambda a: a.set_chemical_symbols("Cu2NiAu"), {"energy": "energy"},
          "no energy of Au, Ni"),
+        (lambda a: a.set_pbc(False), {"stress": "stress"}, r"along \[\] .* cell of rank 3"),
+        (lambda a: (a.set_cell([0, 9, 9]), a.set_pbc([False, True, True])), {"stress": "stress"},
+         "and have a cell of rank 2"),
     ],
 )  # fmt: skip
 def test_labels_that_are_not_there(change, options, message):

@@ -135,8 +135,12 @@ def test_the_seeds_of_a_run_are_an_ensemble(four, copper):
     for model in (ensemble, apart):
         copper.calc = egnn.ASECalculator(model)
         np.testing.assert_allclose(copper.get_forces(), np.mean(singles, axis=0), atol=1e-5)
-    with pytest.raises(ValueError, match="is 1 potential; expected two or more"):
+    with pytest.raises(ValueError, match="hold 1 potentials; expected two or more"):
         egnn.Ensemble.load(files[0])
+    with pytest.raises(ValueError, match=r"two potentials of .* have the same parameters"):
+        egnn.Ensemble.load(four / "run", files[1])
+    with pytest.raises(ValueError, match="references has 'cu'; expected symbols of elements"):
+        egnn.ASECalculator(files[0], references={"cu": 1.0})
     with pytest.raises(ValueError, match="expected runs of the task forces"):
         egnn.Ensemble.load("qm9", "qm9-smiles")
     with pytest.raises(ValueError, match=r"seed is 1 of .*; expected none, since a file holds one"):

@@ -191,6 +191,33 @@ def test_callbacks_are_called_in_turn_and_may_stop():
     ]
 
 
+def test_a_callback_may_return_numpy_booleans():
+    class Stop(egnn.Callback):
+        def evaluated(self, progress):
+            return progress.metrics["loss"] < 1e9
+
+    assert len(fit(epochs=5, callbacks=[Stop()]).history) == 1
+
+
+def test_runs_in_float64_go_on(x64, tmp_path):
+    whole = fit(epochs=4)
+    half = fit(epochs=2, folder=tmp_path / "run")
+    assert fit(epochs=2, folder=tmp_path / "run").best_value == half.best_value
+    found = fit(epochs=4, folder=tmp_path / "run")
+    assert found.params["w"].dtype == np.float64
+    jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+    assert found.best_value == whole.best_value == whole.history[-1]["valid"]["loss"]
+
+
+def test_a_loader_needs_no_defaults(tmp_path):
+    class Own(Regression):
+        def batches(self, epoch, start, count, shards):
+            return super().batches(epoch, start, count, shards)
+
+    found = fit(train=Own(), valid=Own(), folder=tmp_path / "run")
+    assert found.best_value == fit().best_value
+
+
 def test_ended_is_called_where_training_fails():
     class Failing(Recorder):
         def stepped(self, progress):

@@ -222,6 +222,10 @@ class Array(nn.Module):
         (egnn.L1Net(radial_scale=0.0), "radial_scale is 0.0"),
         (egnn.L1Net(further=(1,)), r"further is \(1,\); expected pairs"),
         (egnn.L1Net(further=(4, -1)), r"further\[1\] is -1; expected at least 0"),
+        (egnn.EGNN(activation="one_hot"), "activation is 'one_hot'; expected a function"),
+        (egnn.EGNN(activation="glu"), "activation is 'glu'; expected a function"),
+        (egnn.MixedPrecision(egnn.EGNN(), "float16"), "compute_dtype is 'float16'; expected one"),
+        (egnn.MixedPrecision("egnn"), "model is egnn; expected a flax module"),
         (egnn.Readout(None), "encoder is None; expected a flax module"),
         (egnn.Readout(egnn.PaiNN), "encoder is <class"),
         (L1NetReadout(None), "encoder is None; expected a flax module"),
@@ -233,6 +237,30 @@ class Array(nn.Module):
 def test_nonsense_options_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         model.init(jax.random.key(0), egnn.complete_graph(x=np.eye(3), v=np.eye(3)))
+
+
+def test_statistics_of_a_head_may_be_arrays():
+    graph = egnn.complete_graph(x=np.eye(3))
+    options = {"mean": (1.0, 2.0), "scale": (0.5, 3.0)}
+    params, out = None, []
+    for kind in (tuple, np.asarray, jnp.asarray):
+        given = {name: kind(value) for name, value in options.items()}
+        model = egnn.Readout(egnn.EGNN(features=4, layers=1), outputs=2, **given)
+        params = params or model.init(jax.random.key(0), graph)
+        out.append(model.apply(params, graph).globals.y)
+    np.testing.assert_array_equal(out[0], out[1])
+    np.testing.assert_array_equal(out[0], out[2])
+
+
+def test_losses_take_a_network_or_its_apply():
+    graph = egnn.batch([egnn.complete_graph(x=np.eye(3), y=[1.0])], (4, 6, 2))
+    model = egnn.Readout(egnn.EGNN(features=4, layers=1))
+    params = model.init(jax.random.key(0), graph)
+    values = [
+        egnn.losses.mean_absolute_error(network)(params, graph, jax.random.key(0))[0]
+        for network in (model, model.apply)
+    ]
+    assert values[0] == values[1]
 
 
 def test_linear_needs_velocities():

@@ -205,6 +205,8 @@ def test_a_state_may_hold_random_keys_and_whole_numbers():
     ("arguments", "message"),
     [
         ((np.nan, 1.0), "timestep is nan; expected a finite number"),
+        (("0.1", 1.0), "timestep is '0.1'; expected a number"),
+        ((0.1, "a"), "masses has dtype"),
         ((0.1, 0.0), "masses are 0.0; expected a number above 0"),
         ((0.1, np.array([1.0, -1.0])), "expected a number above 0"),
         ((0.1, np.ones((2, 1))), r"or one a particle \(M,\)"),

@@ -201,6 +201,21 @@ def test_a_gradient_of_the_parameters_is_checked(x64):
         testing.assert_finite_gradients(model.apply, graph, model.init(jax.random.key(0), graph))
 
 
+def test_node_types_have_no_derivative():
+    graph = egnn.complete_graph(x=np.random.default_rng(0).normal(size=(4, 3)), h=[1, 6, 8, 1])
+    model = egnn.EGNN(features=4, layers=1)
+    params = model.init(jax.random.key(0), graph)
+    testing.assert_finite_gradients(lambda g: model.apply(params, g), graph)
+    testing.assert_finite_gradients(model.apply, graph, params)
+
+
+def test_padding_is_checked_of_rows_for_each_graph():
+    graph = testing.random_graph(padding=False)
+    for fn in (lambda g: g.nodes.x.sum(), lambda g: g.nodes.x):
+        with pytest.raises(ValueError, match="expected a graph, or arrays with a row for each"):
+            testing.assert_padding_invariant(fn, graph)
+
+
 def test_random_graphs_have_what_they_promise():
     graph = testing.random_graph(3, sizes=(5, 1, 7), n=4)
     np.testing.assert_array_equal(graph.n_node, [5, 1, 7, 3, 0])

@@ -8,7 +8,7 @@ import numpy as np
 
 from egnn_jax.data import storage
 from egnn_jax.data._packing import starts_of
-from egnn_jax.graph._validation import host
+from egnn_jax.graph._validation import features, float_dtype, host, points
 from egnn_jax.graph.batching import require_whole
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
 
@@ -58,6 +58,8 @@ def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
       ValueError: there are no graphs, or one (named in the message) has other fields, is padded or
         is not a graph.
     """
+    if isinstance(graphs, GraphsTuple):
+        raise ValueError("graphs is one graph; expected a list of graphs")
     expected, first = None, {}
     for k, graph in enumerate(graphs):
         if not isinstance(graph, GraphsTuple):
@@ -88,6 +90,14 @@ def _shapes(graph: GraphsTuple) -> dict[str, tuple[int, ...]]:
     }
 
 
+def matrix_of_targets(y: Any, rows: int) -> np.ndarray:
+    """Convert targets to an array (S, T) of finite numbers in the type of graphs; S is ``rows``."""
+    converted = points("y", y).astype(float_dtype(np.asarray(y)))
+    if len(converted) != rows:
+        raise ValueError(f"y has {len(converted)} rows; expected {rows}, one for each graph")
+    return converted
+
+
 def require_flat(
     n_node: np.ndarray,
     nodes: Any,
@@ -104,6 +114,8 @@ def require_flat(
     for name, count in counts.items():
         if count.ndim != 1 or count.dtype.kind not in "iu" or (len(count) and count.min() < 0):
             raise ValueError(f"{name} is {count!r}; expected whole numbers (S,), none below 0")
+    if not len(counts["n_node"]):
+        raise ValueError("n_node is empty; expected the sizes of at least one graph")
     total = int(counts["n_node"].sum(dtype=np.int64))
     expected = [("nodes", nodes, total), ("globals_", globals_, len(counts["n_node"]))]
     if edge_lists is None:
@@ -120,8 +132,21 @@ def require_flat(
                 raise ValueError(f"{part} is a {type(leaf).__name__}; expected an array of numbers")
             if len(leaf) != length:
                 raise ValueError(f"{part} has {len(leaf)} rows; expected {length}")
+    _require_values(nodes)
     if edge_lists is not None:
         _require_ends(counts["n_node"], counts["n_edge"], *edge_lists[1:])
+
+
+def _require_values(nodes: Any) -> None:
+    x, h = nodes.x, nodes.h
+    if x is None:
+        return
+    for first in range(0, len(x), 1_000_000):  # in blocks, to bound the memory
+        rows = slice(first, first + 1_000_000)
+        if len(bad := np.flatnonzero(~np.isfinite(x[rows]).all(axis=1))):
+            raise ValueError(f"nodes x is not finite in row {first + bad[0]}; expected numbers")
+        if h is not None and h.ndim == 1:
+            features("nodes h", h[rows], len(h[rows]))
 
 
 def _require_ends(

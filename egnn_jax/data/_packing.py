@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax.graph._validation import require_number
 from egnn_jax.graph.batching import Budget
 from egnn_jax.graph.build import complete_edges
 from egnn_jax.graph.graph import GraphsTuple
@@ -247,8 +248,9 @@ def parts_of(rows: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:
     Raises:
       ValueError: a fraction or their sum is not between 0 and 1, or a part would be empty.
     """
-    numbers = all(isinstance(fraction, float | int) for fraction in fractions)
-    if not (numbers and fractions and min(fractions) > 0 and sum(fractions) < 1):
+    for fraction in fractions:
+        require_number("a fraction", fraction)
+    if not (fractions and min(fractions) > 0 and sum(fractions) < 1):
         raise ValueError(f"fractions are {fractions}; expected numbers above 0, together below 1")
     parts = np.split(rows, np.round(np.cumsum(fractions) * len(rows)).astype(int))
     if min(map(len, parts)) == 0:

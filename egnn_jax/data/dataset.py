@@ -9,7 +9,7 @@ import numpy as np
 
 from egnn_jax._files import expanded
 from egnn_jax.data import _packing, storage
-from egnn_jax.data._flat import EdgeLists, alike, arrays_of, flat, require_flat
+from egnn_jax.data._flat import EdgeLists, alike, arrays_of, flat, matrix_of_targets, require_flat
 from egnn_jax.data.loader import DatasetLoader
 from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget
@@ -114,9 +114,10 @@ class GraphDataset:
         return np.asarray(self._globals.y[self._rows])
 
     def with_targets(self, y: np.ndarray) -> "GraphDataset":
-        """The same graphs with other targets (S, T)."""
+        """The same graphs with other targets (S, T), or ValueError if these are not finite."""
+        own = jax.tree.map(lambda a: a[self._rows], self._globals)
         other = self[:]
-        other._globals = jax.tree.map(lambda a: a[self._rows], self._globals).replace(y=y)
+        other._globals = own.replace(y=matrix_of_targets(y, len(self)))
         other._rows = np.arange(len(self))
         return other
 

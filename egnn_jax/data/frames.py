@@ -4,7 +4,7 @@ import dataclasses
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -38,7 +38,13 @@ class Labels:
     length_unit: Length = "Å"
 
     def __post_init__(self) -> None:
-        """Raise ValueError if both stress and virial are given."""
+        """Raise ValueError if a unit is unknown, or both stress and virial are given."""
+        for name, value, units in (
+            ("energy_unit", self.energy_unit, Energy),
+            ("length_unit", self.length_unit, Length),
+        ):
+            if value not in get_args(units):
+                raise ValueError(f"{name} is {value!r}; expected one of {get_args(units)}")
         if self.stress and self.virial:
             raise ValueError(
                 f"stress is {self.stress!r} and virial {self.virial!r}; expected one of them"
@@ -158,6 +164,8 @@ def _of_rmd17(path: Path) -> Iterator[Any]:
     from ase import Atoms, units
     from ase.calculators.singlepoint import SinglePointCalculator
 
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no .npz, which is a zip archive")
     try:
         with np.load(path, allow_pickle=False) as file:
             if missing := [name for name in _RMD17 if name not in file]:
@@ -165,6 +173,13 @@ def _of_rmd17(path: Path) -> Iterator[Any]:
             numbers, x, energies, forces = (file[name] for name in _RMD17)
     except zipfile.BadZipFile as error:
         raise ValueError(f"it is no .npz: {error}") from error
+    if numbers.ndim != 1 or not np.array_equal(numbers, np.round(numbers)):
+        raise ValueError(f"nuclear_charges are {numbers.tolist()}; expected atomic numbers (M,)")
+    if len({len(x), len(energies), len(forces)}) > 1:
+        raise ValueError(
+            f"coords, energies and forces have {len(x)}, {len(energies)} and {len(forces)} rows; "
+            "expected one number of structures"
+        )
     unit = units.kcal / units.mol
     for position, energy, force in zip(x, energies, forces, strict=True):
         atoms = Atoms(numbers=numbers, positions=position)

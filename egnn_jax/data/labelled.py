@@ -115,7 +115,7 @@ class Labelled:
             for row, number in np.argwhere((counts > 0) & ~known)[:1]:
                 raise ValueError(
                     f"{self.name(block * BLOCK + row)} has {_symbol(number)}; expected elements "
-                    f"that are trained on, {', '.join(references)}"
+                    f"that are trained on or have a free-atom energy, {', '.join(references)}"
                 )
         with np.errstate(over="ignore"):
             y = self.relative(references).astype(self.graphs[0].nodes.x.dtype)

@@ -211,6 +211,13 @@ class ArrayDataset:
         return self._size
 
     def __getitem__(self, rows: slice | np.ndarray) -> "ArrayDataset":
+        """The samples of these rows, a slice or an array of indices or booleans.
+
+        Raises:
+          ValueError: ``rows`` is one index.
+        """
+        if not isinstance(rows, slice) and np.ndim(rows) == 0:
+            raise ValueError(f"rows is {rows!r}; expected a slice or a list of rows")
         return ArrayDataset(jax.tree.map(lambda a: a[rows], self.arrays))
 
     def arrange(

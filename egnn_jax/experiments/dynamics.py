@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import re
 import time
 from itertools import islice
 from pathlib import Path
@@ -160,6 +161,8 @@ def _read(structure: str) -> Any:
     path = expanded(name)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected a structure that ASE reads")
+    if not re.fullmatch(r"[-+\d:]+", index):
+        raise ValueError(f"{structure} ends with {index!r}; expected a number, such as {name}@-1")
     try:
         if is_xyz(path):  # ASE stops at the first blank line
             place: Any = string2index(index)
@@ -173,6 +176,11 @@ def _read(structure: str) -> Any:
         raise ValueError(f"{structure} cannot be read: {reason}") from error
     if isinstance(atoms, list):
         raise ValueError(f"{structure} is {len(atoms)} structures; expected one, such as {name}@-1")
+    for what, values in (("momentum", atoms.get_momenta()), ("mass", atoms.get_masses())):
+        good = np.isfinite(values) if what == "momentum" else np.isfinite(values) & (values > 0)
+        if len(bad := np.argwhere(~good)):
+            k = bad[0][0]
+            raise ValueError(f"atom {k} of {structure} has the {what} {values[k]}")
     return atoms
 
 

@@ -82,6 +82,9 @@ class Forces(Task):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"task.{name} is {getattr(self, name)}; expected 0 or above")
         shares(self.valid, self.test)
+        weights = [self.energy_weight, self.forces_weight * bool(self.forces)]
+        if not any([*weights, self.stress_weight * self._has_stress]):
+            raise ValueError("all weights of the loss are 0; expected one above 0")
 
     @property
     def units(self) -> dict[str, str]:
@@ -236,11 +239,15 @@ class Forces(Task):
         for text in self.free_atoms:
             symbol, equals, energy = text.partition("=")
             try:
-                given[symbol] = float(energy)
+                value = float(energy)
             except ValueError:
-                equals = ""
-            if not equals:
-                raise ValueError(f"task.free_atoms has {text!r}; expected entries such as H=-13.57")
+                value = np.nan
+            if not (equals and np.isfinite(value)) or symbol in given:
+                raise ValueError(
+                    f"task.free_atoms has {text!r}; expected an entry such as H=-13.57 for each "
+                    "element"
+                )
+            given[symbol] = value
         return given
 
     @cached_property

@@ -6,6 +6,7 @@ from pathlib import Path
 from egnn_jax._files import make_folder, resolved
 from egnn_jax.experiments import plots, tables
 from egnn_jax.experiments.run import first_seed, load
+from egnn_jax.experiments.start import require_same_files
 from egnn_jax.training.checkpoint import RunFolder
 
 
@@ -16,8 +17,8 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
       The files written.
 
     Raises:
-      ValueError: a folder is not a run, is not complete or has no metrics, or the runs have
-        different tasks.
+      ValueError: a folder is not a run, is not complete or has no metrics, the runs have different
+        tasks, or a file that one was trained on has changed.
     """
     names = [resolved(run).name for run in runs]
     if len(set(names)) < len(names):
@@ -32,6 +33,8 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     histories = {name: run.history() for name, run in folders.items()}
     if empty := [run for name, run in folders.items() if not histories[name]]:
         raise ValueError(f"{empty[0].metrics_file} is missing or empty; expected a line or more")
+    for run, (config, _, _) in zip(runs, loaded.values(), strict=True):
+        require_same_files(config, run)
     make_folder(folder)
     metrics = {name: config.task.metric for name, (config, _, _) in loaded.items()}
     written = [plots.loss_curves(histories, metrics, folder / "loss.png")]

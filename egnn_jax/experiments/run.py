@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,13 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
             config = dataclasses.replace(
                 config, task=read_kept(constants, config.task.with_constants)
             )
-        return config, config.network(), run.restore("best")["params"]
+        params = run.restore("best")["params"]
+        if not run.result_file.exists():
+            warnings.warn(
+                f"{run.path}: its training is not complete; these are the best parameters so far",
+                stacklevel=2,
+            )
+        return config, config.network(), params
     finally:
         run.close()
 

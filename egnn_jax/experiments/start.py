@@ -100,7 +100,11 @@ class Start(Callback):
 
 
 def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The SHA-256 of the task's files; an existing run must have been trained on the same."""
+    """The SHA-256 of the task's files.
+
+    Raises:
+      ValueError: a run with the settings ``before`` was trained on other contents of a file.
+    """
     now = {}
     for name in config.task.files:
         with contextlib.suppress(ValueError):  # the file is gone, which is fine for a finished run
@@ -113,6 +117,13 @@ def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None
                 f"{digest}); expected the same file, or another folder"
             )
     return {_DATA: found} if found else {}
+
+
+def require_same_files(config: Config, folder: Path | str) -> None:
+    """Raise ValueError if files of the task have changed since a run was trained on them."""
+    run = RunFolder(folder)
+    if (run.path / "config.yaml").is_file():
+        _same_files(config, run, run.settings())
 
 
 def _exists(source: str) -> bool:

@@ -39,6 +39,12 @@ def require_not_negative(**values: Any) -> None:
             raise ValueError(f"{name} is {shown(value)}; expected a finite number of at least 0")
 
 
+def require_number(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a single real number, which may be infinite or NaN."""
+    if not _is_number(value):
+        raise ValueError(f"{name} is {shown(repr(value))}; expected a number")
+
+
 def _is_finite(value: Any) -> bool:
     """Whether a value is a single real number that is finite as a float."""
     try:

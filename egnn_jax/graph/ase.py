@@ -42,8 +42,8 @@ def from_ase(
 
     Raises:
       ValueError: ``atoms`` is not an ``Atoms``; the atoms are periodic and there is no cutoff; a
-        label is missing, not finite or of another shape; an element has no reference; or as in
-        :func:`egnn_jax.radius_graph`.
+        label is missing, not finite or of another shape; an element has no reference; atoms with
+        stress have no periodic cell with a volume; or as in :func:`egnn_jax.radius_graph`.
     """
     if not hasattr(atoms, "get_positions"):
         raise ValueError(f"atoms is of type {type(atoms).__name__}; expected ase.Atoms")
@@ -57,6 +57,11 @@ def from_ase(
         label = label_of(atoms, forces, (len(atoms), 3)).astype(dtype)
         graph = graph._replace(nodes=graph.nodes.replace(y=jnp.asarray(label, dtype)))
     if stress is not None:
+        if not (np.any(atoms.pbc) and atoms.cell.rank == 3):
+            raise ValueError(
+                f"atoms with stress are periodic along {np.flatnonzero(atoms.pbc).tolist()} and "
+                f"have a cell of rank {atoms.cell.rank}; expected a periodic cell with a volume"
+            )
         label = as_tensor(label_of(atoms, stress, (3, 3), (9,), (6,)))
         label = jnp.asarray(label, graph.nodes.x.dtype)
         graph = graph._replace(globals=graph.globals.replace(stress=label[None]))

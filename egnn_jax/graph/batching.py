@@ -52,8 +52,8 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     kinds = [[(leaf.shape[1:], leaf.dtype) for leaf in arrays] for arrays in leaves]
     if any(s != structures[0] or k != kinds[0] for s, k in zip(structures, kinds, strict=True)):
         raise ValueError(
-            "the graphs differ in what they carry (v, a, shift, y, cell or a width); expected all "
-            "alike"
+            "the graphs differ in what they carry (v, a, shift, y, cell, a width or a dtype); "
+            "expected all alike"
         )
     host = [jax.tree.unflatten(structures[0], arrays) for arrays in leaves]
     counts = [(int(g.n_node.sum()), int(g.n_edge.sum()), len(g.n_node)) for g in host]
@@ -65,6 +65,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     )
     if budget is not None:
         _validation.fits_budget(counts, budget)
+        budget = Budget(*budget)
         require_memory(f"a batch of {tuple(budget)}", _size(joined, budget))
         joined = padded(joined, Budget(*np.subtract(budget, np.sum(counts, axis=0)).tolist()))
     return jax.tree.map(jnp.asarray, joined)

@@ -151,9 +151,7 @@ def _padding_graph(graph: GraphsTuple) -> Any:
 
 def require_geometric(graph: GraphsTuple, dimensions: int | None = None) -> None:
     """Raise ValueError if a graph is not from this library, its arrays are inconsistent, or x has
-    another number of dimensions than one that is given.
-
-    Checks shapes and dtypes only, since values may be traced.
+    other ``dimensions``. Checks shapes and dtypes only, since values may be traced.
     """
     if not isinstance(graph, GraphsTuple):
         raise ValueError(

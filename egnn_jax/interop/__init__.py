@@ -115,6 +115,11 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
         because they are those of several seeds.
     """
     _names_of(model)
+    if not isinstance(params, Mapping) or not isinstance(params.get("params"), Mapping):
+        raise ValueError(
+            f"params is a {type(params).__name__} without 'params'; expected all variables of the "
+            "model, {'params': …}, as model.init gives them"
+        )
     arrays: Leaves = flatten_dict(dict(params))
     state = {
         entry.name: entry.of(np.asarray(value))

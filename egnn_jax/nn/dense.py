@@ -32,6 +32,8 @@ class Rooms(NamedTuple):
 
     def enter(self, values: jax.Array) -> jax.Array:
         """Convert node values (N, …) to (G, M, …), with 0 in empty places."""
+        if not values.shape[0]:
+            return jnp.zeros((*self.shape, *values.shape[1:]), values.dtype)
         taken = self.taken.reshape(-1, *(1,) * (values.ndim - 1))
         return jnp.where(taken, values[self.node], 0).reshape(*self.shape, *values.shape[1:])
 

@@ -220,7 +220,7 @@ def with_predictions(
             raise ValueError(
                 f"{name} has shape {np.shape(value)}; expected one number, or {y.shape[1:]}"
             )
-    if (mean, scale) != (0.0, 1.0):
+    if np.any(np.asarray(mean) != 0) or np.any(np.asarray(scale) != 1):
         y = jnp.asarray(mean, y.dtype) + jnp.asarray(scale, y.dtype) * y
     kept = out.globals if isinstance(out.globals, Globals) else Globals()
     return out._replace(globals=kept.replace(y=y))

@@ -99,17 +99,25 @@ def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Arr
     """Look up an activation by its name in ``jax.nn``; functions are returned unchanged.
 
     Raises:
-      ValueError: ``jax.nn`` has no such function, or it is not a function.
+      ValueError: ``jax.nn`` has no such function of one array, or it is not a function.
     """
     if activation == "silu":
         return silu
-    if isinstance(activation, str) and callable(getattr(jax.nn, activation, None)):
+    if isinstance(activation, str) and _keeps_shape(getattr(jax.nn, activation, None)):
         return getattr(jax.nn, activation)
     if isinstance(activation, str) or not callable(activation):
         raise ValueError(
             f"activation is {activation!r}; expected a function, or the name of one of jax.nn"
         )
     return activation
+
+
+def _keeps_shape(fn: Any) -> bool:
+    like = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    try:
+        return jax.eval_shape(fn, like).shape == like.shape
+    except TypeError:  # not a function, or not of one array
+        return False
 
 
 class Dense(nn.Module):

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import shown
 from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.nn.mlp import require_option
 
 ComputeDtype = Literal["float32", "bfloat16"]
 MatmulPrecision = Literal["default", "high", "highest"]
@@ -35,7 +37,7 @@ class MixedPrecision(nn.Module):
     Call: as for the model.
 
     Raises:
-      ValueError: nodes have no h.
+      ValueError: nodes have no h, ``model`` is not a flax module, or an option has another value.
     """
 
     model: nn.Module
@@ -49,9 +51,13 @@ class MixedPrecision(nn.Module):
 
     def setup(self) -> None:
         """Share the model's scope, so that parameters keep their names."""
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(f"model is {shown(self.model)}; expected a flax module")
         nn.share_scope(self, self.model)
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
+        require_option("compute_dtype", self.compute_dtype, ComputeDtype)
+        require_option("matmul_precision", self.matmul_precision, MatmulPrecision)
         with jax.default_matmul_precision(self.matmul_precision):
             if self.compute_dtype == "float32" or self.is_initializing():
                 return self.model(graph)

@@ -224,7 +224,11 @@ class ASECalculator(Calculator):
 
 
 def _energies(references: Mapping[str, float]) -> dict[str, float]:
+    from ase.data import atomic_numbers
+
     for symbol, value in references.items():
+        if symbol not in atomic_numbers:
+            raise ValueError(f"references has {symbol!r}; expected symbols of elements")
         if not (isinstance(value, int | float | np.number) and np.isfinite(value)):
             raise ValueError(f"references has {value!r} for {symbol!r}; expected an energy in eV")
     return {symbol: float(value) for symbol, value in references.items()}

@@ -1,6 +1,7 @@
 """Ensembles of potentials: their mean, and their spread as a measure of uncertainty."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ class Ensemble:
 
         Raises:
           ValueError: a file cannot be read or is not a potential, the networks or free-atom
-            energies differ, or there are fewer than two potentials.
+            energies differ, or there are fewer than two different potentials.
         """
         models = []
         for path in paths:
@@ -89,7 +90,8 @@ class Ensemble:
             models += [egnn_jax.load_pretrained(path, first.card["seed"] + k) for k in others]
         if len(models) < 2:
             raise ValueError(
-                f"{', '.join(map(str, paths))} is {len(models)} potential; expected two or more"
+                f"the runs and files ({', '.join(map(str, paths))}) hold {len(models)} potentials; "
+                "expected two or more"
             )
         networks = [model.network for model in models]
         if strange := [n for n in networks if not isinstance(n, Potential)]:
@@ -102,6 +104,12 @@ class Ensemble:
                     f"the potentials are {networks[0]} with free atoms {references[0]}, and "
                     f"{network} with {energies}; expected the same network and energies, trained "
                     "on the same structures"
+                )
+        for one, other in itertools.combinations([jax.device_get(m.params) for m in models], 2):
+            if jax.tree.all(jax.tree.map(np.array_equal, one, other)):
+                raise ValueError(
+                    f"two potentials of {', '.join(map(str, paths))} have the same parameters; "
+                    "expected those of different trainings"
                 )
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m.params for m in models))
         return cls(networks[0], params, references[0])

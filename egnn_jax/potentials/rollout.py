@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from egnn_jax.graph._validation import require_count
+from egnn_jax.graph._validation import host, require_count, require_number, require_real
 
 Step = Callable[[Any, Any], Any]
 """A function (params, state) -> state of any pytrees."""
@@ -130,9 +130,13 @@ def velocity_verlet(
       ValueError: the timestep is not finite, or masses are not above 0 or not (M,); in ``init``: x,
         v or the forces do not have shape (M, n).
     """
-    if not isinstance(timestep, Tracer) and not np.isfinite(timestep):
-        raise ValueError(f"timestep is {timestep}; expected a finite number")
-    masses = np.asarray(masses) if isinstance(masses, list | tuple) else masses
+    if not isinstance(timestep, Tracer):
+        require_number("timestep", timestep)
+        if not np.isfinite(timestep):
+            raise ValueError(f"timestep is {timestep}; expected a finite number")
+    if not isinstance(masses, Tracer):
+        masses = host("masses", masses) if np.iterable(masses) else masses
+        require_real("masses", np.asarray(masses).dtype)
     shape = jnp.shape(masses)
     if len(shape) > 1 or not (isinstance(masses, Tracer) or np.all(np.asarray(masses) > 0)):
         raise ValueError(f"masses are {masses}; expected a number above 0, or one a particle (M,)")

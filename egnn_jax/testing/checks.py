@@ -134,9 +134,18 @@ def assert_padding_invariant(
 
     Raises:
       AssertionError: an output changes; the message names the first one, its place and the error.
+      ValueError: the function returns neither a graph nor arrays with one row per graph.
     """
     rtol = _tolerance(graph, rtol)
     out = fn(graph)
+    if not isinstance(out, GraphsTuple):
+        rows = graph.n_node.shape[0]
+        for leaf in jax.tree.leaves(out):
+            if np.shape(leaf)[:1] != (rows,):
+                raise ValueError(
+                    f"the function returns an array {np.shape(leaf)}; expected a graph, or arrays "
+                    f"with a row for each of the {rows} graphs"
+                )
     padded = fn(pad_with_noise(graph, seed))
     if isinstance(padded, GraphsTuple):
         padded = GraphsTuple(*padded)  # the type of a batch without padding
@@ -173,18 +182,18 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
     Raises:
       AssertionError: a derivative is not finite; the message names it, its field and its place.
     """
-    edges = graph.edges.replace(steps=None)  # whole numbers have no derivative
-    inputs = {"nodes": graph.nodes, "edges": edges, "params": params}
+    given = {"nodes": graph.nodes, "edges": graph.edges, "params": params}
+    # Whole numbers, such as node types, have no derivative.
+    inputs = jax.tree.map(lambda a: a if _is_floating(a) else None, given)
     dtype = graph.nodes.x.dtype
 
     def energy(inputs: Any) -> jax.Array:
-        g = graph._replace(nodes=inputs["nodes"], edges=inputs["edges"])
-        out = fn(g) if params is None else fn(inputs["params"], g)
-        leaves = [
-            leaf
-            for leaf in jax.tree.leaves(out)
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        ]
+        whole = jax.tree.map(
+            lambda a, own: own if a is None else a, inputs, given, is_leaf=lambda a: a is None
+        )
+        g = graph._replace(nodes=whole["nodes"], edges=whole["edges"])
+        out = fn(g) if params is None else fn(whole["params"], g)
+        leaves = [leaf for leaf in jax.tree.leaves(out) if _is_floating(leaf)]
         return sum(
             (jnp.sum(jnp.sin(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)
         )
@@ -208,6 +217,10 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
                     f"{name} with respect to {field or 'the input'}"
                     f"{_compare.place(field, bad[0])} is {value[tuple(bad[0])]}"
                 )
+
+
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:

@@ -17,6 +17,7 @@ import numpy as np
 
 from egnn_jax._extras import require
 from egnn_jax._files import expanded
+from egnn_jax.graph._validation import require_number
 
 
 @dataclasses.dataclass
@@ -142,7 +143,8 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: float) -> None:
-        if not (isinstance(patience, float | int) and patience > 0):
+        require_number("patience", patience)
+        if not patience > 0:
             raise ValueError(f"patience is {patience!r}; expected a number of epochs above 0")
         self.patience = patience
 

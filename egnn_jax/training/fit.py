@@ -163,7 +163,7 @@ def _description(
     initial = digest_of_arrays(params).hex()
     if plan.seeds > 1:
         params = jax.tree.map(lambda a: a[0], params)
-    batch = jax.tree.map(lambda a: a[0, 0], plan.train.batches(0, 0, 1))
+    batch = jax.tree.map(lambda a: a[0, 0], plan.train.batches(0, 0, 1, 1))
     state = jax.eval_shape(optimizer.init, params)
     compiled = {
         "jax": _arithmetic(),
@@ -205,7 +205,8 @@ def _description(
 def digest_of_samples(loader: Loader) -> str:
     """SHA-256 digest of all samples of a loader."""
     digests = [
-        digest_of_arrays(loader.batches(None, k, 1)).hex() for k in range(loader.num_batches(None))
+        digest_of_arrays(loader.batches(None, k, 1, 1)).hex()
+        for k in range(loader.num_batches(None))
     ]
     rest = loader.remainder() if hasattr(loader, "remainder") else None
     return digest([*digests, digest_of_arrays(rest).hex()])

@@ -282,7 +282,7 @@ class Training:
         """Call this method of every callback that has it; return whether one returned True."""
         methods = [getattr(callback, method, None) for callback in self.callbacks]
         returned = [method(self.progress) for method in methods if method is not None]
-        return any(value is True for value in returned)
+        return any(isinstance(value, bool | np.bool_) and bool(value) for value in returned)
 
     def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
         """Raise ValueError if the loss or the metrics return something unexpected."""

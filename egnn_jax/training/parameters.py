@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from egnn_jax.training._validation import require_optimizer
+
 _MAX_LISTED = 2_000
 
 
@@ -93,9 +95,12 @@ def freeze(
         path in the tree joined by "/", without flax's "params": ``encoder/layer_0/phi_e/kernel``.
 
     Raises:
-      ValueError: a pattern matches no parameter, or all parameters are frozen; raised once the
-        optimizer is given the parameters.
+      ValueError: an argument is of another kind, a pattern matches no parameter, or all parameters
+        are frozen; the last two are raised once the optimizer is given the parameters.
     """
+    require_optimizer(optimizer)
+    if not isinstance(patterns, str | Sequence):
+        raise ValueError(f"patterns are {patterns!r}; expected a pattern, or a list of them")
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
     def labels(params: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from egnn_jax.data.loader import DatasetLoader, Loader, require_loader
-from egnn_jax.graph._validation import require_count
+from egnn_jax.graph._validation import require_count, require_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Plan:
             require_loader("valid", self.valid)
         for name in ("epochs", "seeds", "micro_batches", "eval_every", "chunk_steps"):
             require_count(name, getattr(self, name))
+        require_number("checkpoint_seconds", self.checkpoint_seconds)
+        require_number("ema_decay", self.ema_decay)
         if not self.checkpoint_seconds >= 0:
             raise ValueError(
                 f"checkpoint_seconds is {self.checkpoint_seconds}; expected 0 or more seconds"

@@ -56,13 +56,14 @@ def init_best(state: State) -> Best:
     """The initial :class:`Best`, with an infinite value."""
     return Best(
         params=jax.tree.map(jnp.copy, state.evaluated),
-        value=jnp.full(state.step.shape, jnp.inf, jnp.float32),
+        value=jnp.full(state.step.shape, jnp.inf, jnp.result_type(float)),
         epoch=jnp.zeros_like(state.step),
     )
 
 
 def keep_best(best: Best, state: State, value: jax.Array, epoch: jax.Array) -> Best:
     """Replace ``best`` by the parameters of the state if ``value`` is smaller."""
+    value = value.astype(best.value.dtype)
     better = value < best.value
 
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:
