@@ -221,7 +221,7 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"targets": ("logS",)}, "has no 'logS', or several; expected one of SMILES, logP"),
+    [({"targets": ("logS",)}, "has no 'logS', or several; expected one of SMILES, large, logP"),
      ({"targets": ()}, "task.targets is empty; expected names of columns"),
      ({"train": ""}, "task.train is empty; expected a file"),
      ({"train": "none.csv"}, "none.csv is not a file"),

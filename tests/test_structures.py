@@ -109,7 +109,7 @@ def test_coordinates_in_another_unit_are_outside(tmp_path):
     (tmp_path / "bohr.xyz").write_text(
         "3\n\nO 0 0 0.2219\nH 0 1.4309 -0.8874\nH 0 -1.4309 -0.8874\n"
     )
-    assert "an atom is 1.81 Å from its nearest" in outside(read(str(tmp_path / "bohr.xyz"))[0])[0]
+    assert "an atom is 1.811 Å from its nearest" in outside(read(str(tmp_path / "bohr.xyz"))[0])[0]
 
 
 @pytest.mark.parametrize(

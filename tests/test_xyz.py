@@ -252,7 +252,7 @@ def test_molecules_of_a_thousand_atoms_are_read_and_are_outside(tmp_path):
     assert "from its nearest" not in "".join(outside(molecule))
     positions = np.arange(100_000)[:, None] * np.array([0, 0, 2.0])
     large = Structure("made by hand", ["C"] * 100_000, positions)
-    assert "an atom is 2.00 Å from its nearest; in QM9 it is 0.9 to 1.6 Å" in outside(large)
+    assert "an atom is 2.000 Å from its nearest; in QM9 it is 0.9 to 1.6 Å" in outside(large)
 
 
 def test_frames_of_trainings_are_all_read(tmp_path):
