@@ -48,6 +48,9 @@ html_show_copyright = False
 FORMULA = re.compile(r"(?<!\w)((?:[^\W\d_]|[rs]bf)['’]?)_(\{[^}]+\}|\w{1,3}|HOMO|LUMO)(?!\w)")
 """A symbol with its index in running text, such as m_ij."""
 
+ARRAY_LIKE = re.compile(r"[~\w.]*Array \| [~\w.]*ndarray(?: \| [~\w.]+)*? \| complex")
+"""What JAX's ArrayLike stands for."""
+
 
 def setup(app: Any) -> None:
     """Show of Flax modules what users give, not what Flax adds, and indices of symbols lowered."""
@@ -72,10 +75,11 @@ def _without_flax(_app, _what, _name, _obj, _options, signature, returns):
     if signature:
         # The fields that Flax adds come last.
         signature = re.sub(r",? parent: .*<flax\.linen\.module\._Sentinel .*$", ")", signature)
+        signature = ARRAY_LIKE.sub("ArrayLike", signature)
         # A default such as <class 'package.Name'> is no Python, and could not be laid out.
         signature = re.sub(r"<\w+ '?[\w.]*?(\w+)'?( at \w+)?>", r"\1", signature)
     return signature, returns
 
 
-def _skip(_app, _what, _name, obj, skip, _options):
-    return skip or inspect.isclass(obj)
+def _skip(_app, _what, name, obj, skip, _options):
+    return skip or inspect.isclass(obj) or name == "setup"  # of Flax modules
