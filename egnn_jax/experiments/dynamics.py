@@ -176,8 +176,11 @@ def _read(structure: str) -> Any:
         raise ValueError(f"{structure} cannot be read: {reason}") from error
     if isinstance(atoms, list):
         raise ValueError(f"{structure} is {len(atoms)} structures; expected one, such as {name}@-1")
-    for what, values in (("momentum", atoms.get_momenta()), ("mass", atoms.get_masses())):
-        good = np.isfinite(values) if what == "momentum" else np.isfinite(values) & (values > 0)
+    momenta, masses = atoms.get_momenta(), atoms.get_masses()
+    for what, values, good in (
+        ("momentum", momenta, np.isfinite(momenta)),
+        ("mass", masses, np.isfinite(masses) & (masses > 0)),
+    ):
         if len(bad := np.argwhere(~good)):
             k = bad[0][0]
             raise ValueError(f"atom {k} of {structure} has the {what} {values[k]}")

@@ -82,8 +82,7 @@ class Forces(Task):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"task.{name} is {getattr(self, name)}; expected 0 or above")
         shares(self.valid, self.test)
-        weights = [self.energy_weight, self.forces_weight * bool(self.forces)]
-        if not any([*weights, self.stress_weight * self._has_stress]):
+        if not any(self._weights.values()):
             raise ValueError("all weights of the loss are 0; expected one above 0")
 
     @property
@@ -140,10 +139,7 @@ class Forces(Task):
     def loss(self, apply: Apply) -> Loss:
         """Weighted mean squared errors, see :func:`egnn_jax.losses.energy_forces`."""
         return losses.energy_forces(
-            lambda params, batch: apply(params, self.graph(batch)),
-            energy=self.energy_weight,
-            forces=self.forces_weight if self.forces else 0.0,
-            stress=self.stress_weight if self._has_stress else 0.0,
+            lambda params, batch: apply(params, self.graph(batch)), **self._weights
         )
 
     def metrics(self, apply: Apply) -> Metrics:
@@ -220,6 +216,15 @@ class Forces(Task):
         task = dataclasses.replace(self)
         vars(task)["_statistics"] = found
         return task
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        """The weights of the loss, 0 without such labels."""
+        return {
+            "energy": self.energy_weight,
+            "forces": self.forces_weight if self.forces else 0.0,
+            "stress": self.stress_weight if self._has_stress else 0.0,
+        }
 
     @property
     def _has_stress(self) -> bool:

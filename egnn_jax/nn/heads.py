@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph._validation import shown
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, mean_nodes, sum_nodes
-from egnn_jax.nn.mlp import MLP, Dense, require_option, require_positive
+from egnn_jax.nn.mlp import MLP, Dense, require_module, require_option, require_positive
 from egnn_jax.nn.precision import MixedPrecision
 
 Embedded = Literal["x", "h"]
@@ -48,7 +47,7 @@ class Readout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = require_module(self.encoder)(graph)
+        out = require_module("encoder", self.encoder)(graph)
         width = out.nodes.h.shape[-1]
         h = MLP(width, width, name="node_dec")(out.nodes.h)
         y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
@@ -69,7 +68,7 @@ class SumReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = require_module(self.encoder)(graph)
+        out = require_module("encoder", self.encoder)(graph)
         of_nodes = Dense(self.outputs, False, nn.initializers.zeros, name="node_dec")(out.nodes.h)
         return with_predictions(out, sum_nodes(out, of_nodes), self.mean, self.scale)
 
@@ -88,7 +87,7 @@ class MeanReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = require_module(self.encoder)(graph)
+        out = require_module("encoder", self.encoder)(graph)
         of_nodes = Dense(self.outputs, name="node_dec")(out.nodes.h)
         return with_predictions(out, mean_nodes(out, of_nodes), self.mean, self.scale)
 
@@ -108,7 +107,7 @@ class MaxReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
-        out = require_module(self.encoder)(graph)
+        out = require_module("encoder", self.encoder)(graph)
         width = out.nodes.h.shape[-1]
         y = MLP(width, self.outputs, "relu", name="graph_dec")(max_nodes(out, out.nodes.h))
         return with_predictions(out, y, self.mean, self.scale)
@@ -135,7 +134,7 @@ class CormorantReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs, hidden=self.hidden, features=self.features)
-        out = require_module(self.encoder)(graph)
+        out = require_module("encoder", self.encoder)(graph)
         h = MLP(self.hidden, self.features, "leaky_relu", name="node_dec")(out.nodes.h)
         mlp = MLP(self.hidden, self.outputs, "leaky_relu", name="graph_dec")
         return with_predictions(out, mlp(sum_nodes(out, h)), self.mean, self.scale)
@@ -183,7 +182,7 @@ def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
     """Copy a backbone, possibly in :class:`egnn_jax.MixedPrecision`, with the given number of
     output features, or with its own if None.
     """
-    encoder = require_module(encoder)
+    encoder = require_module("encoder", encoder)
     if outputs is None:
         return encoder.clone()
     if isinstance(encoder, MixedPrecision):
@@ -195,13 +194,6 @@ def head_of(model: nn.Module) -> Any:
     """The default head of a backbone: its attribute ``head``, or :class:`Readout`."""
     backbone = model.model if isinstance(model, MixedPrecision) else model
     return getattr(backbone, "head", Readout)
-
-
-def require_module(encoder: Any) -> nn.Module:
-    """Return a backbone, or raise ValueError if it is not a flax module."""
-    if not isinstance(encoder, nn.Module):
-        raise ValueError(f"encoder is {shown(encoder)}; expected a flax module, such as EGNN()")
-    return encoder
 
 
 def with_predictions(
@@ -269,7 +261,7 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(linear=self.embedding == "h")
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        out = require_module(self.encoder)(graph)
+        out = require_module("encoder", self.encoder)(graph)
         z = self.embedded(out)
         logits = self.decode(z[graph.receivers], exchange(graph, z)[graph.senders])
         return out._replace(edges=out.edges.replace(a=logits))

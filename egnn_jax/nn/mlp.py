@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import NUM_KINDS, require_count
+from egnn_jax.graph._validation import NUM_KINDS, require_count, shown
 from egnn_jax.graph.exchange import exchange, vary
 from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
 
@@ -51,6 +51,13 @@ def require_option(name: str, value: Any, options: Any) -> None:
     """Raise ValueError unless ``value`` is one of the values of a ``Literal``."""
     if value not in get_args(options):
         raise ValueError(f"{name} is {value!r}; expected one of {get_args(options)}")
+
+
+def require_module(name: str, value: Any) -> nn.Module:
+    """Return ``value``, or raise ValueError if it is not a flax module."""
+    if not isinstance(value, nn.Module):
+        raise ValueError(f"{name} is {shown(value)}; expected a flax module, such as EGNN()")
+    return value
 
 
 def torch_bias(fan_in: int) -> Initializer:

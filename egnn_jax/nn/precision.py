@@ -6,9 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import shown
 from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.nn.mlp import require_option
+from egnn_jax.nn.mlp import require_module, require_option
 
 ComputeDtype = Literal["float32", "bfloat16"]
 MatmulPrecision = Literal["default", "high", "highest"]
@@ -51,8 +50,7 @@ class MixedPrecision(nn.Module):
 
     def setup(self) -> None:
         """Share the model's scope, so that parameters keep their names."""
-        if not isinstance(self.model, nn.Module):
-            raise ValueError(f"model is {shown(self.model)}; expected a flax module")
+        require_module("model", self.model)
         nn.share_scope(self, self.model)
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.graph import GraphsTuple, graph_of_node, softmax_nodes, sum_nodes
-from egnn_jax.nn.heads import require_module, with_predictions
-from egnn_jax.nn.mlp import Dense, glorot_bias, require_positive
+from egnn_jax.nn.heads import with_predictions
+from egnn_jax.nn.mlp import Dense, glorot_bias, require_module, require_positive
 
 
 class Set2Set(nn.Module):
@@ -69,7 +69,10 @@ class Set2SetReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs, steps=self.steps, hidden=self.hidden)
-        out, glorot = require_module(self.encoder)(graph), nn.initializers.glorot_uniform()
+        out, glorot = (
+            require_module("encoder", self.encoder)(graph),
+            nn.initializers.glorot_uniform(),
+        )
         s = out.nodes.h
         if jnp.issubdtype(graph.nodes.h.dtype, jnp.floating):
             s = jnp.concatenate([s, graph.nodes.h], axis=-1)
