@@ -256,13 +256,13 @@ def test_a_network_on_bonds_trains_and_predicts_without_the_data(
     atoms = [slice(ends[k] - data.n_atoms[k], ends[k]) for k in rows]
     structures = [ase.Atoms(data.atomic_numbers[own], data.positions[own]) for own in atoms]
     alone = egnn.load_pretrained(tmp_path / "one.safetensors")
-    predicted = alone.predict(structures)
+    predicted = alone(structures)
     for k, name in enumerate(task.targets):
         np.testing.assert_allclose(predicted[name], expected[:, k], rtol=1e-4)
     broken = structures[1].copy()
     del broken[-1]  # a hydrogen
     with pytest.raises(ValueError, match=r"molecule 2 of 2: its bonds cannot be derived"):
-        alone.predict([structures[0], broken])
+        alone([structures[0], broken])
     # The kind of a bond matters.
     graph = task.graph(task.samples("test").pack(np.arange(2)))
     other = graph._replace(edges=graph.edges.replace(a=graph.edges.a[:, ::-1]))

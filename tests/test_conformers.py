@@ -72,11 +72,11 @@ def test_qm9_in_mmff94_geometries(tmp_path, monkeypatch):
 
 def test_text_is_read_as_by_the_command():
     model = egnn.load_pretrained("qm9-smiles")
-    found = model.predict(["CCO", "C"])["homo"]
-    expected = model.predict([structures.read(text)[0] for text in ("CCO", "C")])["homo"]
+    found = model(["CCO", "C"])["homo"]
+    expected = model([structures.read(text)[0] for text in ("CCO", "C")])["homo"]
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match=r"structure 0, CCO\.CCO: .* 2 molecules"):
-        model.predict("CCO.CCO")
+        model("CCO.CCO")
 
 
 @pytest.mark.slow
@@ -96,9 +96,9 @@ def test_trained_on_all_conformers_and_averaged_over_them(tmp_path):
          zip(np.cumsum(made.n_atoms)[::2], made.n_atoms[::2], strict=True)]
     ))  # fmt: skip
     molecule = structures.from_smiles("CO", "", 2)
-    means = shipped.predict(molecule)
+    means = shipped(molecule)
     each = [
-        shipped.predict(dataclasses.replace(molecule, positions=x, conformers=None))
+        shipped(dataclasses.replace(molecule, positions=x, conformers=None))
         for x in molecule.conformers
     ]
     for k, name in enumerate(qm9.TARGETS):
@@ -121,4 +121,4 @@ def test_no_conformers_are_no_structure():
     molecule = structures.from_smiles("C", "", 1)
     empty = dataclasses.replace(molecule, conformers=np.zeros((0, 5, 3)))
     with pytest.raises(ValueError, match="structure 0 has no conformers"):
-        egnn.load_pretrained("qm9-smiles").predict(empty)
+        egnn.load_pretrained("qm9-smiles")(empty)

@@ -83,7 +83,7 @@ def test_a_file_predicts_without_the_data_and_the_run(place, no_data, tmp_path, 
         np.concatenate([WATER.positions, METHANE.positions]),
     )
     alone = egnn.load_pretrained(tmp_path / "alone.safetensors")
-    got = alone.predict([WATER, METHANE])
+    got = alone([WATER, METHANE])
     assert list(got) == ["homo", "U0"]
     for k, values in enumerate(got.values()):
         assert values.shape == (2,)
@@ -92,9 +92,9 @@ def test_a_file_predicts_without_the_data_and_the_run(place, no_data, tmp_path, 
     # Alone, and as the structure of another reader.
     water = Structure("water", list(WATER.symbols), WATER.positions)
     for one in (WATER, water):
-        np.testing.assert_allclose(alone.predict(one)["U0"], expected[:1, 1], rtol=1e-5)
+        np.testing.assert_allclose(alone(one)["U0"], expected[:1, 1], rtol=1e-5)
     other = {"first": "second", "second": "first"}[name]
-    others = egnn.load_pretrained(place / f"{other}.safetensors").predict([WATER, METHANE])
+    others = egnn.load_pretrained(place / f"{other}.safetensors")([WATER, METHANE])
     assert np.abs(others["homo"] - got["homo"]).min() > 1e-3
 
 
@@ -143,7 +143,7 @@ def test_a_call_applies_the_network_to_a_graph(place, no_data):
         ([1], "structure 0 is 1; expected a SMILES, ASE's Atoms"),
         (b"CCO", "structure 0 is b'CCO'; expected a SMILES"),
         ({"positions": []}, "structure 0 is {'positions'"),
-        (egnn.complete_graph(x=np.eye(3)), "structure 0 is GraphsTuple"),
+        ([egnn.complete_graph(x=np.eye(3))], "structure 0 is GraphsTuple"),
         (ase.Atoms("Si"), "expected of"),
         (ase.Atoms(), "at least one"),
         (ase.Atoms("H", cell=[3, 3, 3], pbc=True), "structure 0 is periodic"),
@@ -152,7 +152,7 @@ def test_a_call_applies_the_network_to_a_graph(place, no_data):
 )
 def test_structures_that_cannot_be_predicted(place, no_data, structures, message):
     with pytest.raises(ValueError, match=message):
-        egnn.load_pretrained(place / "first.safetensors").predict(structures)
+        egnn.load_pretrained(place / "first.safetensors")(structures)
 
 
 def test_what_cannot_be_exported(place, tmp_path):
@@ -364,7 +364,7 @@ def test_models_and_tasks_of_ones_own(tmp_path):
     assert t.shape == ()
     np.testing.assert_allclose(model(graph).nodes.x, np.full((2, 3), t), rtol=1e-6)
     with pytest.raises(ValueError, match="Points predicts no properties of atoms"):
-        model.predict(WATER)
+        model(WATER)
     broken = changed(tmp_path / "broken.safetensors", path, "constants", {"scal": 1})
     with pytest.raises(ValueError, match=r"broken\.safetensors: .*scale"):
         egnn.load_pretrained(broken)

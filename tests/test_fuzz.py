@@ -341,7 +341,7 @@ def fuzz_losses(rng: np.random.Generator) -> None:
 def fuzz_predict(rng: np.random.Generator) -> None:
     right = {"numbers": np.array([8, 1, 1]), "positions": rng.standard_normal((3, 3))}
     given = mostly_right(rng, right)
-    found = pretrained().predict(SimpleNamespace(**given) if rng.integers(9) else odd(rng, right))
+    found = pretrained()(SimpleNamespace(**given) if rng.integers(9) else odd(rng, right))
     assert all(value.shape == (1,) for value in found.values())
 
 

@@ -127,25 +127,18 @@ def test_molecules_one_after_the_other_need_few_compilations():
 
     vars(model)["_apply"] = apply
     molecules = [structures.read("C" * length)[0] for length in range(1, 7)] * 2
-    alone = [model.predict(molecule)["alpha"][0] for molecule in molecules]
+    alone = [model(molecule)["alpha"][0] for molecule in molecules]
     assert len(traced) == len(set(traced)) == 5
-    many = model.predict(molecules)["alpha"]  # more than a batch holds
+    many = model(molecules)["alpha"]  # more than a batch holds
     assert len(traced) == len(set(traced)) == 6
     np.testing.assert_allclose(many, alone, rtol=1e-5)
-
-
-def test_molecules_in_the_place_of_a_graph_are_refused():
-    with pytest.raises(ValueError, match=r"the graph is of type Structure; expected a graph, as"):
-        egnn.load_pretrained("qm9")(structures.read("CCO")[0])
 
 
 def test_places_do_not_matter():
     (ethanol,) = structures.read("CCO")
     model = egnn.load_pretrained("qm9")
     near, far = (
-        model.predict(
-            dataclasses.replace(ethanol, positions=ethanol.positions + d, conformers=None)
-        )
+        model(dataclasses.replace(ethanol, positions=ethanol.positions + d, conformers=None))
         for d in (0, 1e7)
     )
     assert near["U0"] == pytest.approx(far["U0"], abs=0.1)

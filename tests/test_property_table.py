@@ -77,12 +77,12 @@ def test_a_table_is_learnt_and_its_export_predicts(tmp_path):
             np.split(table.atomic_numbers, ends), np.split(table.positions, ends), strict=True
         )
     ]
-    predicted = model.predict(molecules)["logP"]
+    predicted = model(molecules)["logP"]
     rows = task._tables["test"][1]
     error = np.abs(predicted - table.values["logP"].astype(float))[rows].mean()
     assert error == pytest.approx(found["mae"], rel=1e-4)
     with pytest.raises(ValueError, match="atoms of Si; expected of H, C"):
-        model.predict(ase_atoms([14, 1], [[0, 0, 0], [0, 0, 1.5]]))
+        model(ase_atoms([14, 1], [[0, 0, 0], [0, 0, 1.5]]))
     refuses_a_changed_file(tmp_path / "run", small(task), result)
 
 
@@ -124,9 +124,7 @@ def test_classes_and_missing_values(tmp_path):
     found = result["details"]["valid"]["halogens"]
     assert found["accuracy"] == pytest.approx(1 - result["metrics"]["valid"]["halogens"])
     model = egnn.load_pretrained(tmp_path / "run")
-    probabilities = model.predict(
-        ase_atoms([8, 1, 1], [[0, 0, 0], [0.76, 0.59, 0], [-0.76, 0.59, 0]])
-    )
+    probabilities = model(ase_atoms([8, 1, 1], [[0, 0, 0], [0.76, 0.59, 0], [-0.76, 0.59, 0]]))
     total = probabilities["alcohol = no"] + probabilities["alcohol = yes"]
     np.testing.assert_allclose(total, 1, rtol=1e-6)
 

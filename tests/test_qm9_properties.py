@@ -129,7 +129,7 @@ def test_a_short_training_learns_and_its_file_predicts_without_the_data(tmp_path
     class Molecule:
         numbers, positions = data.atomic_numbers[atoms], data.positions[atoms]
 
-    predicted = pretrained.predict(Molecule)
+    predicted = pretrained(Molecule)
     for name in qm9.TARGETS:
         error = abs(predicted[name][0] - data.targets[name][row])
         assert error < 60 * result["metrics"]["test"][name]
@@ -179,7 +179,7 @@ def test_the_weights_for_smiles_have_the_errors_of_their_card():
         if getattr(found, "geometry", "") == "MMFF94":
             rows.append(row)
             molecules.append(found)
-    predicted = model.predict(molecules)
+    predicted = model(molecules)
     for name in ("homo", "U0", "alpha"):
         error = np.abs(predicted[name] - data.targets[name][rows]).mean()
         assert error == pytest.approx(model.card["metrics"]["test"][name], rel=0.3)

@@ -55,7 +55,7 @@ def test_the_readmes_python_runs(structures):
     assert found["mae"] < 0.5 * scale, "it learns: guessing the mean would be about 0.8"
     exec(simulation, names)
     exec(prediction, names)
-    predicted = names["model"].predict(ase.build.molecule("CH3CH2OH"))
+    predicted = names["model"](ase.build.molecule("CH3CH2OH"))
     assert predicted["homo"] == pytest.approx(-7000, abs=500)
 
 

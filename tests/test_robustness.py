@@ -189,8 +189,8 @@ def test_loaders_and_used_networks_are_pickled():
     again = pickle.loads(pickle.dumps(loader)).batches(1, 0, 2)
     chex.assert_trees_all_equal(first, again)
     network, water = egnn.load_pretrained("qm9"), ase.build.molecule("H2O")
-    found = network.predict(water)
-    again = pickle.loads(pickle.dumps(network)).predict(water)
+    found = network(water)
+    again = pickle.loads(pickle.dumps(network))(water)
     assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in again.items()}
 
 
@@ -219,7 +219,7 @@ if not os.fork():
         lambda: egnn.complete_graph(np.eye(3)), lambda: egnn.radius_graph(np.eye(3), 1.0),
         lambda: egnn.knn_graph(np.eye(3), 1), lambda: egnn.batch([graph]),
         lambda: egnn.unbatch(graph), lambda: network(graph),
-        lambda: pickle.loads(sent).predict(atoms), lambda: egnn.load_pretrained("qm9"),
+        lambda: pickle.loads(sent)(atoms), lambda: egnn.load_pretrained("qm9"),
         lambda: egnn.experiments.run.load("run"), atoms.get_potential_energy,
         lambda: egnn.transform(graph, np.eye(3)), lambda: egnn.random_orthogonal(key, 3),
         lambda: egnn.safe_norm(np.eye(3)),

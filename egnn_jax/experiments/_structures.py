@@ -75,17 +75,12 @@ def _numbers_of(symbols: Any, k: int) -> list[int]:
     return [atomic_numbers[symbol] for symbol in symbols]
 
 
-def require_fitting(graph: Any, trained: GraphsTuple | None) -> None:
+def require_fitting(graph: GraphsTuple, trained: GraphsTuple | None) -> None:
     """Raise ValueError if a graph has other features, attributes or dimensions than one that the
     network was trained on, or no velocities where that has some.
     """
     if trained is None:
         return
-    if not hasattr(graph, "nodes"):
-        raise ValueError(
-            f"the graph is of type {type(graph).__name__}; expected a graph, as egnn.from_ase "
-            "makes it, or a call of predict, which takes molecules"
-        )
     for part, name in (("nodes", "h"), ("nodes", "x"), ("edges", "a")):
         wanted, given = (getattr(getattr(g, part), name, None) for g in (trained, graph))
         expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))

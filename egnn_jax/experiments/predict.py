@@ -145,7 +145,7 @@ def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[
     if known:
         few = sum(map(_atoms, known)) <= FEW_ATOMS and jax.default_backend() == "cpu"
         with _without_optimizations() if few else nullcontext():
-            predicted = network.predict(known)
+            predicted = network(known)
     values = zip(*predicted.values(), strict=True)
     for molecule, known_elements in zip(molecules, taken, strict=True):
         outside = task.outside(molecule)

@@ -47,12 +47,6 @@ class Pretrained:
         molecules) if applicable, ``dtype`` of the parameters, ``seed``, ``best_epoch``,
         ``metrics`` (errors by split) and ``versions`` of the training run.
       input: shapes and dtypes of a graph that the network was trained on, or None.
-
-    Call: maps a graph, for example ``config.task.graph(batch, key)``, to the network's output;
-    compiled once for each shape. Whether its atoms are of ``card["elements"]`` is not checked.
-
-    Raises:
-      ValueError: the graph has other features, attributes or dimensions than in training.
     """
 
     network: nn.Module
@@ -61,36 +55,37 @@ class Pretrained:
     card: Mapping[str, Any] = dataclasses.field(repr=False)
     input: GraphsTuple | None = dataclasses.field(default=None, repr=False)
 
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        """Apply the network to a graph."""
-        require_usable_jax()
-        require_fitting(graph, self.input)
-        return self._apply(self.params, graph)
-
-    def predict(self, structures: Any) -> dict[str, np.ndarray]:
-        """Predict properties of molecules, for tasks that support this.
+    def __call__(self, structures: Any) -> Any:
+        """Predict properties of molecules, or apply the network to a graph.
 
         Unlike ``egnn predict``, this does not warn of molecules unlike those of the training.
 
         Args:
-          structures: one or several structures. Each is an ASE ``Atoms``, another object with
-            ``positions`` (M, 3) in Å and ``numbers`` or ``symbols``, or text: a SMILES, an InChI or
-            the path of a file of molecules. If it has ``conformers`` (C, M, 3), for example the
-            five of a SMILES, predictions are the mean over them.
+          structures: one or several molecules, for tasks that predict properties, or a graph. A
+            molecule is an ASE ``Atoms``, another object with ``positions`` (M, 3) in Å and
+            ``numbers`` or ``symbols``, or text: a SMILES, an InChI or the path of a file of
+            molecules. If it has ``conformers`` (C, M, 3), for example the five of a SMILES,
+            predictions are the mean over them.
 
         Returns:
-          Each property (S,) by name, in ``card["units"]``.
+          Each property (S,) by name, in ``card["units"]``. For a graph, for example
+          ``config.task.graph(batch, key)``, the network's output graph; it is compiled once for
+          each shape, and whether atoms are of ``card["elements"]`` is not checked.
 
         Raises:
           ValueError: the task does not predict properties, there are no structures, or one is
-            empty, periodic, not finite, unreadable, or has elements that were not in training.
+            empty, periodic, not finite, unreadable, or has elements that were not in training; a
+            graph has other features, attributes or dimensions than in training.
         """
         require_usable_jax()
+        if isinstance(structures, GraphsTuple):
+            require_fitting(structures, self.input)
+            return self._apply(self.params, structures)
         task: Any = self.config.task
         if not hasattr(task, "properties"):
             raise ValueError(
-                f"{type(task).__name__} predicts no properties of atoms; expected a network of a "
-                "task that does, such as QM9, or a graph: pretrained(graph)"
+                f"{type(task).__name__} predicts no properties of atoms; expected a graph, or a "
+                "network of a task that does, such as QM9 (energies and forces: ASECalculator)"
             )
         several = listed(structures)
         molecules, count = [], np.zeros(len(several), int)
