@@ -188,7 +188,7 @@ def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     name = Path(parsed.structure.partition("@")[0]).name.partition(".")[0]
     folder = parsed.out or Path("runs/md") / name
     found = simulate(parsed.structure, parsed.model, folder, Dynamics(**options))
-    drift = ", drift {drift:.4f} meV an atom and ps" if parsed.ensemble == "nve" else ""
+    drift = ", drift {drift:.4f} meV per atom and ps" if parsed.ensemble == "nve" else ""
     print(("mean {temperature:.1f} K" + drift).format(**found))
     speed = f"{found['steps_per_second']:.0f} steps per second, compilation included"
     print(f"{speed}; {folder}/trajectory.xyz, dynamics.png")
