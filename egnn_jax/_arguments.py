@@ -89,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--model", required=True, help="a run of the task forces, or its export")
     command.add_argument("--ensemble", choices=("nvt", "nve"), default="nvt", help="(nvt)")
     command.add_argument(
-        "--temperature", type=float, default=300.0, help="in K (300); nve: at the start, if the file has no momenta"
+        "--temperature",
+        type=float,
+        default=300.0,
+        help="in K (300); nve: at the start, unless the file has momenta",
     )
     command.add_argument("--steps", type=int, default=10_000, help="(10,000)")
     command.add_argument("--timestep", type=float, default=0.5, help="in fs (0.5)")
