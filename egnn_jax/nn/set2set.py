@@ -69,10 +69,8 @@ class Set2SetReadout(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs, steps=self.steps, hidden=self.hidden)
-        out, glorot = (
-            require_module("encoder", self.encoder)(graph),
-            nn.initializers.glorot_uniform(),
-        )
+        out = require_module("encoder", self.encoder)(graph)
+        glorot = nn.initializers.glorot_uniform()
         s = out.nodes.h
         if jnp.issubdtype(graph.nodes.h.dtype, jnp.floating):
             s = jnp.concatenate([s, graph.nodes.h], axis=-1)
