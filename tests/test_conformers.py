@@ -72,9 +72,14 @@ def test_qm9_in_mmff94_geometries(tmp_path, monkeypatch):
 
 def test_text_is_read_as_by_the_command():
     model = egnn.load_pretrained("qm9-smiles")
-    found = model(["CCO", "C"])["homo"]
+    with pytest.warns(UserWarning, match="^C differs .*: it has 5 atoms; only 108 of .*9$") as all_:
+        found = model(["CCO", "C"])["homo"]
+    assert [w.filename for w in all_] == [__file__]
     expected = model([structures.read(text)[0] for text in ("CCO", "C")])["homo"]
     np.testing.assert_array_equal(found, expected)
+    message = r"^CCO differs .* by MMFF94, not QM9's, by B3LYP \(and 1 more\)$"
+    with pytest.warns(UserWarning, match=message):
+        egnn.load_pretrained("qm9")(["CCO", "CCN"])
     with pytest.raises(ValueError, match=r"structure 0, CCO\.CCO: .* 2 molecules"):
         model("CCO.CCO")
 

@@ -1,28 +1,38 @@
 """Checks of structures and graphs that a trained network is applied to."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from egnn_jax._extras import require
-from egnn_jax.data.structures import Refused, read
+from egnn_jax.data.structures import Refused, Structure, read
 from egnn_jax.experiments._options import shown
 from egnn_jax.graph import _validation
 from egnn_jax.graph.graph import GraphsTuple
 
 
-def listed(structures: Any) -> list[Any]:
+def listed(structures: Any, outside: Callable[[Structure], list[str]]) -> list[Any]:
     """One or several structures as a list; text is read as by ``egnn predict``.
+
+    Args:
+      structures: one or several molecules.
+      outside: how a molecule differs from those of the training; a warning tells this of molecules
+        given as text.
 
     Raises:
       ValueError: there are none, one is not a structure, or text cannot be read.
     """
     one = not np.iterable(structures) or isinstance(structures, str | bytes | Mapping)
     one = one or hasattr(structures, "positions") or hasattr(structures, "nodes")
-    several = []
+    several, strange = [], []
     for given in [structures] if one else structures:
-        several += read(given) if isinstance(given, str) else [given]
+        found = read(given) if isinstance(given, str) else [given]
+        if isinstance(given, str):
+            read_ones = [m for m in found if isinstance(m, Structure)]
+            strange += [(m.name, reasons) for m in read_ones if (reasons := outside(m))]
+        several += found
     if not several:
         raise ValueError("structures is empty; expected at least one")
     for k, structure in enumerate(several):
@@ -33,6 +43,14 @@ def listed(structures: Any) -> list[Any]:
                 f"structure {k} is {shown(structure)}; expected a SMILES, ASE's Atoms, or an "
                 "object with positions, and with numbers or symbols"
             )
+    if strange:
+        name, reasons = strange[0]
+        others = f" (and {len(strange) - 1:,} more)" if len(strange) > 1 else ""
+        warnings.warn(
+            f"{name} differs from the molecules of the training, so its prediction may be "
+            f"inaccurate: {'; '.join(reasons)}{others}",
+            stacklevel=3,
+        )
     return several
 
 

@@ -58,7 +58,8 @@ class Pretrained:
     def __call__(self, structures: Any) -> Any:
         """Predict properties of molecules, or apply the network to a graph.
 
-        Unlike ``egnn predict``, this does not warn of molecules unlike those of the training.
+        Like ``egnn predict``, this warns of molecules unlike those of the training, if they are
+        given as text. Of an object, neither the charge nor the origin of the geometry is known.
 
         Args:
           structures: one or several molecules, for tasks that predict properties, or a graph. A
@@ -87,7 +88,7 @@ class Pretrained:
                 f"{type(task).__name__} predicts no properties of atoms; expected a graph, or a "
                 "network of a task that does, such as QM9 (energies and forces: ASECalculator)"
             )
-        several = listed(structures)
+        several = listed(structures, task.outside)
         molecules, count = [], np.zeros(len(several), int)
         for k, structure in enumerate(several):
             conformers = getattr(structure, "conformers", None)
