@@ -152,11 +152,16 @@ def test_the_step_that_breaks_down_is_named():
         ({"steps": 5, "save_every": 0}, "save_every is 0"),
         ({"steps": 5, "save_every": 2}, "steps is 5; expected a multiple of save_every, 2"),
         ({"steps": 5, "checkpoint": "log"}, "checkpoint is 'log'; expected 'sqrt' or 'none'"),
+        ({"steps": 5, "save": "x"}, "save is a str; expected a function of a state"),
+        ({"steps": 5, "step": {"w": 1}}, "step is a dict; expected a function .params, state."),
     ],
 )
 def test_arguments_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
-        egnn.rollout(lambda params, state: state, None, jnp.zeros(2), **arguments)
+        egnn.rollout(
+            **{"step": lambda params, state: state, "params": None, "state": jnp.zeros(2)}
+            | arguments
+        )
 
 
 def test_a_step_that_changes_the_state_is_refused():

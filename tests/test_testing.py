@@ -216,6 +216,27 @@ def test_padding_is_checked_of_rows_for_each_graph():
             testing.assert_padding_invariant(fn, graph)
 
 
+@pytest.mark.parametrize(
+    "check",
+    [testing.assert_equivariant, testing.assert_permutation_equivariant,
+     testing.assert_padding_invariant, testing.assert_finite_gradients],
+)  # fmt: skip
+def test_checks_refuse_what_is_no_function_of_a_graph(check):
+    graph, model = testing.random_graph(padding=False), egnn.EGNN(features=4, layers=1)
+    with pytest.raises(ValueError, match="fn is a EGNN; expected a function of a graph, such as"):
+        check(model, graph)
+    with pytest.raises(ValueError, match="fn is a GraphsTuple; expected a function of a graph"):
+        check(graph, model)
+    with pytest.raises(ValueError, match="the graph is a ndarray; expected a GraphsTuple"):
+        check(lambda g: g, np.zeros((3, 3)))
+    check(model.bind(model.init(jax.random.key(0), graph)), graph)
+
+
+def test_a_padded_batch_is_not_padded_again():
+    with pytest.raises(ValueError, match=r"padded batch; expected .* random_graph\(padding=False"):
+        testing.assert_padding_invariant(lambda g: g, testing.random_graph())
+
+
 def test_random_graphs_have_what_they_promise():
     graph = testing.random_graph(3, sizes=(5, 1, 7), n=4)
     np.testing.assert_array_equal(graph.n_node, [5, 1, 7, 3, 0])

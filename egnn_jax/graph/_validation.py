@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,12 @@ def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -
         raise ValueError(f"{name} is {value}; expected at least {least}")
     if value > most:
         raise ValueError(f"{name} is {value}; expected {least} to {most}")
+
+
+def require_function(name: str, value: Any, expected: str) -> None:
+    """Raise ValueError unless ``value`` can be called, as a flax module cannot if not bound."""
+    if (isinstance(value, nn.Module) and value.scope is None) or not callable(value):
+        raise ValueError(f"{name} is a {type(value).__name__}; expected a function {expected}")
 
 
 def require_positive_number(**values: Any) -> None:

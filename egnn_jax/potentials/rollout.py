@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from egnn_jax.graph._validation import host, require_count, require_number, require_real
+from egnn_jax.graph._validation import (
+    host,
+    require_count,
+    require_function,
+    require_number,
+    require_real,
+)
 
 Step = Callable[[Any, Any], Any]
 """A function (params, state) -> state of any pytrees."""
@@ -65,6 +71,8 @@ def rollout(
       FloatingPointError: a number of the state is not finite, if nothing is traced; the message
         names the step. In a traced function, check ``finite``.
     """
+    require_function("step", step, "(params, state) -> state")
+    require_function("save", save, "of a state")
     require_count("steps", steps, 0)
     every = max(steps, 1) if save_every is None else save_every
     require_count("save_every", every)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax.graph._validation import require_function
 from egnn_jax.graph.batching import unbatch
 from egnn_jax.graph.geometry import random_orthogonal, transform
-from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple, require_geometric
 from egnn_jax.testing import _compare
 from egnn_jax.testing.inputs import pad_with_noise
 
@@ -51,8 +52,10 @@ def assert_equivariant(
       AssertionError: a field differs; the message names the first field, the node and the distance.
         Or the check could not detect errors: coordinates move by less than a hundred times the
         tolerance, or the output does not depend on them at all.
+      ValueError: ``fn`` is not a function, the graph is not one of this library, or its x has a
+        dtype without a default tolerance.
     """
-    rtol = _tolerance(graph, rtol)
+    rtol = _checked(fn, graph, rtol)
     out = fn(graph)
     _assert_not_blind(fn, graph, out, rtol)
     n = graph.nodes.x.shape[1]
@@ -85,6 +88,7 @@ def assert_permutation_equivariant(
     Arguments, return value and errors are as in :func:`assert_equivariant`. If the output is not a
     graph, every array must be invariant.
     """
+    rtol = _checked(fn, graph, rtol)
     rng = np.random.default_rng(seed)
     counts = np.asarray(graph.n_node)
     nodes = np.concatenate(
@@ -112,7 +116,7 @@ def assert_permutation_equivariant(
     return _compare.assert_close(
         fn(permuted(graph)),
         expected,
-        _tolerance(graph, rtol),
+        rtol,
         "after the nodes and edges were permuted",
     )
 
@@ -134,9 +138,15 @@ def assert_padding_invariant(
 
     Raises:
       AssertionError: an output changes; the message names the first one, its place and the error.
-      ValueError: the function returns neither a graph nor arrays with one row per graph.
+      ValueError: the graph is a padded batch, or the function returns neither a graph nor arrays
+        with one row per graph; or as in :func:`assert_equivariant`.
     """
-    rtol = _tolerance(graph, rtol)
+    rtol = _checked(fn, graph, rtol)
+    if isinstance(graph, PaddedGraphsTuple):
+        raise ValueError(
+            "the graph is a padded batch; expected one without padding, such as "
+            "random_graph(padding=False)"
+        )
     out = fn(graph)
     if not isinstance(out, GraphsTuple):
         rows = graph.n_node.shape[0]
@@ -181,7 +191,9 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
 
     Raises:
       AssertionError: a derivative is not finite; the message names it, its field and its place.
+      ValueError: ``fn`` is not a function, or the graph is not one of this library.
     """
+    _require_arguments(fn, graph)
     given = {"nodes": graph.nodes, "edges": graph.edges, "params": params}
     # Whole numbers, such as node types, have no derivative.
     inputs = jax.tree.map(lambda a: a if _is_floating(a) else None, given)
@@ -265,7 +277,14 @@ def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: flo
         )
 
 
-def _tolerance(graph: GraphsTuple, rtol: float | None) -> float:
+def _require_arguments(fn: Any, graph: Any) -> None:
+    require_function("fn", fn, "of a graph, such as lambda g: model.apply(params, g)")
+    require_geometric(graph)
+
+
+def _checked(fn: Any, graph: Any, rtol: float | None) -> float:
+    """Check the arguments, and return the tolerance."""
+    _require_arguments(fn, graph)
     dtype = str(graph.nodes.x.dtype)
     if rtol is None and dtype not in RTOL:
         raise ValueError(
