@@ -139,6 +139,7 @@ def test_ones_own_run_is_loaded_and_reported(trained, plugin, tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert {path.name for path in written} == {"loss.png", "table.md", "table.png"}
     assert f"{result['metrics']['test']['mae']:.5f}" in table
+    assert "paper" not in table, "the paper does not have this task"
     config = dataclasses.replace(config, seeds=2)
     assert configs.from_dict(configs.to_dict(config)) == config
     assert train(config, tmp_path / "two")["seeds"]["test"]["mae"][0] > 0

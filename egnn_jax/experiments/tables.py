@@ -36,12 +36,14 @@ def upright(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """One row of text per run: its errors, the paper's for the same model, best epoch and time.
+    """One row of text per run: its errors, best epoch and time, and for a task of the paper its
+    error for the same model.
 
     Metrics that only other runs have are shown as "–".
     """
     tasks = {name: configs.from_dict(result["config"]).task for name, result in results.items()}
     units = {m: f" ({unit})" for task in tasks.values() for m, unit in task.units.items()}
+    compared = any(task.paper for task in tasks.values())
     columns = dict.fromkeys(
         (split, metric)
         for result in results.values()
@@ -58,7 +60,8 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
             if value is not None and "std" in result:
                 text += f" ± {result['std'][split][metric]:.5f}"
             row[f"{split} {metric}{units.get(metric, '')}"] = text
-        row["paper"] = f"{paper[model]:.4f}" if model in paper else "–"
+        if compared:
+            row["paper"] = f"{paper[model]:.4f}" if model in paper else "–"
         row["best epoch"] = str(result["best_epoch"])
         rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
     return rows
