@@ -25,6 +25,8 @@ CACHE = {
 for name, value in CACHE.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
+# Several processes share the cores, and threads of OpenMP that wait for one keep it busy.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA warns of each program that it takes from there
 
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, of which few are garbage
