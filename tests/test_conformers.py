@@ -72,14 +72,16 @@ def test_qm9_in_mmff94_geometries(tmp_path, monkeypatch):
 
 def test_text_is_read_as_by_the_command():
     model = egnn.load_pretrained("qm9-smiles")
-    with pytest.warns(UserWarning, match="^C differs .*: it has 5 atoms; only 108 of .*9$") as all_:
+    with pytest.warns(UserWarning, match=r"training: C \(it has 5 atoms; only 108 .*9\)$") as told:
         found = model(["CCO", "C"])["homo"]
-    assert [w.filename for w in all_] == [__file__]
+    assert [w.filename for w in told] == [__file__]
     expected = model([structures.read(text)[0] for text in ("CCO", "C")])["homo"]
     np.testing.assert_array_equal(found, expected)
-    message = r"^CCO differs .* by MMFF94, not QM9's, by B3LYP \(and 1 more\)$"
+    message = r"training: CCO and 1 more \(its geometry .* B3LYP\); C\[NH3\+\] \(its charge is \+1;"
     with pytest.warns(UserWarning, match=message):
-        egnn.load_pretrained("qm9")(["CCO", "CCN"])
+        egnn.load_pretrained("qm9")(["CCO", "C[NH3+]"])
+    with pytest.raises(ValueError, match=r"17"):
+        model("CCCl")
     with pytest.raises(ValueError, match=r"structure 0, CCO\.CCO: .* 2 molecules"):
         model("CCO.CCO")
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,8 +153,11 @@ def test_the_step_that_breaks_down_is_named():
         ({"steps": 5, "save_every": 0}, "save_every is 0"),
         ({"steps": 5, "save_every": 2}, "steps is 5; expected a multiple of save_every, 2"),
         ({"steps": 5, "checkpoint": "log"}, "checkpoint is 'log'; expected 'sqrt' or 'none'"),
-        ({"steps": 5, "save": "x"}, "save is a str; expected a function of a state"),
-        ({"steps": 5, "step": {"w": 1}}, "step is a dict; expected a function .params, state."),
+        ({"steps": 5, "save": "x"}, "save is of type str; expected a function of a state"),
+        (
+            {"steps": 5, "step": {"w": 1}},
+            "step is of type dict; expected a function .params, state.",
+        ),
     ],
 )
 def test_arguments_that_make_no_sense(arguments, message):
@@ -162,6 +166,14 @@ def test_arguments_that_make_no_sense(arguments, message):
             **{"step": lambda params, state: state, "params": None, "state": jnp.zeros(2)}
             | arguments
         )
+
+
+def test_a_flax_module_without_parameters_is_a_step():
+    class Decay(nn.Module):
+        def __call__(self, params, state):
+            return state / 2
+
+    assert egnn.rollout(Decay(), None, jnp.ones(()), 3).state == 0.125
 
 
 def test_a_step_that_changes_the_state_is_refused():

@@ -223,9 +223,13 @@ def test_padding_is_checked_of_rows_for_each_graph():
 )  # fmt: skip
 def test_checks_refuse_what_is_no_function_of_a_graph(check):
     graph, model = testing.random_graph(padding=False), egnn.EGNN(features=4, layers=1)
-    with pytest.raises(ValueError, match="fn is a EGNN; expected a function of a graph, such as"):
+    with pytest.raises(
+        ValueError, match="fn is of type EGNN; expected a function of a graph, such as"
+    ):
         check(model, graph)
-    with pytest.raises(ValueError, match="fn is a GraphsTuple; expected a function of a graph"):
+    with pytest.raises(
+        ValueError, match="fn is of type GraphsTuple; expected a function of a graph"
+    ):
         check(graph, model)
     with pytest.raises(ValueError, match="the graph is a ndarray; expected a GraphsTuple"):
         check(lambda g: g, np.zeros((3, 3)))

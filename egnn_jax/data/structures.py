@@ -106,7 +106,8 @@ def _outside(molecule: Structure) -> Iterator[str]:
         yield f"it has {', '.join(unknown)}; QM9 has {', '.join(qm9.ELEMENTS)}"
     size, heavy = len(molecule.symbols), sum(symbol != "H" for symbol in molecule.symbols)
     if not SMALLEST <= size <= qm9.LARGEST:
-        yield f"it has {size} atoms; QM9's have {SMALLEST} to {qm9.LARGEST}"
+        atoms = "1 atom" if size == 1 else f"{size} atoms"
+        yield f"it has {atoms}; QM9's have {SMALLEST} to {qm9.LARGEST}"
     if heavy > HEAVY:
         yield f"it has {heavy} atoms other than H; QM9's have at most {HEAVY}"
     if molecule.charge:

@@ -1,7 +1,7 @@
 """Checks of structures and graphs that a trained network is applied to."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,26 +12,27 @@ from egnn_jax.experiments._options import shown
 from egnn_jax.graph import _validation
 from egnn_jax.graph.graph import GraphsTuple
 
+MOST_REASONS = 5
+"""The largest number of reasons in a warning."""
 
-def listed(structures: Any, outside: Callable[[Structure], list[str]]) -> list[Any]:
+
+def listed(structures: Any, task: Any) -> list[Any]:
     """One or several structures as a list; text is read as by ``egnn predict``.
 
     Args:
       structures: one or several molecules.
-      outside: how a molecule differs from those of the training; a warning tells this of molecules
-        given as text.
+      task: the task, which knows how molecules differ from those of the training; a warning tells
+        this of molecules given as text.
 
     Raises:
       ValueError: there are none, one is not a structure, or text cannot be read.
     """
     one = not np.iterable(structures) or isinstance(structures, str | bytes | Mapping)
     one = one or hasattr(structures, "positions") or hasattr(structures, "nodes")
-    several, strange = [], []
+    several, from_text = [], []
     for given in [structures] if one else structures:
         found = read(given) if isinstance(given, str) else [given]
-        if isinstance(given, str):
-            read_ones = [m for m in found if isinstance(m, Structure)]
-            strange += [(m.name, reasons) for m in read_ones if (reasons := outside(m))]
+        from_text += found if isinstance(given, str) else []
         several += found
     if not several:
         raise ValueError("structures is empty; expected at least one")
@@ -43,15 +44,28 @@ def listed(structures: Any, outside: Callable[[Structure], list[str]]) -> list[A
                 f"structure {k} is {shown(structure)}; expected a SMILES, ASE's Atoms, or an "
                 "object with positions, and with numbers or symbols"
             )
-    if strange:
-        name, reasons = strange[0]
-        others = f" (and {len(strange) - 1:,} more)" if len(strange) > 1 else ""
-        warnings.warn(
-            f"{name} differs from the molecules of the training, so its prediction may be "
-            f"inaccurate: {'; '.join(reasons)}{others}",
-            stacklevel=3,
-        )
+    if all(map(task.takes, from_text)):  # others have no prediction
+        _warn_outside(from_text, task)
     return several
+
+
+def _warn_outside(molecules: Sequence[Structure], task: Any) -> None:
+    """Warn of molecules unlike those of the training, once for each reason."""
+    names: dict[str, list[str]] = {}
+    for one in molecules:
+        for reason in task.outside(one):
+            names.setdefault(reason, []).append(one.name)
+    if names:
+        told = [
+            f"{first} and {len(others):,} more ({reason})" if others else f"{first} ({reason})"
+            for reason, (first, *others) in names.items()
+        ]
+        further = f"; and {len(told) - MOST_REASONS:,} more" if len(told) > MOST_REASONS else ""
+        warnings.warn(
+            "predictions may be inaccurate for molecules unlike those of the training: "
+            f"{'; '.join(told[:MOST_REASONS])}{further}",
+            stacklevel=4,
+        )
 
 
 def molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,7 @@ class Pretrained:
                 f"{type(task).__name__} predicts no properties of atoms; expected a graph, or a "
                 "network of a task that does, such as QM9 (energies and forces: ASECalculator)"
             )
-        several = listed(structures, task.outside)
+        several = listed(structures, task)
         molecules, count = [], np.zeros(len(several), int)
         for k, structure in enumerate(several):
             conformers = getattr(structure, "conformers", None)

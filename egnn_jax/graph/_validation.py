@@ -27,9 +27,14 @@ def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -
 
 
 def require_function(name: str, value: Any, expected: str) -> None:
-    """Raise ValueError unless ``value`` can be called, as a flax module cannot if not bound."""
-    if (isinstance(value, nn.Module) and value.scope is None) or not callable(value):
-        raise ValueError(f"{name} is a {type(value).__name__}; expected a function {expected}")
+    """Raise ValueError unless ``value`` can be called, which a flax module without its parameters
+    cannot.
+    """
+    kind: Any = type(value)
+    without = isinstance(value, nn.Module) and value.scope is None
+    needs = without and (hasattr(kind.__call__, "compact") or kind.setup is not nn.Module.setup)
+    if needs or not callable(value):
+        raise ValueError(f"{name} is of type {kind.__name__}; expected a function {expected}")
 
 
 def require_positive_number(**values: Any) -> None:

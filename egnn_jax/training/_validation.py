@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph._validation import require_function
 from egnn_jax.training.callbacks import METHODS
 from egnn_jax.training.step import Loss
 
@@ -52,11 +52,11 @@ def require_parameters(params: Any, seeds: int) -> None:
 
 def require_loss(loss: Loss, params: Any, batch: Any) -> None:
     """Raise ValueError if the loss does not return what :data:`.step.Loss` specifies."""
-    expected = (
-        "(params, batch, key) -> (scalar, metrics), such as "
-        "egnn.losses.mean_absolute_error(network)"
-    )
-    require_function("the loss", loss, expected)
+    if isinstance(loss, nn.Module) or not callable(loss):
+        raise ValueError(
+            f"the loss is a {type(loss).__name__}; expected a function (params, batch, key) -> "
+            "(scalar, metrics), such as egnn.losses.mean_absolute_error(network)"
+        )
     out = jax.eval_shape(loss, params, batch, jax.random.PRNGKey(0))
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", out)
