@@ -31,9 +31,11 @@ def listed(structures: Any, task: Any) -> list[Any]:
     one = one or hasattr(structures, "positions") or hasattr(structures, "nodes")
     several, from_text = [], []
     for given in [structures] if one else structures:
-        found = read(given) if isinstance(given, str) else [given]
-        from_text += found if isinstance(given, str) else []
-        several += found
+        if isinstance(given, str):
+            from_text += (found := read(given))
+            several += found
+        else:
+            several.append(given)
     if not several:
         raise ValueError("structures is empty; expected at least one")
     for k, structure in enumerate(several):
