@@ -1,6 +1,7 @@
 """LieConv: sums in both ways, running statistics in training, and random turns."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.models import lieconv
 from egnn_jax.nn import products
 from egnn_jax.nn.batch_norm import BatchNorm
+from egnn_jax.nn.dense import layout
 from egnn_jax.training.state import init_state
 from egnn_jax.training.step import make_step
 
@@ -26,21 +28,23 @@ def loops(graph, w, t):
     sums = np.zeros((len(t), w.shape[1], t.shape[1]))
     for edge, (i, j) in enumerate(zip(graph.receivers, graph.senders, strict=True)):
         sums[i] += np.outer(w[edge], t[j])
-    return sums
+    return sums + w[len(graph.senders) :, :, None] * t[:, None]
 
 
 @pytest.mark.parametrize("sizes", [(5, 1, 7), (40, 3)], ids=["small", "large"])
 def test_sums_by_matrices_and_by_edges_are_the_same(x64, sizes):
     graph = testing.random_graph(sizes=sizes)  # padded
     rng = np.random.default_rng(0)
-    w, t = rng.normal(size=(len(graph.senders), 3)), rng.normal(size=(len(graph.nodes.h), 4))
+    number = len(graph.nodes.h)
+    w, t = rng.normal(size=(len(graph.senders) + number, 3)), rng.normal(size=(number, 4))
     wanted = loops(graph, w, t)
     real = slice(sum(sizes))
     got = jax.jit(products.sum_of_products)(graph, jnp.asarray(w), jnp.asarray(t))
     np.testing.assert_allclose(got[real], wanted[real], atol=1e-12)
     if max(sizes) <= products.LARGEST:
-        for way in (products._by_matrices, products._by_edges):
-            found = way(graph, jnp.asarray(w), jnp.asarray(t))
+        by_matrices = partial(products._by_matrices, graph, layout(graph, products.LARGEST))
+        for way in (by_matrices, partial(products._by_edges, graph)):
+            found = way(jnp.asarray(w), jnp.asarray(t))
             np.testing.assert_allclose(found[real], wanted[real], atol=1e-12)
 
 

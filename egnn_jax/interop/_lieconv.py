@@ -41,7 +41,11 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     else:
         _, layer, name = part.split("_", 2)
         place = f"{int(layer) + 1}.net.{_LAYER[name]}"
-    return [Entry(f"net.{place}.{_LEAF[leaf]}")]
+    rows = None
+    if path[0].endswith("mix") and leaf == "kernel":  # they flatten (C, K), we (K, C)
+        sizes = backbone.kernel_channels, backbone.features // 4
+        rows = np.arange(sizes[0] * sizes[1]).reshape(sizes).T.reshape(-1)
+    return [Entry(f"net.{place}.{_LEAF[leaf]}", rows)]
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:

@@ -22,13 +22,13 @@ class Entry(NamedTuple):
 
     Attributes:
       name: the name in the state dict.
-      rows: the rows of the Flax array that the entry holds; all of them if None.
+      rows: the rows of the Flax array that the entry holds, in its order; all of them if None.
       transposed: whether the entry's axes are in reverse order, as in a matrix (out, in).
       leading: the number of leading axes of length one that the entry has in addition.
     """
 
     name: str
-    rows: slice | None = None
+    rows: slice | np.ndarray | None = None
     transposed: bool = True
     leading: int = 0
 

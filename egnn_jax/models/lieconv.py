@@ -144,14 +144,12 @@ _SERIES = np.array([691 / 1277025750, 1 / 187110, 1 / 18900, 1 / 1890, 1 / 180, 
 
 
 def _convolve(graph: GraphsTuple, t: jax.Array, w: jax.Array) -> jax.Array:
-    """Sum t_j ⊗ w_ij over j ∈ N_i, (N, L, C) and (E + N, L, L, K) to (N · L, C · K)."""
-    number, lifts, width = t.shape
-    of_edges, of_nodes = w[:-number], w[-number:]
-    sums = jnp.einsum("iqpk,ipc->iqkc", of_nodes, t)
-    for p in range(lifts):
-        of_pairs = of_edges[:, :, p].reshape(len(of_edges), lifts * w.shape[-1])
-        sums += sum_of_products(graph, of_pairs, t[:, p]).reshape(sums.shape)
-    return jnp.swapaxes(sums, 2, 3).reshape(number * lifts, width * w.shape[-1])
+    """Sum t_j ⊗ w_ij over j ∈ N_i, (N, L, C) and (E + N, L, L, K) to (N · L, K · C)."""
+    number, lifts, _ = t.shape
+    sums = sum(
+        sum_of_products(graph, w[:, :, p].reshape(len(w), -1), t[:, p]) for p in range(lifts)
+    )
+    return jnp.reshape(sums, (number * lifts, -1))
 
 
 def _logarithms(q_i: jax.Array, q_j: jax.Array, r_ij: jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@ from jax.core import Tracer
 from egnn_jax.graph.graph import (
     GraphsTuple,
     PaddedGraphsTuple,
-    graph_mask,
     graph_of_node,
+    node_mask,
 )
 
 
@@ -59,21 +59,26 @@ def rooms(graph: GraphsTuple, max_nodes: int) -> tuple[Rooms, jax.Array]:
       ValueError: a graph has more nodes. Under ``jit`` this is unknown, and nodes may remain
         without a place.
     """
+    _require_room(graph, max_nodes)
+    own = layout(graph, max_nodes)
+    without = own.place == own.shape[0] * own.shape[1]
+    return own, without & node_mask(graph) if isinstance(graph, PaddedGraphsTuple) else without
+
+
+def layout(graph: GraphsTuple, max_nodes: int) -> Rooms:
+    """Lay out ``max_nodes`` places per graph; further nodes of a graph remain without a place."""
     total, n_node = graph.nodes.x.shape[0], jnp.asarray(graph.n_node)
     number, size = n_node.shape[0], max(min(max_nodes, total), 1)
     of = graph_of_node(graph).astype(n_node.dtype)
     first = jnp.cumsum(n_node) - n_node
     place = jnp.arange(total, dtype=n_node.dtype) - first[of]
-    real = graph_mask(graph) if isinstance(graph, PaddedGraphsTuple) else n_node >= 0
-    _require_room(graph, max_nodes)
     places = jnp.arange(size, dtype=n_node.dtype)
-    rooms = Rooms(
+    return Rooms(
         (number, size),
         jnp.where(place < size, of * size + place, number * size),
         jnp.minimum(first[:, None] + places, total - 1).reshape(-1),
         (places < n_node[:, None]).reshape(-1),
     )
-    return rooms, (place >= size) & real[of]
 
 
 def _require_room(graph: GraphsTuple, max_nodes: int) -> None:

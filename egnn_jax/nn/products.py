@@ -1,5 +1,7 @@
 """Sums of outer products over neighbors, as matrix products if graphs are small."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -9,14 +11,17 @@ from egnn_jax.graph.graph import (
     graph_mask,
     sum_at_receivers,
 )
-from egnn_jax.nn.dense import rooms
+from egnn_jax.nn.dense import Rooms, layout
 
 LARGEST = 32
 """Maximum nodes per graph for which all pairs are stored as one matrix."""
 
 
 def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
-    """Sum outer products over neighbors, Σ_j w_ij ⊗ t_j, (E, K) and (N, C) to (N, K, C).
+    """Sum outer products over neighbors and the node itself, Σ_j w_ij ⊗ t_j + w_ii ⊗ t_i.
+
+    Takes w (E + N, K), of each edge and then of each node with itself, and t (N, C); returns
+    (N, K, C).
 
     If no graph has more than :data:`LARGEST` nodes, the w of each graph are scattered into a
     matrix and multiplied with the t of its nodes. On CPUs, this is several times as fast as summing
@@ -26,14 +31,23 @@ def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array
     if isinstance(graph, PaddedGraphsTuple):
         n_node = jnp.where(graph_mask(graph), n_node, 0)
     small = jnp.all(n_node <= LARGEST)
-    return jax.lax.cond(small, _by_matrices, _by_edges, graph, w, t)
+    by_matrices = partial(_by_matrices, graph, layout(graph, LARGEST))
+    # With checkpoints, the backward pass keeps only w and t, which both ways share.
+    ways = jax.checkpoint(by_matrices), jax.checkpoint(partial(_by_edges, graph))
+    return jax.lax.cond(small, *ways, w, t)
 
 
 def _by_edges(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
-    return sum_at_receivers(graph, w[:, :, None] * t[graph.senders][:, None])
+    number = len(graph.senders)
+    of_neighbors = sum_at_receivers(graph, w[:number, :, None] * t[graph.senders][:, None])
+    return of_neighbors + w[number:, :, None] * t[:, None]
 
 
-def _by_matrices(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
-    places, _ = rooms(graph, LARGEST)
-    matrices = places.pairs(graph.receivers, graph.senders, w)
-    return places.leave(jnp.einsum("gijk,gjc->gikc", matrices, places.enter(t)))
+def _by_matrices(graph: GraphsTuple, places: Rooms, w: jax.Array, t: jax.Array) -> jax.Array:
+    own = jnp.arange(len(t), dtype=graph.senders.dtype)
+    senders, receivers = (jnp.concatenate([a, own]) for a in (graph.senders, graph.receivers))
+    number, size = places.shape
+    # With three axes, XLA transposes no operand of this product or of its gradient.
+    matrices = places.pairs(senders, receivers, w).reshape(number, size, -1)
+    sums = jnp.einsum("gjm,gjc->gmc", matrices, places.enter(t))
+    return places.leave(sums.reshape(number, size, w.shape[1], t.shape[1]))
