@@ -103,7 +103,9 @@ class NMP(nn.Module):
             max_nodes=self.max_nodes,
         )
         own, without_place = rooms(graph, self.max_nodes)
-        h, real = own.enter(self._widened(graph.nodes.h)), own.taken.reshape(*own.shape, 1)
+        # Rows (G M, d), since XLA transposes more axes for the gradients of products.
+        h, real = own.enter(self._widened(graph.nodes.h)), own.taken[:, None]
+        h = h.reshape(len(real), -1)
         e = self._edges(graph, h.dtype)
         sizes = self.features, self.edge_features, self.edge_layers
         phi, w = EdgeNetwork(*sizes, name="A")(e)
@@ -118,7 +120,8 @@ class NMP(nn.Module):
             m_out = _messages(pairs_out, w_out, h) + h @ loop_out  # Σ_j A'(e_ji) h_j
             m = jnp.concatenate([m_in, m_out], axis=-1) + b  # m_i
             h = jnp.where(real, gru(h, m), 0)  # h_i'
-        h = jnp.where(without_place[:, None], jnp.nan, own.leave(h)).astype(h.dtype)
+        left = own.leave(h.reshape(*own.shape, -1))
+        h = jnp.where(without_place[:, None], jnp.nan, left).astype(h.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
     def _widened(self, h: jax.Array) -> jax.Array:
@@ -146,6 +149,6 @@ def _by_graph(pairs: jax.Array) -> jax.Array:
 
 
 def _messages(pairs: jax.Array, w: jax.Array, h: jax.Array) -> jax.Array:
-    """Messages Σ_jk φ_k(e_ij) (W_k h_j) (G, M, d) of φ (G, M, M K), W (d, K, d) and h (G, M, d)."""
+    """Messages Σ_jk φ_k(e_ij) (W_k h_j) (G M, d) of φ (G, M, M K), W (d, K, d) and h (G M, d)."""
     sent = h @ w.reshape(len(w), -1)  # W_k h_j
-    return pairs @ sent.reshape(len(h), -1, h.shape[-1])
+    return (pairs @ sent.reshape(len(pairs), -1, h.shape[-1])).reshape(h.shape)
