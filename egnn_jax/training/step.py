@@ -25,6 +25,9 @@ number, or a scalar, which is averaged over batches weighted by their numbers of
 STATISTICS = "statistics"
 """The name of the metric in which a loss returns running statistics, see :data:`Loss`."""
 
+LARGE = 2**18
+"""Number of entries above which an array is exchanged alone."""
+
 Step = Callable[[State, Any], tuple[State, jax.Array]]
 
 
@@ -69,10 +72,7 @@ def make_step(
         def computed(params: Any) -> tuple[jax.Array, Any, Any]:
             compute = gradient_of if micro_batches == 1 else mean_gradient_of
             found = compute(params, batch, key)
-            if spread:  # one exchange instead of one per array
-                flat, unravel = ravel_pytree(found)
-                found = unravel(jax.lax.pmean(flat, AXIS))
-            return found
+            return _mean_over_devices(found) if spread else found
 
         def value_and_gradient(params: Any) -> tuple[jax.Array, Any]:
             return computed(params)[:2]
@@ -98,6 +98,19 @@ def make_step(
         ), value
 
     return step
+
+
+def _mean_over_devices(tree: Any) -> Any:
+    """Average arrays over devices: the small ones in one exchange, the large ones uncopied."""
+    leaves, structure = jax.tree.flatten(tree)
+    large = [leaf.size > LARGE for leaf in leaves]
+    flat, unravel = ravel_pytree([x for x, alone in zip(leaves, large, strict=True) if not alone])
+    small = iter(unravel(jax.lax.pmean(flat, AXIS)))
+    means = [
+        jax.lax.pmean(x, AXIS) if alone else next(small)
+        for x, alone in zip(leaves, large, strict=True)
+    ]
+    return jax.tree.unflatten(structure, means)
 
 
 def apply_optimizer(
