@@ -65,11 +65,14 @@ class System(NamedTuple):
 
     Attributes:
       parameters: the number of parameters, for one target.
+      step: the time of a training step relative to EGNN's, as ``scripts/benchmarks/table3.py``
+        measures it on two CPU cores.
       inputs: its inputs besides elements and positions, and the pairs of atoms it uses.
       differs: how it, or its training, differs from the authors'.
     """
 
     parameters: int
+    step: float
     inputs: str
     differs: str
 
@@ -77,36 +80,43 @@ class System(NamedTuple):
 TABLE3_SYSTEMS = {
     "nmp": System(
         359_206,
+        1.9,
         "bond types, 8 chemical features; all pairs, i = j too",
         "L1 loss, theirs squared; the sizes they searched are not published",
     ),
-    "schnet": System(486_401, "all pairs up to 10 Å", "trained as EGNN is"),
+    "schnet": System(486_401, 1.1, "all pairs up to 10 Å", "trained as EGNN is"),
     "cormorant": System(
         299_808,
+        4.8,
         "all pairs, i = j too",
         "the settings of their code; those of their table are not published",
     ),
     "l1net": System(
         5_675_264,
+        13.6,
         "all pairs up to 10 Å",
         "119 atom types, theirs 10; a cosine schedule; atoms of padding do not count; one "
         "target a network, theirs is not known",
     ),
     "lieconv": System(
         21_315_553,
+        5.9,
         "all pairs, i = j too; molecules turned at random in training",
         "batch normalisation, which their code has as an option; their table may be without",
     ),
     "dimenetpp": System(
         1_888_902,
+        4.7,
         "all pairs up to 5 Å, and angles between them",
         "119 atom types, theirs 95; standardised labels; EGNN's split",
     ),
-    "tfn": System(8_164_289, "bond types; bonded pairs", "the settings of the SE(3)-Transformer"),
-    "se3_transformer": System(
-        9_828_193, "bond types; bonded pairs", "no reflected molecules in training"
+    "tfn": System(
+        8_164_289, 17.0, "bond types; bonded pairs", "the settings of the SE(3)-Transformer"
     ),
-    "egnn": System(745_224, "all pairs", "nothing"),
+    "se3_transformer": System(
+        9_828_193, 27.0, "bond types; bonded pairs", "no reflected molecules in training"
+    ),
+    "egnn": System(745_224, 1.0, "all pairs", "nothing"),
 }
 """The systems of Table 3 as implemented here."""
 

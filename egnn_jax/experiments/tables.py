@@ -102,6 +102,7 @@ def table3_systems() -> list[dict[str, str]]:
             "model": name,
             "recipe": f"qm9/{name}",
             "parameters": f"{system.parameters:,}",
+            "step / EGNN's": f"{system.step:.1f}",
             "symmetry": MODELS[paper.TABLE3_NETWORKS.get(name, name)].symmetry,
             "reads beside elements and positions": system.inputs,
             "differs from the authors'": system.differs,

@@ -182,10 +182,10 @@ class Cormorant(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         degrees = self._degrees(graph)
-        x, f = graph.nodes.x, graph.nodes.h
+        pairs, kept = pairs_of(graph, self.self_pairs)
+        x, f = pairs.nodes.x, pairs.nodes.h
         if jnp.issubdtype(f.dtype, jnp.integer):
             f = Table(self.features, name="kinds")(f)
-        pairs, kept = pairs_of(graph, self.self_pairs)
         f = self._first(pairs, kept, f)
         rows, g, levels = edge_rows(pairs, kept), [], []
         for k, degree in enumerate(degrees):

@@ -192,12 +192,12 @@ class L1Net(nn.Module):
             raise ValueError(f"further is {self.further}; expected pairs of scalars and vectors")
         for k, size in enumerate(self.further):
             require_count(f"further[{k}]", size, least=1 - k % 2)
-        x, v, s = graph.nodes.x, graph.nodes.v, graph.nodes.h
+        pairs, kept = pairs_of(graph, self.padded_nodes is not None)
+        x, v, s = pairs.nodes.x, pairs.nodes.v, pairs.nodes.h
         if jnp.issubdtype(s.dtype, jnp.integer):
             s = embed(s, self.embedding)
         else:
             s = Dense(self.embedding, False, normal(1.0), name="embedding")(s)
-        pairs, kept = pairs_of(graph, self.padded_nodes is not None)
         rows = edge_rows(pairs, kept)
         pairs, edges = self._edges(pairs, s.dtype)
         vectors = jnp.zeros((*x.shape, 0), s.dtype) if v is None else v[..., None].astype(s.dtype)

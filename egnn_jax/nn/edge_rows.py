@@ -15,6 +15,7 @@ def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple,
 
     Padding edges do not. With ``self_pairs``, each node gets a self-loop, which counts.
     """
+    graph = jax.tree.map(jnp.asarray, graph)  # NumPy arrays cannot be gathered by traced indices
     if not len(graph.receivers):  # gathers need at least one edge: add one that does not count
         edges = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), graph.edges)
         node = jnp.zeros(1, jnp.int32)
