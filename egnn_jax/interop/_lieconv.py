@@ -18,7 +18,7 @@ _LAYER = {
     "kernel_norm_1": "5.weightnet.4",
     "kernel_2": "5.weightnet.6.module",
     "kernel_norm_2": "5.weightnet.7",
-    "combine": "5.linear",
+    "linear": "5.linear",
     "norm_up": "6",
     "up": "8.module",
 }
@@ -42,7 +42,7 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
         _, layer, name = part.split("_", 2)
         place = f"{int(layer) + 1}.net.{_LAYER[name]}"
     rows = None
-    if path[0].endswith("combine") and leaf == "kernel":  # they flatten (C, K), we (K, C)
+    if path[0].endswith("linear") and leaf == "kernel":  # they flatten (C, K), we (K, C)
         sizes = backbone.kernel_channels, backbone.features // 4
         rows = np.arange(sizes[0] * sizes[1]).reshape(sizes).T.reshape(-1)
     return [Entry(f"net.{place}.{_LEAF[leaf]}", rows)]

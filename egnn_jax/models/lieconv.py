@@ -100,7 +100,7 @@ class LieConv(nn.Module):
                 w = silu(BatchNorm(name=name(f"kernel_norm_{part}"))(w, real_pairs))
             w = w.reshape(*pairs.shape[:3], self.kernel_channels)
             sums = _convolve(graph, t.reshape(-1, lifts, t.shape[1]), w)
-            t = Dense(self.features // 4, name=name("combine"))(sums) / number
+            t = Dense(self.features // 4, name=name("linear"))(sums) / number
             t = silu(BatchNorm(name=name("norm_up"))(t, real))
             h += Dense(self.features, name=name("up"))(t)
         h = silu(BatchNorm(name="norm_out")(h, real))
