@@ -8,6 +8,7 @@ import pytest
 
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.optimizer import Optimizer
+from egnn_jax.training import step
 from egnn_jax.training.distributed import make_mesh
 from egnn_jax.training.evaluation import Evaluation, metrics_of
 from egnn_jax.training.loop import Plan, Training
@@ -115,8 +116,13 @@ def over(groups, batches):
     return jax.tree.map(lambda a: a.reshape(len(a), groups, -1, *a.shape[2:]), batches)
 
 
-@pytest.mark.parametrize("micro", [1, 5])
-def test_a_batch_spread_over_two_devices_is_the_same_step(micro):
+@pytest.mark.parametrize(
+    ("micro", "large"),
+    [(1, step.LARGE), (5, step.LARGE), (1, 4)],
+    ids=["1", "5", "exchanged alone"],
+)
+def test_a_batch_spread_over_two_devices_is_the_same_step(micro, large, monkeypatch):
+    monkeypatch.setattr(step, "LARGE", large)
     config = tiny(ema_decay=0.0)
     network, optimizer, batches, state = parts(config)
     loss = config.task.loss(network.apply)

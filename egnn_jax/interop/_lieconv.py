@@ -34,6 +34,7 @@ _LEAF = {
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a variable of ``MeanReadout(LieConv(…))``."""
     part, leaf = path
+    rows = None
     last = backbone.layers + 1
     outside = {"embedding": "0.module", "norm_out": f"{last}", "node_dec": f"{last + 2}.module"}
     if part in outside:
@@ -41,10 +42,9 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     else:
         _, layer, name = part.split("_", 2)
         place = f"{int(layer) + 1}.net.{_LAYER[name]}"
-    rows = None
-    if path[0].endswith("linear") and leaf == "kernel":  # they flatten (C, K), we (K, C)
-        sizes = backbone.kernel_channels, backbone.features // 4
-        rows = np.arange(sizes[0] * sizes[1]).reshape(sizes).T.reshape(-1)
+        if name == "linear" and leaf == "kernel":  # they flatten (C, K), we (K, C)
+            sizes = backbone.kernel_channels, backbone.features // 4
+            rows = np.arange(sizes[0] * sizes[1]).reshape(sizes).T.reshape(-1)
     return [Entry(f"net.{place}.{_LEAF[leaf]}", rows)]
 
 

@@ -103,14 +103,12 @@ def make_step(
 def _mean_over_devices(tree: Any) -> Any:
     """Average arrays over devices: the small ones in one exchange, the large ones uncopied."""
     leaves, structure = jax.tree.flatten(tree)
-    large = [leaf.size > LARGE for leaf in leaves]
-    flat, unravel = ravel_pytree([x for x, alone in zip(leaves, large, strict=True) if not alone])
-    small = iter(unravel(jax.lax.pmean(flat, AXIS)))
-    means = [
-        jax.lax.pmean(x, AXIS) if alone else next(small)
-        for x, alone in zip(leaves, large, strict=True)
-    ]
-    return jax.tree.unflatten(structure, means)
+    flat, unravel = ravel_pytree({k: x for k, x in enumerate(leaves) if x.size <= LARGE})
+    means = unravel(jax.lax.pmean(flat, AXIS))
+    for k, x in enumerate(leaves):
+        if k not in means:
+            means[k] = jax.lax.pmean(x, AXIS)
+    return jax.tree.unflatten(structure, [means[k] for k in range(len(leaves))])
 
 
 def apply_optimizer(
