@@ -27,6 +27,7 @@ import jax
 from benchmarks import table3
 
 from egnn_jax._files import write_atomically
+from egnn_jax.data.qm9_properties import UNITS
 from egnn_jax.experiments import paper, plots
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.run import train
@@ -94,7 +95,9 @@ def plan(
 
 def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: str) -> dict:
     """A row of the table."""
-    place = paper.TABLE3_TARGETS.index(target)
+    published = paper.TABLE3[name][paper.TABLE3_TARGETS.index(target)]
+    errors, unit = result["metrics"], UNITS[target]
+    digits = ".1f" if unit == "meV" else ".3f"
     config = result["config"]
     return {
         "network": name,
@@ -103,9 +106,9 @@ def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: 
         "step (ms)": f"{1e3 * facts['seconds_a_step']:.0f}",
         "on": facts["devices"],
         "molecules seen": f"{facts['epochs'] * facts['train_size']:,}",
-        f"{target}, valid (meV)": f"{result['metrics']['valid'][target]:.1f}",
-        f"{target}, test (meV)": f"{result['metrics']['test'][target]:.1f}",
-        "the paper (meV)": f"{paper.TABLE3[name][place]:g}",
+        f"{target}, valid ({unit})": f"{errors['valid'][target]:{digits}}",
+        f"{target}, test ({unit})": f"{errors['test'][target]:{digits}}",
+        f"the paper ({unit})": "–" if published is None else f"{published:g}",
     }
 
 
@@ -116,12 +119,14 @@ def main() -> None:
     )
     parser.add_argument("entrants", nargs="*", help=f"of {', '.join(ENTRANTS)}; default all")
     parser.add_argument("--minutes", type=float, default=30.0, help="of training for each")
-    parser.add_argument("--target", default="homo", help="property, of Table 3")
+    targets = paper.TABLE3_TARGETS
+    parser.add_argument("--target", default="homo", choices=targets, help="property, of Table 3")
     parser.add_argument("--plan", action="store_true", help="count the steps, and train nothing")
     parser.add_argument("--micro-batches", type=int, help="parts of a batch; default the recipe's")
     given = parser.parse_args()
     use_all_cores()
     folder = Path("runs/race") / f"{given.minutes:g}-minutes-{given.target}"
+    unit = UNITS[given.target]
     rows, curves = [], {}
     if unknown := set(given.entrants) - set(ENTRANTS):
         parser.error(f"unknown entrants {sorted(unknown)}; expected of {', '.join(ENTRANTS)}")
@@ -136,9 +141,10 @@ def main() -> None:
             (given.minutes * entry["epoch"] / facts["epochs"], entry["valid"][given.target])
             for entry in RunFolder(folder / name).history()
         ]
-        ordered = sorted(rows, key=lambda row: float(row[f"{given.target}, test (meV)"]))
+        ordered = sorted(rows, key=lambda row: float(row[f"{given.target}, test ({unit})"]))
         written = write_table(ordered, folder / "race")
-        labels = "minutes", f"{given.target}, validation error (meV)", f"{given.minutes:g} minutes"
+        error = f"{given.target}, validation error ({unit})"
+        labels = "minutes", error, f"{given.minutes:g} minutes"
         plots.curves(curves, *labels, folder / "race-curves.png", log=True)
         print(f"{markdown(ordered)}\n{', '.join(map(str, written))}", flush=True)
 
