@@ -80,6 +80,9 @@ def test_text_is_read_as_by_the_command():
     message = r"training: CCO and 1 more \(its geometry .* B3LYP\); C\[NH3\+\] \(its charge is \+1;"
     with pytest.warns(UserWarning, match=message):
         egnn.load_pretrained("qm9")(["CCO", "C[NH3+]"])
+    message = r"training: C \(it has 5 .*\); CCCCCCCCCC \(it has 32 atoms; QM9's have 3 to 29\)"
+    with pytest.warns(UserWarning, match=message):
+        model(["C", "CCCCCCCCCC"])
     with pytest.raises(ValueError, match=r"17"):
         model("CCCl")
     with pytest.raises(ValueError, match=r"structure 0, CCO\.CCO: .* 2 molecules"):

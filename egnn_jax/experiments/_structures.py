@@ -46,9 +46,9 @@ def listed(structures: Any, task: Any) -> list[Any]:
                 f"structure {k} is {shown(structure)}; expected a SMILES, ASE's Atoms, or an "
                 "object with positions, and with numbers or symbols"
             )
-    if all(map(task.takes, from_text)):  # others have no prediction
+    if all(set(molecule.symbols) <= set(task.elements) for molecule in from_text):
         _warn_outside(from_text, task)
-    return several
+    return several  # with another element, the network raises an error
 
 
 def _warn_outside(molecules: Sequence[Structure], task: Any) -> None:
