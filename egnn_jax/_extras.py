@@ -24,7 +24,7 @@ def require(*packages: str) -> None:
     """Raise ImportError, with the command to install it, if a package is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ImportError(_sentence(package), name=package)
+            raise ImportError(missing(package), name=package)
 
 
 def advice(error: ImportError) -> str:
@@ -32,10 +32,11 @@ def advice(error: ImportError) -> str:
     package = (error.name or "").partition(".")[0]
     if not package or importlib.util.find_spec(package) is not None:
         return str(error)
-    return _sentence(package)
+    return missing(package)
 
 
-def _sentence(package: str) -> str:
+def missing(package: str) -> str:
+    """A sentence that says that a package is not installed, and what installs it."""
     extra = _EXTRAS.get(package)
     if extra is None:
         brings = "pip install egnn-jax brings, or a module beside the plugin"

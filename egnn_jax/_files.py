@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -94,6 +94,37 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
+def lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed or this process ends for any reason.
+
+    Returns False if the system, or the file system of the file, has no such locks.
+
+    Raises:
+      BlockingIOError: another process, or another open file of this one, holds the lock.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def yaml_text(settings: Any) -> str:
+    """Settings, plain values by name, as YAML text that :func:`read_yaml` reads back.
+
+    Raises:
+      ValueError: a value is not plain, or contains itself.
+    """
+    try:
+        return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"settings: {error}; expected numbers, text, lists") from error
+
+
 def read_yaml(text: str) -> Any:
     """Parse YAML text into plain values.
 
@@ -143,6 +174,13 @@ def _require_plain(value: Any, depth: int) -> None:
     if isinstance(value, dict | list):
         for member in value.values() if isinstance(value, dict) else value:
             _require_plain(member, depth - 1)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, which writes out a value each time that it occurs."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 class _Loader(yaml.SafeLoader):

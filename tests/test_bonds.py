@@ -3,6 +3,7 @@ QM9 task, and for molecules of one's own.
 """
 
 import dataclasses
+import sys
 
 import ase
 import chex
@@ -178,6 +179,7 @@ def test_bonds_of_the_data_set_are_kept_and_exceptions_are_listed(data):
         found = chemistry.Chemistry(bonds.ends[rows], bonds.kinds[rows], bonds.traits[:0])
         np.testing.assert_array_equal(matrix(found, size), MOLECULES[list(SMILES)[k % 3]][2])
     assert len(bonds.traits) == data.n_atoms.sum()
+    assert bonds.ends.dtype == np.int8
 
 
 @pytest.mark.parametrize("options", [{}, {"cutoff": 2.0}, {"bonds": "only"}])
@@ -311,3 +313,17 @@ def test_a_molecule_too_large_for_nmp_is_seen():
     wide = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 3)))
     with pytest.raises(ValueError, match="h has 3 features; expected at most 2"):
         egnn.NMP(features=2).init(jax.random.key(0), wide)
+
+
+def test_bonds_of_more_atoms_than_a_byte_counts():
+    x = np.zeros((140, 3))
+    x[:, 0] = np.repeat(np.arange(70) * 10, 2)
+    x[1::2, 1] = 0.74
+    found = chemistry.perceived(np.ones(140, int), x)  # 70 molecules of hydrogen
+    np.testing.assert_array_equal(found.ends, np.arange(140).reshape(-1, 2))
+
+
+def test_what_perceiving_bonds_needs_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    with pytest.raises(ValueError, match=r"expected what pip install 'egnn-jax\[chem\]' brings"):
+        chemistry.perceived(np.array([1, 1]), np.eye(2, 3))

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from egnn_jax.data import qm9, qm9_sources
+from egnn_jax.data import qm9, qm9_bonds, qm9_sources
 
 METHANE = """5
 gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t\
@@ -252,7 +252,7 @@ def test_damaged_and_missing_archives(tmp_path):
 
 def test_what_to_install_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "qm9pack", None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[qm9\]'"):
+    with pytest.raises(ValueError, match=r"expected what pip install 'egnn-jax\[qm9\]' brings"):
         list(qm9_sources.from_package())
     with pytest.raises(ValueError, match=r"uncharacterized is list\.txt without an archive"):
         qm9.load(uncharacterized="list.txt")
@@ -272,3 +272,16 @@ def test_another_data_set_is_refused(whole):
     numbers[7] = 9
     with pytest.raises(ValueError, match="its atomic_numbers is"):
         qm9_sources.check(found | {"atomic_numbers": numbers})
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    archive(tmp_path, {"dsgdb9nsd_000001.xyz": METHANE})
+    for listed in (None, "~/uncharacterized.txt"):
+        with pytest.raises(ValueError, match="not all of QM9: its molecules is 1;"):
+            qm9.load("~/dsgdb9nsd.xyz.tar.bz2", listed, folder=tmp_path)
+    found = dict.fromkeys(qm9_bonds.Bonds._fields, np.zeros(0))
+    monkeypatch.setattr(qm9_bonds, "_all", lambda _: found)
+    monkeypatch.chdir(tmp_path)
+    qm9_bonds.load(None, "~/cache")
+    assert (tmp_path / "cache" / "qm9" / "qm9-bonds.npz").is_file()

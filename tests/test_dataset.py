@@ -256,3 +256,21 @@ def test_what_graphs_carry_comes_along(rng):
     packed = graphs.pack(np.array([[4, 0], [-1, 2]]))
     np.testing.assert_array_equal(packed.globals.y[0], [labels[4], labels[0], [0, 0]])
     np.testing.assert_array_equal(packed.globals.y[1], [labels[2], [0, 0], [0, 0]])
+
+
+def test_booleans_stay_booleans_in_batches():
+    arrays = {"known": np.array([True, False]), "x": np.ones((2, 3), np.float16)}
+    packed = egnn.ArrayDataset(arrays).pack(np.array([[0, -1]]))
+    assert packed["known"].dtype == bool
+    assert packed["known"].tolist() == [[True, False]]
+    assert packed["x"].dtype == np.float16
+
+
+def test_equal_targets_have_scale_one_whatever_their_rounding():
+    y = np.stack([np.full(90, 0.1), np.full(90, -40.1) + 1e-14 * np.arange(90), np.arange(90)], 1)
+    graphs = of_kinds(np.ones(90, int), globals_=egnn.Globals(y=y))
+    scale = graphs.target_statistics()["scale"]
+    assert scale[:2] == (1, 1)
+    assert scale[2] == np.arange(90).std()
+    small = of_kinds([1, 1], globals_=egnn.Globals(y=np.array([[1e7], [1e7 + 1e-4]])))
+    np.testing.assert_allclose(small.target_statistics()["scale"], 5e-5, rtol=1e-3)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import egnn_jax as egnn
 from egnn_jax import _files
 from egnn_jax.cli import main
 from egnn_jax.data.cache import cached_arrays, default_folder
@@ -183,3 +184,16 @@ def test_a_tilde_is_the_home_folder(home, monkeypatch, capsys):
     assert not Path("~").exists()
     monkeypatch.setenv("EGNN_JAX_DATA", "~/data")
     assert default_folder() == home / "data"
+
+
+def test_a_file_system_without_locks_is_trained_on(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    run = RunFolder(tmp_path / "run")
+    run.start({"a": 1})
+    assert run.settings() == {"a": 1}
+    run.close()
+    graphs = [egnn.complete_graph(np.eye(3))]
+    assert len(egnn.GraphDataset.write(tmp_path / "set", graphs)) == 1

@@ -132,3 +132,28 @@ def test_trimmed_changes_neither_value_nor_gradient(x64, rng):
         ):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
     assert seen == {budget.n_edge for budget in graphs.budgets(1)}
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64])
+def test_narrow_edge_ends_are_counted_on_in_a_batch(dtype):
+    """Their sums with the first node of a graph are larger than their type holds."""
+    sizes = np.full(20_000, 2)
+    ends = np.tile(np.array([0, 1], dtype), len(sizes))
+    lists = np.full(len(sizes), 2), ends[::-1], ends
+    nodes = egnn.Nodes(h=None, x=np.zeros((40_000, 3)))
+    graphs = egnn.GraphDataset.from_arrays(sizes, nodes, edge_lists=lists)
+    for number in (100, len(sizes)):
+        packed = graphs.pack(np.arange(number))
+        assert packed.receivers.dtype == packed.senders.dtype == np.int32
+        np.testing.assert_array_equal(packed.receivers, np.arange(2 * number))
+        np.testing.assert_array_equal(packed.senders, np.arange(2 * number) ^ 1)
+
+
+@pytest.mark.parametrize("dtype", [float, bool])
+def test_edge_ends_that_are_no_whole_numbers_are_refused(dtype):
+    ends = np.array([0, 1], dtype)
+    nodes = egnn.Nodes(h=None, x=np.zeros((2, 3)))
+    with pytest.raises(
+        ValueError, match=r"senders are (float64|bool) of shape \(2,\); expected wh"
+    ):
+        egnn.GraphDataset.from_arrays(np.array([2]), nodes, edge_lists=(np.array([2]), ends, ends))

@@ -11,7 +11,7 @@ from rdkit.Chem import Crippen, rdDistGeom
 
 import egnn_jax as egnn
 from egnn_jax.cli import main
-from egnn_jax.data import property_table, structures
+from egnn_jax.data import _embedding, property_table, structures
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._columns import Classes, Numbers
 from egnn_jax.experiments.property_table import Table
@@ -334,3 +334,32 @@ def test_charges_and_radicals_are_inside_where_training_had_some():
         assert (not known.outside(molecule)) == inside
         before = Table(targets=("logP",)).with_constants(older).outside(molecule)
         assert bool(before) == (text != "CCO")
+
+
+@pytest.mark.parametrize("texts", [["0.1"] * 90, ["0.3", "0.30000000000000004"] * 45])
+def test_a_column_of_equal_values_has_scale_one(texts):
+    column = Numbers.of("y", np.array(texts), np.array([""] * 90))
+    assert column.scale == 1
+    assert np.abs(column.labels(np.array(texts), np.array([""] * 90))).max() < 1e-15
+
+
+def test_a_geometry_that_took_too_long_can_be_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, embedded = write(SMILES=[*SMILES[:-1], "C1CC"]), _embedding._embedded
+
+    def slow(molecule, name, conformers):
+        if name == "CO":
+            raise structures.OutOfTimeError("no geometry was found in 30 s")
+        return embedded(molecule, name, conformers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_embedding, "_embedded", slow)
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=r"2 of 30 .*\(to try 1 of them again, d") as said:
+                assert len(property_table.read(file, ["logP"], folder="~/own")) == 28
+    (kept,) = (tmp_path / "own" / "tables").glob("*.npz")
+    assert f"delete {kept})" in str(said[0].message)
+    kept.unlink()
+    with pytest.warns(UserWarning, match="1 of 30 molecules of mine.csv cannot be used") as said:
+        assert len(property_table.read(file, ["logP"], folder="~/own")) == 29
+    assert "again" not in str(said[0].message)

@@ -266,3 +266,53 @@ def test_settings_that_are_no_numbers_are_the_same_when_called_again(tmp_path):
         run.close()
     with pytest.raises(ValueError, match=r"of other settings \(nothing nan -> 1\)"):
         run.start(settings | {"nothing": 1})
+
+
+def test_settings_that_name_one_list_twice_are_read_back(tmp_path):
+    files = ["one.xyz", "two.xyz"]
+    settings = {"train": files, "valid": files, "both": {"a": files}}
+    result = plain_fit(tmp_path, settings=settings)
+    assert RunFolder(tmp_path).settings() == settings
+    np.testing.assert_array_equal(plain_fit(tmp_path, settings=settings).params["w"],
+                                  result.params["w"])  # fmt: skip
+    files.append(files)
+    with pytest.raises(ValueError, match=r"settings: .*; expected numbers, text, lists"):
+        plain_fit(tmp_path / "other", settings=settings)
+
+
+@pytest.mark.parametrize("content", ["- 1", None])
+def test_a_training_that_fails_to_start_holds_no_lock(tmp_path, monkeypatch, content):
+    """Because of a damaged config.yaml, or one that cannot be written."""
+
+    def full(*_):
+        raise OSError("the disk is full")
+
+    run = RunFolder(tmp_path)
+    with monkeypatch.context() as patch:
+        if content:
+            (tmp_path / "config.yaml").write_text(content)
+        else:
+            patch.setattr("egnn_jax.training.checkpoint.write_atomically", full)
+        with pytest.raises((ValueError, OSError), match=r"it holds a list|the disk is full"):
+            run.start({"a": 1})
+    (tmp_path / "config.yaml").unlink(missing_ok=True)
+    other = RunFolder(tmp_path)
+    other.start({"a": 1})
+    other.close()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_an_extension_that_is_killed_goes_on(tmp_path, monkeypatch, written):
+    """Before and after it writes the settings."""
+
+    def killed(path, content):
+        if written:
+            path.write_bytes(content)
+        raise KeyboardInterrupt
+
+    train(tiny(epochs=1), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("egnn_jax.training.checkpoint.write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(epochs=2), tmp_path)
+    assert train(tiny(epochs=2), tmp_path)["config"]["epochs"] == 2

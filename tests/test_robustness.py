@@ -392,3 +392,19 @@ def test_a_batch_larger_than_the_memory_is_refused(budget):
     graph = egnn.complete_graph(np.zeros((3, 3)))
     with pytest.raises(ValueError, match=r"a batch of \(.* GB of memory; expected at most"):
         egnn.batch([graph], egnn.Budget(*budget))
+
+
+def test_a_script_without_a_guard_generates_all_geometries(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from egnn_jax.data import structures\n"
+        "entries = [structures.Smiles('C' * (k % 3 + 1), str(k)) for k in range(60)]\n"
+        "found = list(structures.made(entries, processes=2, conformers=1))\n"
+        "print([one.formula for one in found[:3]], len(found))\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout == "['CH4', 'C2H6', 'C3H8'] 60\n"
+    assert 'expected its calls under if __name__ == "__main__":; geometries are' in done.stderr

@@ -8,7 +8,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 
-from egnn_jax.data import qm9
+from egnn_jax.data import qm9, xtb
 from egnn_jax.data import structures as molecules
 from egnn_jax.data.structures import FEW, Refused, Structure, checked, outside, read
 
@@ -189,5 +189,15 @@ def test_missing_files_smiles_and_packages(monkeypatch):
     with pytest.raises(ValueError, match="'water' is no SMILES, nor a file"):
         read("water")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install -e '\\.\\[chem\\]'"):
+    with pytest.raises(ValueError, match=r"expected what pip install 'egnn-jax\[chem\]' brings"):
         molecules.read("O")
+
+
+def test_simulated_frames_of_each_molecule_are_in_their_own_file(tmp_path, monkeypatch):
+    """Also of molecules whose SMILES differ only in punctuation."""
+    pytest.importorskip("tblite")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(xtb, "_WARM_UP", 0)
+    files = [xtb.simulated_frames(smiles, number=1, folder="~/own") for smiles in ("C=C", "C#C")]
+    assert [file.read_text().split("\n")[0] for file in files] == ["6", "4"]
+    assert {file.parent for file in files} == {tmp_path / "own"}

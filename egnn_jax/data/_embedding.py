@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +14,7 @@ import numpy as np
 
 from egnn_jax.data import _perception, qm9
 from egnn_jax.data._structure import Refused, Structure, check_size, shown
-from egnn_jax.data._workers import workers
+from egnn_jax.data._workers import NoProcessError, workers
 
 CONFORMERS = 5
 """The number of geometries generated for a molecule that has none."""
@@ -35,6 +36,10 @@ _FORMULAS = {
 
 class NoSmilesError(ValueError):
     """Raised if a text is neither a SMILES nor an InChI."""
+
+
+class OutOfTimeError(ValueError):
+    """Raised if no geometry is found in :data:`SECONDS`; another try may find one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +170,10 @@ def made(
             for found in _in_processes(make, chunks[done:], processes):
                 done += 1
                 yield from found
+        except NoProcessError as error:
+            warnings.warn(f"{error}; geometries are generated in this process", stacklevel=2)
+            yield from map(make, every[done * _CHUNK :])
+            return
         except BrokenProcessPool:
             # Any molecule of this or a later chunk may have crashed its process.
             for one in chunks[done]:
@@ -190,7 +199,8 @@ def _alone(make: Callable[[Any], Structure | Refused], entry: Any) -> Structure 
     try:
         return next(_in_processes(make, [[entry]], 1))[0]
     except BrokenProcessPool:
-        return Refused(entry.name, f"{entry.where}it ended the process that made its geometry")
+        reason = f"{entry.where}it ended the process that made its geometry"
+        return Refused(entry.name, reason, passing=True)  # memory may not have sufficed
 
 
 def _made_chunk(
@@ -205,7 +215,8 @@ def _made(entry: Any, conformers: int) -> Structure | Refused:
     try:
         molecule = from_smiles(entry.text, entry.name, conformers)
     except Exception as error:  # RDKit raises RuntimeError if one of its invariants is violated
-        return Refused(entry.name, f"{entry.where}{error}")
+        passing = isinstance(error, OutOfTimeError | MemoryError)
+        return Refused(entry.name, f"{entry.where}{error}", passing)
     return dataclasses.replace(molecule, remark=entry.remark, values=entry.values)
 
 
@@ -237,7 +248,8 @@ def _embedded(molecule: Any, name: str, conformers: int) -> Structure:
         found = list(rdDistGeom.EmbedMultipleConfs(molecule, conformers, settings))
         if not molecule.GetNumConformers():
             within = f" in {SECONDS} s" if found else ""  # RDKit then returns -1
-            raise ValueError(f"no geometry was found{within}; give one as .xyz or .sdf")
+            kind = OutOfTimeError if found else ValueError
+            raise kind(f"no geometry was found{within}; give one as .xyz or .sdf")
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
             relaxed = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule, maxIters=5_000)
             field, energies = "MMFF94", np.array([energy for _, energy in relaxed])

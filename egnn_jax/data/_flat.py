@@ -98,6 +98,16 @@ def matrix_of_targets(y: Any, rows: int) -> np.ndarray:
     return converted
 
 
+def scale_or_one(scale: Any, values: np.ndarray) -> np.ndarray:
+    """The scale (…), or 1 where it is 0 or values (S, …) differ by no more than rounding.
+
+    Missing values (nan) are ignored.
+    """
+    least, most = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
+    differ = most - least > 1e-12 * np.fmax(np.abs(least), np.abs(most))
+    return np.where(differ & (scale > 0), scale, 1.0)
+
+
 def require_flat(
     n_node: np.ndarray,
     nodes: Any,
@@ -152,6 +162,11 @@ def _require_values(nodes: Any) -> None:
 def _require_ends(
     n_node: np.ndarray, n_edge: np.ndarray, senders: np.ndarray, receivers: np.ndarray
 ) -> None:
+    for name, ends in (("senders", senders), ("receivers", receivers)):
+        if ends.dtype.kind not in "iu" or ends.ndim != 1:
+            raise ValueError(
+                f"{name} are {ends.dtype} of shape {ends.shape}; expected whole numbers (ΣE,)"
+            )
     starts = starts_of(n_edge.astype(np.int64))
     for first in range(0, len(n_edge), 10_000):  # in blocks, to bound the memory
         rows = slice(first, first + 10_000)

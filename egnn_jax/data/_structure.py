@@ -60,10 +60,17 @@ class Structure:
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """A molecule that cannot be used: its name and the reason."""
+    """A molecule that cannot be used.
+
+    Args:
+      name: its name.
+      reason: why it cannot be used.
+      passing: whether it may be usable on another try, since time or memory did not suffice.
+    """
 
     name: str
     reason: str
+    passing: bool = False
 
     def __post_init__(self) -> None:
         """Shorten both fields, and remove terminal control characters."""

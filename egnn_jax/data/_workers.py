@@ -5,13 +5,31 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+
+class NoProcessError(BrokenProcessPool):
+    """Raised if new processes end before they do anything."""
 
 
 def workers(processes: int | None = None) -> ProcessPoolExecutor:
-    """A pool of processes (default: one per core) that end when this process ends."""
+    """A pool of processes (default: one per core) that end when this process ends.
+
+    Raises:
+      NoProcessError: they end at once.
+    """
     # Spawned, since forked processes could inherit locks held by JAX's threads.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+    try:
+        for future in [pool.submit(int) for _ in range(processes or 1)]:
+            future.result()
+    except BrokenProcessPool as error:
+        raise NoProcessError(
+            "new processes end at once, as each first runs the script again; expected its calls "
+            'under if __name__ == "__main__":'
+        ) from error
+    return pool
 
 
 def _end_with_parent() -> None:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from egnn_jax._extras import missing
+
 BOND_TYPES = ("single", "double", "triple", "aromatic")
 """The kinds of bonds, numbered from 1 in arrays; 0 is no bond."""
 
@@ -76,7 +78,7 @@ def of_smiles(smiles: str, numbers: np.ndarray, positions: np.ndarray) -> tuple[
     try:
         return perceived(numbers, positions), SOURCES.index("by positions")
     except ValueError:
-        nothing = np.zeros((0, 2), np.int8), np.zeros(0, np.int8)
+        nothing = np.zeros((0, 2), np.int32), np.zeros(0, np.int8)
         traits = np.zeros((len(numbers), len(TRAITS)), np.int8)
         return Chemistry(*nothing, traits), SOURCES.index("none")
 
@@ -96,7 +98,7 @@ def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Ch
         from rdkit import Chem, rdBase
         from rdkit.Chem import rdDetermineBonds
     except ImportError as error:
-        raise ValueError("bonds need rdkit: pip install -e '.[chem]'") from error
+        raise ValueError(missing("rdkit")) from error
     symbols = Chem.GetPeriodicTable().GetElementSymbol
     lines = [
         f"{symbols(int(z))} {x:.6f} {y:.6f} {w:.6f}"
@@ -184,7 +186,7 @@ def _of_rdkit(molecule: Any) -> Chemistry:
         traits[k, TRAITS.index("hydrogens")] = atom.GetTotalNumHs(includeNeighbors=True)
     order = np.lexsort(np.array(ends, int).reshape(-1, 2).T[::-1])
     return Chemistry(
-        np.array(ends, np.int8).reshape(-1, 2)[order], np.array(found, np.int8)[order], traits
+        np.array(ends, np.int32).reshape(-1, 2)[order], np.array(found, np.int8)[order], traits
     )
 
 

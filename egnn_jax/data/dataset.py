@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from egnn_jax._files import expanded
-from egnn_jax.data import _packing, storage
-from egnn_jax.data._flat import EdgeLists, alike, arrays_of, flat, matrix_of_targets, require_flat
+from egnn_jax.data import _flat, _packing, storage
+from egnn_jax.data._flat import EdgeLists, alike, arrays_of, flat, require_flat
 from egnn_jax.data.loader import DatasetLoader
 from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget
@@ -117,7 +117,7 @@ class GraphDataset:
         """The same graphs with other targets (S, T), or ValueError if these are not finite."""
         own = jax.tree.map(lambda a: a[self._rows], self._globals)
         other = self[:]
-        other._globals = own.replace(y=matrix_of_targets(y, len(self)))
+        other._globals = own.replace(y=_flat.matrix_of_targets(y, len(self)))
         other._rows = np.arange(len(self))
         return other
 
@@ -128,13 +128,12 @@ class GraphDataset:
         return self._nodes.h[_packing.Gather(self._n_node[None], self._first_node[None]).source]
 
     def target_statistics(self) -> dict[str, tuple[float, ...]]:
-        """``mean`` and ``scale`` (standard deviation, or 1 if it is 0) of each target (T,).
+        """``mean`` and ``scale`` (standard deviation, or 1 of equal values) of each target (T,).
 
         These are arguments of :class:`egnn_jax.Readout`.
         """
-        scale = self.y.std(axis=0, dtype=np.float64)
         mean = self.y.mean(axis=0, dtype=np.float64)
-        scale = np.where(scale > 0, scale, 1)
+        scale = _flat.scale_or_one(self.y.std(axis=0, dtype=np.float64), self.y)
         return {"mean": tuple(mean.tolist()), "scale": tuple(scale.tolist())}
 
     def split(self, *fractions: float, seed: int = 0) -> tuple["GraphDataset", ...]:

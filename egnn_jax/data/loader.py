@@ -229,7 +229,9 @@ class ArrayDataset:
     def pack(self, rows: np.ndarray, own: slice = slice(None)) -> Any:
         """The arrays at ``rows`` (…, B), with zeros for -1. See :meth:`Dataset.pack`."""
         rows = rows[..., own, :] if rows.ndim > 1 else rows
-        return jax.tree.map(lambda a: np.where(_expand(rows >= 0, a), a[rows], 0), self.arrays)
+        return jax.tree.map(
+            lambda a: np.where(_expand(rows >= 0, a), a[rows], np.zeros((), a.dtype)), self.arrays
+        )
 
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
         """See :class:`DatasetLoader`."""

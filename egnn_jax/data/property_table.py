@@ -53,12 +53,15 @@ class PropertyTable:
         return [each[row] for row in rows.tolist()]
 
 
-def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -> PropertyTable:
+def read(
+    path: Path | str, columns: Sequence[str], folder: Path | str | None = None
+) -> PropertyTable:
     """Read the molecules of a file and some of its columns.
 
     For molecules given by SMILES, InChI or a 2-D drawing, hydrogens and a geometry (ETKDG, then
     MMFF94) are generated on all cores. They are cached, so that reading the same file again is
-    fast. Molecules that cannot be used are left out with a warning.
+    fast. Molecules that cannot be used are left out with a warning, which says how to try those
+    again for which time or memory did not suffice.
 
     Args:
       path: a file of a kind that :func:`egnn_jax.data.structures.read` reads.
@@ -69,12 +72,11 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
       ValueError: the file cannot be read, no molecule has a requested column, or none can be used.
     """
     path = expanded(path)
+    folder = default_folder() if folder is None else expanded(folder)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected one of {', '.join(structures.READ)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    kept = (
-        (default_folder() if folder is None else folder) / "tables" / f"{path.stem}-{digest}-3.npz"
-    )
+    kept = folder / "tables" / f"{path.stem}-{digest}-3.npz"
     entries = structures.entries(str(path))
     names = {name for e in entries for name in getattr(e, "values", {})}
     if lacking := [column for column in columns if column not in names]:
@@ -83,10 +85,14 @@ def read(path: Path | str, columns: Sequence[str], folder: Path | None = None) -
             f"{', '.join(sorted(names)) or 'none'}"
         )
     made = cached_arrays(kept, lambda: _geometries(entries, path))
+    passing = made.pop("passing", np.array(0))  # earlier versions did not store it
     if len(refused := made["refused"]):
+        # Not tried again without being told to: the splits are drawn from the usable molecules, so
+        # with one more, a run would be resumed and evaluated on other splits.
+        again = f" (to try {passing} of them again, delete {kept})" if passing else ""
         warnings.warn(
             f"{len(refused)} of {len(entries)} molecules of {path} cannot be used and are left "
-            f"out: {'; '.join(refused)[:1_000]}",
+            f"out{again}: {'; '.join(refused)[:1_000]}",
             stacklevel=2,
         )
     usable = [entries[k] for k in made["row"]]
@@ -192,10 +198,11 @@ def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
 
     waiting = sum(isinstance(entry, structures.Smiles) for entry in entries)
     made = structures.made(entries, structures.useful_processes(waiting), conformers=1)
-    rows, found, refused = [], [], []
+    rows, found, refused, passing = [], [], [], 0
     for k, one in enumerate(tqdm(made, total=len(entries), unit="molecule", desc=path.name)):
         if isinstance(one, structures.Refused):
             refused.append(f"{one.name}: {one.reason}")
+            passing += one.passing
         else:
             rows.append(k)
             found.append(one)
@@ -205,6 +212,7 @@ def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
     return {
         "row": np.array(rows),
         "refused": np.array(refused, str),
+        "passing": np.array(passing),
         "geometry": np.array([one.geometry for one in found]),
         "key": np.array([_key(entries[k]) for k in rows]),
         "n_atoms": np.array([len(one.symbols) for one in found]),

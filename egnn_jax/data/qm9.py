@@ -82,12 +82,13 @@ def load(
     def build() -> dict[str, np.ndarray]:
         if archive is None:
             return check(arrays(from_package()))
+        whole = expanded(archive)
         listed = (
-            Path(archive).parent / "uncharacterized.txt"
+            whole.parent / "uncharacterized.txt"
             if uncharacterized is None
-            else Path(uncharacterized)
+            else expanded(uncharacterized)
         )
-        return check(arrays(from_archive(Path(archive), listed)))
+        return check(arrays(from_archive(whole, listed)))
 
     stored = cached_arrays(folder / "qm9" / "qm9.npz", build)
     targets = {name: stored.pop(f"targets/{name}") for name in TARGETS}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from egnn_jax._files import expanded
 from egnn_jax.data import chemistry
 from egnn_jax.data._workers import workers
 from egnn_jax.data.cache import cached_arrays, default_folder
@@ -53,7 +54,7 @@ def load(molecules: QM9, folder: Path | None = None) -> Bonds:
     Raises:
       ValueError: a package is missing.
     """
-    folder = default_folder() if folder is None else Path(folder)
+    folder = default_folder() if folder is None else expanded(folder)
     return Bonds(**cached_arrays(folder / "qm9" / "qm9-bonds.npz", lambda: _all(molecules)))
 
 
@@ -93,7 +94,8 @@ def _all(molecules: QM9) -> dict[str, np.ndarray]:
     with workers() as pool:
         made = pool.map(_of_chunk, *zip(*chunks, strict=True))
         parts = list(tqdm(made, total=len(chunks), unit_scale=_CHUNK, unit=" molecules"))
-    return {name: np.concatenate([part[name] for part in parts]) for name in Bonds._fields}
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in Bonds._fields}
+    return whole | {"ends": whole["ends"].astype(np.int8)}  # up to 29 atoms
 
 
 def _of_chunk(

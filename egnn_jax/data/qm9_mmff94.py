@@ -1,5 +1,7 @@
 """QM9 in the geometries that RDKit generates from SMILES with the MMFF94 force field."""
 
+import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +25,8 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
 
     These (1,686 of 130,831) cannot be embedded, or their SMILES has another formula. The first call
     takes half an hour per conformer on two cores, requires the packages ``rdkit`` and ``qm9pack``,
-    and resumes if it was stopped.
+    and resumes if it was stopped. Molecules for which the time did not suffice cause a warning, and
+    the next call tries them again.
 
     Args:
       molecules: all of QM9, from :func:`egnn_jax.data.qm9.load`.
@@ -36,12 +39,19 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
     """
     folder = (default_folder() if folder is None else expanded(folder)) / "qm9"
     path = folder / f"qm9-mmff94-{conformers}.npz"
-    made = cached_arrays(path, lambda: _geometries(molecules, conformers, path.with_suffix("")))
+    build = partial(_geometries, molecules, conformers, path.with_suffix(""))
+    made = cached_arrays(path, build, _is_final)
+    if not _is_final(made):
+        warnings.warn(
+            f"{(made['usable'] < 0).sum()} of QM9's molecules are left out, since no geometry was "
+            "found in the time; the next call tries them again",
+            stacklevel=2,
+        )
     count = made["count"]
     molecule = np.repeat(np.arange(len(count)), count)
     n_atoms = molecules.n_atoms[molecule]
     atoms = Gather(n_atoms[None], starts_of(molecules.n_atoms)[molecule][None]).source
-    first, usable = np.cumsum(count) - count, made["usable"]
+    first, usable = np.cumsum(count) - count, made["usable"] > 0
     return QM9(
         index=molecules.index[molecule],
         n_atoms=n_atoms,
@@ -55,6 +65,8 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
 def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.ndarray]:
     """``usable`` (S,), the ``count`` of conformers (S,), atomic numbers of each molecule, positions
     of each conformer; those of QM9 for molecules that are not usable.
+
+    ``usable`` is 1, 0, or -1 where the time did not suffice.
     """
     smiles = smiles_of_package()
     ends = np.cumsum(molecules.n_atoms).tolist()
@@ -72,31 +84,37 @@ def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.n
                 made = list(pool.map(embed, texts, numbers, chunksize=_CHUNK // 10))
                 found = [
                     (numbers[k], molecules.positions[own[k]][None]) if one is None else one
-                    for k, one in enumerate(made)
+                    for k, (_, one) in enumerate(made)
                 ]
                 return {
-                    "usable": np.array([one is not None for one in made]),
+                    "usable": np.array([usable for usable, _ in made], np.int8),
                     "count": np.array([len(x) for _, x in found]),
                     "atomic_numbers": np.concatenate([z for z, _ in found]),
                     "positions": np.concatenate([x.reshape(-1, 3) for _, x in found]),
                 }
 
-            parts.append(cached_arrays(folder / f"{first:06d}.npz", build))
+            parts.append(cached_arrays(folder / f"{first:06d}.npz", build, _is_final))
             bar.update(len(rows))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _is_final(made: Mapping[str, np.ndarray]) -> bool:
+    return not (made["usable"] < 0).any()
+
+
 def _embedded(
     smiles: str, numbers: np.ndarray, conformers: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Atomic numbers (M,) and positions (C, M, 3) of a SMILES; None if it has no geometry or other
-    elements than ``numbers``.
+) -> tuple[int, tuple[np.ndarray, np.ndarray] | None]:
+    """Whether a SMILES is usable (see :func:`_geometries`), and its atomic numbers (M,) and
+    positions (C, M, 3); None if it has no geometry or other elements than ``numbers``.
     """
     try:
         molecule = structures.from_smiles(smiles, smiles, conformers)
+    except structures.OutOfTimeError:
+        return -1, None
     except ValueError:
-        return None
+        return 0, None
     assert molecule.conformers is not None
     found = np.array([ELEMENTS.get(symbol, 0) for symbol in molecule.symbols], numbers.dtype)
     same = len(found) == len(numbers) and (np.sort(found) == np.sort(numbers)).all()
-    return (found, molecule.conformers.astype(np.float32)) if same else None
+    return int(same), (found, molecule.conformers.astype(np.float32)) if same else None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from egnn_jax._extras import missing
 from egnn_jax.data.qm9_properties import ELEMENTS, IN_MEV, MOLECULES, TARGETS
 
 ARCHIVE_ORDER = ("mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
@@ -80,10 +81,9 @@ def _tables() -> list[Path]:
     found = importlib.util.find_spec("qm9pack")
     if found is None or not found.submodule_search_locations:
         raise ValueError(
-            "QM9 needs its data: pip install -e '.[qm9]' (which brings the package qm9pack, "
-            "104 MB), or, once, "
+            f"{missing('qm9pack')} (104 MB), or, once, "
             "python -c \"from egnn_jax.data import qm9; qm9.load('dsgdb9nsd.xyz.tar.bz2')\" "
-            "with the path of the original archive"
+            "with the path of the original archive of QM9"
         )
     data = Path(found.submodule_search_locations[0]) / "data"
     return [data / f"qm9_part{part}.csv" for part in (1, 2, 3)]

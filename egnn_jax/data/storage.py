@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from egnn_jax._files import make_folder, read_json
+from egnn_jax._files import lock, make_folder, read_json
 from egnn_jax.graph.graph import Edges, Globals, Nodes
 
 MANIFEST = "manifest.json"
@@ -131,9 +131,9 @@ def writing(folder: Path) -> Iterator[Writer]:
     make_folder(folder.parent)
     _remove_abandoned(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    writer, lock = Writer(temporary), None
+    writer, held = Writer(temporary), None
     try:
-        lock = _locked(temporary)
+        held = _locked(temporary)
         yield writer
         writer.finish()
         temporary.chmod(0o777 & ~_umask())
@@ -148,8 +148,8 @@ def writing(folder: Path) -> Iterator[Writer]:
             raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     finally:
-        if lock is not None:
-            lock.close()
+        if held is not None:
+            held.close()
 
 
 def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
@@ -247,28 +247,21 @@ def digest(path: Path) -> str:
 
 def _locked(folder: Path) -> Any:
     """Lock a folder until the lock is closed or the process ends; None if locks are unsupported."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return None
-    lock = (folder / "new").open("xb")
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file = (folder / "new").open("xb")
+    if lock(file):
         (folder / "new").rename(folder / _LOCK)  # so that the file never exists unlocked
-        return lock
+        return file
     (folder / "new").unlink()
-    lock.close()
+    file.close()
     return None
 
 
 def _remove_abandoned(folder: Path) -> None:
     """Delete temporary folders that killed writers of this folder left behind."""
-    for lock in folder.parent.glob(f".{glob.escape(folder.name)}.*/{_LOCK}"):
-        with suppress(OSError), lock.open("rb") as file:  # an active writer still holds its lock
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*/{_LOCK}"):
+        with suppress(OSError), path.open("rb") as file:  # an active writer still holds its lock
+            if lock(file):
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _rename(temporary: Path, folder: Path) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from egnn_jax._extras import missing
 from egnn_jax._files import printable
 from egnn_jax.data import _embedding, _structure_files, qm9
 from egnn_jax.data._embedding import CONFORMERS as CONFORMERS
 from egnn_jax.data._embedding import MANY as MANY
+from egnn_jax.data._embedding import OutOfTimeError as OutOfTimeError
 from egnn_jax.data._embedding import Smiles as Smiles
 from egnn_jax.data._embedding import canonical as canonical
 from egnn_jax.data._embedding import from_smiles as from_smiles
@@ -54,7 +56,7 @@ def entries(source: str) -> list[Structure | Refused | Smiles]:
     """
     for package in ("ase", "rdkit"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"your own molecules need {package}: pip install -e '.[chem]'")
+            raise ValueError(f"your own molecules need {package}: {missing(package)}")
     try:
         return _entries(source)
     except ValueError as error:

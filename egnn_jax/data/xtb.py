@@ -1,5 +1,6 @@
 """Generating training frames of a molecule by simulation with GFN2-xTB."""
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from egnn_jax._extras import require
-from egnn_jax._files import write_atomically
+from egnn_jax._files import expanded, write_atomically
 from egnn_jax.data import structures
 from egnn_jax.data.cache import default_folder
 
@@ -19,7 +20,7 @@ _WARM_UP = 1_000
 
 
 def simulated_frames(
-    smiles: str, number: int = 2_000, seed: int = 0, folder: Path | None = None
+    smiles: str, number: int = 2_000, seed: int = 0, folder: Path | str | None = None
 ) -> Path:
     """Simulate frames with energies (eV) and forces (eV/Å), and cache them as extended XYZ.
 
@@ -45,9 +46,11 @@ def simulated_frames(
     from tblite.ase import TBLite
     from tqdm_loggable.auto import tqdm
 
-    name = "".join(c if c.isalnum() else "_" for c in smiles)
-    folder = default_folder() / "frames" if folder is None else folder
-    path = folder / f"xtb-{name}-{number}-{seed}.extxyz"
+    # The readable part is shared by several SMILES: "C=C" and "C#C" are both C_C.
+    name = "".join(c if c.isalnum() else "_" for c in smiles)[:40]
+    digest = hashlib.sha256(smiles.encode()).hexdigest()[:8]
+    folder = default_folder() / "frames" if folder is None else expanded(folder)
+    path = folder / f"xtb-{name}-{digest}-{number}-{seed}.extxyz"
     if path.is_file():
         return path
     molecule = structures.from_smiles(smiles, smiles, conformers=1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax.data._flat import scale_or_one
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments.molecules import COVERAGE, conformal
 
@@ -23,7 +24,7 @@ class Numbers:
 
     Args:
       name: the name of the column.
-      mean, scale: mean and standard deviation of the training molecules.
+      mean, scale: mean and standard deviation (1 of equal values) of the training molecules.
     """
 
     name: str
@@ -40,7 +41,8 @@ class Numbers:
         values = Numbers(name, 0.0, 1.0).labels(texts, places)
         if not np.isfinite(values).any():
             raise ValueError(f"no training molecule has a value of {name!r}")
-        return Numbers(name, float(np.nanmean(values)), float(np.nanstd(values)) or 1.0)
+        scale = scale_or_one(np.nanstd(values), values)
+        return Numbers(name, float(np.nanmean(values)), float(scale))
 
     @property
     def columns(self) -> tuple[str, ...]:

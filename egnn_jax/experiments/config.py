@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import flax.linen as nn
-import yaml
 
 from egnn_jax._extras import require
-from egnn_jax._files import MAX_MESSAGE, expanded, read_yaml
+from egnn_jax._files import MAX_MESSAGE, expanded, read_yaml, yaml_text
 from egnn_jax.experiments import _options
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.experiments.task import Task
@@ -206,7 +205,7 @@ def recipes_folder() -> Path:
 
 def dump(config: Config) -> str:
     """The config as YAML text that :func:`from_dict` reads back."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return yaml_text(to_dict(config))
 
 
 def differences(config: Config, other: Config) -> dict[str, Any]:

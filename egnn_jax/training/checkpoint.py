@@ -10,9 +10,8 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-import yaml
 
-from egnn_jax._files import expanded, make_folder, read_yaml, write_atomically
+from egnn_jax._files import expanded, make_folder, read_yaml, write_atomically, yaml_text
 from egnn_jax.data.storage import sha256
 from egnn_jax.training._folder_lock import acquire
 from egnn_jax.training._records import (
@@ -86,22 +85,21 @@ class RunFolder:
     def _start(self, settings: dict[str, Any]) -> None:
         make_folder(self.path)
         self._lock = acquire(self.path)
-        if self._settings_file.exists():
-            changed = changes(self.settings(), settings)
-            if changed:
-                self.close()
-                text = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed)
-                raise ValueError(
-                    f"{self.path} holds a run of other settings ({text[:2_000]}); "
-                    "expected the same to resume it, another folder, or that one deleted"
-                )
-        else:
-            try:
-                text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-            except yaml.YAMLError as error:
-                self.close()
-                raise ValueError(f"settings: {error}; expected numbers, text, lists") from error
-            write_atomically(self._settings_file, text.encode())
+        try:
+            self._write_or_compare(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _write_or_compare(self, settings: dict[str, Any]) -> None:
+        if not self._settings_file.exists():
+            write_atomically(self._settings_file, yaml_text(settings).encode())
+        elif changed := changes(self.settings(), settings):
+            text = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed)
+            raise ValueError(
+                f"{self.path} holds a run of other settings ({text[:2_000]}); "
+                "expected the same to resume it, another folder, or that one deleted"
+            )
 
     def extend(self, epochs: int) -> None:
         """Set the ``epochs`` of an existing run; its checkpoints remain valid.
@@ -114,9 +112,10 @@ class RunFolder:
             settings = self._stored()
             settings[_EARLIER] = [*settings.get(_EARLIER, []), settings["epochs"]]
             settings["epochs"] = epochs
-            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-            write_atomically(self._settings_file, text.encode())
+            text = yaml_text(settings)
+            # First: a run without a result goes on; one with a result of other epochs is refused.
             self.result_file.unlink(missing_ok=True)
+            write_atomically(self._settings_file, text.encode())
         finally:
             self.close()
 
