@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import ase
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -303,6 +304,17 @@ def test_a_header_is_bounded_before_it_is_parsed(place, no_data, tmp_path):
     for name in (None, 5, ""):
         with pytest.raises(ValueError, match=r"the model is .*; expected a path, or one of qm9"):
             egnn.load_pretrained(name)
+
+
+def test_running_statistics_are_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(qm9, "load", molecules)
+    model = egnn.LieConv(features=8, layers=1, kernel_features=4)
+    train(config(model=model), tmp_path / "run", callbacks=())
+    read = egnn.load_pretrained(egnn.export(tmp_path / "run", tmp_path / "file.safetensors"))
+    _, _, params = load(tmp_path / "run")
+    chex.assert_trees_all_equal(read.params, params)
+    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(params["batch_stats"]))
+    assert np.isfinite(read(METHANE)["homo"]).all()
 
 
 def test_a_network_is_shown_without_its_weights():

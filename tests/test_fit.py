@@ -125,6 +125,8 @@ def test_without_validation_the_last_parameters_are_returned():
     assert result.best_epoch == 3
     assert result.history[-1]["valid"] == {}
     assert fit(optimizer=optax.sgd(3.0)).best_epoch == 1
+    with pytest.raises(ValueError, match="valid is None with EarlyStopping"):
+        fit(valid=None, callbacks=[egnn.EarlyStopping(patience=4)])
 
 
 def test_several_seeds_are_single_ones():
@@ -353,6 +355,38 @@ def test_more_epochs_equal_those_in_one_go_where_nothing_else_differs(tmp_path):
     fit(optax.adam(optax.cosine_decay_schedule(0.1, 6)), 2, tmp_path / "cosine")
     with pytest.raises(ValueError, match="other settings"):  # its learning rates would be others
         fit(optax.adam(optax.cosine_decay_schedule(0.1, 9)), 3, tmp_path / "cosine")
+
+
+def test_the_loss_of_an_extended_run_is_the_mean_since_the_last_evaluation(tmp_path):
+    loader = egnn.ArrayDataset({"a": np.ones((6, 1), np.float32)}).loader(2)
+
+    def loss(params, batch, key):
+        return 2.0 + 0 * jnp.sum(params["w"] * batch["a"]), {}
+
+    for epochs in (5, 6):
+        result = egnn.fit(
+            loss, {"w": jnp.ones(1)}, loader, loader, optax.sgd(0.1),
+            epochs=epochs, eval_every=2, folder=tmp_path,
+        )  # fmt: skip
+    assert [(entry["epoch"], entry["train"]["loss"]) for entry in result.history] == [
+        (2, 2.0), (4, 2.0), (5, 2.0), (6, 2.0),
+    ]  # fmt: skip
+
+
+def test_running_statistics_must_be_returned():
+    loader = egnn.ArrayDataset({"a": np.ones((6, 1), np.float32)}).loader(2)
+    moved = {"batch_stats": {"mean": jnp.full(1, 3.0)}}
+
+    def fit(metrics):
+        def loss(params, batch, key):
+            return jnp.sum(params["params"]["w"] * batch["a"]) ** 2, metrics
+
+        params = {"params": {"w": jnp.ones(1)}, "batch_stats": {"mean": jnp.zeros(1)}}
+        return egnn.fit(loss, params, loader, None, optax.sgd(0.01), epochs=1)
+
+    with pytest.raises(ValueError, match="does not return the running statistics 'batch_stats'"):
+        fit({})
+    assert fit({"statistics": moved}).params["batch_stats"]["mean"] == 3.0
 
 
 @pytest.mark.parametrize(

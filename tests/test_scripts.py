@@ -13,6 +13,7 @@ import pytest
 from egnn_jax import cli
 from egnn_jax.cli import default_folder
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import plots
 from egnn_jax.experiments.run import train
 from tests.helpers import ROOT, script
 
@@ -59,6 +60,21 @@ def test_report_draws_and_tabulates(place):
         assert (place / "runs/report" / name).stat().st_size > 10_000
         assert (place / "runs/report" / name).read_bytes().startswith(b"\x89PNG")
     assert (place / "runs/report/table.md").read_text() in out
+
+
+def test_negative_losses_are_drawn_too(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    history = [
+        {"epoch": k + 1, "train": {"loss": loss}, "valid": {"mae": 2.0 - k}}
+        for k, loss in enumerate((0.5, -1.5))
+    ]
+    plots.loss_curves({"run": history}, {"run": "mae"}, tmp_path / "loss.png")
+    metric, losses = drawn[0].axes
+    assert losses.get_yscale() == "linear"
+    assert metric.get_yscale() == losses.get_xscale() == "log"
+    assert losses.lines[0].get_ydata().tolist() == [0.5, -1.5]
+    assert metric.lines[0].get_ydata().tolist() == [2.0, 1.0]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ def extend(run: RunFolder, before: Config, config: Config) -> None:
     """Extend a run to the epochs of ``config`` if nothing else differs from ``before``.
 
     With a constant learning rate (after warm-up), the run continues as if it had been started with
-    the epochs of ``config``.
+    the epochs of ``config``, apart from the evaluation at its former end.
 
     Raises:
       ValueError: the config has fewer epochs, the learning rate depends on their number, or another

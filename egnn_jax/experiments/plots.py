@@ -60,16 +60,27 @@ def curves(
 def loss_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, str], path: Path
 ) -> Path:
-    """Draw training loss (thin) and validation metric over epochs, one color per run."""
+    """Draw training loss (thin) and validation metric over epochs, one color per run.
+
+    Losses that are not all positive get an axis of their own, since that of the metric is log.
+    """
     figure, axes = subplots((7, 4.5))
+    losses = {
+        name: [float(np.mean(entry["train"]["loss"])) for entry in history]
+        for name, history in histories.items()
+    }
+    shown = ", ".join(dict.fromkeys(metrics.values()))
+    if any(loss <= 0 for values in losses.values() for loss in values):
+        of_losses, label = axes.twinx(), shown
+        of_losses.set_ylabel("training loss (thin)")
+    else:
+        of_losses, label = axes, f"{shown} (thin: training loss)"
     for k, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] for entry in history]
-        losses = [np.mean(entry["train"]["loss"]) for entry in history]
         valid = [np.mean(entry["valid"][metrics[name]]) for entry in history]
-        axes.plot(epochs, losses, color=f"C{k}", lw=0.8, alpha=0.5)
+        of_losses.plot(epochs, losses[name], color=f"C{k}", lw=0.8, alpha=0.5)
         axes.plot(epochs, valid, color=f"C{k}", label=name)
-    shown = ", ".join(dict.fromkeys(metrics.values()))
-    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel=f"{shown} (thin: training loss)")
+    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel=label)
     axes.set_title("Validation error while training")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

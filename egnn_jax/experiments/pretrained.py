@@ -19,6 +19,7 @@ from egnn_jax.experiments._structures import listed, molecule, require_fitting
 from egnn_jax.experiments.config import Config
 from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
+from egnn_jax.nn.batch_norm import COLLECTION
 from egnn_jax.training.parameters import from_names, named
 
 FORMAT = "egnn_jax.model"
@@ -256,7 +257,9 @@ def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsT
     """The tree of a network's parameters from arrays by name, none missing or left over."""
     tree: dict[str, Any] = {}
     for name, array in sorted(arrays.items()):
-        *path, leaf = ("params", *name.split("/"))
+        *path, leaf = name.split("/")
+        if path[:1] != [COLLECTION]:
+            path = ["params", *path]
         place = tree
         for key in path:
             place = place.setdefault(key, {})

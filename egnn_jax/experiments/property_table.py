@@ -22,9 +22,10 @@ from egnn_jax.experiments._columns import KINDS, Trained
 from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
+from egnn_jax.nn.batch_norm import in_training
 from egnn_jax.nn.heads import Readout
 from egnn_jax.training.evaluation import Metrics
-from egnn_jax.training.step import Loss
+from egnn_jax.training.step import STATISTICS, Loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +117,10 @@ class Table(Task):
         """The mean over known values of |ŷ - y| of standardized numbers, or of cross-entropy."""
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
-            each, known = self._of_values("loss", apply, params, batch)
-            return jnp.sum(each) / jnp.maximum(jnp.sum(known), 1), {}
+            out, moved = in_training(apply, params, self.graph(batch))
+            each, known = self._of_values("loss", out, batch)
+            value = jnp.sum(each) / jnp.maximum(jnp.sum(known), 1)
+            return value, {STATISTICS: moved} if moved else {}
 
         return loss
 
@@ -125,9 +128,10 @@ class Table(Task):
         """The loss, and the mean absolute error or share of wrong classes for each target."""
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
-            each, known = self._of_values("loss", apply, params, batch)
+            out = apply(params, self.graph(batch))
+            each, known = self._of_values("loss", out, batch)
             found: dict[str, Any] = {"loss": (jnp.sum(each), jnp.sum(known))}
-            errors, _ = self._of_values("error", apply, params, batch)
+            errors, _ = self._of_values("error", out, batch)
             for k, name in enumerate(self.targets):
                 found[name] = jnp.sum(errors[:, k]), jnp.sum(known[:, k])
             return found
@@ -209,18 +213,17 @@ class Table(Task):
         Raises:
           ValueError: the values are invalid.
         """
-        found = Trained.of_plain(self.kind, self.targets, constants)
         task = dataclasses.replace(self)
-        vars(task)["_trained"] = found
+        vars(task)["_trained"] = Trained.of_plain(self.kind, self.targets, constants)
         return task
 
     def _of_values(
-        self, what: str, apply: Apply, params: Any, batch: GraphsTuple
+        self, what: str, out: GraphsTuple, batch: GraphsTuple
     ) -> tuple[jax.Array, jax.Array]:
         """The "loss" or "error" (``what``) of each value (G, T), 0 if unknown, and a mask."""
         number = len(self.targets)
         known = (batch.globals.y[:, number:] > 0) & graph_mask(batch)[:, None]
-        outputs = self._split(apply(params, self.graph(batch)).globals.y)
+        outputs = self._split(out.globals.y)
         every = zip(self._trained.columns, outputs, batch.globals.y[:, :number].T, strict=True)
         each = [getattr(column, what)(out, label) for column, out, label in every]
         return jnp.where(known, jnp.stack(each, axis=1), 0), known

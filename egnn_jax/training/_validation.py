@@ -1,6 +1,6 @@
 """Checks of the arguments of ``fit``, made before anything is written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.training.callbacks import METHODS
-from egnn_jax.training.step import Loss
+from egnn_jax.training.step import STATISTICS, Loss
 
 
 def require_optimizer(optimizer: Any) -> None:
@@ -68,6 +68,13 @@ def require_loss(loss: Loss, params: Any, batch: Any) -> None:
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", value)
         raise ValueError(f"the loss is {shapes}; expected a scalar of floating point, ()")
+    running = isinstance(params, Mapping) and "batch_stats" in params  # flax's name of them
+    if running and "batch_stats" not in out[1].get(STATISTICS, {}):
+        raise ValueError(
+            "the loss does not return the running statistics 'batch_stats', which would stay as "
+            f"initialized; expected metrics with {{{STATISTICS!r}: …}}, the second result of "
+            "egnn_jax.nn.batch_norm.in_training"
+        )
 
 
 def require_metrics(metrics: Callable[..., Any], params: Any, batch: Any, monitor: str) -> None:

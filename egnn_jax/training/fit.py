@@ -57,7 +57,8 @@ def fit(
     compute. The order of samples and every random key depend only on the seeds, the step and the
     number of devices: if a run with a folder is stopped in any way, the same call resumes it and
     ends with the same numbers. The same call with more epochs extends the run, as if it had been
-    started with them, unless its learning rates depend on the number of epochs.
+    started with them (apart from the evaluation at its former end), unless its learning rates
+    depend on the number of epochs.
 
     In a job of several processes (``jax.distributed``), each calls this with the same arguments.
     Batches are sharded over all devices, each process packs its share, and only process 0 writes
@@ -118,6 +119,8 @@ def fit(
     if callbacks is None:
         callbacks = (ProgressBar(),)
     require_callbacks(callbacks)
+    if valid is None and any(isinstance(c, EarlyStopping) for c in callbacks):
+        raise ValueError("valid is None with EarlyStopping; expected samples to validate on")
     require_parameters(params, plan.seeds)
     if run is not None and not any(isinstance(c, MetricsLog) for c in callbacks):
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there

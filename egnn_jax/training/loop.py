@@ -161,7 +161,7 @@ class Training:
             value = metrics[self.plan.monitor]
         value, epoch = jax.device_get((value, epoch))  # arrays of one process; the state spans all
         self.best = self.keep_best(self.best, self.state, value, epoch)
-        mean = self.losses / ((progress.step - 1) % self.interval + 1)
+        mean = self.losses / (progress.step - (self.history[-1]["step"] if self.history else 0))
         progress.loss = mean if self.plan.seeds > 1 else mean[0]
         progress.metrics = {name: np.asarray(value) for name, value in metrics.items()}
         progress.best_value, progress.best_epoch = self._best

@@ -80,7 +80,7 @@ def freeze(
     """Wrap an optimizer so that it leaves some parameters exactly as they are.
 
     Frozen parameters have no updates, weight decay or optimizer state, and their gradients do not
-    count toward a clipped norm.
+    count toward a clipped norm. Running statistics of batch normalization still follow the data.
 
     >>> optimizer = egnn.freeze(optax.sgd(1.0), ["encoder/*"])
     >>> params = {"encoder": {"w": jnp.ones(1)}, "head": {"w": jnp.ones(1)}}
