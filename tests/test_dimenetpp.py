@@ -11,6 +11,7 @@ import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.graph.graph import edge_vectors
 from egnn_jax.models.dimenetpp import sum_over_angles
+from egnn_jax.nn.mlp import glorot_orthogonal
 from egnn_jax.nn.spherical import spherical_bessel_basis, spherical_bessel_zeros, sum_over_reversed
 from egnn_jax.nn.tensor import irreps
 
@@ -130,6 +131,13 @@ def test_what_runs_back_is_found_in_any_order_of_edges(x64):
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         egnn.DimeNetPP(**options).init(jax.random.key(0), testing.random_graph())
+
+
+def test_a_single_output_starts_finite():
+    assert np.abs(glorot_orthogonal(jax.random.key(0), (1, 1))) == 1
+    graph = testing.random_graph()
+    out, _ = egnn.DimeNetPP(8, 1, output_features=1).init_with_output(jax.random.key(0), graph)
+    assert np.isfinite(out.nodes.h).all()
 
 
 def test_three_coordinates_are_needed():

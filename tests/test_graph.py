@@ -7,6 +7,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import testing
+from egnn_jax.graph.graph import mean_at_receivers, softmax_at_receivers
 
 
 def test_complete_graph_has_every_ordered_pair_once_sorted_by_receiver():
@@ -60,6 +61,20 @@ def test_readouts_equal_loops():
     np.testing.assert_allclose(egnn.mean_nodes(graph, graph.nodes.h), means, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_halves_are_summed_in_more_digits(dtype):
+    number = 1_000
+    graph = egnn.graph_from_edges(
+        np.arange(1, number + 1), np.zeros(number, int), x=np.zeros((number + 1, 3))
+    )
+    mean = mean_at_receivers(graph, jnp.full((number, 1), 100, dtype))
+    assert mean.dtype == dtype
+    assert mean[0, 0] == 100
+    weights = softmax_at_receivers(graph, jnp.zeros((number, 1), dtype))
+    assert weights.dtype == dtype
+    np.testing.assert_allclose(weights.astype(jnp.float32), 1 / number, rtol=4e-3)
+
+
 def empty_graph():
     return egnn.complete_graph(x=np.zeros((0, 3)), h=np.zeros((0, 1)))
 
@@ -84,6 +99,12 @@ def test_a_batch_without_padding_has_no_mask(mask):
     padded = egnn.batch(graphs, egnn.Budget(10, 20, 4))
     assert mask(padded).tolist() == jax.jit(mask)(padded).tolist()
     assert mask(padded._replace(nodes=padded.nodes)).any()
+
+
+@pytest.mark.parametrize("model", [egnn.Cormorant(), egnn.L1Net()])
+def test_networks_that_need_nodes_say_so(model):
+    with pytest.raises(ValueError, match="the graph has no nodes; expected at least one"):
+        jax.eval_shape(model.init, jax.random.key(0), empty_graph())
 
 
 def test_kinds_of_nodes_are_embedded():

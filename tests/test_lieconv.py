@@ -61,6 +61,13 @@ def test_a_batch_is_normalised_by_its_real_rows(x64):
     np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 + 0.1 * kept.var(0, ddof=1))
 
 
+def test_rotations_are_those_of_float32_in_float64_too(x64):
+    model = egnn.LieConv(features=4, layers=1, kernel_features=4, lifts=2).bind({})
+    drawn = [model._orientations(jnp.zeros((3, 3), dtype)) for dtype in ("float32", "float64")]
+    np.testing.assert_allclose(*drawn, atol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(drawn[1], axis=-1), 1, rtol=1e-15)
+
+
 def built(independent=False, **options):
     task = dataclasses.replace(TASK, independent=independent, **options)
     network = task.network(egnn.LieConv(features=16, layers=1, kernel_features=8))

@@ -207,6 +207,8 @@ def test_what_is_not_smooth_is_refused():
         ({"cutoff": 3.0}, "coordinate_aggregation is 'mean' with a cutoff"),
         ({"cutoff": 3.0, "aggregation": "mean", "update_coordinates": False},
          "aggregation is 'mean' with a cutoff"),
+        ({"cutoff": 3.0, "coordinate_aggregation": "sum", "aggregation": "max"},
+         "aggregation is 'max' with a cutoff"),
         ({"cutoff": -1.0, "coordinate_aggregation": "sum"}, "cutoff is -1.0"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -20,3 +20,15 @@ def segment_sum(values: jax.Array, segments: jax.Array, number: int) -> jax.Arra
     wide = values.astype(dtype_of_sums(values))
     total = jax.ops.segment_sum(wide, segments, number, indices_are_sorted=True)
     return total if jnp.issubdtype(values.dtype, jnp.integer) else total.astype(values.dtype)
+
+
+def to_average(values: jax.Array) -> tuple[jax.Array, jnp.dtype]:
+    """Return values in at least 32 bits, and the dtype of their mean: theirs, or the default float
+    type for integers.
+
+    The mean is rounded to it last, since the sum may exceed the range of half precision.
+    """
+    values = jnp.asarray(values)
+    whole = jnp.issubdtype(values.dtype, jnp.integer)
+    values = values.astype(jnp.result_type(float) if whole else values.dtype)
+    return values.astype(dtype_of_sums(values)), values.dtype

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jraph
 
 from egnn_jax.graph._arrays import require_arrays, require_lists, require_rows
-from egnn_jax.graph._sums import dtype_of_sums, segment_sum
+from egnn_jax.graph._sums import dtype_of_sums, segment_sum, to_average
 from egnn_jax.graph.exchange import (
     is_part,
     number_of_rows,
@@ -213,8 +213,9 @@ def sum_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 def mean_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """Average edge values (E, …) at receivers to (N, …); 0 for nodes without incoming edges."""
-    count = jnp.maximum(in_degree(graph), 1).reshape(-1, *(1,) * (values.ndim - 1))
-    return sum_at_receivers(graph, values) / count.astype(values.dtype)
+    wide, dtype = to_average(values)
+    count = jnp.maximum(in_degree(graph), 1).reshape(-1, *(1,) * (wide.ndim - 1))
+    return (sum_at_receivers(graph, wide) / count.astype(wide.dtype)).astype(dtype)
 
 
 def max_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
@@ -232,9 +233,7 @@ def add_at_receivers(graph: GraphsTuple, sums: jax.Array, values: jax.Array) -> 
 
 def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
     """Softmax of edge logits (E, …) over the edges that end in the same node."""
-    n_node = graph.nodes.x.shape[0]
-    softmax: Any = jraph.segment_softmax
-    return softmax(logits, graph.receivers, n_node, indices_are_sorted=True)
+    return _softmax(logits, graph.receivers, graph.nodes.x.shape[0])
 
 
 def in_degree(graph: GraphsTuple) -> jax.Array:
@@ -267,14 +266,10 @@ def mean_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     """
     require_geometric(graph)
     require_rows("values", values, graph.nodes.x.shape[0], "node")
-    values = jnp.asarray(values)
-    whole = jnp.issubdtype(values.dtype, jnp.integer)
-    given = jnp.result_type(float) if whole else values.dtype
-    wide = values.astype(given).astype(dtype_of_sums(values.astype(given)))
+    wide, dtype = to_average(values)
     n_node = jnp.maximum(total_nodes(graph), 1).astype(wide.dtype)
-    # Divide before rounding, since the sum may exceed the range of half precision.
     total = sum_nodes(graph, wide)
-    return (total / n_node.reshape(-1, *(1,) * (values.ndim - 1))).astype(given)
+    return (total / n_node.reshape(-1, *(1,) * (wide.ndim - 1))).astype(dtype)
 
 
 def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
@@ -295,6 +290,11 @@ def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 def softmax_nodes(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
     """Softmax of node logits (N, …) over the nodes of each graph."""
     require_one_part(graph, "a softmax over nodes")
-    number = graph.n_node.shape[0]
+    return _softmax(logits, graph_of_node(graph), graph.n_node.shape[0])
+
+
+def _softmax(logits: jax.Array, segments: jax.Array, number: int) -> jax.Array:
+    """Softmax over each segment, computed in at least 32 bits."""
     softmax: Any = jraph.segment_softmax
-    return softmax(logits, graph_of_node(graph), number, indices_are_sorted=True)
+    wide = logits.astype(dtype_of_sums(logits))
+    return softmax(wide, segments, number, indices_are_sorted=True).astype(logits.dtype)

@@ -90,7 +90,7 @@ class EGCL(nn.Module):
     Raises:
       ValueError: an option is unknown, ``residual`` is set but F differs from ``features``,
         ``edge_block`` is used without aggregation "sum", ``basis`` without ``cutoff``, or
-        ``cutoff`` with a mean over neighbors, whose number jumps at the cutoff.
+        ``cutoff`` with a mean or maximum over neighbors, whose number jumps at the cutoff.
     """
 
     features: int = 64
@@ -150,9 +150,10 @@ class EGCL(nn.Module):
             dx = None if moves is None else sum_at_receivers(graph, moves)
         else:
             zeros = jnp.zeros_like(h, dtype_of_sums(h), (x.shape[0], self.features))
-            sums = (zeros, jnp.zeros_like(x) if self.update_coordinates else None)
-            m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, sums)
+            moved = jnp.zeros_like(x, dtype_of_sums(x)) if self.update_coordinates else None
+            m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, (zeros, moved))
             m_i = m_i.astype(h.dtype)
+            dx = None if dx is None else dx.astype(x.dtype)
 
         if dx is not None:
             dx *= self._coordinate_scale(graph, x.dtype)  # eq. 4
@@ -223,12 +224,12 @@ class EGCL(nn.Module):
                 raise ValueError(f"basis is {self.basis} without a cutoff; expected both")
             return
         require_positive_number(cutoff=self.cutoff)
-        means = {"aggregation": self.aggregation}
+        over_neighbors = {"aggregation": self.aggregation}
         if self.update_coordinates:
-            means["coordinate_aggregation"] = self.coordinate_aggregation
-        for name, value in means.items():
-            if value == "mean":
+            over_neighbors["coordinate_aggregation"] = self.coordinate_aggregation
+        for name, value in over_neighbors.items():
+            if value in ("mean", "max"):
                 raise ValueError(
-                    f"{name} is 'mean' with a cutoff, where the number of neighbors jumps; "
+                    f"{name} is {value!r} with a cutoff, where the number of neighbors jumps; "
                     "expected 'sum'"
                 )

@@ -24,9 +24,12 @@ class GNN(nn.Module):
         residual if the width changes.
       output_features: project h to this width at the end.
 
-    Call: takes a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None; returns it
-    with h (N, output_features or features) and, with ``coordinates``, x (N, n) =
-    Linear·SiLU·Linear(h).
+    Call: takes a graph with h (N, F), or node types (N,) that are embedded, x (N, n), v (N, n) or
+    None and a (E, A) or None; returns it with h (N, output_features or features) and, with
+    ``coordinates``, x (N, n) = Linear·SiLU·Linear(h).
+
+    Raises:
+      ValueError: a size is not an integer of at least 1.
     """
 
     symmetry: ClassVar[Symmetry] = "none"

@@ -139,7 +139,7 @@ class L1Net(nn.Module):
       hidden: width of the radial network.
       layers: number of gated convolutions.
       basis: number of radial basis functions.
-      cutoff: cutoff distance of interactions, in the unit of x.
+      cutoff: cutoff distance of interactions, in the unit of x, where forces would jump.
       average_nodes: mean number of nodes of a graph; features are divided by its square root.
       softplus_scale, radial_scale: κ, and the scale of the radial network's activation: 1/√(mean
         square) over normal numbers, which the authors estimate anew in each process.

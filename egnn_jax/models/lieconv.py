@@ -131,12 +131,13 @@ class LieConv(nn.Module):
 
     def _orientations(self, x: jax.Array) -> jax.Array:
         """Random rotations as quaternions (N, L, 4)."""
-        if self.has_rng("orientations"):
-            drawn = jax.random.normal(self.make_rng("orientations"), (len(x), self.lifts, 4))
-        else:
-            drawn = jax.random.normal(jax.random.key(0), (1, self.lifts, 4))
+        each = self.has_rng("orientations")
+        key = self.make_rng("orientations") if each else jax.random.key(0)
+        shape = (len(x) if each else 1, self.lifts, 4)
+        # In float32, so that a network has the same rotations in any precision.
+        drawn = jax.random.normal(key, shape, jnp.float32).astype(x.dtype)
         drawn = drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True)
-        return jnp.broadcast_to(drawn, (len(x), self.lifts, 4)).astype(x.dtype)
+        return jnp.broadcast_to(drawn, (len(x), self.lifts, 4))
 
 
 _SERIES = np.array([691 / 1277025750, 1 / 187110, 1 / 18900, 1 / 1890, 1 / 180, 1 / 12])

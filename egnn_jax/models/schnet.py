@@ -50,6 +50,9 @@ class SchNet(nn.Module):
 
     Call: takes a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None;
     returns it with h (N, features).
+
+    Raises:
+      ValueError: a size is not an integer of at least 1, or the cutoff is not above 0.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"

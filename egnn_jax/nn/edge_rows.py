@@ -14,8 +14,14 @@ def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple,
     """Return a graph and which of its edges (E,) join two nodes, or a node and its image.
 
     Padding edges do not. With ``self_pairs``, each node gets a self-loop, which counts.
+
+    Raises:
+      ValueError: the graph has no nodes.
     """
     graph = jax.tree.map(jnp.asarray, graph)  # NumPy arrays cannot be gathered by traced indices
+    n_node = graph.nodes.x.shape[0]
+    if not n_node:
+        raise ValueError("the graph has no nodes; expected at least one")
     if not len(graph.receivers):  # gathers need at least one edge: add one that does not count
         edges = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), graph.edges)
         node = jnp.zeros(1, jnp.int32)
@@ -25,7 +31,7 @@ def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple,
         apart |= jnp.any(graph.edges.shift != 0, axis=-1)
     if not self_pairs:
         return graph, apart
-    nodes = jnp.arange(graph.nodes.x.shape[0], dtype=jnp.int32)
+    nodes = jnp.arange(n_node, dtype=jnp.int32)
     order = jnp.argsort(jnp.concatenate([nodes, graph.receivers]), stable=True)
     insert = lambda a: jnp.concatenate([jnp.zeros((len(nodes), *a.shape[1:]), a.dtype), a])[order]
     senders, receivers = (

@@ -250,6 +250,9 @@ class Autoencoder(nn.Module):
 
     Call: takes a graph whose edges are the pairs to decode, with a_ij = A_ij; returns the
     encoder's output with the logits of Â_ij (E, 1) in ``edges.a``.
+
+    Raises:
+      ValueError: ``embedding`` is neither "x" nor "h", or ``encoder`` is not a flax module.
     """
 
     encoder: nn.Module

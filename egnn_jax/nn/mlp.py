@@ -33,7 +33,8 @@ def glorot_orthogonal(
 ) -> jax.Array:
     """A semi-orthogonal matrix (in, out), scaled to a variance of 2 / (in + out) of its entries."""
     matrix = jax.random.orthogonal(key, max(shape), dtype=dtype)[: shape[0], : shape[1]]
-    return matrix * jnp.sqrt(2 / (sum(shape) * jnp.var(matrix)))
+    variance = jnp.var(matrix) if matrix.size > 1 else 1.0  # one entry is ±1
+    return matrix * jnp.sqrt(2 / (sum(shape) * variance))
 
 
 small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "uniform")
@@ -166,7 +167,7 @@ class EdgeLinear(nn.Module):
 
 
 class Table(nn.Module):
-    """Learned embedding table of node types: integers (N,) to (N, features)."""
+    """Learned embedding table of node types: integers 0 to 118 (N,) to (N, features)."""
 
     features: int
 
@@ -177,9 +178,13 @@ class Table(nn.Module):
 
 
 def embed(h: jax.Array, features: int) -> jax.Array:
-    """Embed h in ``features`` dimensions: a linear map of (N, F), or a table of node types (N,).
+    """Embed h in ``features`` dimensions: a linear map of (N, F), or a table of node types (N,),
+    integers from 0 to 118.
 
     Call it in a compact method, whose module gets the parameters as "embedding".
+
+    Raises:
+      ValueError: h has no features.
     """
     if h.shape[-1:] == (0,) and h.ndim == 2:
         raise ValueError(f"h has shape {h.shape}; expected one feature or more")

@@ -20,7 +20,10 @@ def gaussian_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array
 
 
 def cosine_cutoff(distance: jax.Array, cutoff: float) -> jax.Array:
-    """Cosine cutoff (cos(π d / cutoff) + 1) / 2, and 0 beyond: 1 at d = 0, smooth at the cutoff."""
+    """Cosine cutoff (cos(π d / cutoff) + 1) / 2, and 0 beyond: 1 at d = 0.
+
+    Its value and slope are 0 at the cutoff; its second derivative jumps there.
+    """
     return (jnp.cos(jnp.pi * jnp.minimum(distance / cutoff, 1)) + 1) / 2
 
 
