@@ -1,5 +1,6 @@
 """Atomic file writing, and strict parsers of YAML and JSON with bounded size and unique keys."""
 
+import errno
 import json
 import math
 import os
@@ -104,12 +105,14 @@ def lock(file: IO[Any]) -> bool:
     """
     try:
         import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except (ImportError, OSError):
+    except ImportError:  # not a POSIX system
         return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise BlockingIOError(error.errno, error.strerror) from error
     return True
 
 

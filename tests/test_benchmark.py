@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import contenders, costs, inputs, measure, tables, textbook
+from benchmarks import contenders, costs, inputs, measure, race, tables, textbook
 from benchmarks import run as benchmark
 
 import egnn_jax as egnn
@@ -330,3 +330,16 @@ def test_modules_do_not_import_in_a_circle():
     assert imports["torch_contenders"] == {"inputs", "torch_cases"}
     assert "run" in list(graphlib.TopologicalSorter(imports).static_order())
     assert not [name for name, own in imports.items() if "run" in own]
+
+
+def test_a_row_of_the_race_has_the_unit_of_its_target():
+    errors = {"valid": {"mu": 0.0312, "U0": 70.26}, "test": {"mu": 0.0304, "U0": 71.04}}
+    result = {"config": {"batch_size": 32}, "parameters": 1_000, "metrics": errors}
+    facts = {"seconds_a_step": 0.1, "devices": "2 cpu", "epochs": 2, "train_size": 50}
+    row = race.row("tfn", result, facts, "mu")
+    assert row["mu, valid (D)"] == "0.031"
+    assert row["mu, test (D)"] == "0.030"
+    assert row["the paper (D)"] == "0.064"
+    row = race.row("tfn", result, facts, "U0")
+    assert row["U0, test (meV)"] == "71.0"
+    assert row["the paper (meV)"] == "–"

@@ -1,7 +1,9 @@
 """Molecules in several geometries: from SMILES, in the data set, in predictions."""
 
 import dataclasses
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,11 +137,9 @@ def test_no_conformers_are_no_structure():
         egnn.load_pretrained("qm9-smiles")(empty)
 
 
-def test_a_geometry_of_qm9_that_took_too_long_is_tried_again(tmp_path, monkeypatch):
-    """The next time, while those that were found are kept."""
+def test_a_geometry_of_qm9_that_took_too_long_can_be_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(qm9_mmff94, "workers", lambda: ThreadPoolExecutor(1))
     monkeypatch.setattr(qm9_mmff94, "smiles_of_package", lambda: {1: "C", 2: "O", 3: "no SMILES"})
-    monkeypatch.setattr(qm9_mmff94, "_CHUNK", 10)
     data = qm9.QM9(
         np.array([1, 2, 3]), np.array([5, 3, 3]), np.array([6, 1, 1, 1, 1, 8, 1, 1, 8, 1, 1]),
         np.zeros((11, 3), np.float32), {"homo": np.arange(3.0)}, {"train": np.arange(3)},
@@ -150,13 +150,15 @@ def test_a_geometry_of_qm9_that_took_too_long_is_tried_again(tmp_path, monkeypat
             raise structures.OutOfTimeError("no geometry was found in 30 s")
         return find(smiles, name, conformers)
 
-    find, tried = structures.from_smiles, []
+    find = structures.from_smiles
     with monkeypatch.context() as patch:
         patch.setattr(structures, "from_smiles", slow)
-        with pytest.warns(UserWarning, match="1 of QM9's molecules are left out"):
+        with pytest.warns(UserWarning, match=r"1 of QM9's .*, delete .*mmff94-1\.npz and") as told:
             made = qm9_mmff94.replace(data, 1, tmp_path)
         assert made.splits["train"].tolist() == [0]
-    monkeypatch.setattr(structures, "from_smiles", lambda *a: tried.append(a[0]) or find(*a))
-    for _ in range(2):
-        assert qm9_mmff94.replace(data, 1, tmp_path).splits["train"].tolist() == [0, 1]
-    assert tried == ["C", "O", "no SMILES"]  # in the second call, not in the third
+    with pytest.warns(UserWarning, match="1 of QM9's molecules are left out"):  # the same samples
+        assert qm9_mmff94.replace(data, 1, tmp_path).splits["train"].tolist() == [0]
+    file, folder = str(told[0].message).split("delete ")[1].split(" and ")
+    Path(file).unlink()
+    shutil.rmtree(folder)
+    assert qm9_mmff94.replace(data, 1, tmp_path).splits["train"].tolist() == [0, 1]

@@ -136,6 +136,20 @@ BLOCKED = [
 ]
 
 
+def test_moves_in_blocks_are_added_in_more_digits_than_halves_have():
+    number = 3_000
+    senders, receivers = np.arange(1, number + 1), np.zeros(number, int)
+    x = np.eye(1, 3) * np.arange(number + 1)[:, None].clip(max=1)  # node 0 at 0, the others at 1
+    graph = egnn.graph_from_edges(senders, receivers, x=x.astype(np.float16))
+    graph = graph._replace(nodes=graph.nodes.replace(h=jnp.ones((number + 1, 4), jnp.float16)))
+    options = {"features": 4, "coordinate_aggregation": "sum"}
+    whole, blocked = egnn.EGCL(**options), egnn.EGCL(edge_block=1, **options)
+    params = testing.randomise_parameters(jax.eval_shape(whole.init, jax.random.key(0), graph))
+    moved, expected = (model.apply(params, graph).nodes.x[0, 0] for model in (blocked, whole))
+    assert np.abs(expected) > 100
+    np.testing.assert_allclose(moved, expected, rtol=2e-3)
+
+
 @pytest.mark.parametrize("options", BLOCKED)
 @pytest.mark.parametrize(
     "edge_block",

@@ -144,7 +144,7 @@ def test_narrow_edge_ends_are_counted_on_in_a_batch(dtype):
     graphs = egnn.GraphDataset.from_arrays(sizes, nodes, edge_lists=lists)
     for number in (100, len(sizes)):
         packed = graphs.pack(np.arange(number))
-        assert packed.receivers.dtype == packed.senders.dtype == np.int32
+        assert packed.receivers.dtype == packed.senders.dtype == np.promote_types(dtype, np.int32)
         np.testing.assert_array_equal(packed.receivers, np.arange(2 * number))
         np.testing.assert_array_equal(packed.senders, np.arange(2 * number) ^ 1)
 

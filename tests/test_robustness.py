@@ -407,4 +407,4 @@ def test_a_script_without_a_guard_generates_all_geometries(tmp_path):
         [sys.executable, str(script)], env=environment(), capture_output=True, text=True
     )
     assert done.stdout == "['CH4', 'C2H6', 'C3H8'] 60\n"
-    assert 'expected its calls under if __name__ == "__main__":; geometries are' in done.stderr
+    assert 'under if __name__ == "__main__", or memory does not suffice;' in done.stderr

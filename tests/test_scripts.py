@@ -66,7 +66,7 @@ def test_negative_losses_are_drawn_too(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     history = [
-        {"epoch": k + 1, "train": {"loss": loss}, "valid": {"mae": 2.0 - k}}
+        {"epoch": k + 1, "train": {"loss": loss}, "valid": {"mae": 2.0 - k, "worse": -1.0}}
         for k, loss in enumerate((0.5, -1.5))
     ]
     plots.loss_curves({"run": history}, {"run": "mae"}, tmp_path / "loss.png")
@@ -75,6 +75,8 @@ def test_negative_losses_are_drawn_too(tmp_path, monkeypatch):
     assert metric.get_yscale() == losses.get_xscale() == "log"
     assert losses.lines[0].get_ydata().tolist() == [0.5, -1.5]
     assert metric.lines[0].get_ydata().tolist() == [2.0, 1.0]
+    plots.loss_curves({"run": history}, {"run": "worse"}, tmp_path / "loss.png")
+    assert drawn[1].axes[0].get_yscale() == "linear"
 
 
 @pytest.fixture(scope="module")

@@ -170,11 +170,11 @@ def made(
             for found in _in_processes(make, chunks[done:], processes):
                 done += 1
                 yield from found
-        except NoProcessError as error:
-            warnings.warn(f"{error}; geometries are generated in this process", stacklevel=2)
-            yield from map(make, every[done * _CHUNK :])
-            return
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
+            if isinstance(error, NoProcessError) and not done:
+                warnings.warn(f"{error}; geometries are generated in this process", stacklevel=2)
+                yield from map(make, every)
+                return
             # Any molecule of this or a later chunk may have crashed its process.
             for one in chunks[done]:
                 yield _alone(make, one)
@@ -184,7 +184,7 @@ def made(
 def _in_processes(
     make: Callable[[Any], Structure | Refused], chunks: list[list[Any]], processes: int
 ) -> Iterator[list[Structure | Refused]]:
-    pool = workers(processes)
+    pool = workers(min(processes, len(chunks)))
     try:
         futures: list[Future[list[Structure | Refused]]] = [
             pool.submit(_made_chunk, make, chunk) for chunk in chunks

@@ -104,7 +104,8 @@ def scale_or_one(scale: Any, values: np.ndarray) -> np.ndarray:
     Missing values (nan) are ignored.
     """
     least, most = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
-    differ = most - least > 1e-12 * np.fmax(np.abs(least), np.abs(most))
+    rounding = max(1e-12, 4 * np.finfo(values.dtype).eps)
+    differ = most - least > rounding * np.fmax(np.abs(least), np.abs(most))
     return np.where(differ & (scale > 0), scale, 1.0)
 
 

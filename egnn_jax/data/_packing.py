@@ -110,14 +110,14 @@ class Runs:
 
         Args:
           values: the flat array.
-          add: a number to add to the rows of each graph (K, B); the result is then int32.
+          add: a number to add to the rows of each graph (K, B); the result has 32 bits or more.
           padding: the value of padding rows in each batch (K,); 0 if not given.
         """
         if isinstance(values, np.memmap):
             _prefetch(values, self._sources)
             values = values.view(np.ndarray)  # slicing it takes a tenth of the time
         # A sum can be larger than narrow integers hold.
-        dtype = values.dtype if add is None else np.int32
+        dtype = values.dtype if add is None else np.promote_types(values.dtype, np.int32)
         padded = np.zeros((*self._shape, *values.shape[1:]), dtype)
         if padding is not None:
             padded[:] = padding[:, None]

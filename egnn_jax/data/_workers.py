@@ -26,8 +26,8 @@ def workers(processes: int | None = None) -> ProcessPoolExecutor:
             future.result()
     except BrokenProcessPool as error:
         raise NoProcessError(
-            "new processes end at once, as each first runs the script again; expected its calls "
-            'under if __name__ == "__main__":'
+            "new processes end at once: each first runs the script again, whose calls are expected "
+            'under if __name__ == "__main__", or memory does not suffice'
         ) from error
     return pool
 

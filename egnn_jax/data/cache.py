@@ -18,12 +18,10 @@ def default_folder() -> Path:
 
 
 def cached_arrays(
-    path: Path,
-    build: Callable[[], Mapping[str, np.ndarray]],
-    keep: Callable[[Mapping[str, np.ndarray]], bool] = lambda _: True,
+    path: Path, build: Callable[[], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Load arrays from ``path`` (.npz) if they match the SHA-256 stored next to it; otherwise call
-    ``build`` and, if ``keep`` of its arrays is true, store them.
+    ``build`` and store its arrays.
 
     The checksum is written last, so that a killed build leaves nothing that looks complete. A file
     that does not match is built again, with a warning.
@@ -40,8 +38,6 @@ def cached_arrays(
             stacklevel=2,
         )
     arrays = {name: np.asarray(array) for name, array in build().items()}
-    if not keep(arrays):
-        return arrays
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     try:

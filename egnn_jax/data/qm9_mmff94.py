@@ -1,7 +1,6 @@
 """QM9 in the geometries that RDKit generates from SMILES with the MMFF94 force field."""
 
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +24,7 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
 
     These (1,686 of 130,831) cannot be embedded, or their SMILES has another formula. The first call
     takes half an hour per conformer on two cores, requires the packages ``rdkit`` and ``qm9pack``,
-    and resumes if it was stopped. Molecules for which the time did not suffice cause a warning, and
-    the next call tries them again.
+    and resumes if it was stopped. Molecules for which the time did not suffice cause a warning.
 
     Args:
       molecules: all of QM9, from :func:`egnn_jax.data.qm9.load`.
@@ -40,11 +38,11 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
     folder = (default_folder() if folder is None else expanded(folder)) / "qm9"
     path = folder / f"qm9-mmff94-{conformers}.npz"
     build = partial(_geometries, molecules, conformers, path.with_suffix(""))
-    made = cached_arrays(path, build, _is_final)
-    if not _is_final(made):
+    made = cached_arrays(path, build)
+    if late := (made["usable"] < 0).sum():
         warnings.warn(
-            f"{(made['usable'] < 0).sum()} of QM9's molecules are left out, since no geometry was "
-            "found in the time; the next call tries them again",
+            f"{late} of QM9's molecules are left out, since no geometry was found in the time; "
+            f"to try again, delete {path} and {path.with_suffix('')}",
             stacklevel=2,
         )
     count = made["count"]
@@ -93,13 +91,9 @@ def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.n
                     "positions": np.concatenate([x.reshape(-1, 3) for _, x in found]),
                 }
 
-            parts.append(cached_arrays(folder / f"{first:06d}.npz", build, _is_final))
+            parts.append(cached_arrays(folder / f"{first:06d}.npz", build))
             bar.update(len(rows))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _is_final(made: Mapping[str, np.ndarray]) -> bool:
-    return not (made["usable"] < 0).any()
 
 
 def _embedded(

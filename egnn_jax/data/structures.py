@@ -56,7 +56,7 @@ def entries(source: str) -> list[Structure | Refused | Smiles]:
     """
     for package in ("ase", "rdkit"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"your own molecules need {package}: {missing(package)}")
+            raise ValueError(missing(package))
     try:
         return _entries(source)
     except ValueError as error:

@@ -46,11 +46,11 @@ def simulated_frames(
     from tblite.ase import TBLite
     from tqdm_loggable.auto import tqdm
 
-    # The readable part is shared by several SMILES: "C=C" and "C#C" are both C_C.
     name = "".join(c if c.isalnum() else "_" for c in smiles)[:40]
-    digest = hashlib.sha256(smiles.encode()).hexdigest()[:8]
+    if name != smiles:  # other SMILES have the same name: C=C and C#C are both C_C
+        name += f"-{hashlib.sha256(smiles.encode()).hexdigest()[:8]}"
     folder = default_folder() / "frames" if folder is None else expanded(folder)
-    path = folder / f"xtb-{name}-{digest}-{number}-{seed}.extxyz"
+    path = folder / f"xtb-{name}-{number}-{seed}.extxyz"
     if path.is_file():
         return path
     molecule = structures.from_smiles(smiles, smiles, conformers=1)

@@ -62,29 +62,33 @@ def loss_curves(
 ) -> Path:
     """Draw training loss (thin) and validation metric over epochs, one color per run.
 
-    Losses that are not all positive get an axis of their own, since that of the metric is log.
+    Losses that are not all positive get an axis of their own. The axis of values that are all
+    positive is log.
     """
     figure, axes = subplots((7, 4.5))
-    losses = {
-        name: [float(np.mean(entry["train"]["loss"])) for entry in history]
-        for name, history in histories.items()
-    }
+    losses, valid = {}, {}
+    for name, history in histories.items():
+        losses[name] = [float(np.mean(entry["train"]["loss"])) for entry in history]
+        valid[name] = [float(np.mean(entry["valid"][metrics[name]])) for entry in history]
     shown = ", ".join(dict.fromkeys(metrics.values()))
-    if any(loss <= 0 for values in losses.values() for loss in values):
+    of_losses, label = axes, f"{shown} (thin: training loss)"
+    if _scale(losses) == "linear":
         of_losses, label = axes.twinx(), shown
         of_losses.set_ylabel("training loss (thin)")
-    else:
-        of_losses, label = axes, f"{shown} (thin: training loss)"
     for k, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] for entry in history]
-        valid = [np.mean(entry["valid"][metrics[name]]) for entry in history]
         of_losses.plot(epochs, losses[name], color=f"C{k}", lw=0.8, alpha=0.5)
-        axes.plot(epochs, valid, color=f"C{k}", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel=label)
+        axes.plot(epochs, valid[name], color=f"C{k}", label=name)
+    axes.set(xscale="log", yscale=_scale(valid), xlabel="epoch", ylabel=label)
     axes.set_title("Validation error while training")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return save(figure, path)
+
+
+def _scale(curves: Mapping[str, Sequence[float]]) -> str:
+    """A log scale if all values are positive."""
+    return "log" if all(value > 0 for curve in curves.values() for value in curve) else "linear"
 
 
 def parity(names: Mapping[str, str], true: np.ndarray, predicted: np.ndarray, path: Path) -> Path:

@@ -44,8 +44,9 @@ def _by_edges(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _by_matrices(graph: GraphsTuple, places: Rooms, w: jax.Array, t: jax.Array) -> jax.Array:
-    own = jnp.arange(len(t), dtype=graph.senders.dtype)
-    senders, receivers = (jnp.concatenate([a, own]) for a in (graph.senders, graph.receivers))
+    ends = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
+    own = jnp.arange(len(t), dtype=ends[0].dtype)
+    senders, receivers = (jnp.concatenate([a, own]) for a in ends)
     number, size = places.shape
     # With three axes, XLA transposes no operand of this product or of its gradient.
     matrices = places.pairs(senders, receivers, w).reshape(number, size, -1)

@@ -69,11 +69,10 @@ def require_loss(loss: Loss, params: Any, batch: Any) -> None:
         shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", value)
         raise ValueError(f"the loss is {shapes}; expected a scalar of floating point, ()")
     running = isinstance(params, Mapping) and "batch_stats" in params  # flax's name of them
-    if running and "batch_stats" not in out[1].get(STATISTICS, {}):
+    if running and "batch_stats" not in (out[1].get(STATISTICS) or {}):
         raise ValueError(
             "the loss does not return the running statistics 'batch_stats', which would stay as "
-            f"initialized; expected metrics with {{{STATISTICS!r}: …}}, the second result of "
-            "egnn_jax.nn.batch_norm.in_training"
+            f"they are; expected metrics with {{{STATISTICS!r}: …}}, see docs/training.md"
         )
 
 

@@ -152,16 +152,17 @@ class Training:
     def _evaluate(self) -> None:
         """Evaluate and log the current parameters, and keep them if they are the best."""
         progress = self.progress
-        epoch = progress.step // self.per_epoch
         if self.evaluation is None:  # the last parameters are the best
             metrics = {}
             value = jnp.full(self.state.step.shape, -float(progress.step))
         else:
             metrics = self.evaluation(self.state.evaluated)
             value = metrics[self.plan.monitor]
-        value, epoch = jax.device_get((value, epoch))  # arrays of one process; the state spans all
-        self.best = self.keep_best(self.best, self.state, value, epoch)
-        mean = self.losses / (progress.step - (self.history[-1]["step"] if self.history else 0))
+        value = jax.device_get(value)  # an array of one process; the state spans all
+        self.best = self.keep_best(self.best, self.state, value, progress.step // self.per_epoch)
+        # An extended run was also evaluated at its former end.
+        last = self.history[-1]["step"] if self.history else 0
+        mean = self.losses / min(progress.step - last, (progress.step - 1) % self.interval + 1)
         progress.loss = mean if self.plan.seeds > 1 else mean[0]
         progress.metrics = {name: np.asarray(value) for name, value in metrics.items()}
         progress.best_value, progress.best_epoch = self._best
