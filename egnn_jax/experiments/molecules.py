@@ -94,8 +94,7 @@ class MolecularTask(Task):
 
     def takes(self, molecule: Structure) -> bool:
         """Whether predictions exist for a molecule: it has only QM9's elements and sizes."""
-        known = set(molecule.symbols) <= set(qm9.ELEMENTS)
-        return known and len(molecule.symbols) <= qm9.LARGEST
+        return super().takes(molecule) and len(molecule.symbols) <= qm9.LARGEST
 
     def outside(self, molecule: Structure) -> list[str]:
         """How a molecule differs from QM9's, see :func:`egnn_jax.data.structures.outside`."""

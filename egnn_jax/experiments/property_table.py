@@ -120,7 +120,7 @@ class Table(Task):
             out, moved = in_training(apply, params, self.graph(batch))
             each, known = self._of_values("loss", out, batch)
             value = jnp.sum(each) / jnp.maximum(jnp.sum(known), 1)
-            return value, {STATISTICS: moved} if moved else {}
+            return value, {STATISTICS: moved}
 
         return loss
 

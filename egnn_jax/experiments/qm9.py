@@ -205,6 +205,6 @@ class QM9(MolecularTask):
             # The gradient of an independent network must not depend on the number of networks.
             networks = len(self.targets) if self.independent else 1
             value = jnp.sum(error) / number / (len(self.targets) / networks)
-            return value, {STATISTICS: moved} if moved else {}
+            return value, {STATISTICS: moved}
 
         return loss
