@@ -35,6 +35,8 @@ def test_only_near_nodes_send_to_each_other(rng):
     }
     assert 0 < real < np.sum(SIZES[[2, 5, 1, 0]] * (SIZES[[2, 5, 1, 0]] - 1))
     assert (np.diff(packed.receivers) >= 0).all()
+    assert lists[1].dtype == np.uint8
+    assert graphs[2].senders.dtype == np.int32
 
 
 @pytest.mark.parametrize(

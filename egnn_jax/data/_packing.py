@@ -161,7 +161,7 @@ def starts_of(counts: np.ndarray) -> np.ndarray:
 
 
 def edges_within(
-    n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 10_000
+    n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 2_000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges of many small graphs whose nodes are at most ``cutoff`` apart.
 
@@ -175,6 +175,8 @@ def edges_within(
       The ``edge_lists`` of :meth:`egnn_jax.GraphDataset.from_arrays`.
     """
     *lists, starts = complete_edge_lists(n_node)
+    narrow = np.min_scalar_type(n_node.max())  # 8 bits for molecules
+    lists = [ends.astype(narrow) for ends in lists]
     blocks = []
     for first in range(0, len(n_node), block):
         sizes = n_node[first : first + block]

@@ -287,11 +287,12 @@ class GraphDataset:
         """One graph, without padding."""
         nodes, edges, ends = (slice(first[row], first[row] + n[row]) for first, n in self._runs)
         place = self._rows[row]
+        lists = [np.asarray(a[ends], np.promote_types(a.dtype, np.int32)) for a in self._ends]
         return GraphsTuple(
             nodes=jax.tree.map(lambda a: np.asarray(a[nodes]), self._nodes),
             edges=jax.tree.map(lambda a: np.asarray(a[edges]), self._edges),
-            senders=np.asarray(self._ends[0][ends]),
-            receivers=np.asarray(self._ends[1][ends]),
+            senders=lists[0],
+            receivers=lists[1],
             n_node=self._n_node[row : row + 1],
             n_edge=self._n_edge[row : row + 1],
             globals=jax.tree.map(lambda a: np.asarray(a[place : place + 1]), self._globals),

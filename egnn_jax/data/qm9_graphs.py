@@ -64,9 +64,10 @@ def _kinds_of_edges(
     n_atoms: np.ndarray, bonds: Bonds, edges: EdgeLists | None, only_bonds: bool
 ) -> tuple[EdgeLists | None, np.ndarray]:
     """The edges, or only those with a bond, and the kind of bond of each (ΣE,)."""
+    n_atoms = n_atoms.astype(np.int64)
     kinds = _kinds_of_pairs(n_atoms, bonds)
     molecules = np.arange(len(n_atoms))
-    first_pair = starts_of(n_atoms.astype(np.int64) ** 2)
+    first_pair = starts_of(n_atoms**2)
     if only_bonds:
         pairs = np.flatnonzero(kinds)
         graph = np.repeat(molecules, 2 * bonds.n_bond.astype(int))
@@ -80,15 +81,15 @@ def _kinds_of_edges(
         return edges, kinds[first_pair[graph] + receivers * n_atoms[graph] + senders]
     # Without its diagonal, a matrix of all pairs is in the order of complete_edges.
     graph = np.repeat(molecules, n_atoms)
-    within = np.arange(len(graph)) - starts_of(n_atoms.astype(np.int64))[graph]
+    within = np.arange(len(graph)) - starts_of(n_atoms)[graph]
     return None, np.delete(kinds, first_pair[graph] + within * (n_atoms[graph] + 1))
 
 
 def _kinds_of_pairs(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:
     """The kind of bond of each pair of atoms: a matrix (M, M) for each molecule, flat (ΣM²,)."""
-    squares = n_atoms.astype(np.int64) ** 2
+    squares = n_atoms**2
     kinds = np.zeros(squares.sum(), np.int8)
     of = np.repeat(np.arange(len(n_atoms)), bonds.n_bond)
     for i, j in (bonds.ends.T, bonds.ends.T[::-1]):
-        kinds[starts_of(squares)[of] + i * n_atoms[of].astype(np.int64) + j] = bonds.kinds
+        kinds[starts_of(squares)[of] + i * n_atoms[of] + j] = bonds.kinds
     return kinds
