@@ -239,6 +239,21 @@ def test_early_stopping():
         egnn.EarlyStopping(patience=0)
 
 
+def test_the_progress_bar_says_compiling_until_the_first_steps():
+    bar, notes = egnn.ProgressBar(), []
+
+    class Reader(egnn.Callback):
+        def started(self, progress):
+            notes.append(bar._bar.postfix)
+
+        stepped = evaluated = started
+
+    fit(epochs=2, callbacks=[bar, Reader()])
+    assert notes[:2] == ["compiling", ""]
+    assert notes[2].startswith("epoch=1/2, loss=")
+    assert notes[3] == notes[2]
+
+
 def test_metrics_go_to_a_log(tmp_path):
     result = fit(folder=tmp_path, callbacks=[egnn.MetricsLog()])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

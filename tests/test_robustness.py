@@ -25,6 +25,7 @@ from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.graph import _memory
 from egnn_jax.nn.precision import MixedPrecision
+from egnn_jax.training.callbacks import Progress
 from tests.helpers import environment, labelled_graphs, tiny
 
 PLAIN = jraph.GraphsTuple(
@@ -307,7 +308,7 @@ def test_functions_that_need_a_package_name_it(monkeypatch):
     for call in (
         lambda: egnn.to_ase(graph),
         lambda: egnn.TensorBoard("x").started(None),
-        lambda: egnn.ProgressBar().started(None),
+        lambda: egnn.ProgressBar().started(Progress()),
         lambda: configs.override(tiny(), [], "egnn", ""),
     ):
         with pytest.raises(ImportError, match=r"is not installed; expected what pip install"):

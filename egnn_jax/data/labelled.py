@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from egnn_jax._files import expanded, resolved
+from egnn_jax._progress import progress_bar
 from egnn_jax.data import frames, storage
 from egnn_jax.data._flat import arrays_of
 from egnn_jax.data._splits import drawn
@@ -165,8 +166,6 @@ def pack(
       ValueError: the folder exists, or as for :func:`read`.
       OSError: writing fails, for example because the disk is full.
     """
-    from tqdm_loggable.auto import tqdm
-
     labels = labels or Labels()
     paths = [frames.find(name) for name in files]
     if folders := [path for path in paths if path.is_dir()]:
@@ -179,7 +178,7 @@ def pack(
     kinds: dict[str, int] = {}
     with storage.writing(expanded(folder)) as writer:
         stream = _stream(paths, labels, cutoff, counts, kinds)
-        for graph, row in tqdm(stream, unit="structure", desc=str(folder)):
+        for graph, row in progress_bar(stream, unit="structure", desc=str(folder)):
             writer.append(arrays_of(graph) | {f"frames.{name}": row[name] for name in _COLUMNS})
         writer.about = {
             "packed_with": _options(labels, cutoff),

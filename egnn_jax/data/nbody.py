@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from tqdm_loggable.auto import tqdm
 
 from egnn_jax._files import expanded
+from egnn_jax._progress import progress_bar
 from egnn_jax.data._splits import SPLITS
 from egnn_jax.data.cache import cached_arrays, default_folder
 
@@ -218,7 +218,9 @@ def _generate(name: str, split: str, count: int | None = None) -> dict[str, np.n
     with jax.enable_x64(True):
         x, v = (np.asarray(a) for a in reflect(x, v))
     chunks = [slice(k, k + CHUNK) for k in range(0, kept, CHUNK)]
-    frames = [_authors_frames(charges[s], x[s], v[s], recipe) for s in tqdm(chunks, leave=False)]
+    frames = [
+        _authors_frames(charges[s], x[s], v[s], recipe) for s in progress_bar(chunks, leave=False)
+    ]
     x, v, target = (np.concatenate(parts) for parts in zip(*frames, strict=True))
     return {"x": x, "v": v, "target": target, "charges": charges}
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from egnn_jax._files import expanded
+from egnn_jax._progress import progress_bar
 from egnn_jax.data import structures
 from egnn_jax.data._splits import SPLITS, drawn
 from egnn_jax.data.cache import cached_arrays, default_folder
@@ -194,12 +195,13 @@ def _place(entry: Any, path: Path) -> str:
 def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
     """The rows of the usable molecules, and their atoms, charges and notes."""
     from ase.data import atomic_numbers
-    from tqdm_loggable.auto import tqdm
 
     waiting = sum(isinstance(entry, structures.Smiles) for entry in entries)
     made = structures.made(entries, structures.useful_processes(waiting), conformers=1)
     rows, found, refused, passing = [], [], [], 0
-    for k, one in enumerate(tqdm(made, total=len(entries), unit="molecule", desc=path.name)):
+    for k, one in enumerate(
+        progress_bar(made, total=len(entries), unit="molecule", desc=path.name)
+    ):
         if isinstance(one, structures.Refused):
             refused.append(f"{one.name}: {one.reason}")
             passing += one.passing

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from egnn_jax._files import expanded
+from egnn_jax._progress import progress_bar
 from egnn_jax.data import chemistry
 from egnn_jax.data._workers import workers
 from egnn_jax.data.cache import cached_arrays, default_folder
@@ -93,7 +93,7 @@ def _all(molecules: QM9) -> dict[str, np.ndarray]:
     chunks = [[part[k : k + _CHUNK] for part in (texts, numbers, positions)] for k in starts]
     with workers() as pool:
         made = pool.map(_of_chunk, *zip(*chunks, strict=True))
-        parts = list(tqdm(made, total=len(chunks), unit_scale=_CHUNK, unit=" molecules"))
+        parts = list(progress_bar(made, total=len(chunks), unit_scale=_CHUNK, unit=" molecules"))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in Bonds._fields}
     return whole | {"ends": whole["ends"].astype(np.int8)}  # up to 29 atoms
 

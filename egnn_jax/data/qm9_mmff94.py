@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from egnn_jax._files import expanded
+from egnn_jax._progress import progress_bar
 from egnn_jax.data import structures
 from egnn_jax.data._packing import Gather, starts_of
 from egnn_jax.data._workers import workers
@@ -70,7 +70,7 @@ def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.n
     ends = np.cumsum(molecules.n_atoms).tolist()
     n_atoms = molecules.n_atoms.tolist()
     parts: list[dict[str, np.ndarray]] = []
-    with workers() as pool, tqdm(total=len(ends)) as bar:
+    with workers() as pool, progress_bar(total=len(ends)) as bar:
         for first in range(0, len(ends), 10 * _CHUNK):
             rows = range(first, min(first + 10 * _CHUNK, len(ends)))
 

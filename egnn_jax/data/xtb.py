@@ -9,6 +9,7 @@ import numpy as np
 
 from egnn_jax._extras import require
 from egnn_jax._files import expanded, write_atomically
+from egnn_jax._progress import progress_bar
 from egnn_jax.data import structures
 from egnn_jax.data.cache import default_folder
 
@@ -44,7 +45,6 @@ def simulated_frames(
     from ase.io.extxyz import write_xyz
     from ase.md.langevin import Langevin
     from tblite.ase import TBLite
-    from tqdm_loggable.auto import tqdm
 
     name = "".join(c if c.isalnum() else "_" for c in smiles)[:40]
     if name != smiles:  # other SMILES have the same name: C=C and C#C are both C_C
@@ -64,7 +64,7 @@ def simulated_frames(
     )
     engine.run(_WARM_UP)
     text = io.StringIO()
-    for _ in tqdm(range(number), unit="frame", desc=f"{smiles}, GFN2-xTB"):
+    for _ in progress_bar(range(number), unit="frame", desc=f"{smiles}, GFN2-xTB"):
         engine.run(EVERY)
         write_xyz(text, [atoms], columns=["symbols", "positions", "forces"])
     write_atomically(path, text.getvalue().encode())

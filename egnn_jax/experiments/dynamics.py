@@ -14,13 +14,13 @@ import numpy as np
 
 from egnn_jax._extras import require
 from egnn_jax._files import expanded, make_folder
+from egnn_jax._progress import progress_bar
 from egnn_jax.data import _xyz
 from egnn_jax.data.frames import is_xyz
 from egnn_jax.experiments import plots
 from egnn_jax.graph._validation import require_count
 from egnn_jax.potentials.calculator import ASECalculator
 from egnn_jax.potentials.ensemble import Ensemble, Uncertain
-from egnn_jax.training.callbacks import show_progress_lines
 from egnn_jax.training.signals import Interrupted, stop_requested
 
 _COLUMNS = ("step", "time_ps", "potential_eV", "kinetic_eV", "total_eV", "temperature_K")
@@ -212,10 +212,7 @@ def _engine(atoms: Any, dynamics: Dynamics) -> Any:
 
 def _progress(name: str, dynamics: Dynamics) -> Any:
     """Iterate over the steps of frames, including 0 and the last one, with a progress bar."""
-    from tqdm_loggable.auto import tqdm
-
-    show_progress_lines()
-    with tqdm(total=dynamics.steps, unit="step", desc=name) as bar:
+    with progress_bar(total=dynamics.steps, unit="step", desc=name) as bar:
         for step in [*range(0, dynamics.steps, dynamics.every), dynamics.steps]:
             yield step
             bar.update(step - bar.n)

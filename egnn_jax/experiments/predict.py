@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from egnn_jax._files import printable
+from egnn_jax._progress import progress_bar
 from egnn_jax.data import structures
 from egnn_jax.data.structures import Refused, Smiles, Structure
 from egnn_jax.experiments import _prediction_files
@@ -18,7 +19,6 @@ from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.pretrained import Pretrained
 from egnn_jax.experiments.tables import markdown
-from egnn_jax.training.callbacks import show_progress_lines
 
 BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
 """The network for each kind of geometry, see :func:`egnn_jax.load_pretrained`."""
@@ -130,11 +130,9 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
     waiting = sum(isinstance(entry, Smiles) for entry in entries)
     if waiting < structures.MANY:
         return list(structures.made(entries)), failures
-    from tqdm_loggable.auto import tqdm
-
-    show_progress_lines()
     made = structures.made(entries, structures.useful_processes(waiting))
-    return list(tqdm(made, total=len(entries), unit="molecule", desc="geometries")), failures
+    shown = progress_bar(made, total=len(entries), unit="molecule", desc="geometries")
+    return list(shown), failures
 
 
 def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[_Found]:

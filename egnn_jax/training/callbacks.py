@@ -8,8 +8,6 @@ A callback is any object with some of the methods of :class:`Callback`::
 """
 
 import dataclasses
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from egnn_jax._extras import require
 from egnn_jax._files import expanded
+from egnn_jax._progress import progress_bar
 from egnn_jax.graph._validation import require_number
 
 
@@ -89,16 +88,16 @@ class ProgressBar(Callback):
 
     def started(self, progress: Progress) -> None:
         """See :class:`Callback`."""
-        require("tqdm_loggable")
-        from tqdm_loggable.auto import tqdm
-
-        show_progress_lines()
         name = self._description or (progress.folder.name if progress.folder else "fit")
-        self._bar = tqdm(total=progress.total_steps, initial=progress.step, unit="step", desc=name)
+        self._bar = progress_bar(
+            total=progress.total_steps, initial=progress.step, unit="step", desc=name
+        )
         self._bar.set_postfix_str("compiling")
 
     def stepped(self, progress: Progress) -> None:
         """See :class:`Callback`."""
+        if self._bar.postfix == "compiling":
+            self._bar.set_postfix_str("", refresh=False)
         self._bar.update(progress.step - self._bar.n)
 
     def evaluated(self, progress: Progress) -> None:
@@ -181,15 +180,6 @@ class TensorBoard(Callback):
     def ended(self, progress: Progress) -> None:
         """See :class:`Callback`."""
         self._writer.close()
-
-
-def show_progress_lines() -> None:
-    """Send progress lines to stderr; on a terminal, a progress bar is drawn instead."""
-    logger = logging.getLogger("tqdm_loggable")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler(sys.stderr))
 
 
 def _plain(value: Any) -> Any:

@@ -29,7 +29,6 @@ from egnn_jax.data.qm9 import TARGETS
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import reproduce
 from egnn_jax.experiments.run import train
-from egnn_jax.training.callbacks import show_progress_lines
 from egnn_jax.training.distributed import use_all_cores
 
 CASES: dict[str, list[str]] = {
@@ -134,7 +133,6 @@ def main() -> None:
     arguments = parser().parse_args()
     require_valid(arguments)
     os.environ.setdefault("MPLBACKEND", "Agg")
-    show_progress_lines()
     (campaign if arguments.gpu_campaign else measure_cases)(arguments)
 
 
