@@ -79,6 +79,25 @@ class Known:
         )
 
 
+def test_results_of_a_calculator_for_other_atoms_are_refused():
+    frames, calculator = [copper(seed) for seed in range(3)], EMT()
+    for atoms in frames:
+        atoms.calc = calculator
+        atoms.get_forces()
+    last = egnn.from_ase(frames[-1], 3.0, energy="energy", forces="forces")
+    assert float(last.globals.y[0, 0]) == pytest.approx(frames[-1].get_potential_energy(), abs=1e-4)
+    text = (
+        r"'energy' is a result of the calculator for other atoms \(of other positions\); expected"
+    )
+    with pytest.raises(ValueError, match=text):
+        egnn.from_ase(frames[0], 3.0, energy="energy")
+    frames[-1].rattle(0.1)
+    with pytest.raises(ValueError, match=text):
+        egnn.from_ase(frames[-1], 3.0, energy="energy")
+    frames[-1].info["mine"] = 1.5  # a label that is not the calculator's
+    assert egnn.from_ase(frames[-1], 3.0, energy="mine").globals.y.tolist() == [[1.5]]
+
+
 def test_the_loss_by_hand():
     labels = {"energy": "energy", "forces": "forces", "stress": "stress"}
     graphs = [egnn.from_ase(copper(k), 3.0, references=REFERENCES, **labels) for k in (0, 1)]

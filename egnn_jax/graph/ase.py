@@ -42,8 +42,9 @@ def from_ase(
 
     Raises:
       ValueError: ``atoms`` is not an ``Atoms``; the atoms are periodic and there is no cutoff; a
-        label is missing, not finite or of another shape; an element has no reference; atoms with
-        stress have no periodic cell with a volume; or as in :func:`egnn_jax.radius_graph`.
+        label is missing, not finite or of another shape, or the calculator computed it for other
+        atoms; an element has no reference; atoms with stress have no periodic cell with a volume;
+        or as in :func:`egnn_jax.radius_graph`.
     """
     if not hasattr(atoms, "get_positions"):
         raise ValueError(f"atoms is of type {type(atoms).__name__}; expected ase.Atoms")
@@ -72,12 +73,15 @@ def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
     """Look up a label in the calculator's results, ``atoms.info`` or ``atoms.arrays``, as float64.
 
     Raises:
-      ValueError: the label is missing, not finite, or has none of the given shapes.
+      ValueError: the label is missing, not finite, has none of the given shapes, or is a result of
+        the calculator for other atoms.
     """
     places = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
     for place in places:
         if isinstance(name, str) and name in place:
             label = _validation.host(f"the label {name!r}", place[name])
+            if place is places[0]:
+                _require_current(atoms, name)
             break
     else:
         found = sorted({key for place in places for key in place} - {"numbers", "positions"})
@@ -96,6 +100,19 @@ def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
             f"the label {name!r} has a value that is not finite as {dtype}; expected numbers"
         )
     return label.astype(np.float64)
+
+
+def _require_current(atoms: Any, name: str) -> None:
+    """Raise ValueError if the calculator's results are not those of these atoms."""
+    if getattr(atoms.calc, "atoms", None) is None or not hasattr(atoms.calc, "check_state"):
+        return
+    geometry = ("positions", "numbers", "cell", "pbc")
+    if changed := [part for part in atoms.calc.check_state(atoms) if part in geometry]:
+        raise ValueError(
+            f"the label {name!r} is a result of the calculator for other atoms (of other "
+            f"{', '.join(changed)}); expected each structure with its own calculator, such as "
+            "ASE's SinglePointCalculator"
+        )
 
 
 def as_tensor(stress: np.ndarray) -> np.ndarray:
