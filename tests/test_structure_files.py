@@ -149,9 +149,39 @@ def test_coordinates_that_are_no_numbers(tmp_path, kind, bad):
 
 
 def test_a_table_with_a_quote_that_is_not_closed(tmp_path):
-    first, bad = found(tmp_path, "a.csv", 'smiles,name\nCC,ethane\nCCO,"a\nCCC,d\n')
-    assert named([first]) == [("ethane", "C2H6")]
+    first, bad, last = found(tmp_path, "a.csv", 'smiles,name\nCC,ethane\nCCO,"a\nO,water\n')
+    assert named([first, last]) == [("ethane", "C2H6"), ("water", "H2O")]
     assert "line 3: unexpected end of data" in bad.reason
+
+
+def test_rows_that_do_not_fit_the_first_line_cost_no_other(tmp_path):
+    """An open quote, cells that are not quoted, and a line break in a cell, which is no error."""
+    lines = ["sep=,", "smiles,name,mw,logP", "CC,ethane,30.1,1.8", 'C,"methane,16.0,1.1']
+    lines += ["CCO,ethanol,46,07,-0.3", 'CN,"a', 'b",31.1,-0.7', "O,water,18.0", 'N,"c,17', 'S,"d']
+    one, open_quote, wide, two, three, *last = found(tmp_path, "a.csv", "\n".join(lines))
+    assert [m.values.get("logP") for m in (one, two, three)] == ["1.8", "-0.7", None]
+    assert two.values["name"] == "a\nb"
+    assert "line 4: ',' expected after" in open_quote.reason
+    assert "line 5: it has 5 cells, and the first line 4; expected quotes" in wide.reason
+    open_quotes = [refused.reason.split("a.csv, ")[1] for refused in last]
+    assert open_quotes == ["line 9: ',' expected after '\"'", "line 10: unexpected end of data"]
+    lines = ["smiles,x,y", 'C,"1', '2"', "N,3,4"]
+    refused, *_, last = found(tmp_path, "a.csv", "\n".join(lines))
+    assert "line 2: a quote is not closed" in refused.reason
+    assert last.values == {"smiles": "N", "x": "3", "y": "4"}
+    with pytest.raises(ValueError, match=r"a\.csv, line 1: unexpected end of data"):
+        found(tmp_path, "a.csv", '"smiles,x\nC,1\n')
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.smi", "*CCO one\n"), ("a.smi", "[R1]CC one\n")])
+def test_atoms_of_no_element_are_refused(tmp_path, name, text):
+    (refused,) = found(tmp_path, name, text)
+    assert "it has an atom of no element (*)" in refused.reason or "is no SMILES" in refused.reason
+    drawing = Chem.MolToMolBlock(Chem.MolFromSmiles("*CCO"))
+    block = drawing.replace("RDKit          2D", "RDKit          3D")
+    for text in (drawing, block):
+        (refused,) = found(tmp_path, "a.sdf", text)
+        assert "no element" in refused.reason or "lacks" in refused.reason
 
 
 @pytest.mark.parametrize("name", ["smiles", "SMI", "inchi"])

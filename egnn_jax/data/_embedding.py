@@ -101,16 +101,27 @@ def parsed(text: str) -> Any:
             raise ValueError(f"{shown(text)} is not a possible molecule: {reason}")
     if molecule is None or not molecule.GetNumAtoms():
         raise NoSmilesError(f"{shown(text)} is no SMILES")
+    require_elements(molecule)
     if not all(bond.GetBondTypeAsDouble() for bond in molecule.GetBonds()):
         raise ValueError(f"{shown(text)} has a bond of no known order; expected one of 1, 2 or 3")
     return molecule
 
 
-def canonical(text: str) -> str:
-    """The canonical SMILES of a SMILES or InChI that :func:`parsed` accepts."""
-    from rdkit import Chem
+def canonical(text: str, block: str = "") -> str:
+    """The canonical SMILES of a SMILES or InChI that :func:`parsed` accepts, or of a mol block;
+    empty if RDKit cannot read the block.
+    """
+    from rdkit import Chem, rdBase
 
-    return Chem.MolToSmiles(parsed(text))
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromMolBlock(block) if block else parsed(text)
+    return "" if molecule is None else Chem.MolToSmiles(molecule)
+
+
+def require_elements(molecule: Any) -> None:
+    """Raise ValueError if an atom of an RDKit molecule has no element, such as ``*`` or ``R``."""
+    if unknown := [atom.GetSymbol() for atom in molecule.GetAtoms() if not atom.GetAtomicNum()]:
+        raise ValueError(f"it has an atom of no element ({unknown[0]})")
 
 
 def problem(molecule: Any) -> str:
@@ -275,6 +286,7 @@ def of_rdkit(
     """
     from rdkit import Chem, rdBase
 
+    require_elements(molecule)
     with rdBase.BlockLogs():
         block = Chem.MolToMolBlock(molecule, confId=first)
     return Structure(

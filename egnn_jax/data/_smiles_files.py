@@ -1,7 +1,6 @@
 """Reading SMILES and InChI from ``.smi`` files and tables."""
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +12,8 @@ _DELIMITERS = ",\t;|"
 _SMILES = ("smiles", "smi", "canonical_smiles", "isomeric_smiles", "inchi")
 """Names of columns of molecules, in order of preference."""
 _NAMES = ("name", "id", "title", "molecule", "compound", "label", "identifier")
+_MOST_LINES = 100
+"""The largest number of lines of one row, whose quoted cells may hold line breaks."""
 _LINE = re.compile(r"\s*(InChI=[^\s\"]+|[^\s,;\"]+)\"?[\s,;]*(.*)")
 
 
@@ -55,7 +56,7 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
       ValueError: no column, or more than one, can hold the molecules.
     """
     lines = text.split("\n")
-    while lines and (not lines[0].strip() or (_is_comment(lines[0]) and not _names(lines[0])[1])):
+    while lines and not _names(lines[0])[1] and _is_before_header(lines[0]):
         lines.pop(0)
     skipped = text.count("\n") + 1 - len(lines)
     if not lines:
@@ -66,19 +67,16 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
     if delimiter == " ":
         lines = ["\t".join(line.split(maxsplit=max(len(heads) - 1, 1))) for line in lines]
     delimiter = "\t" if delimiter == " " else delimiter
-    content = io.StringIO("\n".join(lines))
-    rows = csv.reader(content, delimiter=delimiter, skipinitialspace=True, strict=True)
-    own = [cell.strip() for cell in next(rows)]
+    (_, head), *rows = _rows(lines, delimiter)
+    if isinstance(head, str):
+        raise ValueError(f"{where}, line {skipped + 1}: {head}")
+    own = [cell.strip() for cell in head]
     told = [k for k, name in enumerate(own) if own.count(name) == 1]
-    while True:
-        line = skipped + rows.line_num + 1
+    for number, row in rows:
+        line = skipped + number
         place = f"{where}, line {line}: "
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Refused(f"line {line}", f"{place}{error}")
+        if isinstance(row, str):
+            yield Refused(f"line {line}", f"{place}{row}")
             continue
         if not any(cell.strip() for cell in row):
             continue
@@ -90,6 +88,40 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
             yield Smiles(smiles, name, place, values=values)
         else:
             yield Refused(name, f"{place}the column {heads[column]!r} is empty")
+
+
+def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """The number of the first line, and the cells of each row, or why it cannot be read.
+
+    A row that cannot be read is only its first line, since its quote may have no end.
+    """
+    first, width = 0, 0
+    while first < len(lines):
+        block = [f"{line}\n" for line in lines[first : first + _MOST_LINES]]
+        reader = csv.reader(block, delimiter=delimiter, skipinitialspace=True, strict=True)
+        number = 1
+        try:
+            row: list[str] | str = next(reader)
+        except csv.Error as error:
+            row = str(error)
+        else:
+            width = width or len(row)
+            if reader.line_num > 1 and len(row) != width:
+                row = "a quote is not closed"
+            elif any(cell.strip() for cell in row[width:]):
+                row = (
+                    f"it has {len(row)} cells, and the first line {width}; expected quotes around "
+                    f"a cell that contains {delimiter!r}"
+                )
+            else:
+                number = reader.line_num
+        yield first + 1, row
+        first += number
+
+
+def _is_before_header(line: str) -> bool:
+    """Whether a line is blank, a comment, or Excel's statement of the delimiter."""
+    return not line.strip() or _is_comment(line) or bool(re.fullmatch(r'"?sep=."?\s*', line))
 
 
 def _of_line(number: int, line: str, where: str) -> Smiles | Refused:
