@@ -263,7 +263,7 @@ def test_a_network_on_bonds_trains_and_predicts_without_the_data(
         np.testing.assert_allclose(predicted[name], expected[:, k], rtol=1e-4)
     broken = structures[1].copy()
     del broken[-1]  # a hydrogen
-    with pytest.raises(ValueError, match=r"molecule 2 of 2: its bonds cannot be derived"):
+    with pytest.raises(ValueError, match=r"geometry 2 of 2: its bonds cannot be derived"):
         alone([structures[0], broken])
     # The kind of a bond matters.
     graph = task.graph(task.samples("test").pack(np.arange(2)))

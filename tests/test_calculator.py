@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from ase import units
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.md.nptberendsen import NPTBerendsen
 from ase.neighborlist import neighbor_list
@@ -251,6 +252,26 @@ def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, mon
     same = ase.io.read(tmp_path / "third" / "trajectory.xyz", -1)
     np.testing.assert_allclose(end.positions, same.positions, atol=1e-6)
     assert np.abs(end.positions - start.positions).max() > 1e-3
+
+
+def test_a_continued_trajectory_keeps_masses_tags_and_fixed_atoms(tmp_path, water, monkeypatch):
+    network, params = potential(water)
+    given = lambda model: egnn.ASECalculator(network.clone(scale=1e-3), params)
+    monkeypatch.setattr("egnn_jax.experiments.dynamics.ASECalculator", given)
+    water.set_masses([18.0, 2.014, 1.008])
+    water.set_tags([1, 0, 2])
+    water.set_constraint(FixAtoms([0]))
+    water.write(tmp_path / "water.traj")
+    options = {"steps": 4, "every": 2, "timestep": 0.25}
+    start = str(tmp_path / "water.traj")
+    for name in ("first", "second"):
+        simulate(start, None, tmp_path / name, Dynamics(**options))
+        start = f"{tmp_path / name}/trajectory.xyz@-1"
+        end = ase.io.read(tmp_path / name / "trajectory.xyz", -1)
+        assert end.get_masses().tolist() == [18.0, 2.014, 1.008]
+        assert end.get_tags().tolist() == [1, 0, 2]
+        assert end.constraints[0].index.tolist() == [0]
+        np.testing.assert_allclose(end.positions[0], water.positions[0], atol=1e-7)
 
 
 @pytest.mark.parametrize("scale", [1e13, np.inf])

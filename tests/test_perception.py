@@ -1,5 +1,6 @@
 """Structures that are not what they seem: each gets a warning that says why."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ from ase.build import molecule
 from ase.collections import g2
 from scipy.sparse.csgraph import connected_components
 
-from egnn_jax.data import _perception
+from egnn_jax.data import _perception, structures
 from egnn_jax.data.structures import Refused, outside, read
 
 
@@ -195,7 +196,8 @@ def test_columns_that_are_no_charge_of_the_molecule(tmp_path):
 
 
 def test_multiplicity_isotopes_and_frames_without_atoms(tmp_path):
-    assert "multiplicity is 3" in reasons(tmp_path, molecule("H2O"), comment="multiplicity=3")
+    for comment in ("multiplicity=3", "charge=0 mult=3", "spin_mult: 3"):
+        assert "multiplicity is 3" in reasons(tmp_path, molecule("H2O"), comment=comment)
     path = tmp_path / "heavy.xyz"
     text = "3\n\nO 0 0 0.119\nD 0 0.763 -0.477\nD 0 -0.763 -0.477\n"
     path.write_text(text + "0\n\n" + "3\n\nO 0 0 0.119\nH 0 0.763 -0.477\nH 0 -0.763 -0.477\n")
@@ -228,3 +230,22 @@ def test_the_search_for_whole_bonds_agrees_with_the_integer_program(monkeypatch,
     monkeypatch.setattr(_perception, "_completed", lambda *_: False)
     assert found == [_perception.of_geometry(*case, 0) for case in cases]
     assert 20 < sum(not reasons for reasons in found) < len(cases) - 20
+
+
+@pytest.mark.parametrize(
+    "smiles", ["CSC", "c1ccsc1", "CS(=O)(=O)C", "IC", "C[Si](C)(C)C", "CC(C)Cc1ccccc1", "BrCCBr"]
+)
+def test_missing_hydrogens_of_other_elements_and_larger_molecules(smiles):
+    made = structures.from_smiles(smiles, "", 1)
+    given = structures.Structure("", made.symbols, made.positions)
+    assert structures.checked(given).notes == ()
+    heavy = [k for k, symbol in enumerate(made.symbols) if symbol != "H"]
+    bare = structures.Structure("", [made.symbols[k] for k in heavy], made.positions[heavy])
+    (note,) = structures.checked(bare).notes
+    assert "hydrogens are missing" in note
+
+
+def test_molecules_without_hydrogens_of_their_own_lack_none():
+    for smiles in ("ClC(Cl)(Cl)Cl", "FC(F)(F)C(F)(F)I", "ClC(=O)Cl"):
+        made = structures.from_smiles(smiles, "", 1)
+        assert structures.checked(dataclasses.replace(made, geometry="as given")).notes == ()

@@ -236,6 +236,21 @@ class Weight(Task):
         return np.add.reduceat(atomic_masses[atomic_numbers], starts)[:, None]
 
 
+def test_a_molecule_that_the_network_refuses_costs_no_other(capsys, monkeypatch):
+    class Heavy(Weight):
+        def properties(self, apply, params, n_atoms, atomic_numbers, positions):
+            found = super().properties(apply, params, n_atoms, atomic_numbers, positions)
+            if (found < 17).any():
+                raise ValueError("its bonds cannot be found")
+            return found
+
+    model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Heavy()), {})  # pyright: ignore
+    monkeypatch.setattr("egnn_jax.experiments.predict.load_pretrained", lambda name: model)
+    with pytest.raises(ValueError, match=r"1 of 4 molecules .*: C: its bonds cannot be"):
+        predict(["CCO", "O", "C", "CO"], "own")
+    assert "| O | H2O | MMFF94 (mean of 5) | 18.015 | no |" in capsys.readouterr().out
+
+
 def test_a_task_of_ones_own_predicts(capsys, monkeypatch):
     model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Weight()), {})  # pyright: ignore
     monkeypatch.setattr("egnn_jax.experiments.predict.load_pretrained", lambda name: model)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import egnn_jax as egnn
 from egnn_jax.cli import main
 from egnn_jax.data import _embedding, property_table, structures
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments._columns import Classes, Numbers
+from egnn_jax.experiments import predict
+from egnn_jax.experiments._columns import Classes, Numbers, Trained
 from egnn_jax.experiments.property_table import Table
 from egnn_jax.experiments.run import train
 
@@ -295,6 +297,46 @@ def test_a_column_that_stands_twice_is_none():
         property_table.read("mine.csv", ["y"])
 
 
+def test_intervals_of_some_columns():
+    card = {"details": {"intervals": {"by_atoms": {"3 to 9": {"logP": 0.2, "tox": None}}}}}
+    task = Table(targets=("logP", "tox"))
+    vars(task)["_trained"] = Trained(("C",), (3, 9), (Numbers("logP", 0, 1), Numbers("tox", 0, 1)))
+    model = SimpleNamespace(card=card, config=SimpleNamespace(task=task))
+    found = predict._widths(model, structures.from_smiles("CC", ""))  # pyright: ignore
+    assert found == {"logP": 0.2}
+    row = predict._row(structures.from_smiles("CC", ""), task, ([], np.ones(2), found))  # pyright: ignore
+    assert {name: row.get(name) for name in ("logP", "logP ±", "tox", "tox ±")} == {
+        "logP": "1", "logP ±": "0.2", "tox": "1", "tox ±": None,
+    }  # fmt: skip
+
+
+def test_conformers_of_one_molecule_in_two_splits_are_said():
+    molecule = Chem.AddHs(Chem.MolFromSmiles("CCCCO"))
+    rdDistGeom.EmbedMultipleConfs(molecule, 6, randomSeed=1)
+    with Chem.SDWriter("mine.sdf") as file:
+        for k in range(6):
+            molecule.SetProp("y", str(k))
+            file.write(molecule, confId=k)
+    task = Table(train="mine.sdf", targets=("y",), valid="0.3", test="0.2")
+    with (
+        pytest.warns(UserWarning, match=r"2 of 2 valid molecules .* are also in training"),
+        pytest.warns(UserWarning, match=r"1 of 1 test molecules .* are also in training"),
+    ):
+        task.samples("train")
+
+
+def test_none_and_minus_are_classes_but_no_numbers():
+    texts, places = np.array(["none", "-", "high", "NA", "", "null", "?"]), np.array([""] * 7)
+    column = Classes.of("y", texts, places)
+    assert column.classes == ("-", "high", "none")
+    assert np.isnan(column.labels(texts, places)).tolist() == [False] * 3 + [True] * 4
+    numbers = np.array(["none", "-", "1", "NA", "", "null", "?"])
+    assert (
+        np.isnan(Numbers("y", 0, 1).labels(numbers, places)).tolist()
+        == [True, True, False] + [True] * 4
+    )
+
+
 @pytest.mark.parametrize(("known", "width"), [(8, None), (9, 8.0)])
 def test_an_interval_needs_nine_molecules(known, width):
     labels = np.full(20, np.nan)
@@ -322,8 +364,13 @@ def test_the_command_predicts_by_a_network_of_a_table(tmp_path, capsys):
     assert found[4:] == ["its charge is +1; training had +0", "it has 2 unpaired electrons"]
 
 
+def test_one_radical_in_training_does_not_let_others_in():
+    known = Table(train=write(SMILES=[*SMILES[:-1], "[CH2]C"]), targets=("logP",))._trained
+    assert known.outside(structures.from_smiles("[CH3]", "")) == ["it has 1 unpaired electron"]
+
+
 def test_charges_and_radicals_are_inside_where_training_had_some():
-    smiles = [*SMILES[:-2], "[NH4+]", "[CH2]C"]
+    smiles = [*SMILES[:-4], "[NH4+]", "[CH2]C", "[CH2]CC", "[CH2]O"]
     task = Table(train=write(SMILES=smiles), targets=("logP",), valid="0.1", test="0.1")
     vars(task)["_tables"] = {"train": (task._tables["train"][0], np.arange(len(smiles)))}
     known, constants = task._trained, task.constants()

@@ -41,6 +41,7 @@ def structures(tmp_path, monkeypatch):
         r = atoms.get_all_distances()[np.triu_indices(n, 1)]
         energy = np.sum(4 * 0.01 * ((3.4 / r) ** 12 - (3.4 / r) ** 6))
         atoms.calc = SinglePointCalculator(atoms, energy=float(energy))
+        atoms.info["gap"] = float(energy)
         frames.append(atoms)
     ase.io.write("mine.extxyz", frames)
 

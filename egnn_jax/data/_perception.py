@@ -1,7 +1,7 @@
 """Perception of charge, bonds, fragments, radicals and isotopes of a molecule."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ _SAYS_CHARGE = re.compile(
     r"|q(?=[\"']?\s*[=:]))",
     re.IGNORECASE,
 )
-_MULTIPLICITY = re.compile(r"\b(?:spin_)?multiplicity\b", re.IGNORECASE)
+_MULTIPLICITY = re.compile(r"\b(?:spin_)?mult(?:iplicity)?\b", re.IGNORECASE)
 _VALUE = r"[\"']?\s*[=:,;(]?\s*(\"[^\"]*\"|'[^']*'|[^\s\"',;)}]*)"
 _RADII = np.zeros(10)
 _RADII[[1, 6, 7, 8, 9]] = 0.34, 0.76, 0.71, 0.67, 0.62
@@ -30,6 +30,8 @@ _LEAST = np.zeros(10)
 _LEAST[[1, 6, 7, 8, 9]] = 0.5, 3.45, 2.1, 1.35, 0.7
 _MOST = np.zeros(10)
 _MOST[[1, 6, 7, 8, 9]] = 1.25, 4.85, 4.6, 2.85, 1.4
+_NONMETALS = {"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Se", "Br", "I"}
+_FEW = "few bonds ({}): hydrogens are missing"
 _FLAT = 0.02
 """A molecule is flat if all atoms are closer than this (Å) to one plane."""
 
@@ -107,13 +109,12 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
     valences = np.where(bonded, np.exp((single - distances) / 0.3), 0).sum(axis=1)
     symbols = dict(zip(qm9.ELEMENTS.values(), qm9.ELEMENTS, strict=True))
     for wrong, what in (
-        (valences < _LEAST[numbers], "few bonds ({}): hydrogens are missing"),
+        (valences < _LEAST[numbers], _FEW),
         (valences > _MOST[numbers], "many or too short bonds ({}): there are too many atoms"),
     ):
         if wrong.any():
-            first = np.flatnonzero(wrong)[:3]
-            named = ", ".join(f"{symbols[int(numbers[k])]} {k + 1}" for k in first)
-            reasons.append(f"atoms have too {what.format(named)}, or it is a radical or charged")
+            named = [f"{symbols[int(numbers[k])]} {k + 1}" for k in np.flatnonzero(wrong)]
+            reasons.append(_wrong_bonds(what, named))
     short = distances < single + 0.2
     if not (reasons or charge or _has_whole_bonds(numbers, bonded, short)):
         reasons.append(
@@ -121,6 +122,29 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
             "there are too few or too many hydrogens, or it is a radical or charged"
         )
     return reasons
+
+
+def of_carbons(symbols: Sequence[str], positions: np.ndarray) -> list[str]:
+    """A reason if carbon atoms have too few bonds, as where hydrogens are missing, in a molecule of
+    any nonmetals; bond orders are as in :func:`of_geometry`.
+    """
+    from ase.data import atomic_numbers, covalent_radii
+
+    carbons = np.flatnonzero(np.array(symbols) == "C")
+    if not set(symbols) <= _NONMETALS or not len(carbons):
+        return []
+    radii = covalent_radii[[atomic_numbers[symbol] for symbol in symbols]]
+    single = radii[carbons][:, None] + radii
+    distances = np.linalg.norm(positions[carbons][:, None] - positions, axis=-1)
+    bonded = (distances < single + 0.35) & (carbons[:, None] != np.arange(len(symbols)))
+    orders = np.where(bonded, np.exp((single - distances) / 0.3), 0).sum(axis=1)
+    few = carbons[orders < 3.3]
+    return [_wrong_bonds(_FEW, [f"C {k + 1}" for k in few])] if len(few) else []
+
+
+def _wrong_bonds(what: str, atoms: Sequence[str]) -> str:
+    named = ", ".join(atoms[:3])
+    return f"atoms have too {what.format(named)}, or it is a radical or charged"
 
 
 def _fragments(bonded: np.ndarray) -> int:

@@ -107,9 +107,12 @@ def checked(molecule: Structure) -> Structure:
     if not np.isfinite(positions).all():
         raise ValueError("it has a coordinate that is not finite")
     check_extent(positions)
+    if len(molecule.symbols) == 1:
+        return molecule
     known = set(molecule.symbols) <= set(qm9.ELEMENTS)
-    if not known or not 1 < len(molecule.symbols) <= qm9.LARGEST:
-        return molecule  # the networks included here do not take it
-    numbers = np.array([qm9.ELEMENTS[symbol] for symbol in molecule.symbols])
-    found = _perception.of_geometry(numbers, positions, molecule.charge)
+    if known and len(molecule.symbols) <= qm9.LARGEST:
+        numbers = np.array([qm9.ELEMENTS[symbol] for symbol in molecule.symbols])
+        found = _perception.of_geometry(numbers, positions, molecule.charge)
+    else:  # the networks included here do not take it, but those of users may
+        found = _perception.of_carbons(molecule.symbols, positions)
     return dataclasses.replace(molecule, notes=(*molecule.notes, *found))

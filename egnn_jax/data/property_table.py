@@ -31,8 +31,8 @@ class PropertyTable:
       values: text (S,) by column name, "" for missing values.
       places: the file and line, or the file and name, of each molecule (S,).
       geometry: "as given", "MMFF94" or "ETKDG" (S,).
-      key: text that equal molecules share (S,): the canonical SMILES, or of a given geometry its
-        hash.
+      key: text that equal molecules share (S,): the canonical SMILES, or the hash of the geometry
+        where bonds are not known.
     """
 
     n_atoms: np.ndarray
@@ -110,6 +110,8 @@ def read(
 def _key(entry: Any) -> str:
     if isinstance(entry, structures.Smiles):
         return structures.canonical(entry.text)
+    if entry.block and (smiles := structures.canonical("", entry.block)):
+        return smiles
     centered = np.round(entry.positions - entry.positions.mean(axis=0), 2) + 0.0
     return hashlib.sha256(f"{entry.symbols} {centered.tolist()}".encode()).hexdigest()
 

@@ -77,7 +77,7 @@ def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.
         try:
             one = chemistry.perceived(atomic_numbers[atoms], positions[atoms])
         except ValueError as error:
-            raise ValueError(f"molecule {k} of {len(n_atoms)}: {error}") from error
+            raise ValueError(f"geometry {k} of {len(n_atoms)}: {error}") from error
         found.append((one, source))
     return Bonds(**_joined(found))
 

@@ -12,8 +12,12 @@ from egnn_jax.data._flat import scale_or_one
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments.molecules import COVERAGE, conformal
 
-MISSING = ("", "na", "nan", "n/a", "none", "null", "-", "?")
+MISSING = ("", "na", "nan", "n/a", "null", "?")
 """Texts that mark a missing value, in lower case."""
+NO_NUMBER = (*MISSING, "none", "-")
+"""Texts that mark a missing number; these may be names of classes."""
+USUAL = 0.1
+"""The share of training molecules with unusual bonds from which these are no longer reported."""
 LARGEST = 1e30
 """The largest absolute value of a number, far enough from float32's limit for sums of errors."""
 
@@ -57,11 +61,11 @@ class Numbers:
           places: for errors, the file and line, or the molecule, of each.
 
         Raises:
-          ValueError: a text is neither a number up to :data:`LARGEST` nor in :data:`MISSING`.
+          ValueError: a text is neither a number up to :data:`LARGEST` nor in :data:`NO_NUMBER`.
         """
         found = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
-            if text.strip().lower() in MISSING:
+            if text.strip().lower() in NO_NUMBER:
                 continue
             try:
                 found[k] = float(text)
@@ -170,7 +174,7 @@ class Classes:
             elif text.strip().lower() not in MISSING:
                 raise ValueError(
                     f"{places[k]}: {self.name} is {text[:50]!r}; expected a class of the training "
-                    f"molecules: {', '.join(self.classes)[:200]}"
+                    f"molecules, {', '.join(self.classes)[:200]}, or another --task.split-seed"
                 )
         return found
 
@@ -227,7 +231,8 @@ _LISTS = ("elements", "atoms", "charges", "geometries")
 
 class Trained(NamedTuple):
     """Facts about the training molecules: elements, smallest and largest number of atoms, columns,
-    charges, whether any has unusual bonds, and the kinds of geometries (empty if not known).
+    charges, whether at least :data:`USUAL` of them have unusual bonds, and the kinds of geometries
+    (empty if not known).
     """
 
     elements: tuple[str, ...]

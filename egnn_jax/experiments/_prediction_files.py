@@ -13,8 +13,8 @@ from egnn_jax.data import qm9
 from egnn_jax.data.structures import Refused, Structure
 
 KINDS = (".csv", ".json", ".sdf")
-TEXTS = ("molecule", "formula", "geometry", "outside QM9", "outside training", "remark")
-"""The columns that are text, not numbers."""
+TEXTS = ("molecule", "formula", "geometry", "remark")
+"""The columns that are text, not numbers; so is the one that begins with "outside"."""
 
 
 def kind(out: Path) -> str:
@@ -64,7 +64,7 @@ def write(
 def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     """CSV text in which no cell is a spreadsheet formula and missing numbers are empty."""
     heads = list(dict.fromkeys(key for row in sorted(rows, key=len)[::-1] for key in row))
-    numbers = [key for key in heads if key not in TEXTS]
+    numbers = [key for key in heads if key not in TEXTS and not key.startswith("outside ")]
     file = io.StringIO()
     writer = csv.DictWriter(file, heads)
     writer.writeheader()

@@ -1,5 +1,6 @@
 """Checks of structures and graphs that a trained network is applied to."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +32,8 @@ def listed(structures: Any, task: Any) -> list[Any]:
     one = one or hasattr(structures, "positions") or hasattr(structures, "nodes")
     several, from_text = [], []
     for given in [structures] if one else structures:
-        if isinstance(given, str):
-            from_text += (found := read(given))
+        if isinstance(given, str | os.PathLike):
+            from_text += (found := read(os.fspath(given)))
             several += found
         else:
             several.append(given)
@@ -43,8 +44,8 @@ def listed(structures: Any, task: Any) -> list[Any]:
             raise ValueError(f"structure {k}, {structure.name}: {structure.reason}")
         if not hasattr(structure, "positions"):
             raise ValueError(
-                f"structure {k} is {shown(structure)}; expected a SMILES, ASE's Atoms, or an "
-                "object with positions, and with numbers or symbols"
+                f"structure {k} is {shown(structure)}; expected a SMILES, a file, ASE's Atoms, or "
+                "an object with positions, and with numbers or symbols"
             )
     if all(set(molecule.symbols) <= set(task.elements) for molecule in from_text):
         _warn_outside(from_text, task)

@@ -225,10 +225,15 @@ def _row(atoms: Any, step: int, dynamics: Dynamics) -> tuple[float, ...]:
 
 
 def _write(atoms: Any, file: Any) -> None:
+    from ase.constraints import FixAtoms
     from ase.io.extxyz import write_xyz
 
-    text, forces = io.StringIO(), [] if atoms.calc is None else ["forces"]
-    write_xyz(text, [atoms], columns=["symbols", "positions", "momenta", *forces])
+    text, columns = io.StringIO(), ["symbols", "positions", "momenta"]
+    # To continue from a frame; ASE writes which atoms are fixed as move_mask.
+    columns += [name for name in ("masses", "tags") if atoms.has(name)]
+    columns += ["move_mask"] * any(isinstance(one, FixAtoms) for one in atoms.constraints)
+    columns += ["forces"] * (atoms.calc is not None)
+    write_xyz(text, [atoms], columns=columns)
     file.write(text.getvalue())
 
 

@@ -93,7 +93,7 @@ def predict(
     for name, network in networks.items():
         errors = _of_card(network, "details", "errors", "test")
         if errors := errors or _of_card(network, "metrics", "test"):
-            shown = [f"{t} {errors[t]:.4g} {task.units.get(t, '')}".rstrip() for t in task.columns]
+            shown = [f"{t} {errors[t]:.4g} {task.units.get(t, '')}".rstrip() for t in errors]
             of = "" if model else f" ({name})"
             print(f"\nmean absolute error on {task.test_set}{of}: {', '.join(shown)}")
     if any(one.widths for one in found.values()):
@@ -139,20 +139,32 @@ def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[
     task: Any = network.config.task
     taken = [task.takes(molecule) for molecule in molecules]
     known = list(compress(molecules, taken))
-    predicted = {}
-    if known:
-        few = sum(map(_atoms, known)) <= FEW_ATOMS and jax.default_backend() == "cpu"
-        with _without_optimizations() if few else nullcontext():
-            predicted = network(known)
-    values = zip(*predicted.values(), strict=True)
+    few = sum(map(_atoms, known)) <= FEW_ATOMS and jax.default_backend() == "cpu"
+    with _without_optimizations() if few else nullcontext():
+        values = iter(_values(network, known))
     for molecule, known_elements in zip(molecules, taken, strict=True):
         outside = task.outside(molecule)
-        value = np.array(next(values)) if known_elements else None
-        if value is not None and not np.isfinite(value).all():
+        value = next(values) if known_elements else None
+        if isinstance(value, str):
+            value, outside = None, [*outside, value]
+        elif value is not None and not np.isfinite(value).all():
             value, outside = None, [*outside, "the network's prediction is not a finite number"]
         # Intervals are measured on molecules like those in training, and do not hold for others.
         widths = {} if outside else _widths(network, molecule)
         yield _Found(outside, value, widths)
+
+
+def _values(network: Pretrained, molecules: Sequence[Structure]) -> list[np.ndarray | str]:
+    """The predictions (T,) for each molecule, or why it has none."""
+    if not molecules:
+        return []
+    try:
+        return list(map(np.array, zip(*network(molecules).values(), strict=True)))
+    except ValueError as error:
+        if len(molecules) == 1:
+            return [str(error)]
+        half = len(molecules) // 2
+        return [*_values(network, molecules[:half]), *_values(network, molecules[half:])]
 
 
 def _atoms(molecule: Structure) -> int:
@@ -185,7 +197,7 @@ def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
 
 
 def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
-    """A number for each column from the card of a network; empty if it has none, for example in a
+    """The known numbers of columns in the card of a network; empty if it has none, for example in a
     file of another version or from another program.
     """
     task: Any = network.config.task
@@ -193,7 +205,8 @@ def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
     try:
         for name in path:
             found = found[name]
-        return {name: float(found[name]) for name in task.columns}
+        known = [name for name in task.columns if found[name] is not None]
+        return {name: float(found[name]) for name in known}
     except (KeyError, TypeError, ValueError):
         return {}
 
@@ -210,7 +223,7 @@ def _row(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, s
         unit = task.units.get(name, "")
         digits = {"meV": ".1f", "": ".4g"}.get(unit, ".3f")
         row[_column(name, unit)] = "" if values is None else f"{values[k]:{digits}}"
-        if widths:
+        if name in widths:
             row[_column(f"{name} ±", unit)] = f"{widths[name]:{digits}}"
     row[f"outside {task.trained_on}"] = "; ".join(reasons) if reasons else "no"
     if isinstance(molecule, Structure) and molecule.remark:

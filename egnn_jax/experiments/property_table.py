@@ -18,7 +18,7 @@ from egnn_jax.data.property_table import PropertyTable
 from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
-from egnn_jax.experiments._columns import KINDS, Trained
+from egnn_jax.experiments._columns import KINDS, USUAL, Trained
 from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
@@ -255,13 +255,13 @@ class Table(Task):
         table, rows = self._tables["train"]
         elements = _symbols(np.concatenate(table.elements(rows)))
         of = KINDS[self.kind].of
-        sizes = table.n_atoms[rows]
-        places = table.places[rows]
+        sizes, places = table.n_atoms[rows], table.places[rows]
         columns = tuple(of(name, table.values[name][rows], places) for name in self.targets)
-        charges = tuple(np.unique(table.charges[rows]).tolist())
         atoms = (int(sizes.min()), int(sizes.max()))
-        noted, geometries = bool(table.noted[rows].any()), tuple(np.unique(table.geometry[rows]))
-        return Trained(elements, atoms, columns, charges, noted, tuple(map(str, geometries)))
+        charges = tuple(np.unique(table.charges[rows]).tolist())
+        noted = bool(table.noted[rows].mean() >= USUAL)
+        geometries = tuple(np.unique(table.geometry[rows]).tolist())
+        return Trained(elements, atoms, columns, charges, noted, geometries)
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
