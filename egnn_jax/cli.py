@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -15,8 +16,10 @@ from egnn_jax._arguments import parser
 from egnn_jax._extras import advice, import_plugin
 from egnn_jax._launch import launch, process_of_cluster
 from egnn_jax._stderr import explain_aborts
-from egnn_jax.training.signals import Interrupted
+from egnn_jax.training.signals import Interrupted, tell
 
+LONGEST_NAME = 200
+"""The largest number of bytes in the name of a default folder; file systems allow 255."""
 _OPTIONS = (
     "Options of this config. --model.name NAME takes another model, in which options of the same "
     "name keep their values."
@@ -35,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for plugin in parsed.plugin:
             import_plugin(plugin)
         _COMMANDS[parsed.command](parsed, rest)
-        sys.stdout.flush()
+        print(end="", flush=True)  # sys.stdout is None if it was closed
     except BrokenPipeError:  # the reader, for example head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"egnn: {str(stop) or 'stopped by Ctrl-C'}", file=sys.stderr)
+        tell(f"egnn: {str(stop) or 'stopped by Ctrl-C'}")
         sys.exit(getattr(stop, "exit_code", 130))
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"egnn: error: {error}")
@@ -155,12 +158,19 @@ def _launch(parsed: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def default_folder(path: Path, changes: dict[str, Any]) -> Path:
-    """The default folder of a run, a different one for each set of overrides."""
+    """The default folder of a run, a different one for each set of overrides.
+
+    A name that would be too long for a folder ends with a part of its SHA-256.
+    """
     name = path.stem
     for option, value in changes.items():
         text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
         name += re.sub(r"[^\w.+=,-]", "-", f",{option}={text}")
-    return Path("runs") / path.parent.name / name
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
+    parent = path.parent if path.parent.name != ".." else path.parent.resolve()
+    return Path("runs") / parent.name / name
 
 
 def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:

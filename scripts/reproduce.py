@@ -1,6 +1,9 @@
 """``egnn reproduce`` from an uninstalled clone: python scripts/reproduce.py --help"""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from egnn_jax.cli import main
 

@@ -72,7 +72,7 @@ def returning(value):
         ({"callbacks": egnn.ProgressBar()}, "callbacks are .*; expected a list"),
         ({"callbacks": [egnn.ProgressBar]}, "a callback is <class .*; expected an object with"),
         ({"callbacks": [Nothing()]}, "a callback is .*Nothing.*; expected an object with some of"),
-        ({"settings": {"a": object()}}, "settings: .*; expected numbers, text, lists"),
+        ({"settings": {"a": object()}}, "settings.a is a object; expected text, a number"),
     ],
 )
 def test_fit(tmp_path, changes, message):

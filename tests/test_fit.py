@@ -1,5 +1,6 @@
 """``fit`` on functions: anyone's loss, loader, optimizer and callbacks, without a config."""
 
+import datetime
 import json
 
 import chex
@@ -237,6 +238,65 @@ def test_early_stopping():
     assert (result.best_epoch, result.history[-1]["epoch"]) == (2, 6)
     with pytest.raises(ValueError, match="patience is 0; expected a number of epochs above 0"):
         egnn.EarlyStopping(patience=0)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_callback_stops_with_any_kind_of_true(seeds):
+    params = zeros() if seeds == 1 else jax.tree.map(lambda a: jnp.stack([a, a]), zeros())
+    mixed = np.array([True, False])
+    answers = [(jnp.array(True), 1), (np.ones(2, bool), 1), (mixed, 3), ("yes", 3), (1, 3)]
+    for answer, epochs in answers:
+
+        class Stop(egnn.Callback):
+            def evaluated(self, progress):
+                return answer  # noqa: B023
+
+        assert len(fit(params, seeds=seeds, callbacks=[Stop()]).history) == epochs
+
+
+def test_settings_that_are_not_plain_are_refused_before_training(tmp_path):
+    for settings, message in (
+        ({"a": {"day": datetime.date(2026, 1, 1)}}, r"settings\.a\.day is a date; expected text"),
+        ({"a": [b"x"]}, r"settings\.a\.0 is a bytes; expected"),
+        ({"a": {0: "x"}}, r"settings\.a has the key 0; expected text"),
+        ([1], "settings is a list; expected values by name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(folder=tmp_path / "run", settings=settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["a[x]", "[v2] run/a", "a\\b"])
+def test_paths_whose_checkpoints_could_not_be_read_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"has a . in its path; expected a folder without"):
+        fit(folder=tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_loaders_without_samples_or_with_too_few_batches():
+    class Empty(Regression):
+        def num_batches(self, epoch):
+            return 0 if epoch is None else 3
+
+    with pytest.raises(ValueError, match="the loader has no batches to evaluate"):
+        egnn.evaluate(loss, zeros(), Empty())
+
+    class Short(Regression):
+        def batches(self, epoch, start, count, shards=1):
+            found = super().batches(epoch, start, count, shards)
+            return jax.tree.map(lambda a: a[: max(count - 1, 1)], found)
+
+    with pytest.raises(ValueError, match=r"leading axis \(2,\) for .* 0 to 3 of epoch 0; expected"):
+        fit(train=Short(), valid=None)
+    for options in ({"monitor": "bias"}, {"metrics": lambda params, batch, key: {}}):
+        with pytest.raises(ValueError, match="valid is None with monitor or metrics"):
+            fit(valid=None, **options)
+
+
+def test_another_optimizer_is_not_a_damaged_checkpoint(tmp_path):
+    fit(folder=tmp_path, settings={})
+    with pytest.raises(ValueError, match="expected the optimizer and network of this run"):
+        fit(folder=tmp_path, settings={}, optimizer=optax.adam(0.1))
 
 
 def test_the_progress_bar_says_compiling_until_the_first_steps():

@@ -87,6 +87,15 @@ def judged(history, best):
     return judge(config, network, FitResult(params, best, 1, history, 1.0))
 
 
+def test_a_run_whose_metrics_were_deleted_is_judged_by_its_best_value():
+    config = tiny(epochs=2)
+    network = config.network()
+    params = initial_parameters(config, network, network_input(config))
+    found = judge(config, network, FitResult(params, 1e9, 1, [], 1.0))
+    assert "no better than" in found["notes"][0]
+    assert "exploded" not in found
+
+
 @pytest.mark.parametrize(("learned", "exploded"), [(True, False), (False, True)])
 def test_overfitting_is_no_explosion(learned, exploded):
     history = [

@@ -165,7 +165,8 @@ def test_few_molecules_start_no_processes(folder, monkeypatch):
 
 def test_many_molecules_in_several_processes(folder, monkeypatch):
     bars = []
-    monkeypatch.setattr("tqdm_loggable.auto.tqdm", lambda each, **bar: bars.append(bar) or each)
+    shown = lambda each, **bar: bars.append(bar) or each
+    monkeypatch.setattr("egnn_jax.experiments.predict.progress_bar", shown)
     monkeypatch.setattr(_embedding.os, "sched_getaffinity", lambda _: {0, 1})
     texts = ["CCO", "O", "c1cccc1", "CC#N", "watr", "C1CC1"] * 12
     lines = "\n".join(f"{text} m{k}" for k, text in enumerate(texts))

@@ -102,6 +102,24 @@ def test_signals_save_and_the_rest_is_bit_identical(tmp_path, straight, number, 
     equal_runs(straight, tmp_path / "stopped")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_a_signal_saves_also_if_the_reader_of_stderr_is_gone(tmp_path):
+    """As of ``egnn train … 2>&1 | tee log``, where Ctrl-C ends tee too."""
+    code = (
+        "import os, signal, egnn_jax as egnn; from tests.test_fit import fit\n"
+        "from egnn_jax.training.signals import Interrupted\n"
+        "class Kill(egnn.Callback):\n"
+        "    def stepped(self, progress):\n"
+        "        if progress.step == 6: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "read, write = os.pipe(); os.close(read); os.dup2(write, 2)\n"
+        "try: fit(epochs=9, folder='run', callbacks=[egnn.ProgressBar(), Kill()])\n"
+        "except Interrupted as stop: raise SystemExit(stop.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment())
+    assert done.returncode in (143, 120)  # 120: Python itself could not write to stderr
+    assert RunFolder(tmp_path / "run").latest("last") == 6
+
+
 def test_metrics_cut_short_by_a_kill_are_dropped(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (2, 4, 6):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -203,6 +204,20 @@ def test_training_again_reads_the_result(place):
     assert (place / "runs/nbody/linear/result.json").read_bytes() == stored
 
 
+def test_a_config_of_the_parent_folder_has_a_folder_in_runs(tmp_path, monkeypatch):
+    (tmp_path / "project" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project" / "sub")
+    assert default_folder(Path("../mine.yaml"), {}) == Path("runs/project/mine")
+    assert default_folder(Path("mine.yaml"), {}) == Path("runs/mine")
+
+
+def test_a_recipe_has_its_whole_name():
+    assert configs.find("nbody/egnn") == configs.find("nbody/egnn.yaml")
+    for name in ("nbody/egnn.v2", "nbody/egnn.yml", "nbody/egnn_best.old"):
+        with pytest.raises(ValueError, match="expected a config, before any options, or a recipe"):
+            configs.find(name)
+
+
 def test_overrides_choose_the_default_folder():
     path = configs.find("qm9/egnn")
     recipe = configs.load(path)
@@ -220,6 +235,11 @@ def test_overrides_choose_the_default_folder():
     assert folder("--task.targets", "mu", "U0", *rate) == both
     names = [folder("--task.cutoff", "2"), folder("--model.edge-block", "2"), folder("--seed", "1")]
     assert len({*names, folder("--seeds", "1"), folder("--seeds", "2")}) == 5
+    long = {"task.train": "/a" * 100, "task.test": "/b"}
+    names = [default_folder(path, long).name, default_folder(path, long | {"seed": 1}).name]
+    assert [len(name) for name in names] == [200, 200]
+    assert names[0][:190] == names[1][:190]
+    assert names[0] != names[1]
     # SchNet and QM9 both have a cutoff.
     assert default_folder(path, {"task.cutoff": 2.0}) != default_folder(path, {"model.cutoff": 2.0})
 

@@ -12,7 +12,7 @@ import numpy as np
 from egnn_jax._files import expanded
 from egnn_jax._progress import progress_bar
 from egnn_jax.data import structures
-from egnn_jax.data._splits import SPLITS, drawn
+from egnn_jax.data._splits import SPLITS, drawn, shares
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.frames import find
 
@@ -134,6 +134,11 @@ def splits(
     Raises:
       ValueError: as for :func:`read`, or a split is empty or cannot be drawn.
     """
+    if split and None in shares(valid, test):
+        raise ValueError(
+            f"the column {split!r} of splits is given with valid {valid} and test {test}; expected "
+            "either the column or other files"
+        )
     table = read(find(train), [*columns, split] if split else columns)
     rows = _rows_by_split(table, split, train) if split else drawn(len(table), valid, test, seed)
     found = {name: (table, np.asarray(own)) for name, own in rows.items()}

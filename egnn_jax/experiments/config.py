@@ -181,12 +181,13 @@ def find(path: Path | str) -> Path:
         return given
     if given.is_dir():
         raise ValueError(f"{given} is a folder; expected a YAML file")
-    name = given.with_suffix(".yaml")
+    name = given if given.suffix == ".yaml" else given.with_name(f"{given.name}.yaml")
     relative = Path(*name.parts[1:]) if name.parts[0] == "configs" else name
     if not name.is_absolute() and (recipe := recipes_folder() / relative).is_file():
         return recipe
     raise ValueError(
-        f"{given} is not a file; expected a config, or a recipe: {', '.join(recipes())}"
+        f"{given} is not a file; expected a config, before any options, or a recipe: "
+        f"{', '.join(recipes())}"
     )
 
 

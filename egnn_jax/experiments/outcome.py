@@ -41,6 +41,8 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
                 f"the best {metric} of the validation samples is {np.max(best):.5g}, no better "
                 f"than {value:.5g} of a trivial prediction ({words})"
             )
+    if not result.history:  # metrics.jsonl was deleted
+        return found | ({"notes": notes} if notes else {})
     first, last = (
         np.max(np.nan_to_num(np.asarray(entry["valid"][metric]), nan=np.inf))
         for entry in (result.history[0], result.history[-1])

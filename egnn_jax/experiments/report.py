@@ -20,6 +20,8 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
       ValueError: a folder is not a run, is not complete or has no metrics, the runs have different
         tasks, or a file that one was trained on has changed.
     """
+    if len(set(map(resolved, runs))) < len(runs):
+        raise ValueError(f"the runs are {', '.join(map(str, runs))}; expected each once")
     names = [resolved(run).name for run in runs]
     if len(set(names)) < len(names):
         names = [str(resolved(run)).strip("/").replace("/", "-") for run in runs]

@@ -1,6 +1,8 @@
 """Checks of the arguments of ``fit``, made before anything is written."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +32,33 @@ def require_callbacks(callbacks: Any) -> None:
                 f"a callback is {callback!r}; expected an object with some of the methods "
                 f"{', '.join(METHODS)}, see egnn_jax.Callback"
             )
+
+
+def require_path(path: Path) -> None:
+    """Raise ValueError if Orbax could not read the checkpoints that it writes to a folder."""
+    if wrong := [c for c in "[\\" if c in str(path) and c != os.sep]:
+        raise ValueError(f"{path} has a {wrong[0]} in its path; expected a folder without [ and \\")
+
+
+def require_settings(settings: Any, name: str = "settings") -> None:
+    """Raise ValueError if settings are not plain values by name, which YAML and JSON can hold."""
+    if name == "settings" and not isinstance(settings, Mapping):
+        raise ValueError(f"settings is a {type(settings).__name__}; expected values by name")
+    if name.count(".") > 100:
+        return  # a mapping that contains itself is refused where it is written
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{name} has the key {key!r}; expected text as keys")
+            require_settings(value, f"{name}.{key}")
+    elif isinstance(settings, list | tuple):
+        for k, value in enumerate(settings):
+            require_settings(value, f"{name}.{k}")
+    elif not (settings is None or isinstance(settings, str | int | float)):
+        raise ValueError(
+            f"{name} is a {type(settings).__name__}; expected text, a number, a boolean, None, a "
+            "list or a mapping"
+        )
 
 
 def require_parameters(params: Any, seeds: int) -> None:

@@ -70,7 +70,7 @@ class Callback:
         """Called after each compiled call, which takes up to ``chunk_steps`` steps."""
 
     def evaluated(self, progress: Progress) -> bool | None:
-        """Called after each evaluation; return True to stop training."""
+        """Called after each evaluation; return True, or an array of True, to stop training."""
 
     def ended(self, progress: Progress) -> None:
         """Called after the last step, and also if training is interrupted or fails."""

@@ -22,11 +22,13 @@ from egnn_jax.training._records import (
     read_plain,
     write_plain,
 )
+from egnn_jax.training._validation import require_path
 from egnn_jax.training.processes import from_first, is_first, require_same
 
 _EARLIER = "earlier_epochs"
 """The key in config.yaml of the numbers of epochs that a run had before it was extended."""
 
+_OF_OTHER = "expected the optimizer and network of this run, or another folder"
 _REMEDY = {
     "last": "delete that folder, and the same command resumes from the checkpoint before it",
     "best": "delete that folder and result.json, and the same training command writes both again",
@@ -83,6 +85,7 @@ class RunFolder:
         self._writes = is_first()
 
     def _start(self, settings: dict[str, Any]) -> None:
+        require_path(self.path)
         make_folder(self.path)
         self._lock = acquire(self.path)
         try:
@@ -185,7 +188,7 @@ class RunFolder:
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(f"{json.dumps(entry)}\n")
 
     def history(self) -> list[dict[str, Any]]:
         """The entries of ``metrics.jsonl``, without a last line that a kill left incomplete.
@@ -205,8 +208,7 @@ class RunFolder:
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop the entries logged after ``step`` and return the others."""
         history = [entry for entry in self.history() if entry["step"] <= step]
-        lines = "".join(json.dumps(entry) + "\n" for entry in history)
-        write_atomically(self.metrics_file, lines.encode())
+        write_atomically(self.metrics_file, "".join(f"{json.dumps(e)}\n" for e in history).encode())
         return history
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -244,11 +246,11 @@ class RunFolder:
             abstract = None
             if like is not None:
                 abstract = {"tree": jax.device_get(like), "sha256": np.zeros(32, np.uint8)}
-            args = _orbax().args.StandardRestore(abstract)
-            saved = self._manager(kind).restore(step, args=args)
+            saved = self._manager(kind).restore(step, args=_orbax().args.StandardRestore(abstract))
             tree, expected = saved["tree"], saved["sha256"]
         except Exception as error:
-            raise ValueError(f"{path} cannot be read ({error}); {_REMEDY[kind]}") from error
+            remedy = _OF_OTHER if "structures do not match" in str(error) else _REMEDY[kind]
+            raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
         each = (self._checksum(tree, settings) for settings in self._settings_so_far())
         if not any(np.array_equal(checksum, expected) for checksum in each):
             raise ValueError(

@@ -86,11 +86,22 @@ def own_shards(mesh: Mesh, shards: int) -> slice:
 def own_batches(
     loader: Loader, mesh: Mesh, shards: int, epoch: int | None, start: int, count: int
 ) -> Any:
-    """The shards of ``count`` batches on this process, as :meth:`Loader.batches` returns them."""
-    if not mesh.is_multi_process:
-        return loader.batches(epoch, start, count, shards)
-    require_own(loader, "batches")
-    return loader.batches(epoch, start, count, shards, own_shards(mesh, shards))
+    """The shards of ``count`` batches on this process, as :meth:`Loader.batches` returns them.
+
+    Raises:
+      ValueError: the loader returns another number of batches.
+    """
+    if mesh.is_multi_process:
+        require_own(loader, "batches")
+        found = loader.batches(epoch, start, count, shards, own_shards(mesh, shards))
+    else:
+        found = loader.batches(epoch, start, count, shards)
+    if wrong := {np.shape(leaf)[:1] for leaf in jax.tree.leaves(found)} - {(count,)}:
+        raise ValueError(
+            f"the loader returned arrays with the leading axis {wrong.pop()} for the batches "
+            f"{start} to {start + count} of epoch {epoch}; expected ({count},)"
+        )
+    return found
 
 
 def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:

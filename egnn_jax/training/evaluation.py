@@ -80,6 +80,8 @@ class Evaluation:
         remainder = getattr(self._loader, "remainder", None)
         if remainder is not None and (rest := remainder()) is not None:
             sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
+        if not sums:
+            raise ValueError("the loader has no batches to evaluate; expected at least one")
         total = jax.tree.map(lambda *parts: sum(jax.device_get(parts)), *sums)
         return {name: jnp.divide(value, number) for name, (value, number) in total.items()}
 

@@ -20,6 +20,7 @@ from egnn_jax.training._validation import (
     require_callbacks,
     require_optimizer,
     require_parameters,
+    require_settings,
 )
 from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
@@ -121,7 +122,11 @@ def fit(
     require_callbacks(callbacks)
     if valid is None and any(isinstance(c, EarlyStopping) for c in callbacks):
         raise ValueError("valid is None with EarlyStopping; expected samples to validate on")
+    if valid is None and (monitor != "loss" or metrics is not None):
+        raise ValueError("valid is None with monitor or metrics; expected samples to validate on")
     require_parameters(params, plan.seeds)
+    if settings is not None:
+        require_settings(settings)
     if run is not None and not any(isinstance(c, MetricsLog) for c in callbacks):
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
     evaluated = metrics_of(loss) if metrics is None else metrics

@@ -90,11 +90,11 @@ class Training:
         try:
             with stop_requested() as signal:
                 self._train(signal)
+            if self.folder is not None:
+                self._save()
+                from_first(self.folder.wait)
         finally:
             self._notify("ended")
-        if self.folder is not None:
-            self._save()
-            from_first(self.folder.wait)
         if not np.all(self.best.epoch):
             raise FloatingPointError(
                 f"{self.plan.monitor} of the validation samples was never finite: there are no "
@@ -280,10 +280,10 @@ class Training:
         return kept
 
     def _notify(self, method: str) -> bool:
-        """Call this method of every callback that has it; return whether one returned True."""
+        """Call this method of every callback; return whether one returned True, or only True."""
         methods = [getattr(callback, method, None) for callback in self.callbacks]
-        returned = [method(self.progress) for method in methods if method is not None]
-        return any(isinstance(value, bool | np.bool_) and bool(value) for value in returned)
+        returned = [np.asarray(method(self.progress)) for method in methods if method is not None]
+        return any(value.dtype == bool and value.size and value.all() for value in returned)
 
     def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
         """Raise ValueError if the loss or the metrics return something unexpected."""

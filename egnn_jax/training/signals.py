@@ -1,5 +1,6 @@
 """Stopping training by a signal, between two compiled calls and with the state saved."""
 
+import contextlib
 import signal
 import sys
 import threading
@@ -24,6 +25,18 @@ class Interrupted(Exception):
         self.exit_code = {"SIGTERM": 143, "SIGHUP": 129}.get(reason, 130)
 
 
+def tell(text: str) -> None:
+    """Print a line to stderr, or nothing if its reader is gone.
+
+    The terminal may have been closed, or Ctrl-C may also have ended a program such as ``tee``.
+    """
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, RuntimeError):  # RuntimeError: the signal came while stderr was written to
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], str | None]]:
     """Yield a function that returns the signal received, or None; a second signal ends at once.
@@ -38,11 +51,8 @@ def stop_requested() -> Iterator[Callable[[], str | None]]:
 
     def note(number: int, _: Any) -> None:
         received.append(_SIGNALS[signal.Signals(number).name])
-        print(
-            f"\n{received[-1]}: saving after the steps under way; once more stops at once",
-            file=sys.stderr,
-        )
         signal.signal(number, before[number])
+        tell(f"\n{received[-1]}: saving after the steps under way; once more stops at once")
 
     for name in _SIGNALS:
         number = getattr(signal, name, None)
