@@ -229,6 +229,25 @@ def test_parameters_of_several_seeds_are_refused():
         interop.to_torch_state_dict(jax.tree.map(lambda a: np.stack([a, a]), params), model)
 
 
+def test_counts_of_batches_of_pytorchs_batch_normalization_are_left_out():
+    model = egnn.MeanReadout(egnn.LieConv(features=4, layers=1))
+    graph = egnn.complete_graph(np.eye(3), h=np.ones((3, 2)))
+    params = model.init(jax.random.key(0), graph)
+    state = interop.to_torch_state_dict(params, model)
+    norms = [name for name in state if name.endswith("running_mean")]
+    counts = {name.replace("running_mean", "num_batches_tracked"): np.array(7) for name in norms}
+    assert counts
+    again = interop.from_torch_state_dict(state | counts, model)
+    jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(params))
+
+
+def test_a_table_of_node_types_has_no_counterpart():
+    model = egnn.EGNN(features=4, layers=1)
+    params = model.init(jax.random.key(0), egnn.complete_graph(np.eye(3), h=[1, 6, 8]))
+    with pytest.raises(ValueError, match=r"embedding\.table of EGNN has no counterpart"):
+        interop.to_torch_state_dict(params, model)
+
+
 def test_torch_tensors_are_read():
     torch = pytest.importorskip("torch")
     model = egnn.EGNN(features=5, layers=2)

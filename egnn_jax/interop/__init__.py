@@ -44,7 +44,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from egnn_jax.interop import _cormorant, _dimenetpp, _egnn, _fuchs, _l1net, _lieconv, _nmp
 from egnn_jax.interop._fuchs import with_basis_signs as with_basis_signs
-from egnn_jax.interop._names import Entry
+from egnn_jax.interop._names import Entry, host_array
 from egnn_jax.models.cormorant import Cormorant
 from egnn_jax.models.dimenetpp import DimeNetPP
 from egnn_jax.models.egnn import EGNN
@@ -94,7 +94,11 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
             f"the state dict is a {type(state_dict).__name__}; expected arrays by name, as "
             "state_dict() of a PyTorch module gives them"
         )
-    given = {name: _numpy(value) for name, value in state_dict.items()}
+    given = {
+        name: host_array(value)
+        for name, value in state_dict.items()
+        if not name.endswith(".num_batches_tracked")  # PyTorch's, of batch normalization
+    }
     leaves = _expected(given, model)
     if problems := _misfits(given, leaves, model):
         raise ValueError(f"the state dict does not fit {type(model).__name__}: {problems}")
@@ -195,7 +199,3 @@ def _names_of(model: nn.Module) -> Any:
             f"out; expected {head_of(backbone).__name__}"
         )
     return names
-
-
-def _numpy(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)

@@ -33,6 +33,8 @@ def _name(path: tuple[str, ...], backbone: Any) -> str:
             path[1] if len(path) == 2 else f"fc_dec.{'weight' if path[-1] == 'kernel' else 'bias'}"
         )
     *modules, leaf = path
+    if leaf == "table":
+        raise KeyError(leaf)  # of node types; the authors' code has one-hot features
     dense = modules.pop() if modules[-1].startswith("Dense_") else None
     name = "_".join(modules)
     # Position in the authors' Sequential, whose odd entries are activations. Here, the first layer

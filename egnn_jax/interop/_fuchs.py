@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from egnn_jax.graph.graph import GraphsTuple
-from egnn_jax.interop._names import Entry, pair, width
+from egnn_jax.interop._names import Entry, host_array, pair, width
 from egnn_jax.models.fuchs import FuchsTFN
 
 
@@ -61,7 +61,7 @@ def with_basis_signs(
       state_dict: arrays or PyTorch tensors by name.
       signs: 1 or -1 by the degrees (l, l', J) of Q_J from l' to l; 1 if not given.
     """
-    return {name: _signed(name, np.asarray(array), signs) for name, array in state_dict.items()}
+    return {name: _signed(name, host_array(array), signs) for name, array in state_dict.items()}
 
 
 def _signed(

@@ -9,7 +9,7 @@ Each other module of this package knows the names of one architecture. It has tw
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,11 @@ class Entry(NamedTuple):
         """Write the value of this entry into the Flax array."""
         value = value[(0,) * self.leading]
         array[... if self.rows is None else self.rows] = value.T if self.transposed else value
+
+
+def host_array(value: Any) -> np.ndarray:
+    """An array or a PyTorch tensor, on any device, as an array."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def width(given: Mapping[str, np.ndarray], name: str, axis: int, default: int) -> int:
