@@ -173,6 +173,8 @@ def test_what_makes_no_sense_is_refused(water):
         calc.get_potential_energy(ase.Atoms())
     with pytest.raises(ValueError, match=r"atom 0 is at .*nan"):
         calc.get_potential_energy(ase.Atoms("H", [[np.nan, 0, 0]]))
+    with pytest.raises(ValueError, match="periodic"):
+        calc.get_potential_energy(ase.Atoms("H", pbc=[True, False, False]))
     with pytest.raises(ValueError, match="params is None"):
         egnn.ASECalculator(network)
     with pytest.raises(ValueError, match="EGNN has no cutoff"):

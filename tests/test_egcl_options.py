@@ -62,12 +62,33 @@ def test_fields_of_a_partial_win_over_those_of_the_network():
     assert np.abs(own.apply(params, graph).nodes.x - other.nodes.x).max() > 1e-3
 
 
-def test_an_own_layer_without_a_cutoff_gets_a_graph_alone():
-    graph = testing.random_graph()
-    model = egnn.EGNN(features=3, layers=1, layer=Doubling)
-    params = model.init(jax.random.key(0), graph)
-    found = model.clone(cutoff=2.0).apply(params, graph)
-    np.testing.assert_array_equal(found.nodes.h, model.apply(params, graph).nodes.h)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"cutoff": 2.0}, "cutoff is 2.0, which Doubling does not have; expected a layer with this"),
+     ({"tanh": True}, "tanh is True, which Doubling does not have"),
+     ({"layer": functools.partial(egnn.EGCL, cutoff=2.0)}, "the layer sets cutoff; expected it")],
+)  # fmt: skip
+def test_options_that_the_layers_would_ignore_are_refused(options, message):
+    model = egnn.EGNN(**{"features": 3, "layers": 1, "layer": Doubling} | options)
+    with pytest.raises(ValueError, match=message):
+        model.init(jax.random.key(0), testing.random_graph())
+
+
+def test_with_a_cutoff_normalized_layers_have_forces_that_are_the_gradient(x64):
+    """Without a cutoff, the length is a constant for derivatives, as in the authors' code."""
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    options = {"features": 4, "layers": 2, "coordinate_aggregation": "sum", "normalize": True}
+
+    def wrong_by(cutoff):
+        graph = egnn.complete_graph(x, h=np.ones((4, 1)))
+        run = apply(egnn.EGNN(**options, cutoff=cutoff), graph)
+        energy = lambda x: run(graph._replace(nodes=graph.nodes.replace(x=x))).nodes.h.sum()
+        step = 1e-5 * np.eye(12)[5].reshape(4, 3)
+        numeric = (energy(x + step) - energy(x - step)) / 2e-5
+        return abs(float(jax.grad(energy)(jnp.asarray(x))[1, 2] - numeric))
+
+    assert wrong_by(6.0) < 1e-7
+    assert wrong_by(None) > 1e-3
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "max"])

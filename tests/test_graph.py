@@ -1,4 +1,5 @@
 import ase
+import ase.build
 import chex
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,22 @@ def test_kinds_of_nodes_are_embedded():
         np.testing.assert_allclose(mixed, of([8, 1, 1]), rtol=0.1, atol=0.1)
 
 
+def test_half_precision_does_not_round_predictions():
+    graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
+    model = egnn.Readout(egnn.EGNN(4, 1), mean=-11178.0, scale=273.0)
+    params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
+    exact = float(model.apply(params, graph).globals.y[0, 0])
+    inside = model.clone(encoder=egnn.MixedPrecision(egnn.EGNN(4, 1)))
+    for mixed in (egnn.MixedPrecision(model), inside):
+        y = mixed.apply(params, graph).globals.y
+        assert y.dtype == jnp.float32
+        assert abs(float(y[0, 0]) - exact) < 0.05 * 273
+    kinds = egnn.complete_graph(x=np.eye(3), h=[1, 6, 8])
+    radial = egnn.RadialField(4, 1)
+    mixed = egnn.MixedPrecision(radial).apply(radial.init(jax.random.key(0), kinds), kinds)
+    assert mixed.nodes.h.dtype == jnp.int32
+
+
 def test_targets_and_cells_belong_to_graphs():
     cell = np.diag([2.0, 3.0, 4.0])
     graphs = [
@@ -146,19 +163,52 @@ def test_targets_and_cells_belong_to_graphs():
     )
 
 
+def test_edges_that_are_not_sorted_by_receiver_are_refused():
+    """Sums, and the models that arrange edges in rows, rely on the order."""
+    graph = egnn.graph_from_edges([0, 0, 1], [1, 2, 2], x=np.eye(3))
+    reversed_ = graph._replace(senders=graph.receivers, receivers=graph.senders[::-1])
+    for call in (
+        lambda: egnn.batch([graph, reversed_]),
+        lambda: egnn.unbatch(reversed_),
+        lambda: egnn.GraphDataset([graph, reversed_]),
+    ):
+        with pytest.raises(ValueError, match=r"receivers of edges \d and after are not in order"):
+            call()
+    with pytest.raises(ValueError, match="n_edge of graph 0 is None; expected the counts"):
+        egnn.batch([graph._replace(n_edge=None)])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_transformed_graph_keeps_its_dtypes(x64, dtype):
+    graph = egnn.radius_graph(np.eye(3) * 2, 2.5, v=np.eye(3), cell=np.eye(3) * 6, periodic=True)
+    graph = jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, graph)
+    turned = egnn.transform(graph, egnn.random_orthogonal(jax.random.key(0), 3), 1.0)
+    assert jax.tree.map(lambda a: a.dtype, turned) == jax.tree.map(lambda a: a.dtype, graph)
+
+
 def test_atoms_become_graphs_and_come_back():
     atoms = ase.Atoms("CO", [[0.0, 0.0, 0.0], [0.0, 0.0, 9.9]], cell=[10, 10, 10], pbc=True)
     graph = egnn.from_ase(atoms, cutoff=1.0, y=-1.5)
     assert graph.nodes.h.tolist() == [6, 8]
     assert graph.globals.y.tolist() == [[-1.5]]
     assert sorted(graph.edges.steps.tolist()) == [[0, 0, -1], [0, 0, 1]]
-    again = egnn.to_ase(graph)
+    with pytest.raises(ValueError, match=r"cross the cell along \[2\] .*; expected periodic"):
+        egnn.to_ase(graph)
+    again = egnn.to_ase(graph, periodic=True)
     assert again.get_chemical_symbols() == ["C", "O"]
     assert again.pbc.all()
     np.testing.assert_allclose(again.get_distance(0, 1, mic=True), 0.1, atol=1e-5)
     alone = egnn.from_ase(ase.Atoms("H"))
     assert (alone.n_node.tolist(), alone.n_edge.tolist()) == ([1], [0])
     assert egnn.to_ase(alone).pbc.sum() == 0
+    crystal = egnn.to_ase(egnn.from_ase(ase.build.bulk("Cu"), cutoff=3.0))
+    assert crystal.pbc.all()
+    slab = ase.build.fcc111("Al", (2, 2, 2))
+    edges = egnn.from_ase(slab, cutoff=4.0).receivers
+    back = egnn.to_ase(egnn.from_ase(slab, cutoff=4.0), (True, True, False))
+    assert len(egnn.from_ase(back, cutoff=4.0).receivers) == len(edges)
+    with pytest.raises(ValueError, match="references is given without energy"):
+        egnn.from_ase(atoms, cutoff=1.0, y=-1.5, references={"C": 0.0, "O": 0.0})
     with pytest.raises(ValueError, match="periodic; expected a cutoff"):
         egnn.from_ase(atoms)
     with pytest.raises(ValueError, match=r"x is ASE's Atoms; expected an array: see from_ase"):

@@ -93,6 +93,18 @@ def test_gradients_through_a_simulation_of_particles_at_one_place_are_finite(rng
     assert np.abs(gradients[1]).max() > 0
 
 
+@pytest.mark.parametrize("growth", [None, 1.0])
+def test_second_derivatives_are_finite_on_padding(rng, growth):
+    graph = egnn.batch(egnn.unbatch(charged(rng, (3,), np.float32)), egnn.Budget(5, 8, 2))
+    model = LearnedDynamics(4, steps=2, growth=growth)
+    params = random(model, graph)
+    value = lambda p: jnp.sum(jnp.sin(model.apply(p, graph).nodes.x[:3]))
+    square = lambda p: sum(jnp.sum(a**2) for a in jax.tree.leaves(jax.grad(value)(p)))
+    gradients = jax.jit(jax.grad(square))(params)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(gradients))
+    assert any(np.abs(a).max() > 0 for a in jax.tree.leaves(gradients))
+
+
 def test_growth_bounds_the_gradient_and_nothing_else(x64, rng):
     graph = charged(rng)
     exact, loose, tight = (

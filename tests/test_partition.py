@@ -261,6 +261,11 @@ def test_more_devices_than_nodes_and_no_edges(x64):
     assert compared(EGNN, one, egnn.partition(one, 2)) < TOLERANCE
 
 
+def test_a_batch_of_empty_graphs_is_divided():
+    empty = egnn.graph_from_edges([], [], x=np.zeros((0, 3)), h=np.zeros((0, 1)))
+    assert divide(egnn.batch([empty, empty]), 2).node.shape[0] == 2
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_models_that_do_not_exchange_are_refused(name):
     graph = crystal()

@@ -235,7 +235,7 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
      ({"valid": "1.5"}, "valid is 1.5"),
      ({"split": "same"}, "mine.csv, line 2: same is '1'; expected train, valid or test"),
      ({"split": "set"}, "the column 'set' of mine.csv has no 'valid'"),
-     ({"split": "set", "test": "mine.csv"}, "the column 'set' of splits is given with valid 0.1 an"),
+     ({"split": "set", "test": "mine.csv"}, "the column 'set' of splits is given with valid 0.1"),
      ({"kind": "classification"}, "'logP' has numbers such as .*; expected words or whole numb"),
      ({"targets": ("rare",)}, "no (valid|test) molecule has a value of rare")],
 )  # fmt: skip

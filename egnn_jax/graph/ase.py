@@ -52,6 +52,8 @@ def from_ase(
         if y is not None:
             raise ValueError("both y and energy are given; expected one of them")
         y = label_of(atoms, energy, ()) - _of_free_atoms(atoms, references)
+    elif references is not None:
+        raise ValueError("references is given without energy; expected the name of the energy")
     graph = complete_graph(atoms, y=y) if cutoff is None else radius_graph(atoms, cutoff, y=y)
     if forces is not None:
         dtype = graph.nodes.x.dtype
@@ -132,15 +134,17 @@ def _of_free_atoms(atoms: Any, references: Mapping[str, float] | None) -> float:
     return float(sum(references[symbol] for symbol in symbols))
 
 
-def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] = True) -> Any:
+def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] | None = None) -> Any:
     """Convert a graph whose h are atomic numbers to ASE's ``Atoms``.
 
     Args:
       graph: a graph from :func:`from_ase`, or a network's output for it with h put back.
-      periodic: which lattice vectors are periodic, if the graph has a cell.
+      periodic: which lattice vectors are periodic; not needed without a cell, or where edges cross
+        the cell along all three.
 
     Raises:
-      ValueError: the graph is a batch of several graphs, or h does not hold atomic numbers.
+      ValueError: the graph is a batch of several graphs, h does not hold atomic numbers, or
+        ``periodic`` is needed.
     """
     require("ase")
     from ase import Atoms
@@ -151,6 +155,14 @@ def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] = True) 
     h = np.asarray(graph.nodes.h)
     if h.ndim != 1 or not np.issubdtype(h.dtype, np.integer):
         raise ValueError(f"h has shape {h.shape} and dtype {h.dtype}; expected atomic numbers (M,)")
-    cell = graph.globals.cell
+    cell, steps = graph.globals.cell, graph.edges.steps
+    if cell is not None and periodic is None:
+        crossed = np.any(np.zeros((1, 3)) if steps is None else np.asarray(steps), axis=0)
+        if not crossed.all():
+            raise ValueError(
+                f"edges cross the cell along {np.flatnonzero(crossed).tolist()} of its vectors 0, "
+                "1, 2; expected periodic, such as (True, True, False)"
+            )
+        periodic = True
     options = {} if cell is None else {"cell": np.asarray(cell[0]), "pbc": periodic}
     return Atoms(numbers=h, positions=np.asarray(graph.nodes.x), **options)

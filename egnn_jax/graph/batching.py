@@ -90,7 +90,10 @@ def require_whole(name: str, graph: GraphsTuple) -> None:
                 raise ValueError(
                     f"{part}.{field} of {name} has shape {np.shape(leaf)}; expected {size} rows"
                 )
-        counts = np.asarray(size if counted is None else getattr(graph, counted))
+        counts = size if counted is None else getattr(graph, counted)
+        if counts is None:
+            raise ValueError(f"{counted} of {name} is None; expected the counts of each graph")
+        counts = np.asarray(counts)
         if counts.min(initial=0) < 0 or counts.sum() != size:
             raise ValueError(
                 f"{counted} of {name} is {_validation.shown(counts.tolist())}; expected counts of "
@@ -101,6 +104,11 @@ def require_whole(name: str, graph: GraphsTuple) -> None:
         raise ValueError(
             f"edges of {name} end at nodes {ends.min()} to {ends.max()}; expected 0 to "
             f"{graph.nodes.x.shape[0] - 1}"
+        )
+    if len(bad := np.flatnonzero(np.diff(ends[1]) < 0)):
+        raise ValueError(
+            f"receivers of edges {bad[0]} and after are not in order; expected edges sorted by "
+            f"receiver in {name}, as egnn.graph_from_edges sorts them"
         )
     if isinstance(graph, PaddedGraphsTuple) and not graph.nodes.x.shape[0]:
         raise ValueError(f"{name} is padded and has no nodes; expected at least one of padding")

@@ -65,6 +65,9 @@ def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) ->
 def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.0) -> GraphsTuple:
     """Transform x to ``matrix @ x + translation``; v, shifts, cells and stress by ``matrix`` only.
 
+    Labels of nodes (``nodes.y``) stay as they are, also if they are forces: multiply these by
+    ``matrix.T`` from the right.
+
     >>> graph = egnn.complete_graph(x=[[1.0, 0.0], [0.0, 2.0]])
     >>> egnn.transform(graph, [[0, -1], [1, 0]], 3.0).nodes.x.tolist()
     [[3.0, 4.0], [1.0, 3.0]]
@@ -90,15 +93,18 @@ def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.
     move = _real("translation", translation, ((), (1,), (n,)))
 
     def turned(vectors: jax.Array | None) -> jax.Array | None:
-        return None if vectors is None else vectors @ turn.T
+        return None if vectors is None else (vectors @ turn.T).astype(vectors.dtype)
+
+    def as_x(a: jax.Array) -> jax.Array:
+        return a.astype(nodes.x.dtype)
 
     stress = globals_.stress
     return graph._replace(
-        nodes=nodes.replace(x=nodes.x @ turn.T + move, v=turned(nodes.v)),
+        nodes=nodes.replace(x=as_x(nodes.x @ turn.T + move), v=turned(nodes.v)),
         edges=edges.replace(shift=turned(edges.shift)),
         globals=globals_.replace(
             cell=turned(globals_.cell),
-            stress=None if stress is None else turn @ stress @ turn.T,
+            stress=None if stress is None else as_x(turn @ stress @ turn.T),
         ),
     )
 

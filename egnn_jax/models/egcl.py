@@ -181,7 +181,10 @@ class EGCL(nn.Module):
         if self.tanh:
             weight = jnp.tanh(weight)
         if self.normalize:
-            r_ij /= jax.lax.stop_gradient(safe_norm(r_ij, keepdims=True)) + 1e-8
+            length = safe_norm(r_ij, keepdims=True)
+            # As in the authors' code; with a cutoff, the output may be an energy with forces.
+            length = jax.lax.stop_gradient(length) if self.cutoff is None else length
+            r_ij /= length + 1e-8
         moves = r_ij * weight
         return moves if self.clip is None else jnp.clip(moves, -self.clip, self.clip)
 

@@ -38,7 +38,8 @@ class EGNN(nn.Module):
       velocity: which velocity eq. 7 multiplies.
       infer_edges: weight messages by a learned e_ij, eq. 8.
       coordinate_aggregation: C of eq. 4.
-      normalize: divide r_ij by its length.
+      normalize: divide r_ij by its length; without a cutoff, the length is a constant for
+        derivatives, as in the authors' code.
       tanh: bound φ_x to (-1, 1).
       clip: bound each component of r_ij φ_x(m_ij).
       update_coordinates: False leaves x and v unchanged.
@@ -52,7 +53,8 @@ class EGNN(nn.Module):
     returns it with h (N, output_features or features) and updated x and v.
 
     Raises:
-      ValueError: as in :class:`EGCL`, or ``layer`` is not a class of modules.
+      ValueError: as in :class:`EGCL`, or ``layer`` is not a class of modules, or does not have an
+        option that is given, or sets ``cutoff`` itself.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -113,8 +115,18 @@ class EGNN(nn.Module):
                 f"layer is {shown(layer)}; expected a class of flax modules, such as EGCL, or a "
                 "functools.partial of one"
             )
-        wanted = dataclasses.fields(layer)
-        options = {field.name: getattr(self, field.name) for field in wanted if field.name in own}
+        if "cutoff" not in own:
+            raise ValueError("the layer sets cutoff; expected it as an option of EGNN")
+        fields = {field.name for field in dataclasses.fields(layer)}
+        of_layers = {field.name for field in dataclasses.fields(EGCL)} - {"features"}
+        for name in sorted(of_layers & own - fields):
+            value = getattr(self, name)
+            if value != getattr(EGNN, name):
+                raise ValueError(
+                    f"{name} is {shown(value)}, which {layer.__name__} does not have; expected a "
+                    "layer with this field, or the default"
+                )
+        options = {name: getattr(self, name) for name in fields & own}
         if "residual" in options:
             options["residual"] = self.residual and width == self.features
         return options

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax.graph._sums import dtype_of_sums
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, mean_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_module, require_option, require_positive
@@ -213,7 +214,8 @@ def with_predictions(
                 f"{name} has shape {np.shape(value)}; expected one number, or {y.shape[1:]}"
             )
     if np.any(np.asarray(mean) != 0) or np.any(np.asarray(scale) != 1):
-        y = jnp.asarray(mean, y.dtype) + jnp.asarray(scale, y.dtype) * y
+        dtype = dtype_of_sums(y)  # half precision would round predictions far from 0
+        y = jnp.asarray(mean, dtype) + jnp.asarray(scale, dtype) * y.astype(dtype)
     kept = out.globals if isinstance(out.globals, Globals) else Globals()
     return out._replace(globals=kept.replace(y=y))
 

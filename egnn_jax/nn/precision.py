@@ -61,13 +61,19 @@ class MixedPrecision(nn.Module):
                 return self.model(graph)
 
             def cast(tree: Any) -> Any:
-                return jax.tree.map(lambda a: a.astype(self.compute_dtype), tree)
+                # Single numbers, such as the time of a step, scale coordinates.
+                narrow = lambda a: a.astype(self.compute_dtype) if a.ndim else a
+                return jax.tree.map(narrow, tree)
 
             if graph.nodes.h is None:
                 raise ValueError(
                     f"nodes have no h; expected features to compute in {self.compute_dtype}"
                 )
             dtype = compute_dtype(graph)
+
+            def back(a: jax.Array) -> jax.Array:
+                return a.astype(dtype) if a.dtype == self.compute_dtype else a
+
             given = graph
             if jnp.issubdtype(graph.nodes.h.dtype, jnp.floating):
                 given = graph._replace(nodes=graph.nodes.replace(h=cast(graph.nodes.h)))
@@ -75,4 +81,5 @@ class MixedPrecision(nn.Module):
                 lambda model, graph: model(graph), "params", trans_in_fn=cast
             )
             out = run(self.model, given)
-        return out._replace(nodes=out.nodes.replace(h=out.nodes.h.astype(dtype)))
+        h, globals_ = jax.tree.map(back, (out.nodes.h, out.globals))
+        return out._replace(nodes=out.nodes.replace(h=h), globals=globals_)

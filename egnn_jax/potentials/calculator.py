@@ -13,7 +13,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 import egnn_jax
-from egnn_jax.graph import neighbors
+from egnn_jax.graph import _validation, neighbors
 from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.potentials._padding import padded_graph
 from egnn_jax.potentials.ensemble import Ensemble, mean_and_spread, require_certain, require_finite
@@ -180,7 +180,7 @@ class ASECalculator(Calculator):
             return self._list
         lattice, offsets = None, np.zeros_like(now.x)
         if now.pbc.any():
-            lattice = neighbors.Lattice(now.cell, now.pbc)
+            lattice = _validation.lattice(now.cell, now.pbc.tolist(), 3)
             self._require_room(atoms)
             # Far from the cell, float32 would leave few digits of distances.
             offsets = np.floor(atoms.get_scaled_positions(wrap=False)) * now.pbc

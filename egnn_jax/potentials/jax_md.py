@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax._extras import require
+from egnn_jax.graph import _validation
 from egnn_jax.potentials._padding import padded_graph
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
@@ -73,6 +74,7 @@ def energy(
         raise ValueError(
             f"numbers are {numbers.dtype} {numbers.shape}; expected atomic numbers (M,), integers"
         )
+    _validation.features("numbers", numbers, len(numbers))
     _require_box(box)
     if box is not None and not (height := float(_height(box))) >= 2 * reach:
         raise ValueError(
@@ -101,8 +103,11 @@ def energy(
         if neighbor.format is not partition.Sparse:
             raise ValueError(f"neighbors are {neighbor.format}; expected those of neighbor_fn")
         senders, receivers = neighbor.idx
-        ends = (R.at[end].get(mode="clip") for end in (receivers, senders))
-        r_ij = jax.vmap(partial(displacement, **kwargs))(*ends)
+        x_i, x_j = (R.at[end].get(mode="clip") for end in (receivers, senders))
+        apart = jax.vmap(partial(displacement, **kwargs))
+        # Exactly opposite for opposite edges, by which DimeNet++ recognizes them; those of jax-md
+        # differ in the last bit in a periodic box.
+        r_ij = (apart(x_i, x_j) - apart(x_j, x_i)) / 2
         # A backbone only sees differences x_i - x_j - shift, so the shift can hold -r_ij.
         graph = padded_graph(numbers, jnp.zeros_like(R), senders, receivers, -r_ij)
         energies: Any = potential.apply(params, graph, method="energies")

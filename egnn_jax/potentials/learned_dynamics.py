@@ -186,4 +186,4 @@ _bounded.defvjp(_bounded_forward, _bounded_backward)
 
 
 def _length(vectors: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return safe_norm(vectors, keepdims=True)
