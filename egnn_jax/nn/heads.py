@@ -49,72 +49,49 @@ class Readout(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_positive(outputs=self.outputs)
         out = require_module("encoder", self.encoder)(graph)
+        return with_predictions(out, self._read(out, graph), self.mean, self.scale)
+
+    def _read(self, out: GraphsTuple, graph: GraphsTuple) -> jax.Array:
+        """Compute y (G, T) from the encoder's output and its input."""
         width = out.nodes.h.shape[-1]
         h = MLP(width, width, name="node_dec")(out.nodes.h)
-        y = MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
-        return with_predictions(out, y, self.mean, self.scale)
+        return MLP(width, self.outputs, name="graph_dec")(sum_nodes(out, h))
 
 
-class SumReadout(nn.Module):
+class SumReadout(Readout):
     """Predict properties of whole graphs as sums over nodes, Σ_i W h_i, as in DimeNet++.
 
     W is initialized to 0. Arguments, call and errors are as in :class:`Readout`.
     """
 
-    encoder: nn.Module
-    outputs: int = 1
-    mean: float | tuple[float, ...] = 0.0
-    scale: float | tuple[float, ...] = 1.0
-
-    @nn.compact
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(outputs=self.outputs)
-        out = require_module("encoder", self.encoder)(graph)
+    def _read(self, out: GraphsTuple, graph: GraphsTuple) -> jax.Array:
         of_nodes = Dense(self.outputs, False, nn.initializers.zeros, name="node_dec")(out.nodes.h)
-        return with_predictions(out, sum_nodes(out, of_nodes), self.mean, self.scale)
+        return sum_nodes(out, of_nodes)
 
 
-class MeanReadout(nn.Module):
+class MeanReadout(Readout):
     """Predict properties of whole graphs as means over nodes, mean_i (W h_i + b), as in LieConv.
 
     Arguments, call and errors are as in :class:`Readout`.
     """
 
-    encoder: nn.Module
-    outputs: int = 1
-    mean: float | tuple[float, ...] = 0.0
-    scale: float | tuple[float, ...] = 1.0
-
-    @nn.compact
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(outputs=self.outputs)
-        out = require_module("encoder", self.encoder)(graph)
-        of_nodes = Dense(self.outputs, name="node_dec")(out.nodes.h)
-        return with_predictions(out, mean_nodes(out, of_nodes), self.mean, self.scale)
+    def _read(self, out: GraphsTuple, graph: GraphsTuple) -> jax.Array:
+        return mean_nodes(out, Dense(self.outputs, name="node_dec")(out.nodes.h))
 
 
-class MaxReadout(nn.Module):
+class MaxReadout(Readout):
     """Predict properties of whole graphs by MLP(max_i h_i), with the maximum of each channel.
 
     The MLP is Linear·ReLU·Linear, with the width of h. Arguments, call and errors are as in
     :class:`Readout`.
     """
 
-    encoder: nn.Module
-    outputs: int = 1
-    mean: float | tuple[float, ...] = 0.0
-    scale: float | tuple[float, ...] = 1.0
-
-    @nn.compact
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(outputs=self.outputs)
-        out = require_module("encoder", self.encoder)(graph)
+    def _read(self, out: GraphsTuple, graph: GraphsTuple) -> jax.Array:
         width = out.nodes.h.shape[-1]
-        y = MLP(width, self.outputs, "relu", name="graph_dec")(max_nodes(out, out.nodes.h))
-        return with_predictions(out, y, self.mean, self.scale)
+        return MLP(width, self.outputs, "relu", name="graph_dec")(max_nodes(out, out.nodes.h))
 
 
-class CormorantReadout(nn.Module):
+class CormorantReadout(Readout):
     """Predict properties of whole graphs by MLP(Σ_i MLP(h_i)), as in Cormorant.
 
     Both MLPs are Linear·LeakyReLU·Linear. Other arguments, call and errors are as in
@@ -125,23 +102,16 @@ class CormorantReadout(nn.Module):
       features: width of the sum.
     """
 
-    encoder: nn.Module
-    outputs: int = 1
-    mean: float | tuple[float, ...] = 0.0
-    scale: float | tuple[float, ...] = 1.0
     hidden: int = 256
     features: int = 64
 
-    @nn.compact
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(outputs=self.outputs, hidden=self.hidden, features=self.features)
-        out = require_module("encoder", self.encoder)(graph)
+    def _read(self, out: GraphsTuple, graph: GraphsTuple) -> jax.Array:
+        require_positive(hidden=self.hidden, features=self.features)
         h = MLP(self.hidden, self.features, "leaky_relu", name="node_dec")(out.nodes.h)
-        mlp = MLP(self.hidden, self.outputs, "leaky_relu", name="graph_dec")
-        return with_predictions(out, mlp(sum_nodes(out, h)), self.mean, self.scale)
+        return MLP(self.hidden, self.outputs, "leaky_relu", name="graph_dec")(sum_nodes(out, h))
 
 
-class L1NetReadout(nn.Module):
+class L1NetReadout(Readout):
     """Predict properties of whole graphs as sums over nodes: Σ_i h_i, or Σ_i MLP(h_i).
 
     Without the MLP, the backbone's ``output_features`` are set to the number of targets. Other
@@ -152,10 +122,6 @@ class L1NetReadout(nn.Module):
         by √in.
     """
 
-    encoder: nn.Module
-    outputs: int = 1
-    mean: float | tuple[float, ...] = 0.0
-    scale: float | tuple[float, ...] = 1.0
     mlp: bool = False
 
     def setup(self) -> None:

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.graph import GraphsTuple, graph_of_node, softmax_nodes, sum_nodes
-from egnn_jax.nn.heads import with_predictions
-from egnn_jax.nn.mlp import Dense, glorot_bias, require_module, require_positive
+from egnn_jax.nn.heads import Readout
+from egnn_jax.nn.mlp import Dense, glorot_bias, require_positive
 
 
 class Set2Set(nn.Module):
@@ -41,35 +41,23 @@ class Set2Set(nn.Module):
         return q
 
 
-class Set2SetReadout(nn.Module):
+class Set2SetReadout(Readout):
     """Predict properties of whole graphs by Linear·ReLU·Linear of set2set over s_v = W [h'_v, h_v].
 
     h' is the encoder's output for h; if h holds node types, s_v = W h'_v.
 
+    Other arguments, call and errors are as in :class:`egnn_jax.Readout`.
+
     Args:
-      encoder: a backbone, for example :class:`egnn_jax.NMP`.
-      outputs: number of predictions per graph, T.
-      mean, scale: as in :class:`egnn_jax.Readout`.
       steps: number of steps of set2set.
       hidden: width of the last hidden layer.
-
-    Call: takes a graph; returns the encoder's output with predictions (G, T) in ``globals.y``.
-
-    Raises:
-      ValueError: an option is below 1.
     """
 
-    encoder: nn.Module
-    outputs: int = 1
-    mean: float | tuple[float, ...] = 0.0
-    scale: float | tuple[float, ...] = 1.0
     steps: int = 12
     hidden: int = 200
 
-    @nn.compact
-    def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_positive(outputs=self.outputs, steps=self.steps, hidden=self.hidden)
-        out = require_module("encoder", self.encoder)(graph)
+    def _read(self, out: GraphsTuple, graph: GraphsTuple) -> jax.Array:
+        require_positive(steps=self.steps, hidden=self.hidden)
         glorot = nn.initializers.glorot_uniform()
         s = out.nodes.h
         if jnp.issubdtype(graph.nodes.h.dtype, jnp.floating):
@@ -77,5 +65,4 @@ class Set2SetReadout(nn.Module):
         s = Dense(s.shape[-1], False, glorot, name="att_W_1")(s)
         q = Set2Set(self.steps, name="set2set")(out, s)
         q = nn.relu(Dense(self.hidden, True, glorot, glorot_bias, name="hidden_layer")(q))
-        y = Dense(self.outputs, True, glorot, glorot_bias, name="output")(q)
-        return with_predictions(out, y, self.mean, self.scale)
+        return Dense(self.outputs, True, glorot, glorot_bias, name="output")(q)
