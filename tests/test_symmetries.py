@@ -293,6 +293,20 @@ def test_mixed_precision_computes_in_bfloat16_and_moves_in_float32(model):
     assert 0 < distance(rounded, exact) < 0.1
 
 
+@every_default
+def test_node_types_are_computed_in_the_dtype_of_x(x64, model):
+    graph = testing.random_graph()
+    as_float32 = lambda a: a.astype(jnp.float32) if a.dtype.kind == "f" else a
+    graph = jax.tree.map(as_float32, graph)
+    kinds = jnp.arange(len(graph.nodes.x), dtype=jnp.int32) % 9
+    graph = graph._replace(nodes=graph.nodes.replace(h=kinds))
+    network = model(**sizes(model))
+    params = jax.eval_shape(network.init, jax.random.key(0), graph)
+    out = jax.eval_shape(network.apply, params, graph)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((params, out.nodes))}
+    assert dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+
+
 def distance(graph, other):
     """The largest difference of h or x, relative to the largest entry of each."""
     fields = [(graph.nodes.h, other.nodes.h), (graph.nodes.x, other.nodes.x)]

@@ -185,7 +185,7 @@ class Cormorant(nn.Module):
         pairs, kept = pairs_of(graph, self.self_pairs)
         x, f = pairs.nodes.x, pairs.nodes.h
         if jnp.issubdtype(f.dtype, jnp.integer):
-            f = Table(self.features, name="kinds")(f)
+            f = Table(self.features, name="kinds")(f, x.dtype)
         f = self._first(pairs, kept, f)
         rows, g, levels = edge_rows(pairs, kept), [], []
         for k, degree in enumerate(degrees):

@@ -112,7 +112,7 @@ class DimeNetPP(nn.Module):
         """Compute h' of a graph with its nodes at x."""
         F, degree, h = self.features, self.angular_basis - 1, graph.nodes.h
         if jnp.issubdtype(h.dtype, jnp.integer):
-            h = Table(F, name="embedding")(h)
+            h = Table(F, name="embedding")(h, x.dtype)
         else:
             h = Matrix(F, kernel_init=_uniform, name="embedding")(h)
         r_ij = edge_vectors(graph, x)

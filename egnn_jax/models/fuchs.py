@@ -171,5 +171,5 @@ def _input(graph: GraphsTuple, features: int) -> dict[int, jax.Array]:
     """Features of degree 0 from h; node types are embedded."""
     h = graph.nodes.h
     if jnp.issubdtype(h.dtype, jnp.integer):
-        h = Table(features, name="embedding")(h)
+        h = Table(features, name="embedding")(h, graph.nodes.x.dtype)
     return {0: h[..., None]}

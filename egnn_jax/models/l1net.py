@@ -195,7 +195,7 @@ class L1Net(nn.Module):
         pairs, kept = pairs_of(graph, self.padded_nodes is not None)
         x, v, s = pairs.nodes.x, pairs.nodes.v, pairs.nodes.h
         if jnp.issubdtype(s.dtype, jnp.integer):
-            s = embed(s, self.embedding)
+            s = embed(s, self.embedding, x.dtype)
         else:
             s = Dense(self.embedding, False, normal(1.0), name="embedding")(s)
         rows = edge_rows(pairs, kept)

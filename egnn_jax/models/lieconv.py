@@ -86,7 +86,7 @@ class LieConv(nn.Module):
             real = node_mask(graph)
             real_pairs = jnp.repeat(jnp.concatenate([edge_mask(graph), real]), lifts**2)
             real = jnp.repeat(real, lifts)
-        h = jnp.repeat(embed(graph.nodes.h, self.features), lifts, axis=0)
+        h = jnp.repeat(embed(graph.nodes.h, self.features, graph.nodes.x.dtype), lifts, axis=0)
         rows = pairs.reshape(-1, pairs.shape[-1]).astype(h.dtype)
         number = jnp.repeat(lifts * (in_degree(graph) + 1), lifts, axis=0).astype(h.dtype)
         for k in range(self.layers):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.geometry import safe_norm
-from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric
+from egnn_jax.graph.graph import GraphsTuple, Nodes, edge_vectors, require_geometric
 from egnn_jax.nn.dense import rooms
 from egnn_jax.nn.mlp import Dense, Symmetry, Table, glorot_bias, require_positive
 from egnn_jax.nn.set2set import Set2SetReadout
@@ -104,7 +104,7 @@ class NMP(nn.Module):
         )
         own, without_place = rooms(graph, self.max_nodes)
         # Rows (G M, d), since XLA transposes more axes for the gradients of products.
-        h, real = own.enter(self._widened(graph.nodes.h)), own.taken[:, None]
+        h, real = own.enter(self._widened(graph.nodes)), own.taken[:, None]
         h = h.reshape(len(real), -1)
         e = self._edges(graph, h.dtype)
         sizes = self.features, self.edge_features, self.edge_layers
@@ -124,10 +124,11 @@ class NMP(nn.Module):
         h = jnp.where(without_place[:, None], jnp.nan, left).astype(h.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
-    def _widened(self, h: jax.Array) -> jax.Array:
+    def _widened(self, nodes: Nodes) -> jax.Array:
         """Initial features h⁰ (N, features): h padded with zeros, or embedded node types."""
+        h = nodes.h
         if jnp.issubdtype(h.dtype, jnp.integer):
-            return Table(self.features, name="embedding")(h)
+            return Table(self.features, name="embedding")(h, nodes.x.dtype)
         if h.shape[-1] > self.features:
             raise ValueError(
                 f"h has {h.shape[-1]} features; expected at most {self.features}, the width of "

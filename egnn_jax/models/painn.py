@@ -57,7 +57,7 @@ class PaiNN(nn.Module):
         x, v = graph.nodes.x, graph.nodes.v
         r_ij = edge_vectors(graph, exchange(graph, x))
         distance = safe_norm(r_ij, keepdims=True)
-        h = embed(graph.nodes.h, self.features)
+        h = embed(graph.nodes.h, self.features, graph.nodes.x.dtype)
         u_ij = (r_ij / jnp.where(distance > 0, distance, 1))[:, :, None].astype(h.dtype)
         s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
         within = cosine_cutoff(distance, self.cutoff).astype(h.dtype)

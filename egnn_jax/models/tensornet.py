@@ -85,7 +85,7 @@ class TensorNet(nn.Module):
         x = graph.nodes.x
         r_ij = edge_vectors(graph, exchange(graph, x))
         distance = safe_norm(r_ij, keepdims=True)
-        h = embed(graph.nodes.h, self.features)
+        h = embed(graph.nodes.h, self.features, graph.nodes.x.dtype)
         s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
         s_ij = s_ij.astype(h.dtype)
         within = polynomial_envelope(distance, self.cutoff).astype(h.dtype)

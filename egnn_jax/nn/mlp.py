@@ -167,19 +167,20 @@ class EdgeLinear(nn.Module):
 
 
 class Table(nn.Module):
-    """Learned embedding table of node types: integers 0 to 118 (N,) to (N, features)."""
+    """Learned embedding table of node types: integers 0 to 118 (N,) to (N, features) of a dtype."""
 
     features: int
 
     @nn.compact
-    def __call__(self, kinds: jax.Array) -> jax.Array:
-        table = self.param("table", nn.initializers.normal(1.0), (NUM_KINDS, self.features))
+    def __call__(self, kinds: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        shape = (NUM_KINDS, self.features)
+        table = self.param("table", nn.initializers.normal(1.0), shape, dtype)
         return jnp.asarray(table)[kinds]
 
 
-def embed(h: jax.Array, features: int) -> jax.Array:
+def embed(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
     """Embed h in ``features`` dimensions: a linear map of (N, F), or a table of node types (N,),
-    integers from 0 to 118.
+    integers from 0 to 118. The table has the given dtype, that of x.
 
     Call it in a compact method, whose module gets the parameters as "embedding".
 
@@ -188,8 +189,9 @@ def embed(h: jax.Array, features: int) -> jax.Array:
     """
     if h.shape[-1:] == (0,) and h.ndim == 2:
         raise ValueError(f"h has shape {h.shape}; expected one feature or more")
-    module = Table if jnp.issubdtype(h.dtype, jnp.integer) else Dense
-    return module(features, name="embedding")(h)
+    if jnp.issubdtype(h.dtype, jnp.integer):
+        return Table(features, name="embedding")(h, dtype)
+    return Dense(features, name="embedding")(h)
 
 
 class MLP(nn.Module):

@@ -58,7 +58,7 @@ def embed_steerable(
     require_option("parity", parity, Parity)
     h, v = graph.nodes.h, graph.nodes.v
     if jnp.issubdtype(h.dtype, jnp.integer):
-        h = Table(channels, name="kinds")(h)
+        h = Table(channels, name="kinds")(h, graph.nodes.x.dtype)
     given = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
     if v is not None:
         given = e3nn.concatenate([given, e3nn.IrrepsArray(vector(parity), v.astype(h.dtype))])

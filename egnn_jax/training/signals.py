@@ -1,6 +1,7 @@
 """Stopping training by a signal, between two compiled calls and with the state saved."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -32,9 +33,11 @@ def tell(text: str) -> None:
     """
     try:
         print(text, file=sys.stderr, flush=True)
-    except (OSError, RuntimeError):  # RuntimeError: the signal came while stderr was written to
+    except OSError:  # what stays in its buffer would fail again at exit
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    except RuntimeError:  # the signal came while a line was written
+        return
 
 
 @contextmanager
