@@ -141,7 +141,7 @@ def test_a_call_applies_the_network_to_a_graph(place, no_data):
     [
         ([], "structures is empty"),
         ("watr", "'watr' is no SMILES, nor a file"),
-        ([1], "structure 0 is 1; expected a SMILES, ASE's Atoms"),
+        ([1], "structure 0 is 1; expected a SMILES, a file, ASE's Atoms"),
         (b"CCO", "structure 0 is b'CCO'; expected a SMILES"),
         ({"positions": []}, "structure 0 is {'positions'"),
         ([egnn.complete_graph(x=np.eye(3))], "structure 0 is GraphsTuple"),

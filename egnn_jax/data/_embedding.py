@@ -108,9 +108,7 @@ def parsed(text: str) -> Any:
 
 
 def canonical(text: str, block: str = "") -> str:
-    """The canonical SMILES of a SMILES or InChI that :func:`parsed` accepts, or of a mol block;
-    empty if RDKit cannot read the block.
-    """
+    """The canonical SMILES of a SMILES or InChI, or of a mol block (empty if it is unreadable)."""
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
