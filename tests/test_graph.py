@@ -181,6 +181,7 @@ def test_edges_that_are_not_sorted_by_receiver_are_refused():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_transformed_graph_keeps_its_dtypes(x64, dtype):
     graph = egnn.radius_graph(np.eye(3) * 2, 2.5, v=np.eye(3), cell=np.eye(3) * 6, periodic=True)
+    graph = graph._replace(globals=graph.globals.replace(stress=jnp.eye(3)[None]))
     graph = jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, graph)
     turned = egnn.transform(graph, egnn.random_orthogonal(jax.random.key(0), 3), 1.0)
     assert jax.tree.map(lambda a: a.dtype, turned) == jax.tree.map(lambda a: a.dtype, graph)

@@ -196,6 +196,7 @@ def test_columns_that_are_no_charge_of_the_molecule(tmp_path):
 
 
 def test_multiplicity_isotopes_and_frames_without_atoms(tmp_path):
+    assert reasons(tmp_path, molecule("H2O"), comment="mult-ref energy=-1") == ""
     for comment in ("multiplicity=3", "charge=0 mult=3", "spin_mult: 3"):
         assert "multiplicity is 3" in reasons(tmp_path, molecule("H2O"), comment=comment)
     path = tmp_path / "heavy.xyz"

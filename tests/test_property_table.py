@@ -15,7 +15,8 @@ from egnn_jax.cli import main
 from egnn_jax.data import _embedding, property_table, structures
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import predict
-from egnn_jax.experiments._columns import Classes, Numbers, Trained
+from egnn_jax.experiments._columns import Classes, Numbers
+from egnn_jax.experiments._trained import Trained
 from egnn_jax.experiments.property_table import Table
 from egnn_jax.experiments.run import train
 
@@ -305,7 +306,8 @@ def test_intervals_of_some_columns():
     model = SimpleNamespace(card=card, config=SimpleNamespace(task=task))
     found = predict._widths(model, structures.from_smiles("CC", ""))  # pyright: ignore
     assert found == {"logP": 0.2}
-    row = predict._row(structures.from_smiles("CC", ""), task, ([], np.ones(2), found))  # pyright: ignore
+    given = ([], np.ones(2), found)
+    row = predict._row(structures.from_smiles("CC", ""), task, given)  # pyright: ignore
     assert {name: row.get(name) for name in ("logP", "logP ±", "tox", "tox ±")} == {
         "logP": "1", "logP ±": "0.2", "tox": "1", "tox ±": None,
     }  # fmt: skip
@@ -330,6 +332,9 @@ def test_none_and_minus_are_classes_but_no_numbers():
     texts, places = np.array(["none", "-", "high", "NA", "", "null", "?"]), np.array([""] * 7)
     column = Classes.of("y", texts, places)
     assert column.classes == ("-", "high", "none")
+    binary = Classes.of("y", np.array(["0", "1", "-", "1.0", "none", "0"]), places)
+    assert binary.classes == ("0", "1")
+    assert np.isnan(binary.labels(np.array(["0", "-", "None"]), places)).tolist() == [0, 1, 1]
     assert np.isnan(column.labels(texts, places)).tolist() == [False] * 3 + [True] * 4
     numbers = np.array(["none", "-", "1", "NA", "", "null", "?"])
     assert (

@@ -81,7 +81,8 @@ def parsed(text: str) -> Any:
 
     Raises:
       NoSmilesError: the text is neither.
-      ValueError: the text is too long, or the molecule is impossible (with RDKit's reason).
+      ValueError: the text is too long, an atom has no element, or the molecule is impossible (with
+        RDKit's reason).
     """
     from rdkit import Chem, rdBase
 

@@ -19,7 +19,10 @@ _SAYS_CHARGE = re.compile(
     r"|q(?=[\"']?\s*[=:]))",
     re.IGNORECASE,
 )
-_MULTIPLICITY = re.compile(r"\b(?:spin_)?mult(?:iplicity)?\b", re.IGNORECASE)
+_MULTIPLICITY = re.compile(r"(?:spin_)?mult(?:iplicity)?", re.IGNORECASE)
+_SAYS_MULTIPLICITY = re.compile(
+    r"\b(?:spin_)?(?:multiplicity\b|mult(?=[\"']?\s*[=:]))", re.IGNORECASE
+)
 _VALUE = r"[\"']?\s*[=:,;(]?\s*(\"[^\"]*\"|'[^']*'|[^\s\"',;)}]*)"
 _RADII = np.zeros(10)
 _RADII[[1, 6, 7, 8, 9]] = 0.34, 0.76, 0.71, 0.67, 0.62
@@ -67,7 +70,7 @@ def multiplicity(comment: str) -> int:
     Raises:
       ValueError: it is not a whole number, or two statements differ.
     """
-    return _one(_stated(comment, _MULTIPLICITY, _MULTIPLICITY), "multiplicity", 1)
+    return _one(_stated(comment, _SAYS_MULTIPLICITY, _MULTIPLICITY), "multiplicity", 1)
 
 
 def of_rdkit(molecule: Any) -> list[str]:

@@ -97,7 +97,7 @@ def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | s
     """
     first, width = 0, 0
     while first < len(lines):
-        block = [f"{line}\n" for line in lines[first : first + _MOST_LINES]]
+        block = (f"{line}\n" for line in lines[first : first + _MOST_LINES])
         reader = csv.reader(block, delimiter=delimiter, skipinitialspace=True, strict=True)
         number = 1
         try:

@@ -77,7 +77,7 @@ def read(
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected one of {', '.join(structures.READ)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    kept = folder / "tables" / f"{path.stem}-{digest}-3.npz"
+    kept = folder / "tables" / f"{path.stem}-{digest}-4.npz"
     entries = structures.entries(str(path))
     names = {name for e in entries for name in getattr(e, "values", {})}
     if lacking := [column for column in columns if column not in names]:

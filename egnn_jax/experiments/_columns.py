@@ -1,23 +1,21 @@
 """Target columns of molecules: numbers (regression) or classes (classification)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data._flat import scale_or_one
-from egnn_jax.data.structures import Structure
 from egnn_jax.experiments.molecules import COVERAGE, conformal
 
 MISSING = ("", "na", "nan", "n/a", "null", "?")
 """Texts that mark a missing value, in lower case."""
 NO_NUMBER = (*MISSING, "none", "-")
-"""Texts that mark a missing number; these may be names of classes."""
-USUAL = 0.1
-"""The share of training molecules with unusual bonds from which these are no longer reported."""
+"""Texts that mark a missing value among numbers; among words, they may be classes."""
 LARGEST = 1e30
 """The largest absolute value of a number, far enough from float32's limit for sums of errors."""
 
@@ -136,7 +134,8 @@ class Classes:
         Raises:
           ValueError: there are fewer than 2 or more than 100 classes.
         """
-        found = {_class(t) for t in texts.tolist() if t.strip().lower() not in MISSING}
+        found = {_class(text) for text in texts.tolist()}
+        found = {one for one in found if one.lower() not in _missing(found)}
         if not 2 <= len(found) <= 100:
             raise ValueError(
                 f"{name!r} has {len(found)} classes ({', '.join(sorted(found)[:5])}) among the "
@@ -165,16 +164,16 @@ class Classes:
         Raises:
           ValueError: a text is not one of the classes.
         """
-        found = np.full(len(texts), np.nan)
+        found, missing = np.full(len(texts), np.nan), _missing(self.classes)
         for k, text in enumerate(texts.tolist()):
             # Runs of earlier versions have classes as they are written.
             own = [one for one in (text.strip(), _class(text)) if one in self.classes]
             if own:
                 found[k] = self.classes.index(own[0])
-            elif text.strip().lower() not in MISSING:
+            elif text.strip().lower() not in missing:
                 raise ValueError(
                     f"{places[k]}: {self.name} is {text[:50]!r}; expected a class of the training "
-                    f"molecules, {', '.join(self.classes)[:200]}, or another --task.split-seed"
+                    f"molecules: {', '.join(self.classes)[:200]} (random splits: --task.split-seed)"
                 )
         return found
 
@@ -213,6 +212,12 @@ class Classes:
         return scores
 
 
+def _missing(classes: Collection[str]) -> tuple[str, ...]:
+    """The texts that mark missing values among these classes."""
+    words = [one for one in classes if one.lower() not in NO_NUMBER]
+    return NO_NUMBER if all(re.fullmatch(r"[-+.\deE]+", one) for one in words) else MISSING
+
+
 def _class(text: str) -> str:
     """The name of a class: 1.0 is the class 1."""
     text = text.strip()
@@ -224,71 +229,6 @@ def _class(text: str) -> str:
 
 
 KINDS = {"regression": Numbers, "classification": Classes}
-
-
-_LISTS = ("elements", "atoms", "charges", "geometries")
-
-
-class Trained(NamedTuple):
-    """Facts about the training molecules: elements, smallest and largest number of atoms, columns,
-    charges, whether at least :data:`USUAL` of them have unusual bonds, and the kinds of geometries
-    (empty if not known).
-    """
-
-    elements: tuple[str, ...]
-    atoms: tuple[int, int]
-    columns: tuple[Numbers | Classes, ...]
-    charges: tuple[int, ...] = (0,)
-    noted: bool = False
-    geometries: tuple[str, ...] = ()
-
-    def outside(self, molecule: Structure) -> list[str]:
-        """How a molecule differs from all training molecules."""
-        reasons, (least, most) = [], self.atoms
-        if unknown := sorted(set(molecule.symbols) - set(self.elements)):
-            reasons.append(f"it has {', '.join(unknown)}; training had {', '.join(self.elements)}")
-        if not least <= (size := len(molecule.symbols)) <= most:
-            reasons.append(f"it has {size} atoms; training had {least} to {most}")
-        if molecule.charge not in self.charges:
-            had = ", ".join(f"{charge:+d}" for charge in self.charges)
-            reasons.append(f"its charge is {molecule.charge:+d}; training had {had}")
-        if self.geometries and molecule.geometry not in self.geometries:
-            had = " or ".join(self.geometries)
-            reasons.append(f"its geometry is {molecule.geometry}; training had {had}")
-        return reasons if self.noted else [*reasons, *molecule.notes]
-
-    def plain(self) -> dict[str, Any]:
-        """Convert to plain values."""
-        columns = [dataclasses.asdict(column) for column in self.columns]
-        lists = {name: list(getattr(self, name)) for name in _LISTS}
-        return {**lists, "columns": columns, "noted": self.noted}
-
-    @staticmethod
-    def of_plain(kind: str, names: Sequence[str], values: Mapping[str, Any]) -> "Trained":
-        """The inverse of :meth:`plain`.
-
-        Raises:
-          ValueError: the values are not those of :meth:`plain`.
-        """
-        columns: list[Numbers | Classes] = []
-        try:
-            for name, own in zip(names, values["columns"], strict=True):
-                if kind == "regression":
-                    columns.append(Numbers(name, float(own["mean"]), float(own["scale"])))
-                else:
-                    columns.append(Classes(name, tuple(str(one) for one in own["classes"])))
-            least, most = values["atoms"]
-            elements = tuple(str(symbol) for symbol in values["elements"])
-            # Runs of earlier versions did not record these.
-            charges = tuple(int(charge) for charge in values.get("charges", (0,)))
-            noted = bool(values.get("noted", False))
-            geometries = tuple(str(one) for one in values.get("geometries", ()))
-            atoms = (int(least), int(most))
-            return Trained(elements, atoms, tuple(columns), charges, noted, geometries)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"constants are {str(values)[:200]}; expected elements, atoms and columns"
-            ) from error
 
 
 def _roc_auc(true: np.ndarray, score: np.ndarray) -> float:

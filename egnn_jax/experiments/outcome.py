@@ -41,16 +41,17 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
                 f"the best {metric} of the validation samples is {np.max(best):.5g}, no better "
                 f"than {value:.5g} of a trivial prediction ({words})"
             )
-    if not result.history:  # metrics.jsonl was deleted
-        return found | ({"notes": notes} if notes else {})
-    first, last = (
-        np.max(np.nan_to_num(np.asarray(entry["valid"][metric]), nan=np.inf))
-        for entry in (result.history[0], result.history[-1])
-    )
-    allowed = EXPLODED * max(first, 0.0 if np.isnan(value) else value)
-    # A training loss that decreases means overfitting.
-    learned = np.all(_loss(result.history[-1]) < _loss(result.history[0]))
-    if np.max(best) > EXPLODED * value > 0 or (last > allowed > 0 and not learned):
+    last, diverged = np.max(best), False
+    if result.history:  # else metrics.jsonl was deleted
+        first, last = (
+            np.max(np.nan_to_num(np.asarray(entry["valid"][metric]), nan=np.inf))
+            for entry in (result.history[0], result.history[-1])
+        )
+        allowed = EXPLODED * max(first, 0.0 if np.isnan(value) else value)
+        # A training loss that decreases means overfitting.
+        learned = np.all(_loss(result.history[-1]) < _loss(result.history[0]))
+        diverged = last > allowed > 0 and not learned
+    if np.max(best) > EXPLODED * value > 0 or diverged:
         found["exploded"] = True
         epochs = np.unique(result.best_epoch).tolist()
         notes.append(

@@ -99,7 +99,7 @@ def predict(
     if any(one.widths for one in found.values()):
         print(
             f"±: holds for {COVERAGE:.0%} of {task.alike}; none where a molecule is outside "
-            f"{task.trained_on}"
+            f"{task.trained_on}, or too few values were known"
         )
     if out is not None:
         records = [_record(molecule, task, one) for molecule, one in each]

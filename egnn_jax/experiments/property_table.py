@@ -18,7 +18,8 @@ from egnn_jax.data.property_table import PropertyTable
 from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
-from egnn_jax.experiments._columns import KINDS, USUAL, Trained
+from egnn_jax.experiments._columns import KINDS
+from egnn_jax.experiments._trained import USUAL, Trained
 from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
@@ -253,8 +254,7 @@ class Table(Task):
     @cached_property
     def _trained(self) -> Trained:
         table, rows = self._tables["train"]
-        elements = _symbols(np.concatenate(table.elements(rows)))
-        of = KINDS[self.kind].of
+        elements, of = _symbols(np.concatenate(table.elements(rows))), KINDS[self.kind].of
         sizes, places = table.n_atoms[rows], table.places[rows]
         columns = tuple(of(name, table.values[name][rows], places) for name in self.targets)
         atoms = (int(sizes.min()), int(sizes.max()))

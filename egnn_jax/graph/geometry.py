@@ -95,16 +95,13 @@ def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.
     def turned(vectors: jax.Array | None) -> jax.Array | None:
         return None if vectors is None else (vectors @ turn.T).astype(vectors.dtype)
 
-    def as_x(a: jax.Array) -> jax.Array:
-        return a.astype(nodes.x.dtype)
-
-    stress = globals_.stress
+    x, stress = nodes.x @ turn.T + move, globals_.stress
     return graph._replace(
-        nodes=nodes.replace(x=as_x(nodes.x @ turn.T + move), v=turned(nodes.v)),
+        nodes=nodes.replace(x=x.astype(nodes.x.dtype), v=turned(nodes.v)),
         edges=edges.replace(shift=turned(edges.shift)),
         globals=globals_.replace(
             cell=turned(globals_.cell),
-            stress=None if stress is None else as_x(turn @ stress @ turn.T),
+            stress=None if stress is None else (turn @ stress @ turn.T).astype(stress.dtype),
         ),
     )
 

@@ -70,7 +70,7 @@ class EGCL(nn.Module):
         "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v', x' = x + v'.
       infer_edges: weight messages by e_ij = sigmoid(linear(m_ij)), eq. 8.
       coordinate_aggregation: C of eq. 4: "mean" 1/in-degree, "sum" 1, "all_nodes" 1/(M-1).
-      normalize: divide r_ij by its length (held constant in the gradient) plus 1e-8.
+      normalize: divide r_ij by its length + 1e-8 (without a cutoff, constant in the gradient).
       tanh: bound φ_x to (-1, 1).
       clip: bound each component of r_ij φ_x(m_ij) to ±clip.
       update_coordinates: False leaves x and v unchanged (the invariant network of QM9).

@@ -24,7 +24,8 @@ class MixedPrecision(nn.Module):
 
     Parameters and coordinates keep their dtypes, sums over neighbors use at least float32, and the
     output has the dtypes of the input. The parameters are those of ``model`` itself, so either can
-    continue training with the other's.
+    continue training with the other's. Parameters that are single numbers are not cast, since they
+    scale coordinates: a model of yours that multiplies features by one casts it to their dtype.
 
     Args:
       model: any model of this library, or one that computes in the dtype of h and casts to that of

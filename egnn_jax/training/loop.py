@@ -280,7 +280,7 @@ class Training:
         return kept
 
     def _notify(self, method: str) -> bool:
-        """Call this method of every callback; return whether one returned True, or only True."""
+        """Call this method of every callback; return whether one returned True, for all seeds."""
         methods = [getattr(callback, method, None) for callback in self.callbacks]
         returned = [np.asarray(method(self.progress)) for method in methods if method is not None]
         return any(value.dtype == bool and value.size and value.all() for value in returned)

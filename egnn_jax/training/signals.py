@@ -31,9 +31,11 @@ def tell(text: str) -> None:
 
     The terminal may have been closed, or Ctrl-C may also have ended a program such as ``tee``.
     """
+    if sys.stderr is None:
+        return
     try:
         print(text, file=sys.stderr, flush=True)
-    except OSError:  # what stays in its buffer would fail again at exit
+    except (OSError, ValueError):  # what stays in its buffer would fail again at exit
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     except RuntimeError:  # the signal came while a line was written

@@ -1,0 +1,74 @@
+"""Facts about the molecules that a network of a table was trained on."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from egnn_jax.data.structures import Structure
+from egnn_jax.experiments._columns import Classes, Numbers
+
+USUAL = 0.1
+"""The share of training molecules with unusual bonds from which these are no longer reported."""
+_LISTS = ("elements", "atoms", "charges", "geometries")
+
+
+class Trained(NamedTuple):
+    """Facts about the training molecules: elements, smallest and largest number of atoms, columns,
+    charges, whether at least :data:`USUAL` of them have unusual bonds, and the kinds of geometries
+    (empty if not known).
+    """
+
+    elements: tuple[str, ...]
+    atoms: tuple[int, int]
+    columns: tuple[Numbers | Classes, ...]
+    charges: tuple[int, ...] = (0,)
+    noted: bool = False
+    geometries: tuple[str, ...] = ()
+
+    def outside(self, molecule: Structure) -> list[str]:
+        """How a molecule differs from all training molecules."""
+        reasons, (least, most) = [], self.atoms
+        if unknown := sorted(set(molecule.symbols) - set(self.elements)):
+            reasons.append(f"it has {', '.join(unknown)}; training had {', '.join(self.elements)}")
+        if not least <= (size := len(molecule.symbols)) <= most:
+            reasons.append(f"it has {size} atoms; training had {least} to {most}")
+        if molecule.charge not in self.charges:
+            had = ", ".join(f"{charge:+d}" for charge in self.charges)
+            reasons.append(f"its charge is {molecule.charge:+d}; training had {had}")
+        if self.geometries and molecule.geometry not in self.geometries:
+            had = " or ".join(self.geometries)
+            reasons.append(f"its geometry is {molecule.geometry}; training had {had}")
+        return reasons if self.noted else [*reasons, *molecule.notes]
+
+    def plain(self) -> dict[str, Any]:
+        """Convert to plain values."""
+        columns = [dataclasses.asdict(column) for column in self.columns]
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        return {**lists, "columns": columns, "noted": self.noted}
+
+    @staticmethod
+    def of_plain(kind: str, names: Sequence[str], values: Mapping[str, Any]) -> "Trained":
+        """The inverse of :meth:`plain`.
+
+        Raises:
+          ValueError: the values are not those of :meth:`plain`.
+        """
+        columns: list[Numbers | Classes] = []
+        try:
+            for name, own in zip(names, values["columns"], strict=True):
+                if kind == "regression":
+                    columns.append(Numbers(name, float(own["mean"]), float(own["scale"])))
+                else:
+                    columns.append(Classes(name, tuple(str(one) for one in own["classes"])))
+            least, most = values["atoms"]
+            elements = tuple(str(symbol) for symbol in values["elements"])
+            # Runs of earlier versions did not record these.
+            charges = tuple(int(charge) for charge in values.get("charges", (0,)))
+            noted = bool(values.get("noted", False))
+            geometries = tuple(str(one) for one in values.get("geometries", ()))
+            atoms = (int(least), int(most))
+            return Trained(elements, atoms, tuple(columns), charges, noted, geometries)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"constants are {str(values)[:200]}; expected elements, atoms and columns"
+            ) from error
