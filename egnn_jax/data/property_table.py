@@ -86,7 +86,7 @@ def read(
             f"{', '.join(sorted(names)) or 'none'}"
         )
     made = cached_arrays(kept, lambda: _geometries(entries, path))
-    passing = made.pop("passing", np.array(0))  # earlier versions did not store it
+    passing = made.pop("passing")
     if len(refused := made["refused"]):
         # Not tried again without being told to: the splits are drawn from the usable molecules, so
         # with one more, a run would be resumed and evaluated on other splits.

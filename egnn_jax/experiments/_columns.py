@@ -1,7 +1,6 @@
 """Target columns of molecules: numbers (regression) or classes (classification)."""
 
 import dataclasses
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -134,8 +133,9 @@ class Classes:
         Raises:
           ValueError: there are fewer than 2 or more than 100 classes.
         """
-        found = {_class(text) for text in texts.tolist()}
-        found = {one for one in found if one.lower() not in _missing(found)}
+        every = {_class(text) for text in texts.tolist()}
+        missing = _missing(every)
+        found = {one for one in every if one.lower() not in missing}
         if not 2 <= len(found) <= 100:
             raise ValueError(
                 f"{name!r} has {len(found)} classes ({', '.join(sorted(found)[:5])}) among the "
@@ -214,8 +214,11 @@ class Classes:
 
 def _missing(classes: Collection[str]) -> tuple[str, ...]:
     """The texts that mark missing values among these classes."""
-    words = [one for one in classes if one.lower() not in NO_NUMBER]
-    return NO_NUMBER if all(re.fullmatch(r"[-+.\deE]+", one) for one in words) else MISSING
+    try:
+        _ = [float(one) for one in classes if one.lower() not in NO_NUMBER]
+    except ValueError:
+        return MISSING
+    return NO_NUMBER
 
 
 def _class(text: str) -> str:
