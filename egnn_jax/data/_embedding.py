@@ -108,13 +108,11 @@ def parsed(text: str) -> Any:
     return molecule
 
 
-def canonical(text: str, block: str = "") -> str:
-    """The canonical SMILES of a SMILES or InChI, or of a mol block (empty if it is unreadable)."""
-    from rdkit import Chem, rdBase
+def canonical(molecule: Any) -> str:
+    """The canonical SMILES of an RDKit molecule, or of a SMILES or InChI for :func:`parsed`."""
+    from rdkit import Chem
 
-    with rdBase.BlockLogs():
-        molecule = Chem.MolFromMolBlock(block) if block else parsed(text)
-    return "" if molecule is None else Chem.MolToSmiles(molecule)
+    return Chem.MolToSmiles(parsed(molecule) if isinstance(molecule, str) else molecule)
 
 
 def require_elements(molecule: Any) -> None:

@@ -108,10 +108,14 @@ def read(
 
 
 def _key(entry: Any) -> str:
+    from rdkit import Chem, rdBase
+
     if isinstance(entry, structures.Smiles):
         return structures.canonical(entry.text)
-    if entry.block and (smiles := structures.canonical("", entry.block)):
-        return smiles
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromMolBlock(entry.block) if entry.block else None
+    if molecule is not None:
+        return structures.canonical(molecule)
     centered = np.round(entry.positions - entry.positions.mean(axis=0), 2) + 0.0
     return hashlib.sha256(f"{entry.symbols} {centered.tolist()}".encode()).hexdigest()
 
