@@ -90,9 +90,10 @@ def test_the_maximum_over_nodes_is_taken_graph_by_graph(x64):
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [
-        (egnn.FuchsTFN(), np.eye(2), "x has 2 coordinates; expected 3"),
-        (egnn.FuchsSE3Transformer(), np.eye(2), "x has 2 coordinates; expected 3"),
+        (egnn.FuchsTFN(), np.eye(2), r"x has shape \(2, 2\); expected \(N, 3\)"),
+        (egnn.FuchsSE3Transformer(), np.eye(2), r"x has shape \(2, 2\); expected \(N, 3\)"),
         (egnn.FuchsTFN(degree=11), np.eye(3), "degree is 11; expected 0 to 10"),
+        (egnn.FuchsTFN(degree=1.5), np.eye(3), "degree is 1.5; expected a whole number"),
         (egnn.FuchsTFN(layers=0), np.eye(3), "layers is 0"),
         (egnn.FuchsSE3Transformer(heads=3), np.eye(3), "features / div is 4; expected a multiple"),
         (egnn.FuchsSE3Transformer(div=17), np.eye(3), "features / div is 0; expected a multiple"),

@@ -302,6 +302,22 @@ def test_nonsense_is_refused_with_what_was_received(build, message):
         build()
 
 
+@pytest.mark.parametrize(
+    ("field", "array"),
+    [
+        ("a", np.ones((6, 2, 2), np.float32)),
+        ("shift", np.ones((6, 1), np.float32)),
+        ("steps", np.ones((6, 2), np.int32)),
+        ("steps", np.ones((6, 3), np.float32)),
+    ],
+)
+def test_arrays_of_edges_have_their_shapes(field, array):
+    graph = egnn.complete_graph(np.eye(3))
+    graph = graph._replace(edges=graph.edges.replace(**{field: array}))
+    with pytest.raises(ValueError, match=rf"edges\.{field} is .*; expected an array \(6, \w+\)"):
+        egnn.EGNN(4, 1).init(jax.random.key(0), graph)
+
+
 def test_bfloat16_is_a_type_of_real_numbers():
     graph = egnn.complete_graph(x=X, h=jnp.ones((3, 2), jnp.bfloat16))
     assert graph.nodes.h.dtype == jnp.bfloat16

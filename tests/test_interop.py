@@ -246,6 +246,27 @@ def test_a_table_of_node_types_has_no_counterpart():
     params = model.init(jax.random.key(0), egnn.complete_graph(np.eye(3), h=[1, 6, 8]))
     with pytest.raises(ValueError, match=r"embedding\.table of EGNN has no counterpart"):
         interop.to_torch_state_dict(params, model)
+    model = egnn.DimeNetPP(features=4, layers=1)
+    params = model.init(jax.random.key(0), egnn.complete_graph(np.eye(3), h=[1, 6, 8]))
+    with pytest.raises(ValueError, match=r"embedding\.table of DimeNetPP has no counterpart"):
+        interop.to_torch_state_dict(params, model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cutoff": 3.0, "coordinate_aggregation": "sum"}, "cutoff is 3.0, which has no counterpa"),
+        ({"velocity": "carried"}, "velocity is 'carried', .* expected 'input'"),
+        ({"aggregation": "mean"}, "aggregation is 'mean', .* expected 'sum'"),
+    ],
+)
+def test_options_without_a_counterpart_are_refused(options, message):
+    model = egnn.EGNN(features=4, layers=1, **options)
+    params = model.init(jax.random.key(0), egnn.complete_graph(np.eye(3)))
+    with pytest.raises(ValueError, match=message):
+        interop.to_torch_state_dict(params, model)
+    with pytest.raises(ValueError, match=message):
+        interop.from_torch_state_dict({}, model)
 
 
 def test_torch_tensors_are_read():

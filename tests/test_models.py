@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.nn.heads import Autoencoder, L1NetReadout
+from egnn_jax.nn.radial import DampedWaves
 from tests import reference
 
 graphs = st.fixed_dictionaries(
@@ -236,6 +237,15 @@ class Array(nn.Module):
         (egnn.L1Net(radial_scale=0.0), "radial_scale is 0.0"),
         (egnn.L1Net(further=(1,)), r"further is \(1,\); expected pairs"),
         (egnn.L1Net(further=(4, -1)), r"further\[1\] is -1; expected at least 0"),
+        (
+            egnn.L1Net(further=(4, 0), update_coordinates=True),
+            r"further is \(4, 0\); expected vectors at the end, to move x",
+        ),
+        (L1NetReadout(egnn.SchNet()), "SchNet has no output_features; expected a backbone that"),
+        (
+            egnn.EGNN(cutoff=3.0, aggregation="sum", coordinate_aggregation="mean"),
+            "coordinate_aggregation is 'mean' .* expected 'sum' or 'all_nodes'",
+        ),
         (egnn.EGNN(activation="one_hot"), "activation is 'one_hot'; expected a function"),
         (egnn.EGNN(activation="glu"), "activation is 'glu'; expected a function"),
         (egnn.MixedPrecision(egnn.EGNN(), "float16"), "compute_dtype is 'float16'; expected one"),
@@ -251,6 +261,55 @@ class Array(nn.Module):
 def test_nonsense_options_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         model.init(jax.random.key(0), egnn.complete_graph(x=np.eye(3), v=np.eye(3)))
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n, cls in egnn.MODELS.items() if cls.__module__.startswith("egnn_jax"))
+)
+def test_features_without_content_are_refused(name):
+    model = egnn.MODELS[name]()
+    graph = egnn.complete_graph(np.eye(3), v=np.eye(3))
+    for h, message in ((None, "nodes have no h"), (np.ones((3, 0)), r"h has shape \(3, 0\)")):
+        given = graph._replace(nodes=graph.nodes.replace(h=h))
+        optional = h is None and name == "learned_dynamics"
+        if optional or name in ("gnn", "linear", "radial_field"):  # these read only x and v
+            jax.eval_shape(model.init, jax.random.key(0), given)
+            continue
+        with pytest.raises(ValueError, match=f"{message}; expected one feature or more"):
+            jax.eval_shape(model.init, jax.random.key(0), given)
+
+
+def test_node_types_out_of_range_give_nan():
+    graph = egnn.complete_graph(np.eye(3), h=[1, 6, 8])
+    model = egnn.EGNN(features=4, layers=1)
+    params = model.init(jax.random.key(0), graph)
+    for wrong in (-1, 119):
+        h = jnp.array([1, wrong, 8])
+        out = jax.jit(model.apply)(params, graph._replace(nodes=graph.nodes.replace(h=h)))
+        assert np.isnan(out.nodes.h[1]).all()
+
+
+def test_mixed_precision_keeps_what_multiplies_distances():
+    graph = egnn.complete_graph(np.array([[0.0, 0, 0], [5, 0, 0]]), h=np.ones((2, 2)))
+    waves = {"scales": jnp.full(8, 2.9), "phases": jnp.full(8, 0.3)}
+
+    class Waves(nn.Module):
+        @nn.compact
+        def __call__(self, graph):
+            h = DampedWaves(name="R")(jnp.full(2, 5.0))
+            return graph._replace(nodes=graph.nodes.replace(h=h))
+
+    params = {"params": {"R": waves}}
+    mixed = egnn.MixedPrecision(Waves()).apply(params, graph).nodes.h
+    np.testing.assert_array_equal(mixed, Waves().apply(params, graph).nodes.h)
+
+
+def test_mixed_precision_returns_the_dtypes_of_its_input():
+    model = Autoencoder(egnn.GNN(4, 1, coordinates=False), embedding="h")
+    graph = egnn.complete_graph(np.eye(3), h=np.ones((3, 2)))
+    params = model.init(jax.random.key(0), graph)
+    out = egnn.MixedPrecision(model).apply(params, graph)
+    assert {leaf.dtype for leaf in (out.nodes.h, out.edges.a)} == {jnp.dtype(jnp.float32)}
 
 
 def test_statistics_of_a_head_may_be_arrays():

@@ -144,8 +144,10 @@ def test_memory_of_a_complete_graph_is_said_before_it_is_taken(monkeypatch):
 def test_a_graph_of_numpy_arrays_may_be_a_constant_of_a_program(name):
     graph = jax.tree.map(np.asarray, testing.random_graph(n=3, velocity=True))
     model = egnn.MODELS[name]()
-    made = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), graph)[0])
-    assert made.nodes.x.shape == graph.nodes.x.shape
+    models = [model, model.clone(edge_block=4)] if name == "egnn" else [model]
+    for model in models:
+        made = jax.eval_shape(lambda m=model: m.init_with_output(jax.random.key(0), graph)[0])
+        assert made.nodes.x.shape == graph.nodes.x.shape
 
 
 MODELS = [name for name in sorted(egnn.MODELS) if name != "gnn"]

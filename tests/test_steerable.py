@@ -187,8 +187,8 @@ def test_beyond_the_cutoff_nothing_is_felt(x64):
 @pytest.mark.parametrize(
     ("model", "n", "message"),
     [
-        (egnn.TFN(), 2, "x has 2 coordinates; expected 3, since spherical harmonics"),
-        (egnn.SE3Transformer(), 4, "x has 4 coordinates; expected 3"),
+        (egnn.TFN(), 2, r"x has shape \(2, 2\); expected \(N, 3\)"),
+        (egnn.SE3Transformer(), 4, r"x has shape \(4, 4\); expected \(N, 3\)"),
         (egnn.TFN(parity="odd"), 3, "parity is 'odd'"),
         (egnn.TFN(degree=0), 3, "degree is 0; expected at least 1"),
         (

@@ -20,11 +20,12 @@ def require_arrays(graph: Any) -> None:
         _require("nodes.h", nodes.h, given[:1] == shape[:1], words, kind)
     if nodes.v is not None:
         _require("nodes.v", nodes.v, _shape(nodes.v) == shape, f"{shape}, as x", jnp.floating)
-    for name, array in (("edges.a", edges.a), ("edges.shift", edges.shift)):
-        if array is not None:
+    of_edges = (("a", "width", jnp.floating), ("shift", shape[1], jnp.floating))
+    for name, width, kind in (*of_edges, ("steps", shape[1], jnp.integer)):
+        if (array := getattr(edges, name)) is not None:
             given = _shape(array) or ()
-            fits = len(given) >= 2 and given[:1] == size
-            _require(name, array, fits, f"({size[0]}, width)", jnp.floating)
+            fits = len(given) == 2 and given[:1] == size and width in ("width", given[1])
+            _require(f"edges.{name}", array, fits, f"({size[0]}, {width})", kind)
     labels = [("nodes.y", nodes.y, shape[0])]
     for name in ("y", "cell", "stress"):
         labels.append((f"globals.{name}", getattr(graph.globals, name, None), len(graph.n_node)))

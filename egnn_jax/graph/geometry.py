@@ -42,6 +42,12 @@ def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array
     return (norm if keepdims else jnp.squeeze(norm, axis)).astype(dtype)
 
 
+def length_and_direction(r: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lengths (…, 1) and unit vectors (…, n) of vectors r (…, n); 0 both where r = 0."""
+    length = safe_norm(r, keepdims=True)
+    return length, r / jnp.where(length > 0, length, 1)
+
+
 def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) -> jax.Array:
     """Draw a Haar-uniform orthogonal matrix (n, n).
 

@@ -21,6 +21,9 @@ _PARTS = {
     "phi_rf": "phi",
 }
 
+OPTIONS = {"cutoff": None, "basis": None, "velocity": "input", "aggregation": "sum"}
+"""Options of the backbone that the authors' code does not have, with the value that it implies."""
+
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a parameter of the backbone, ``Readout`` or ``Autoencoder``."""

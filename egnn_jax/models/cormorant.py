@@ -31,7 +31,7 @@ from egnn_jax.nn.mlp import (
     Initializer,
     Parity,
     Symmetry,
-    Table,
+    node_features,
     require_option,
     require_positive,
     with_attributes,
@@ -183,9 +183,7 @@ class Cormorant(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         degrees = self._degrees(graph)
         pairs, kept = pairs_of(graph, self.self_pairs)
-        x, f = pairs.nodes.x, pairs.nodes.h
-        if jnp.issubdtype(f.dtype, jnp.integer):
-            f = Table(self.features, name="kinds")(f, x.dtype)
+        x, f = pairs.nodes.x, node_features(pairs.nodes, self.features, "kinds")
         f = self._first(pairs, kept, f)
         rows, g, levels = edge_rows(pairs, kept), [], []
         for k, degree in enumerate(degrees):

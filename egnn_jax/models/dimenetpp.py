@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.graph._validation import require_count, require_positive_number
-from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.geometry import length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.forces import move_along_forces
 from egnn_jax.nn.heads import SumReadout
@@ -18,7 +18,7 @@ from egnn_jax.nn.mlp import (
     Dense,
     EdgeLinear,
     Symmetry,
-    Table,
+    embed,
     glorot_orthogonal,
     require_positive,
     silu,
@@ -53,7 +53,8 @@ class DimeNetPP(nn.Module):
     edge, since P_l(cos ∠) is a sum of products of spherical harmonics of the two directions:
     Σ_k u_kj ⊙ sbf is a sum at j, read by each edge that starts there.
 
-    Edges beyond the cutoff, and edges between nodes at the same place, are ignored. With
+    Edges beyond the cutoff, and edges between nodes at the same place, are ignored; without others,
+    h' of a node does not depend on its h. With
     :class:`egnn_jax.SumReadout`, the authors' readout, the contribution of an atom is linear in h'.
 
     Args:
@@ -110,14 +111,9 @@ class DimeNetPP(nn.Module):
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """Compute h' of a graph with its nodes at x."""
-        F, degree, h = self.features, self.angular_basis - 1, graph.nodes.h
-        if jnp.issubdtype(h.dtype, jnp.integer):
-            h = Table(F, name="embedding")(h, x.dtype)
-        else:
-            h = Matrix(F, kernel_init=_uniform, name="embedding")(h)
-        r_ij = edge_vectors(graph, x)
-        d = safe_norm(r_ij, keepdims=True)
-        u_ij = r_ij / jnp.where(d > 0, d, 1)
+        F, degree = self.features, self.angular_basis - 1
+        h = embed(graph.nodes, F, use_bias=False, kernel_init=_uniform)
+        d, u_ij = length_and_direction(edge_vectors(graph, x))
         t = jnp.where(d > 0, jnp.minimum(d / self.cutoff, 1), 1)
         e = polynomial_envelope(t, 1.0) / t  # 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷
         f = self.param("frequencies", _multiples_of_pi, (self.basis,), h.dtype)

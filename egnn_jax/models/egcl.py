@@ -125,7 +125,7 @@ class EGCL(nn.Module):
         a_ij = graph.edges.a
         n_s = (self.basis or 1) + (0 if a_ij is None else a_ij.shape[-1])
         projected = self.phi_e.at_nodes(graph, h, n_s)
-        places, first = exchange(graph, (x, first))
+        places, first = exchange(graph, jax.tree.map(jnp.asarray, (x, first)))
 
         def messages(layer: EGCL, graph: GraphsTuple) -> tuple[jax.Array, jax.Array | None]:
             r_ij = edge_vectors(graph, places)
@@ -232,7 +232,8 @@ class EGCL(nn.Module):
             over_neighbors["coordinate_aggregation"] = self.coordinate_aggregation
         for name, value in over_neighbors.items():
             if value in ("mean", "max"):
+                smooth = "'sum'" if name == "aggregation" else "'sum' or 'all_nodes'"
                 raise ValueError(
                     f"{name} is {value!r} with a cutoff, where the number of neighbors jumps; "
-                    "expected 'sum'"
+                    f"expected {smooth}"
                 )

@@ -85,7 +85,7 @@ class EGNN(nn.Module):
         optional = {"output_features": self.output_features}
         require_positive(optional, features=self.features, layers=self.layers)
         if self.embed:
-            h = embed(graph.nodes.h, self.features, graph.nodes.x.dtype)
+            h = embed(graph.nodes, self.features)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
         moves = self.cutoff is not None and self.update_coordinates
         x = graph.nodes.x

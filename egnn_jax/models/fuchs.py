@@ -23,7 +23,7 @@ from egnn_jax.nn.kernels import (
     LinearMap,
     NormNonlinearity,
 )
-from egnn_jax.nn.mlp import Symmetry, Table, require_positive
+from egnn_jax.nn.mlp import Symmetry, node_features, require_positive
 from egnn_jax.nn.tensor import require_steerable
 
 
@@ -86,7 +86,7 @@ class FuchsTFN(nn.Module):
     :class:`NormNonlinearity` between them; the last layer outputs degree 0 only.
 
     Equivariant to rotations and translations, but not to reflections. Intended for graphs of bonds,
-    since every edge has about 2 C² (l + 1)³ weights.
+    since every edge has about ⅔ C² (l + 1)³ weights.
 
     Args:
       features: channels of each degree.
@@ -113,7 +113,7 @@ class FuchsTFN(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_steerable(graph, self.degree)
         require_positive(features=self.features, layers=self.layers, radial=self.radial)
-        h = _input(graph, self.features)
+        h = {0: node_features(graph.nodes, self.features)[..., None]}
         filters = Filters(graph, self.degree, h[0].dtype)
         middle = tuple((degree, self.features) for degree in range(self.degree + 1))
         last = ((0, self.features * (self.degree + 1)),)
@@ -155,7 +155,7 @@ class FuchsSE3Transformer(nn.Module):
                 f"features / div is {self.features // self.div}; expected a multiple of heads, "
                 f"which is {self.heads}"
             )
-        h = _input(graph, self.features)
+        h = {0: node_features(graph.nodes, self.features)[..., None]}
         filters = Filters(graph, self.degree, h[0].dtype)
         middle = tuple((degree, self.features) for degree in range(self.degree + 1))
         last = ((0, self.features * (self.degree + 1)),)
@@ -165,11 +165,3 @@ class FuchsSE3Transformer(nn.Module):
             h = NormNonlinearity(name=f"norm_{k}")(h)
         h = TFNLayer(last, self.radial, name=f"layer_{self.layers}")(filters, h)
         return graph._replace(nodes=graph.nodes.replace(h=h[0][..., 0]))
-
-
-def _input(graph: GraphsTuple, features: int) -> dict[int, jax.Array]:
-    """Features of degree 0 from h; node types are embedded."""
-    h = graph.nodes.h
-    if jnp.issubdtype(h.dtype, jnp.integer):
-        h = Table(features, name="embedding")(h, graph.nodes.x.dtype)
-    return {0: h[..., None]}

@@ -49,7 +49,7 @@ class GNN(nn.Module):
         if self.coordinates:
             h = (x if v is None else jnp.concatenate([x, v], axis=-1)).astype(compute_dtype(graph))
         if self.embed:
-            h = embed(h, self.features, x.dtype)
+            h = embed(graph.nodes.replace(h=h), self.features)
         for layer in range(self.layers):
             m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, graph.edges.a)
             m_i = sum_at_receivers(graph, m_ij)

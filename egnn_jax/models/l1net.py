@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import require_count, require_positive_number
-from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.geometry import length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, graph_of_node, require_geometric
 from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
 from egnn_jax.nn.heads import L1NetReadout
@@ -192,12 +192,11 @@ class L1Net(nn.Module):
             raise ValueError(f"further is {self.further}; expected pairs of scalars and vectors")
         for k, size in enumerate(self.further):
             require_count(f"further[{k}]", size, least=1 - k % 2)
+        if self.update_coordinates and self.further[-1:] == (0,):
+            raise ValueError(f"further is {self.further}; expected vectors at the end, to move x")
         pairs, kept = pairs_of(graph, self.padded_nodes is not None)
-        x, v, s = pairs.nodes.x, pairs.nodes.v, pairs.nodes.h
-        if jnp.issubdtype(s.dtype, jnp.integer):
-            s = embed(s, self.embedding, x.dtype)
-        else:
-            s = Dense(self.embedding, False, normal(1.0), name="embedding")(s)
+        x, v = pairs.nodes.x, pairs.nodes.v
+        s = embed(pairs.nodes, self.embedding, use_bias=False, kernel_init=normal(1.0))
         rows = edge_rows(pairs, kept)
         pairs, edges = self._edges(pairs, s.dtype)
         vectors = jnp.zeros((*x.shape, 0), s.dtype) if v is None else v[..., None].astype(s.dtype)
@@ -241,10 +240,9 @@ class L1Net(nn.Module):
             weight = jnp.where(added, jnp.maximum(number, 0)[receivers], 1)[:, None]
             r_ij = jnp.where(added[:, None], graph.nodes.x[receivers], r_ij)
             graph = graph._replace(senders=jnp.where(added, n_node, graph.senders))
-        distance = safe_norm(r_ij, keepdims=True)
+        distance, u = length_and_direction(r_ij)
         b = bessel_basis(distance[:, 0], self.basis, self.cutoff)
         b *= jnp.where(distance < self.cutoff, distance / (distance + 1e-8), 0)  # 0 at d = 0
         if graph.edges.a is not None:
             b = jnp.concatenate([b, cosine_cutoff(distance, self.cutoff) * graph.edges.a], axis=-1)
-        u = -r_ij / jnp.where(distance > 0, distance, 1)
-        return graph, (b.astype(dtype), u.astype(dtype), weight.astype(dtype))
+        return graph, (b.astype(dtype), -u.astype(dtype), weight.astype(dtype))

@@ -27,7 +27,7 @@ from egnn_jax.nn.products import sum_of_products
 
 
 class LieConv(nn.Module):
-    """LieConv: h_i' = h_i + Linear σ(BN t_i), t_i = Linear mean_{j ∈ N_i} h̃_j ⊗ w(x_i - x_j).
+    """LieConv: h_i' = h_i + Linear σ(BN t_i), t_i = Linear(Σ_{j∈N_i} h̃_j ⊗ w(x_i - x_j)) / |N_i|.
 
     N_i are the neighbors of i and i itself, h̃ = σ(BN Linear σ(BN h)) the features at a quarter of
     the width, w = σ BN Linear σ BN Linear σ BN Linear the kernel, BN batch normalization and σ the
@@ -86,7 +86,7 @@ class LieConv(nn.Module):
             real = node_mask(graph)
             real_pairs = jnp.repeat(jnp.concatenate([edge_mask(graph), real]), lifts**2)
             real = jnp.repeat(real, lifts)
-        h = jnp.repeat(embed(graph.nodes.h, self.features, graph.nodes.x.dtype), lifts, axis=0)
+        h = jnp.repeat(embed(graph.nodes, self.features), lifts, axis=0)
         rows = pairs.reshape(-1, pairs.shape[-1]).astype(h.dtype)
         number = jnp.repeat(lifts * (in_degree(graph) + 1), lifts, axis=0).astype(h.dtype)
         for k in range(self.layers):

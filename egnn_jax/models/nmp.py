@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, Nodes, edge_vectors, require_geometric
 from egnn_jax.nn.dense import rooms
-from egnn_jax.nn.mlp import Dense, Symmetry, Table, glorot_bias, require_positive
+from egnn_jax.nn.mlp import Dense, Symmetry, glorot_bias, node_features, require_positive
 from egnn_jax.nn.set2set import Set2SetReadout
 
 
@@ -126,9 +126,7 @@ class NMP(nn.Module):
 
     def _widened(self, nodes: Nodes) -> jax.Array:
         """Initial features h⁰ (N, features): h padded with zeros, or embedded node types."""
-        h = nodes.h
-        if jnp.issubdtype(h.dtype, jnp.integer):
-            return Table(self.features, name="embedding")(h, nodes.x.dtype)
+        h = node_features(nodes, self.features)
         if h.shape[-1] > self.features:
             raise ValueError(
                 f"h has {h.shape[-1]} features; expected at most {self.features}, the width of "

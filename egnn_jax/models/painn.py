@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph._validation import require_not_negative, require_positive_number
 from egnn_jax.graph.exchange import exchange
-from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.geometry import length_and_direction, safe_norm
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, with_attributes
 from egnn_jax.nn.radial import bessel_basis, cosine_cutoff
@@ -55,10 +55,9 @@ class PaiNN(nn.Module):
         require_positive_number(cutoff=self.cutoff)
         require_not_negative(epsilon=self.epsilon)
         x, v = graph.nodes.x, graph.nodes.v
-        r_ij = edge_vectors(graph, exchange(graph, x))
-        distance = safe_norm(r_ij, keepdims=True)
-        h = embed(graph.nodes.h, self.features, graph.nodes.x.dtype)
-        u_ij = (r_ij / jnp.where(distance > 0, distance, 1))[:, :, None].astype(h.dtype)
+        distance, u_ij = length_and_direction(edge_vectors(graph, exchange(graph, x)))
+        h = embed(graph.nodes, self.features)
+        u_ij = u_ij[:, :, None].astype(h.dtype)
         s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
         within = cosine_cutoff(distance, self.cutoff).astype(h.dtype)
         vectors = None

@@ -81,7 +81,7 @@ class SchNet(nn.Module):
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """Compute h (N, features) of a graph with its nodes at x."""
         distance = safe_norm(edge_vectors(graph, exchange(graph, x)))
-        h = embed(graph.nodes.h, self.features, graph.nodes.x.dtype)
+        h = embed(graph.nodes, self.features)
         s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(
             h.dtype
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from egnn_jax.graph._validation import require_positive_number
 from egnn_jax.graph.exchange import exchange
-from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.geometry import length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import (
     MLP,
@@ -45,12 +45,14 @@ class TensorNet(nn.Module):
     """TensorNet: each node has F tensors X of shape 3 × 3, each the sum of an isotropic part I, an
     antisymmetric part A and a symmetric traceless part S.
 
-    - First, X_i = Σ_j Z_ij (w_I 1 + w_A [r̂_ji]× + w_S (r̂_ji r̂_jiᵀ - 1/3)), where Z_ij is linear in
-      h_i and h_j. The channels of each part are mixed by a matrix, and weighted by an MLP of ‖X‖².
+    - First, X_i = Σ_{j≠i} Z_ij (w_I 1 + w_A [r̂_ji]× + w_S (r̂_ji r̂_jiᵀ - 1/3)), where Z_ij is
+      linear in h_i and h_j. The channels of each part are mixed by a matrix, and weighted by the
+      SiLU of an MLP of LayerNorm ‖X‖².
     - In a layer, Y mixes the channels of each part of X / (‖X‖² + 1). Messages
       M_i = Σ_j w_I I_j + w_A A_j + w_S S_j of its parts give P = Y M + M Y, and
       X ← X + Δ + Δ², where Δ mixes the channels of each part of P / (‖P‖² + 1).
-    - Last, h' is an MLP of the squared norms of I, A and S.
+    - Last, h' is an MLP of LayerNorm of the squared norms of I, A and S. Without neighbors within
+      the cutoff, it does not depend on h. (The authors' sums have a term j = i.)
 
     The weights w of an edge are linear in a Bessel basis of ‖r_ij‖ and in a_ij, times an envelope
     that goes to 0 at the cutoff with two continuous derivatives. (In the paper they are an MLP of
@@ -83,19 +85,17 @@ class TensorNet(nn.Module):
         require_positive(features=self.features, layers=self.layers, basis=self.basis)
         require_positive_number(cutoff=self.cutoff)
         x = graph.nodes.x
-        r_ij = edge_vectors(graph, exchange(graph, x))
-        distance = safe_norm(r_ij, keepdims=True)
-        h = embed(graph.nodes.h, self.features, graph.nodes.x.dtype)
+        distance, u_ij = length_and_direction(edge_vectors(graph, exchange(graph, x)))
+        h = embed(graph.nodes, self.features)
         s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
         s_ij = s_ij.astype(h.dtype)
         within = polynomial_envelope(distance, self.cutoff).astype(h.dtype)
-        u_ij = (r_ij / jnp.where(distance > 0, distance, 1)).astype(h.dtype)
 
         z_i = Dense(self.features, name="z_i")(h)[graph.receivers]
         z_j = exchange(graph, Dense(self.features, False, name="z_j")(h))[graph.senders]
         z_ij = (z_i + z_j) * within
         weights = self._weights(s_ij, z_ij, "tensors_w")
-        tensors = _sum(graph, _weigh(_of_directions(u_ij), weights))
+        tensors = _sum(graph, _weigh(_of_directions(u_ij.astype(h.dtype)), weights))
         norms = LayerNorm(name="tensors_norm")(_squares(tensors))
         gates = MLP(2 * self.features, 3 * self.features, name="tensors_gates")(norms)
         tensors = _weigh(self._mix(tensors, "tensors_mix"), _parted(nn.silu(gates)))
@@ -106,7 +106,7 @@ class TensorNet(nn.Module):
             product = _anticommutator(_matrices(y), _matrices(_sum(graph, sent)))
             delta = self._mix(_normalised(_parts(product)), f"layer_{k}_delta")
             matrices = _matrices(delta)
-            squared = _parts(_anticommutator(matrices, matrices) / 2)
+            squared = _parts(jnp.einsum("nabf,nbcf->nacf", matrices, matrices))
             tensors = tuple(x + d + d2 for x, d, d2 in zip(tensors, delta, squared, strict=True))
         norms = jnp.concatenate([jnp.sum(part**2, axis=1) for part in tensors], axis=-1)
         h = MLP(self.features, self.features, name="out")(LayerNorm(name="out_norm")(norms))

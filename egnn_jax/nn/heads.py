@@ -154,6 +154,11 @@ def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
         return encoder.clone()
     if isinstance(encoder, MixedPrecision):
         return encoder.clone(model=_with_outputs(encoder.model, outputs))
+    if not hasattr(encoder, "output_features"):
+        kind = type(encoder).__name__
+        raise ValueError(
+            f"{kind} has no output_features; expected a backbone that has, or mlp=True"
+        )
     return encoder.clone(output_features=outputs)
 
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.geometry import length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors
 from egnn_jax.nn.mlp import Dense, LayerNorm
 
@@ -29,13 +29,11 @@ class Filters:
     """
 
     def __init__(self, graph: GraphsTuple, degree: int, dtype: jnp.dtype) -> None:
-        r_ij = edge_vectors(graph, graph.nodes.x)
-        d_ij = safe_norm(r_ij, keepdims=True)
+        d_ij, direction = length_and_direction(edge_vectors(graph, graph.nodes.x))
         a_ij = [] if graph.edges.a is None else [graph.edges.a]
         self.graph, self.dtype = graph, dtype
         self.invariants = jnp.concatenate([*a_ij, d_ij], axis=-1).astype(dtype)
         irreps = e3nn.Irreps([(1, (j, (-1) ** j)) for j in range(2 * degree + 1)])
-        direction = r_ij / jnp.where(d_ij == 0, 1, d_ij)
         self._y = e3nn.spherical_harmonics(irreps, direction, False, normalization="integral")
 
     def basis(self, l_in: int, l_out: int) -> jax.Array:
@@ -120,7 +118,7 @@ class NormNonlinearity(nn.Module):
     def __call__(self, h: Features) -> dict[int, jax.Array]:
         out = {}
         for degree, values in h.items():
-            norm = safe_norm(values, keepdims=True)
+            norm, direction = length_and_direction(values)
             scale = nn.relu(LayerNorm(1e-5, name=f"{degree}")(norm[..., 0]))
-            out[degree] = scale[..., None] * values / jnp.where(norm == 0, 1, norm)
+            out[degree] = scale[..., None] * direction
         return out

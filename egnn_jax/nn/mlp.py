@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph._validation import NUM_KINDS, require_count, shown
 from egnn_jax.graph.exchange import exchange, vary
-from egnn_jax.graph.graph import GraphsTuple, dtype_of_sums
+from egnn_jax.graph.graph import GraphsTuple, Nodes, dtype_of_sums
 
 Initializer = Callable[..., jax.Array]
 
@@ -167,7 +167,10 @@ class EdgeLinear(nn.Module):
 
 
 class Table(nn.Module):
-    """Learned embedding table of node types: integers 0 to 118 (N,) to (N, features) of a dtype."""
+    """Learned embedding table of node types: integers 0 to 118 (N,) to (N, features) of a dtype.
+
+    Other integers, which only traced or replaced h can hold, give NaN.
+    """
 
     features: int
 
@@ -175,23 +178,33 @@ class Table(nn.Module):
     def __call__(self, kinds: jax.Array, dtype: jnp.dtype) -> jax.Array:
         shape = (NUM_KINDS, self.features)
         table = self.param("table", nn.initializers.normal(1.0), shape, dtype)
-        return jnp.asarray(table)[kinds]
+        places = jnp.where(kinds < 0, NUM_KINDS, kinds)
+        return jnp.asarray(table).at[places].get(mode="fill", fill_value=jnp.nan)
 
 
-def embed(h: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
-    """Embed h in ``features`` dimensions: a linear map of (N, F), or a table of node types (N,),
-    integers from 0 to 118. The table has the given dtype, that of x.
+def node_features(nodes: Nodes, features: int, name: str = "embedding") -> jax.Array:
+    """Return h (N, F) as it is, and look node types (N,) up in a table of ``features`` columns.
 
-    Call it in a compact method, whose module gets the parameters as "embedding".
+    Call it in a compact method, whose module gets the table under ``name``, in the dtype of x.
 
     Raises:
-      ValueError: h has no features.
+      ValueError: nodes have no h, or h has no features.
     """
-    if h.shape[-1:] == (0,) and h.ndim == 2:
-        raise ValueError(f"h has shape {h.shape}; expected one feature or more")
+    h = nodes.h
+    if h is None or (h.ndim == 2 and not h.shape[1]):
+        found = "nodes have no h" if h is None else f"h has shape {h.shape}"
+        raise ValueError(f"{found}; expected one feature or more, or node types (N,)")
     if jnp.issubdtype(h.dtype, jnp.integer):
-        return Table(features, name="embedding")(h, dtype)
-    return Dense(features, name="embedding")(h)
+        return Table(features, name=name)(h, nodes.x.dtype)
+    return h
+
+
+def embed(nodes: Nodes, features: int, **options: Any) -> jax.Array:
+    """Embed h in ``features`` dimensions: a :class:`Dense` of h (N, F), with options, or a table of
+    node types (N,), as :func:`node_features`.
+    """
+    h = node_features(nodes, features)
+    return h if nodes.h.ndim == 1 else Dense(features, name="embedding", **options)(h)
 
 
 class MLP(nn.Module):

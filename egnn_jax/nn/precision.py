@@ -11,6 +11,8 @@ from egnn_jax.nn.mlp import require_module, require_option
 
 ComputeDtype = Literal["float32", "bfloat16"]
 MatmulPrecision = Literal["default", "high", "highest"]
+OF_DISTANCES = ("frequencies", "phases", "scales")
+"""Names of parameters that multiply distances or are added to them, which are not rounded."""
 
 
 def compute_dtype(graph: GraphsTuple) -> jnp.dtype:
@@ -62,9 +64,12 @@ class MixedPrecision(nn.Module):
                 return self.model(graph)
 
             def cast(tree: Any) -> Any:
-                # Single numbers, such as the time of a step, scale coordinates.
-                narrow = lambda a: a.astype(self.compute_dtype) if a.ndim else a
-                return jax.tree.map(narrow, tree)
+                def narrow(path: Any, a: jax.Array) -> jax.Array:
+                    # Single numbers, such as the time of a step, scale coordinates.
+                    exact = not a.ndim or (path and path[-1].key in OF_DISTANCES)
+                    return a if exact else a.astype(self.compute_dtype)
+
+                return jax.tree_util.tree_map_with_path(narrow, tree)
 
             if graph.nodes.h is None:
                 raise ValueError(
@@ -82,5 +87,5 @@ class MixedPrecision(nn.Module):
                 lambda model, graph: model(graph), "params", trans_in_fn=cast
             )
             out = run(self.model, given)
-        h, globals_ = jax.tree.map(back, (out.nodes.h, out.globals))
-        return out._replace(nodes=out.nodes.replace(h=h), globals=globals_)
+        h, edges, globals_ = jax.tree.map(back, (out.nodes.h, out.edges, out.globals))
+        return out._replace(nodes=out.nodes.replace(h=h), edges=edges, globals=globals_)

@@ -7,15 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.exchange import exchange
-from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.geometry import length_and_direction, safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
     edge_vectors,
     require_geometric,
     sum_at_receivers,
 )
-from egnn_jax.nn.mlp import Parity, Table, require_option, with_attributes
+from egnn_jax.nn.mlp import Parity, node_features, require_option, with_attributes
 
 MAX_DEGREE = 10
 """The highest degree of features; products of higher degrees take minutes to tabulate."""
@@ -56,9 +57,7 @@ def embed_steerable(
     """
     require_steerable(graph, degree)
     require_option("parity", parity, Parity)
-    h, v = graph.nodes.h, graph.nodes.v
-    if jnp.issubdtype(h.dtype, jnp.integer):
-        h = Table(channels, name="kinds")(h, graph.nodes.x.dtype)
+    h, v = node_features(graph.nodes, channels, "kinds"), graph.nodes.v
     given = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
     if v is not None:
         given = e3nn.concatenate([given, e3nn.IrrepsArray(vector(parity), v.astype(h.dtype))])
@@ -67,14 +66,8 @@ def embed_steerable(
 
 def require_steerable(graph: GraphsTuple, degree: int) -> None:
     """Raise ValueError if x does not have 3 coordinates, or ``degree`` is out of range."""
-    require_geometric(graph)
-    if (n := graph.nodes.x.shape[-1]) != 3:
-        raise ValueError(
-            f"x has {n} coordinates; expected 3, since spherical harmonics and their products are "
-            "those of rotations in three dimensions (EGNN works in any)"
-        )
-    if not 0 <= degree <= MAX_DEGREE:
-        raise ValueError(f"degree is {degree}; expected 0 to {MAX_DEGREE}")
+    require_geometric(graph, dimensions=3)
+    require_count("degree", degree, 0, MAX_DEGREE)
 
 
 def edge_features(
@@ -82,8 +75,7 @@ def edge_features(
 ) -> EdgeFeatures:
     """Compute the spherical harmonics up to ``degree`` and the invariants of each edge."""
     r_ij = edge_vectors(graph, exchange(graph, graph.nodes.x))
-    distance = safe_norm(r_ij, keepdims=True)
-    direction = r_ij / jnp.where(distance == 0, 1, distance)
+    distance, direction = length_and_direction(r_ij)
     natural = irreps(1, degree, "natural")
     harmonics = e3nn.spherical_harmonics(natural, direction, normalize=False).array.astype(dtype)
     invariants = with_attributes(graph, distance).astype(dtype)

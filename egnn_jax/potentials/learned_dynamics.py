@@ -54,7 +54,7 @@ class PairForce(nn.Module):
         s_ij = with_attributes(graph, jnp.log(distance)).astype(dtype)
         z_ij = Dense(self.features, name="edges")(s_ij)
         if h is not None:
-            h = embed(h, self.features, graph.nodes.x.dtype)
+            h = embed(graph.nodes, self.features)
             for layer in range(self.layers):
                 egcl = EGCL(self.features, update_coordinates=False, name=f"layer_{layer}")
                 h = egcl(graph._replace(nodes=graph.nodes.replace(h=h))).nodes.h
