@@ -47,7 +47,7 @@ def structures(tmp_path, monkeypatch):
 
 
 def test_the_readmes_python_runs(structures):
-    layer, own_data, simulation, prediction = blocks("README.md")
+    prediction, layer, own_data, simulation = blocks("README.md")
     names = {}
     exec(layer, names)
     exec(own_data, names)
@@ -61,7 +61,7 @@ def test_the_readmes_python_runs(structures):
 
 
 def test_an_own_data_set_takes_ten_lines():
-    _, own_data, *_ = blocks("README.md")
+    _, _, own_data, _ = blocks("README.md")
     lines = [line for line in own_data.splitlines() if line.strip()]
     statements = [line for line in lines if not line.startswith(("import ", "from "))]
     assert len(statements) <= 10
