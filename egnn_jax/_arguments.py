@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
                 "--targets", nargs="+", default=_TARGETS, choices=_TARGETS, metavar="TARGET",
                 help=f"of {', '.join(_TARGETS)}",
             )  # fmt: skip
-            choice.add_argument("--model", default="egnn", help="recipe, such as egnn or nmp")
+            choice.add_argument("--model", default="egnn", help="a row of the table (egnn)")
             choice.add_argument("--together", action="store_true", help="vmapped, for a GPU")
             choice.add_argument("--half-periods", type=int, help="of the cosine; 3: authors' code")
     return parser

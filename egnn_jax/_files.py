@@ -6,6 +6,7 @@ import math
 import os
 import re
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,6 +159,24 @@ def read_json(text: str) -> Any:
     except RecursionError:
         raise ValueError(f"values are nested deeper than {MAX_DEPTH} levels") from None
     return values
+
+
+def finite(plain: Any) -> Any:
+    """Plain values for JSON, which has no NaN: numbers that are not finite become None."""
+    if isinstance(plain, Mapping):
+        return {key: finite(value) for key, value in plain.items()}
+    if isinstance(plain, Sequence) and not isinstance(plain, str):
+        return [finite(value) for value in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def with_nan(plain: Any) -> Any:
+    """Numbers that :func:`finite` replaced by None, as NaN."""
+    if isinstance(plain, dict):
+        return {key: with_nan(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [with_nan(value) for value in plain]
+    return math.nan if plain is None else plain
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

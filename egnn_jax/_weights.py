@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from egnn_jax._files import read_json, write_atomically
+from egnn_jax._files import finite, read_json, write_atomically
 
 MAX_HEADER = 8_000_000
 """The largest header (names, shapes and metadata) that is read, in bytes."""
@@ -40,7 +40,7 @@ def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) ->
     # Unlike np.ascontiguousarray this keeps scalars scalars.
     host = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     _require_finite(host)
-    texts = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
+    texts = {key: json.dumps(finite(value), allow_nan=False) for key, value in metadata.items()}
     texts[_CHECKSUM] = json.dumps(_checksum(host, texts))
     write_atomically(path, safetensors.save(host, metadata=texts))
 

@@ -175,6 +175,7 @@ def default_folder(path: Path, changes: dict[str, Any]) -> Path:
 
 def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     _use_all_cores()
+    from egnn_jax._files import finite
     from egnn_jax.experiments.run import first_seed, load, summary
     from egnn_jax.experiments.start import require_same_files
 
@@ -182,7 +183,7 @@ def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     require_same_files(config, parsed.run)
     found = summary(config, network, params)
     found |= config.task.details(network.apply, first_seed(config, params))
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    print(json.dumps(finite(found), indent=2, ensure_ascii=False))
 
 
 def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.nbody import Batch, NBody
 from egnn_jax.experiments.optimizer import Optimizer
 from egnn_jax.nn.heads import Autoencoder, Readout
+from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.distributed import make_mesh
 from egnn_jax.training.state import init_state
 from egnn_jax.training.step import make_step, make_train
@@ -343,3 +344,25 @@ def test_a_row_of_the_race_has_the_unit_of_its_target():
     row = race.row("tfn", result, facts, "U0")
     assert row["U0, test (meV)"] == "71.0"
     assert row["the paper (meV)"] == "–"
+
+
+def test_the_race_has_the_rows_of_all_its_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/race/30-minutes-homo")
+    folder.mkdir(parents=True)
+    for name in ("egnn", "tfn"):
+        (folder / f"{name}.json").write_text('{"seconds_a_step": 100.0, "devices": "2 cpu"}')
+
+    def train(config, path):
+        run = RunFolder(path)
+        errors = {split: {"homo": 50.0 + len(path.name)} for split in ("valid", "test")}
+        plain = {"batch_size": config.batch_size}
+        run.finish({"config": plain, "parameters": 1, "metrics": errors})
+        run.log({"step": 1, "epoch": 1, "valid": errors["valid"]})
+
+    monkeypatch.setattr(race, "train", train)
+    for name in ("egnn", "tfn"):
+        monkeypatch.setattr(sys, "argv", ["race", name])
+        race.main()
+    rows = [line.split(" | ")[0] for line in (folder / "race.md").read_text().splitlines()]
+    assert rows[2:] == ["| tfn", "| egnn"]

@@ -212,6 +212,7 @@ def test_one_atom_alone(x64):
 
 def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, monkeypatch):
     network, params = potential(water)
+    water.info["REF_energy"] = -14.0
     water.write(tmp_path / "water.xyz")
     with pytest.raises(ValueError, match=r"water.xyz@: is 1 structures; expected one"):
         simulate(f"{tmp_path / 'water.xyz'}@:", "", tmp_path / "none", Dynamics())
@@ -232,6 +233,7 @@ def test_dynamics_write_what_ase_reads_and_can_be_continued(tmp_path, water, mon
     options = {"steps": 25, "every": 10, "timestep": 0.25}
     first = tmp_path / "first"
     found = simulate(str(tmp_path / "water.xyz"), None, first, Dynamics(**options))
+    assert "REF_energy" not in (first / "trajectory.xyz").read_text()
     frames = ase.io.read(first / "trajectory.xyz", ":")
     assert len(frames) == 4
     lines = (first / "dynamics.csv").read_text().splitlines()

@@ -59,6 +59,18 @@ def test_every_config_loads_builds_and_round_trips(path):
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"optimizer": {"clip_norm": 0}}, "optimizer.clip_norm is 0.0"),
+        ({"optimizer": {"final": 0.1}}, "final is 0.1 where optimizer.schedule is 'constant'"),
+        (
+            {"optimizer": {"half_periods": 3, "schedule": "exponential", "final": 0.1}},
+            "half_periods is 3 where .* 'exponential', which does not use it; expected 1",
+        ),
+        ({"optimizer": {"name": "rprop"}}, "'rprop'; expected .* which may be a schedule"),
+        ({"optimizer": {"name": "sm3"}}, "'sm3'; expected .* which may be a schedule"),
+        ({"task": {"name": "nbody", "huber": float("inf")}}, "task.huber is inf; expected a fin"),
+        (
+            {"task": {"name": "autoencoder", "edge_probability": 0.9}},
+            "edge_probability is 0.9 of the dataset 'community', which does not use it",
+        ),
         ({"optimizer": [1]}, "optimizer is .*expected a mapping"),
         ({"epochs": 1.5}, "epochs is 1.5; expected int"),
         ({"epochs": True}, "epochs is True; expected int"),

@@ -25,6 +25,7 @@ from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.run import load, train
 from egnn_jax.graph.graph import GraphsTuple
+from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.parameters import named
 
 WATER = ase.Atoms("OHH", [[0, 0, 0.12], [0, 0.76, -0.48], [0, -0.76, -0.48]])
@@ -119,6 +120,13 @@ def test_the_card_says_what_a_reader_needs(place, no_data):
     assert first.card["seeds"] == 1
     assert folder.config == first.config
     jax.tree.map(np.testing.assert_array_equal, folder.params, first.params)
+
+
+def test_details_are_of_the_seed_that_is_exported(place, tmp_path):
+    run = RunFolder(shutil.copytree(place / "run", tmp_path / "run"))
+    run.finish(run.result() | {"details": {"errors": {"test": {"homo": 1.0}}}})
+    assert egnn.load_pretrained(run.path).card["details"]["errors"]
+    assert egnn.load_pretrained(run.path, seed=6).card["details"] == {}
 
 
 def test_a_call_applies_the_network_to_a_graph(place, no_data):

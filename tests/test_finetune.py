@@ -348,5 +348,8 @@ def test_the_command(place, tmp_path, monkeypatch, capsys):
 
 
 def test_the_folder_of_a_run_has_a_plain_name():
+    recipe = configs.load("molecules/table")
+    new = dataclasses.replace(recipe, init=None, init_skip=())
+    assert configs.differences(recipe, new) == {"init": None}
     path = cli.default_folder(configs.find("nbody/egnn"), {"freeze": ["a/*", "b/[01]?"]})
     assert path.parts[-1] == "egnn,freeze=a--+b--01--"

@@ -249,9 +249,43 @@ def test_a_callback_stops_with_any_kind_of_true(seeds):
 
         class Stop(egnn.Callback):
             def evaluated(self, progress):
-                return answer  # noqa: B023
+                return answer  # noqa: B023 (called before the next one)
 
         assert len(fit(params, seeds=seeds, callbacks=[Stop()]).history) == epochs
+
+
+def test_an_extended_run_goes_on_where_its_former_end_stopped_it(tmp_path):
+    class AtOddEpochs(egnn.Callback):
+        def evaluated(self, progress):
+            return progress.epoch % 2 == 1
+
+    options = {"eval_every": 2, "folder": tmp_path, "callbacks": [AtOddEpochs()]}
+    fit(epochs=3, **options)
+    extended = fit(epochs=6, **options)
+    assert [entry["epoch"] for entry in extended.history] == [2, 3, 4, 6]
+
+
+def test_one_number_is_monitored():
+    def several(params, batch, key):
+        return loss(params, batch, key)[0], {"w": params["w"], "pair": (params["w"], 1)}
+
+    for name in ("w", "pair"):
+        with pytest.raises(ValueError, match=rf"'{name}' has the shape \(3,\); expected a single"):
+            fit(loss=several, monitor=name)
+
+
+def test_what_is_not_finite_is_null_in_json(tmp_path):
+    run = RunFolder(tmp_path)
+    metrics = {"test": {"b": np.nan, "seeds": [1.0, np.inf]}}
+    run.finish({"metrics": metrics, "config": {"init": None}})
+    run.log({"step": 1, "valid": {"mse": np.nan}})
+    for file in (run.result_file, run.metrics_file):
+        plain = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert plain == {"step": 1, "valid": {"mse": None}}
+    found = run.result()
+    assert found["config"] == {"init": None}
+    np.testing.assert_equal(found["metrics"]["test"], {"b": np.nan, "seeds": [1.0, np.nan]})
+    np.testing.assert_equal(run.history(), [{"step": 1, "valid": {"mse": np.nan}}])
 
 
 def test_settings_that_are_not_plain_are_refused_before_training(tmp_path):
@@ -273,13 +307,16 @@ def test_paths_whose_checkpoints_could_not_be_read_are_refused(tmp_path, name):
     assert not (tmp_path / name).exists()
 
 
-def test_loaders_without_samples_or_with_too_few_batches():
+def test_loaders_without_samples_or_with_too_few_batches(tmp_path):
     class Empty(Regression):
         def num_batches(self, epoch):
             return 0 if epoch is None else 3
 
     with pytest.raises(ValueError, match="the loader has no batches to evaluate"):
         egnn.evaluate(loss, zeros(), Empty())
+    with pytest.raises(ValueError, match="the loader has no batches to evaluate"):
+        fit(valid=Empty(), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
     class Short(Regression):
         def batches(self, epoch, start, count, shards=1):

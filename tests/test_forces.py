@@ -259,13 +259,45 @@ def test_errors_are_not_of_a_file_that_has_changed(tmp_path, file, monkeypatch):
     shutil.copy(file, path)
     short = dataclasses.replace(small(path), epochs=1, eval_every=1)
     train(short, tmp_path / "run")
+    egnn.export(tmp_path / "run", tmp_path / "it.safetensors")
     with path.open("a", encoding="utf-8") as end:
         end.write(file.read_text(encoding="utf-8"))
-    for command in (["evaluate", "run"], ["report", "run", "--out", "report"]):
+    for command in (
+        ["evaluate", "run"],
+        ["evaluate", "it.safetensors"],
+        ["report", "run", "--out", "report"],
+    ):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit, match=r"mine\.extxyz has changed since .*run was trained"):
+        with pytest.raises(SystemExit, match=r"mine\.extxyz has changed since .* was trained"):
             main(command)
     assert not (tmp_path / "report").exists()
+
+
+def test_more_epochs_without_the_data_keep_the_result(tmp_path, file):
+    path = tmp_path / "mine.extxyz"
+    shutil.copy(file, path)
+    of = lambda epochs: dataclasses.replace(small(path), epochs=epochs, eval_every=1)
+    result = train(of(1), tmp_path / "run")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"mine\.extxyz is not a file"):
+        train(of(2), tmp_path / "run")
+    assert train(of(1), tmp_path / "run") == result
+
+
+def test_a_run_is_not_resumed_with_simulated_frames_or_from_them(tmp_path, file, monkeypatch):
+    path = tmp_path / "mine.extxyz"
+    options = {"simulate": f"{path}=O", "stress": ""}
+    of = lambda epochs: dataclasses.replace(small(path, **options), epochs=epochs, eval_every=1)
+    monkeypatch.setattr(xtb, "simulated_frames", lambda smiles: file)
+    with pytest.warns(UserWarning, match="O is simulated and labelled by GFN2-xTB"):
+        train(of(1), tmp_path / "simulated")
+    shutil.copy(file, path)
+    with pytest.raises(ValueError, match=r"on xtb-O-2000-0.extxyz, and \S+mine.extxyz would be"):
+        train(of(2), tmp_path / "simulated")
+    train(of(1), tmp_path / "read")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"on \S+mine.extxyz, and xtb-O-2000-0.extxyz would be"):
+        train(of(2), tmp_path / "read")
 
 
 @pytest.mark.parametrize(

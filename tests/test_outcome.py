@@ -102,6 +102,15 @@ def test_overfitting_is_no_explosion(learned, exploded):
     assert found.get("exploded", False) is exploded
 
 
+def test_tasks_without_metrics_are_judged_by_their_loss(monkeypatch):
+    monkeypatch.setattr(NBody, "metrics", lambda self, apply: None)
+    monkeypatch.setattr(NBody, "metric", "loss")
+    found = judged([], best=1e9)
+    assert 0 < found["trivial"]["loss"] < 10
+    assert found["exploded"]
+    assert "no better than" in found["notes"][0]
+
+
 def test_a_trivial_prediction_without_error_is_no_explosion(monkeypatch):
     monkeypatch.setattr(NBody, "trivial", lambda self, apply: ("itself", apply))
     monkeypatch.setattr(Evaluation, "__call__", lambda self, params: {"mse": 0.0})

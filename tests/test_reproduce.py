@@ -98,6 +98,12 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
     )
     table3(targets=["homo", "U0"], together=False)
     assert trained == [(("homo",), 25, "homo-25-epochs"), (("U0",), 25, "U0-25-epochs")]
+    with pytest.raises(ValueError, match="model is 'painn'; expected one of nmp, schnet"):
+        table3(model="painn")
+    with pytest.raises(ValueError, match=r"half_periods is 3 where .* 'constant'"):
+        table3(model="nmp", half_periods=3)
+    with pytest.raises(ValueError, match="steps is 0"):
+        reproduce.figure2(options, steps=0)
     rows = capsys.readouterr().out.splitlines()
     assert rows[0] == "| model | homo (meV) | U0 (meV) |"
     assert "| egnn | 29 | 11 |" in rows

@@ -10,7 +10,7 @@ import numpy as np
 from egnn_jax._extras import require
 from egnn_jax._files import expanded, write_atomically
 from egnn_jax._progress import progress_bar
-from egnn_jax.data import structures
+from egnn_jax.data import frames, structures
 from egnn_jax.data.cache import default_folder
 
 TEMPERATURE = 500.0
@@ -46,11 +46,8 @@ def simulated_frames(
     from ase.md.langevin import Langevin
     from tblite.ase import TBLite
 
-    name = "".join(c if c.isalnum() else "_" for c in smiles)[:40]
-    if name != smiles:  # other SMILES have the same name: C=C and C#C are both C_C
-        name += f"-{hashlib.sha256(smiles.encode()).hexdigest()[:8]}"
     folder = default_folder() / "frames" if folder is None else expanded(folder)
-    path = folder / f"xtb-{name}-{number}-{seed}.extxyz"
+    path = folder / name_of(smiles, number, seed)
     if path.is_file():
         return path
     molecule = structures.from_smiles(smiles, smiles, conformers=1)
@@ -69,3 +66,22 @@ def simulated_frames(
         write_xyz(text, [atoms], columns=["symbols", "positions", "forces"])
     write_atomically(path, text.getvalue().encode())
     return path
+
+
+def name_of(smiles: str, number: int = 2_000, seed: int = 0) -> str:
+    """The name of the file of :func:`simulated_frames`."""
+    name = "".join(c if c.isalnum() else "_" for c in smiles)[:40]
+    if name != smiles:  # other SMILES have the same name: C=C and C#C are both C_C
+        name += f"-{hashlib.sha256(smiles.encode()).hexdigest()[:8]}"
+    return f"xtb-{name}-{number}-{seed}.extxyz"
+
+
+def substitute(name: str, simulate: str) -> str:
+    """The SMILES of ``simulate``, NAME=SMILES, if it is for this file and there is none; or ""."""
+    file, _, smiles = simulate.partition("=")
+    if name == file:
+        try:
+            frames.find(name)
+        except ValueError:
+            return smiles
+    return ""

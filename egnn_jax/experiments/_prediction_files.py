@@ -3,12 +3,11 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from egnn_jax._files import printable, write_atomically
+from egnn_jax._files import finite, printable, write_atomically
 from egnn_jax.data import qm9
 from egnn_jax.data.structures import Refused, Structure
 
@@ -51,7 +50,7 @@ def write(
     """
     suffix = kind(out)
     if suffix == ".json":
-        plain = {"units": dict(units), "molecules": [_finite(record) for record in records]}
+        plain = finite({"units": units, "molecules": records})
         text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     elif suffix == ".sdf":
         pairs = zip(molecules, rows, strict=True)
@@ -72,13 +71,6 @@ def _csv(rows: Sequence[Mapping[str, str]]) -> str:
         text = {key: f"'{v}" if v[:1] in ("=", "+", "-", "@") else v for key, v in row.items()}
         writer.writerow(text | {key: row.get(key, "") for key in numbers})
     return file.getvalue()
-
-
-def _finite(value: Any) -> Any:
-    """Plain values with non-finite numbers replaced by None, since JSON has none."""
-    if isinstance(value, Mapping):
-        return {key: _finite(member) for key, member in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _record(molecule: Structure, row: Mapping[str, str]) -> str:

@@ -61,6 +61,11 @@ class GraphAutoencoder(Task):
                 f"task.edge_probability is {self.edge_probability}; expected a number between 0 "
                 "and 1"
             )
+        if self.dataset != "overfit" and self.edge_probability != GraphAutoencoder.edge_probability:
+            raise ValueError(
+                f"task.edge_probability is {self.edge_probability} of the dataset {self.dataset!r},"
+                f" which does not use it; expected {GraphAutoencoder.edge_probability}"
+            )
 
     @property
     def units(self) -> dict[str, str]:

@@ -214,7 +214,9 @@ def differences(config: Config, other: Config) -> dict[str, Any]:
     ``task.dataset``.
     """
     before, after = (flat(to_dict(c)) for c in (config, other))
-    return {name: after[name] for name in after if before.get(name) != after[name]}
+    # to_dict leaves out what is not used.
+    names = dict.fromkeys([*after, *(name for name in before if name != "init_skip")])
+    return {name: after.get(name) for name in names if before.get(name) != after.get(name)}
 
 
 def override(config: Config, arguments: Sequence[str], program: str, description: str) -> Config:

@@ -176,6 +176,7 @@ def _read(structure: str) -> Any:
         raise ValueError(f"{structure} cannot be read: {reason}") from error
     if isinstance(atoms, list):
         raise ValueError(f"{structure} is {len(atoms)} structures; expected one, such as {name}@-1")
+    atoms.info.clear()  # its labels are not those of other geometries
     momenta, masses = atoms.get_momenta(), atoms.get_masses()
     for what, values, good in (
         ("momentum", momenta, np.isfinite(momenta)),

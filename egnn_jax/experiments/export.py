@@ -11,6 +11,7 @@ from egnn_jax._files import expanded
 from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.pretrained import Pretrained
 from egnn_jax.experiments.run import load, network_input, read_kept
+from egnn_jax.experiments.start import data_files
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.parameters import named
 
@@ -101,7 +102,8 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
         "best_epoch": best_epoch,
         "metrics": metrics,
         "versions": result.get("versions", {}),
-        "details": result.get("details", {}),
+        "details": result.get("details", {}) if place == 0 else {},  # of the first seed
+        "data_files": data_files(run),
         "parameters": result.get("parameters"),
         "seconds": result.get("seconds"),
     }

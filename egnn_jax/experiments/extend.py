@@ -4,22 +4,20 @@ import dataclasses
 
 from egnn_jax.experiments.config import Config
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.processes import from_first
 
 
-def extend(run: RunFolder, before: Config, config: Config) -> None:
-    """Extend a run to the epochs of ``config`` if nothing else differs from ``before``.
+def is_longer(run: RunFolder, before: Config, config: Config) -> bool:
+    """Whether ``config`` extends a run, that is, differs from ``before`` only by more epochs.
 
     With a constant learning rate (after warm-up), the run continues as if it had been started with
     the epochs of ``config``, apart from the evaluation at its former end.
 
     Raises:
-      ValueError: the config has fewer epochs, the learning rate depends on their number, or another
-        process is training here.
+      ValueError: the config has fewer epochs, or the learning rate depends on their number.
     """
     same_otherwise = dataclasses.replace(before, epochs=config.epochs) == config
     if not same_otherwise or config.epochs == before.epochs:
-        return
+        return False
     if config.epochs < before.epochs:
         raise ValueError(
             f"{run.path} holds a run of {before.epochs} epochs and the config has "
@@ -32,4 +30,4 @@ def extend(run: RunFolder, before: Config, config: Config) -> None:
             f"{config.epochs} epochs: going on would give neither run. Expected another folder for "
             f"the longer run, which may start from these weights: --init {run.path}"
         )
-    from_first(lambda: run.extend(config.epochs))
+    return True

@@ -73,6 +73,8 @@ def details(errors: Mapping[str, np.ndarray], structures: Labelled) -> dict[str,
       errors: the result of :func:`errors`.
       structures: the structures, in the same order.
     """
+    from ase.data import chemical_symbols
+
     n_atoms = structures.graphs.n_node
     every = dict(errors) | {"energy_per_atom": errors["energy"] / n_atoms[:, None]}
     numbers, kinds = structures.graphs.node_features(), structures.config_type
@@ -87,7 +89,7 @@ def details(errors: Mapping[str, np.ndarray], structures: Labelled) -> dict[str,
         "rmse": {name: float(np.sqrt((error**2).mean())) for name, error in every.items()},
         "by_element": {
             symbol: {"forces": both("forces", numbers == number)}
-            for symbol, number in sorted((_symbol(n), n) for n in np.unique(numbers))
+            for symbol, number in sorted((chemical_symbols[n], n) for n in np.unique(numbers))
             if "forces" in every
         },
         "by_config_type": {
@@ -99,12 +101,6 @@ def details(errors: Mapping[str, np.ndarray], structures: Labelled) -> dict[str,
             if kind
         },
     }
-
-
-def _symbol(number: int) -> str:
-    from ase.data import chemical_symbols
-
-    return chemical_symbols[number]
 
 
 def plot(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset, path: Path) -> Path:

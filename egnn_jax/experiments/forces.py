@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax import losses
-from egnn_jax.data import frames, labelled, xtb
+from egnn_jax.data import labelled, xtb
 from egnn_jax.data._splits import SPLITS, files, shares
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Energy, Labels, Length
@@ -105,7 +105,9 @@ class Forces(Task):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files among ``train``, ``valid`` and ``test``."""
+        """The files among ``train``, ``valid`` and ``test``, or that of the simulated frames."""
+        if self._simulated:
+            return (xtb.name_of(self._simulated),)
         return files(self.train, self.valid, self.test)
 
     def samples(self, split: str) -> GraphDataset:
@@ -256,19 +258,19 @@ class Forces(Task):
         return given
 
     @cached_property
+    def _simulated(self) -> str:
+        """The SMILES whose frames are simulated, since ``train`` is not a file; else empty."""
+        return xtb.substitute(self.train, self.simulate)
+
+    @cached_property
     def _structures(self) -> dict[str, Labelled]:
         """The structures of each split, in eV and Å."""
         if not self.train:
             raise ValueError("task.train is empty; expected a file of structures")
-        name, _, smiles = self.simulate.partition("=")
-        try:
-            frames.find(self.train)
-        except ValueError as error:
-            if self.train != name:
-                raise
+        if smiles := self._simulated:
             warnings.warn(
-                f"{error}; {smiles} is simulated and labelled by GFN2-xTB instead, half of "
-                "the frames for the test",
+                f"{self.train} is not a file; {smiles} is simulated and labelled by GFN2-xTB "
+                "instead, half of the frames for the test",
                 stacklevel=2,
             )
             path = str(xtb.simulated_frames(smiles).absolute())
@@ -280,9 +282,7 @@ class Forces(Task):
     @cached_property
     def _statistics(self) -> dict[str, Any]:
         train = self._structures["train"]
-        references, determined = self._given, True
-        if not references:
-            references, determined = train.free_atoms()
+        references, determined = (self._given, True) if self._given else train.free_atoms()
         n_node = train.graphs.n_node
         rest = train.relative(references) / n_node
         scale = float(np.std(rest))

@@ -72,8 +72,10 @@ class NBody(Task):
             raise ValueError(
                 f"task.node_feature is {self.node_feature!r}; expected 'speed' or 'charge'"
             )
-        if self.huber is not None and not self.huber > 0:
-            raise ValueError(f"task.huber is {self.huber}; expected a length above 0, or none")
+        if self.huber is not None and not 0 < self.huber < np.inf:
+            raise ValueError(
+                f"task.huber is {self.huber}; expected a finite length above 0, or none"
+            )
 
     @property
     def paper(self) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """The optimizer of an experiment, built from plain options."""
 
 import dataclasses
+import functools
 import inspect
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -20,7 +22,7 @@ class Optimizer:
       weight_decay: the factor of weight decay.
       schedule: "constant", or "cosine" or "exponential" decay from learning_rate to
         final · learning_rate over the run.
-      final: the last learning rate of a schedule, as a share of the first.
+      final: the last learning rate of a cosine or exponential decay, as a share of the peak.
       half_periods: how often the cosine falls or rises; 3 matches the authors' QM9 code, which
         steps its schedule three times per epoch: down to 0 in the first third, up, and down again.
       warmup_epochs: first, increase the learning rate linearly from 0 over this many epochs.
@@ -37,16 +39,25 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError if optax has no such optimizer, or ``final`` is out of range."""
-        if "learning_rate" not in _parameters(self.name):
+        """Raise ValueError if optax has no such optimizer, or the schedule does not use a value."""
+        if not _takes_schedule(self.name):
             raise ValueError(
                 f"optimizer.name is {self.name!r}; expected 'adam', 'adamw' or another optimizer "
-                "of optax that takes a learning_rate"
+                "of optax that takes a learning_rate, which may be a schedule"
             )
         positive = self.schedule == "exponential"
         if not 0 <= self.final <= 1 or (positive and self.final == 0):
             least = "above 0" if positive else "0"
             raise ValueError(f"optimizer.final is {self.final}; expected {least} to 1")
+        unused = {"final": (self.final, 0.0)} if self.schedule == "constant" else {}
+        if self.schedule != "cosine":
+            unused["half_periods"] = (self.half_periods, 1)
+        for name, (value, default) in unused.items():
+            if value != default:
+                raise ValueError(
+                    f"optimizer.{name} is {value} where optimizer.schedule is {self.schedule!r}, "
+                    f"which does not use it; expected {default}"
+                )
 
     def build(self, steps_per_epoch: int, steps: int) -> optax.GradientTransformation:
         """Build the optax optimizer; its schedule counts optimizer steps.
@@ -84,3 +95,16 @@ class Optimizer:
 def _parameters(name: str) -> list[str]:
     function = getattr(optax, name, None) if name.isidentifier() else None
     return list(inspect.signature(function).parameters) if inspect.isfunction(function) else []
+
+
+@functools.cache
+def _takes_schedule(name: str) -> bool:
+    """Whether optax has an optimizer of this name whose learning rate may be a schedule."""
+    if "learning_rate" not in _parameters(name):
+        return False
+    try:
+        optimizer = getattr(optax, name)(optax.constant_schedule(1.0))
+        jax.eval_shape(optimizer.init, {"w": jax.ShapeDtypeStruct((1,), jnp.float32)})
+    except TypeError:  # for example rprop, which needs a number
+        return False
+    return True

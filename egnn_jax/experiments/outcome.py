@@ -7,7 +7,7 @@ import numpy as np
 
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.start import first_seed
-from egnn_jax.training.evaluation import Evaluation
+from egnn_jax.training.evaluation import Evaluation, metrics_of
 from egnn_jax.training.plan import FitResult
 
 EXPLODED = 10.0
@@ -30,11 +30,11 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
     if answer is not None:
         words, apply = answer
         evaluate = Evaluation(
-            config.task.metrics(apply) or (lambda *_: {}),
+            config.task.metrics(apply) or metrics_of(config.task.loss(apply)),
             config.task.samples("valid").loader(config.batch_size),
             seed=config.seed,
         )
-        value = float(evaluate(first_seed(config, result.params)).get(metric, np.nan))
+        value = float(evaluate(first_seed(config, result.params))[metric])
         found["trivial"] = {"answer": words, metric: value}
         if np.max(best) >= value:
             notes.append(

@@ -1,10 +1,13 @@
 """Plots of results, each written to one file."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from egnn_jax._files import write_atomically
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -20,8 +23,10 @@ def subplots(size: tuple[float, float], rows: int = 1, columns: int = 1, **optio
 
 def save(figure: Any, path: Path, dpi: int = 130, tight: bool = True) -> Path:
     """Write a figure to a file, cropped to its content if ``tight``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, bbox_inches="tight" if tight else None)
+    content = io.BytesIO()
+    kind = path.suffix[1:] or "png"
+    figure.savefig(content, format=kind, dpi=dpi, bbox_inches="tight" if tight else None)
+    write_atomically(path, content.getvalue())
     return path
 
 

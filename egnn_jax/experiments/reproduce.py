@@ -20,6 +20,7 @@ from egnn_jax.experiments._options import replace
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.run import first_seed, load, train
 from egnn_jax.experiments.tables import markdown, result_rows, table3_systems, write_table
+from egnn_jax.graph._validation import require_count
 from egnn_jax.training.checkpoint import RunFolder
 
 FIGURE2_SIZES = (100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_000, 50_000)
@@ -110,7 +111,9 @@ def figure2(options: Options, quick: bool = False, steps: int | None = None) -> 
       quick: three sizes and 3,000 steps instead of ten and 30,000.
       steps: the steps of each run.
     """
-    steps = steps or (3_000 if quick else 30_000)
+    if steps is None:
+        steps = 3_000 if quick else 30_000
+    require_count("steps", steps)
     sizes = FIGURE2_QUICK if quick else FIGURE2_SIZES
     errors: dict[str, list[float]] = {}
     for name in FIGURE2_MODELS:
@@ -216,6 +219,8 @@ def table3(
         raise ValueError(
             f"targets has {sorted(unknown)}; expected of {', '.join(paper.TABLE3_TARGETS)}"
         )
+    if model not in paper.TABLE3:
+        raise ValueError(f"model is {model!r}; expected one of {', '.join(paper.TABLE3)}")
     groups: dict[Any, list[str]] = {}
     for target in targets:
         rate = paper.QM9_LEARNING_RATES[target]

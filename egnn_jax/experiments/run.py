@@ -19,7 +19,7 @@ from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import pretrained
 from egnn_jax.experiments._requirements import require_trainable, samples
 from egnn_jax.experiments.config import Config
-from egnn_jax.experiments.extend import extend
+from egnn_jax.experiments.extend import is_longer
 from egnn_jax.experiments.outcome import judge
 from egnn_jax.experiments.start import Start, first_seed, without_start
 from egnn_jax.graph._forks import require_usable_jax
@@ -72,11 +72,9 @@ def train(
         test = samples(config.task, "test").loader(config.batch_size)
         found = {"config": start.settings, "versions": versions()}
         require_same(found | {"test samples (SHA-256)": digest_of_samples(test)})
-    if before is not None:
-        extend(run, before, config)
-    settings = _settings(run, start)
-    if from_first(run.result_file.exists):
-        run.start(settings)
+    longer = before is not None and is_longer(run, before, config)
+    if not longer and from_first(run.result_file.exists):
+        run.start(_settings(run, start))
         try:
             result = run.result()
         finally:
@@ -95,6 +93,8 @@ def train(
     if config.freeze:
         optimizer = freeze(optimizer, config.freeze)
     early = [EarlyStopping(config.patience)] if config.patience else []
+    if longer:  # after all that may fail, since this deletes the result
+        from_first(lambda: run.extend(config.epochs))
     result = fit(
         task.loss(network.apply),
         params,
@@ -104,7 +104,7 @@ def train(
         metrics=task.metrics(network.apply),
         monitor=task.metric,
         folder=folder,
-        settings=settings,
+        settings=_settings(run, start),
         callbacks=[
             ProgressBar(), MetricsLog(), _Portable(config, graph), start, *early, *callbacks,
         ],

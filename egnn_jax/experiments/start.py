@@ -16,6 +16,7 @@ import jax
 from egnn_jax import _weights
 from egnn_jax.data import frames, storage
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.pretrained import find
 from egnn_jax.training.callbacks import Callback, Progress
@@ -100,30 +101,58 @@ class Start(Callback):
 
 
 def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The SHA-256 of the task's files.
+    """The SHA-256 of the task's files, None for a file that is not there.
 
     Raises:
-      ValueError: a run with the settings ``before`` was trained on other contents of a file.
+      ValueError: a run with the settings ``before`` was trained on other files, or on other
+        contents.
     """
-    now = {}
-    for name in config.task.files:
+    if before is None:
+        now = _digests(config)
+        return {_DATA: now} if now else {}
+    recorded = before.get(_DATA)
+    _require_same(config, recorded, run.path)
+    return {_DATA: recorded} if recorded else {}
+
+
+def _digests(config: Config) -> dict[str, str | None]:
+    found: dict[str, str | None] = dict.fromkeys(config.task.files)
+    for name in found:
         with contextlib.suppress(ValueError):  # the file is gone, which is fine for a finished run
-            now[name] = storage.digest(frames.find(name))
-    found = now if before is None else before.get(_DATA) or {}  # older versions have none
-    for name, digest in found.items():
-        if now.get(name, digest) != digest:
+            found[name] = storage.digest(frames.find(name))
+    return found
+
+
+def _require_same(config: Config, recorded: Mapping[str, Any] | None, source: Path) -> None:
+    if not recorded:  # a task without files, or a run of an older version
+        return
+    now = _digests(config)
+    if recorded.keys() != now.keys():
+        raise ValueError(
+            f"{source} was trained on {', '.join(recorded)}, and {', '.join(now)} would be read "
+            f"now; expected {', '.join(recorded)}, or another folder"
+        )
+    for name, digest in recorded.items():
+        if None not in (digest, now[name]) and now[name] != digest:
             raise ValueError(
-                f"{name} has changed since {run.path} was trained on it (its SHA-256 is not "
+                f"{name} has changed since {source} was trained on it (its SHA-256 is not "
                 f"{digest}); expected the same file, or another folder"
             )
-    return {_DATA: found} if found else {}
 
 
-def require_same_files(config: Config, folder: Path | str) -> None:
-    """Raise ValueError if files of the task have changed since a run was trained on them."""
-    run = RunFolder(folder)
-    if (run.path / "config.yaml").is_file():
-        _same_files(config, run, run.settings())
+def data_files(run: RunFolder) -> dict[str, Any]:
+    """The names of the files that a run was trained on, and their SHA-256."""
+    return run.settings().get(_DATA) or {}
+
+
+def require_same_files(config: Config, source: Path | str) -> None:
+    """Raise ValueError if files of the task have changed since a run, or an exported network, was
+    trained on them.
+    """
+    source = find(source)
+    card = pretrained.read(source).card if source.is_file() else {}
+    recorded = card.get(_DATA) if source.is_file() else data_files(RunFolder(source))
+    _require_same(config, recorded if isinstance(recorded, Mapping) else None, source)
 
 
 def _exists(source: str) -> bool:

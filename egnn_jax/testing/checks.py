@@ -1,6 +1,7 @@
 """Checks of equivariance, padding and gradients for any function of a graph."""
 
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -62,12 +63,10 @@ def assert_equivariant(
     key = jax.random.key(seed)
     scale = float(jnp.abs(graph.nodes.x).max())
     shift = scale * jax.random.normal(jax.random.fold_in(key, 1), (n,), graph.nodes.x.dtype)
-    identity, still = jnp.eye(n, dtype=graph.nodes.x.dtype), jnp.zeros_like(shift)
-    turn = lambda determinant: random_orthogonal(key, n, determinant).astype(graph.nodes.x.dtype)
-    moves = [("a rotation", turn(1), still)] * rotation + [
-        ("a reflection", turn(-1), still)
-    ] * reflection
-    moves += [("a translation", identity, shift)] * translation
+    turn = partial(random_orthogonal, key, n)
+    moves = [("a rotation", turn(1), 0.0)] * rotation
+    moves += [("a reflection", turn(-1), 0.0)] * reflection
+    moves += [("a translation", jnp.eye(n), shift)] * translation
     worst = 0.0
     for name, q, t in moves:
         expected = transform(out, q, t) if isinstance(out, GraphsTuple) else out
@@ -235,7 +234,7 @@ def _is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array) -> GraphsTuple:
+def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array | float) -> GraphsTuple:
     """Transform a graph, keeping coincident nodes together in spite of rounding."""
     moved = transform(graph, q, t)
     _, first, place = np.unique(

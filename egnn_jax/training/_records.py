@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from egnn_jax._files import write_atomically
+from egnn_jax._files import finite, write_atomically
 
 _AGAIN = "delete it, and the same command resumes"
 
@@ -53,8 +53,14 @@ def parse(
         raise ValueError(f"{where} is damaged ({error}); {remedy}") from error
 
 
+def json_line(plain: dict[str, Any]) -> str:
+    """Plain values by name as one line of JSON."""
+    return f"{json.dumps(finite(plain))}\n"
+
+
 def write_plain(path: Path, plain: dict[str, Any]) -> None:
     """Write plain values by name as JSON, together with their SHA-256 checksum."""
+    plain = finite(plain)
     checksum = digest(json.loads(json.dumps(plain)))  # with types as read back
     text = json.dumps(plain | {"sha256": checksum}, indent=2, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())

@@ -106,10 +106,12 @@ def require_loss(loss: Loss, params: Any, batch: Any) -> None:
 
 
 def require_metrics(metrics: Callable[..., Any], params: Any, batch: Any, monitor: str) -> None:
-    """Raise ValueError if the metrics are not a dict that contains ``monitor``."""
+    """Raise ValueError if the metrics are not a dict that contains ``monitor``, a single number."""
     out = jax.eval_shape(metrics, params, batch, jax.random.PRNGKey(0))
     if not isinstance(out, dict):
         shapes = jax.tree.map(lambda a: a.shape, out)
         raise ValueError(f"metrics returned {shapes}; expected a dict of metrics by name")
     if monitor not in out:
         raise ValueError(f"monitor is {monitor!r}; expected one of {sorted(out)}")
+    if shapes := [leaf.shape for leaf in jax.tree.leaves(out[monitor]) if leaf.shape]:
+        raise ValueError(f"monitor {monitor!r} has the shape {shapes[0]}; expected a single number")

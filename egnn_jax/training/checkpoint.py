@@ -1,6 +1,5 @@
 """The folder of a run: settings, metrics, checkpoints and result, each complete or absent."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,13 +10,14 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from egnn_jax._files import expanded, make_folder, read_yaml, write_atomically, yaml_text
+from egnn_jax._files import expanded, make_folder, read_yaml, with_nan, write_atomically, yaml_text
 from egnn_jax.data.storage import sha256
 from egnn_jax.training._folder_lock import acquire
 from egnn_jax.training._records import (
     changes,
     digest,
     digest_of_arrays,
+    json_line,
     parse,
     read_plain,
     write_plain,
@@ -25,6 +25,7 @@ from egnn_jax.training._records import (
 from egnn_jax.training._validation import require_path
 from egnn_jax.training.processes import from_first, is_first, require_same
 
+_NUMBERS = ("metrics", "first_draw", "std", "seeds", "trivial")  # of result.json
 _EARLIER = "earlier_epochs"
 """The key in config.yaml of the numbers of epochs that a run had before it was extended."""
 
@@ -188,7 +189,7 @@ class RunFolder:
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(entry)}\n")
+            file.write(json_line(entry))
 
     def history(self) -> list[dict[str, Any]]:
         """The entries of ``metrics.jsonl``, without a last line that a kill left incomplete.
@@ -199,16 +200,13 @@ class RunFolder:
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")
-        return [
-            parse(line, f"{self.metrics_file}, line {k}", {"step"})
-            for k, line in enumerate(lines[:-1], 1)
-            if line
-        ]
+        named = {f"{self.metrics_file}, line {k}": line for k, line in enumerate(lines[:-1], 1)}
+        return [with_nan(parse(line, name, {"step"})) for name, line in named.items() if line]
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop the entries logged after ``step`` and return the others."""
         history = [entry for entry in self.history() if entry["step"] <= step]
-        write_atomically(self.metrics_file, "".join(f"{json.dumps(e)}\n" for e in history).encode())
+        write_atomically(self.metrics_file, "".join(map(json_line, history)).encode())
         return history
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -224,7 +222,8 @@ class RunFolder:
         if not self.result_file.is_file():
             self.settings()  # raises if this is not a run
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
-        return read_plain(self.result_file, {"metrics", "config"})
+        found = read_plain(self.result_file, {"metrics", "config"})
+        return {k: with_nan(v) if k in _NUMBERS else v for k, v in found.items()}
 
     def close(self) -> None:
         """Wait for pending checkpoints, then release the lock so that others can write."""

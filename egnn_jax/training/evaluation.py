@@ -52,6 +52,9 @@ class Evaluation:
       seed: seed of the random key.
 
     Call: (params, draw) -> {metric: value, (seeds,) if several}; ``draw`` selects the random key.
+
+    Raises:
+      ValueError: the loader has no samples.
     """
 
     def __init__(self, metrics: Metrics, loader: Loader, seeds: int = 1, seed: int = 0) -> None:
@@ -60,6 +63,8 @@ class Evaluation:
         self._key = jax.random.PRNGKey(seed)
         self._loader = loader
         self._count = loader.num_batches(None)
+        if not self._count and self._rest is None:
+            raise ValueError("the loader has no batches to evaluate; expected at least one")
         self._kept: Any = None
         self._evaluate = self._compiled(metrics, seeds)
 
@@ -77,13 +82,16 @@ class Evaluation:
                 with DEVICES:
                     found = self._evaluate(everywhere, batches, key, start)
                     sums.append(jax.block_until_ready(found))
-        remainder = getattr(self._loader, "remainder", None)
-        if remainder is not None and (rest := remainder()) is not None:
+        if (rest := self._rest) is not None:
             sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
-        if not sums:
-            raise ValueError("the loader has no batches to evaluate; expected at least one")
         total = jax.tree.map(lambda *parts: sum(jax.device_get(parts)), *sums)
         return {name: jnp.divide(value, number) for name, (value, number) in total.items()}
+
+    @property
+    def _rest(self) -> Any:
+        """The samples left over by the batches, or None."""
+        remainder = getattr(self._loader, "remainder", None)
+        return None if remainder is None else remainder()
 
     @cached_property
     def _chunk(self) -> int:

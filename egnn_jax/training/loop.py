@@ -55,10 +55,8 @@ class Training:
         self._require_valid(loss, metrics, params)
         keys = [jax.random.split(jax.random.PRNGKey(plan.seed + k))[1] for k in range(seeds)]
         init = partial(init_state, optimizer=optimizer, average=plan.ema_decay > 0)
-        if seeds == 1:
-            state = init(params, key=keys[0])
-        else:
-            state = jax.vmap(lambda params, key: init(params, key=key))(params, jnp.stack(keys))
+        several = jax.vmap(lambda params, key: init(params, key=key))
+        state = several(params, jnp.stack(keys)) if seeds > 1 else init(params, key=keys[0])
         # Copied, since steps donate the state and the caller keeps the parameters.
         state = jax.tree.map(jnp.copy, state)
         self.state, self.best = put((state, init_best(state)), self.mesh, P())
@@ -179,7 +177,9 @@ class Training:
             return
         tree = self.folder.restore("last", self._saved())
         self.state, self.best = put((tree["state"], tree["best"]), self.mesh, P())
-        self.losses, self.stopped = tree["losses"], bool(tree["stopped"])
+        # A run that was stopped by the evaluation at its former end goes on if it is extended.
+        due = step % self.interval == 0 or step == self.progress.total_steps
+        self.losses, self.stopped = tree["losses"], bool(tree["stopped"]) and due
         self.started = time.monotonic() - float(tree["seconds"])
         self.progress.step, self.progress.epoch = step, step / self.per_epoch
         self.progress.best_value, self.progress.best_epoch = self._best

@@ -5,7 +5,7 @@
 Each system is trained by its recipe, with a cosine schedule over as many steps as fit into the
 time, estimated beforehand from the time of a step on the available cores. If they are less than an
 epoch, the network sees that many molecules once. Interrupted runs resume, and completed ones are
-read. Writes ``race.{md,png}`` to ``runs/race/MINUTES-minutes-TARGET``.
+read. Writes all rows so far to ``race.{md,png}`` in ``runs/race/MINUTES-minutes-TARGET``.
 
 Only the number of steps matters, not the machine: ``--plan`` only counts them. Given the folder, a
 machine with a GPU then runs the same steps in less time, with the systems side by side:
@@ -127,7 +127,6 @@ def main() -> None:
     use_all_cores()
     folder = Path("runs/race") / f"{given.minutes:g}-minutes-{given.target}"
     unit = UNITS[given.target]
-    rows, curves = [], {}
     if unknown := set(given.entrants) - set(ENTRANTS):
         parser.error(f"unknown entrants {sorted(unknown)}; expected of {', '.join(ENTRANTS)}")
     for name in given.entrants or ENTRANTS:
@@ -135,12 +134,18 @@ def main() -> None:
         if given.plan:
             print(name, json.dumps(facts), flush=True)
             continue
-        result = train(config, folder / name)
-        rows.append(row(name, result, facts, given.target))
-        curves[name] = [
-            (given.minutes * entry["epoch"] / facts["epochs"], entry["valid"][given.target])
-            for entry in RunFolder(folder / name).history()
-        ]
+        train(config, folder / name)
+        rows, curves = [], {}
+        for other in ENTRANTS:  # also those of earlier or concurrent commands
+            run = RunFolder(folder / other)
+            if not run.result_file.is_file():
+                continue
+            _, facts = plan(other, given.minutes, given.target, folder)
+            rows.append(row(other, run.result(), facts, given.target))
+            curves[other] = [
+                (given.minutes * entry["epoch"] / facts["epochs"], entry["valid"][given.target])
+                for entry in run.history()
+            ]
         ordered = sorted(rows, key=lambda row: float(row[f"{given.target}, test ({unit})"]))
         written = write_table(ordered, folder / "race")
         error = f"{given.target}, validation error ({unit})"
