@@ -24,8 +24,8 @@ def subplots(size: tuple[float, float], rows: int = 1, columns: int = 1, **optio
 def save(figure: Any, path: Path, dpi: int = 130, tight: bool = True) -> Path:
     """Write a figure to a file, cropped to its content if ``tight``."""
     content = io.BytesIO()
-    kind = path.suffix[1:] or "png"
-    figure.savefig(content, format=kind, dpi=dpi, bbox_inches="tight" if tight else None)
+    box = "tight" if tight else None
+    figure.savefig(content, format=path.suffix[1:], dpi=dpi, bbox_inches=box)
     write_atomically(path, content.getvalue())
     return path
 

@@ -16,7 +16,6 @@ import jax
 from egnn_jax import _weights
 from egnn_jax.data import frames, storage
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.pretrained import find
 from egnn_jax.training.callbacks import Callback, Progress
@@ -150,8 +149,10 @@ def require_same_files(config: Config, source: Path | str) -> None:
     trained on them.
     """
     source = find(source)
-    card = pretrained.read(source).card if source.is_file() else {}
-    recorded = card.get(_DATA) if source.is_file() else data_files(RunFolder(source))
+    if source.is_file():
+        recorded = _weights.read(source)[1].get(_DATA)
+    else:
+        recorded = data_files(RunFolder(source))
     _require_same(config, recorded if isinstance(recorded, Mapping) else None, source)
 
 

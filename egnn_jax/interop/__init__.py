@@ -198,11 +198,10 @@ def _names_of(model: nn.Module) -> Any:
             f"{type(model).__name__} is not how the authors of {type(backbone).__name__} read it "
             f"out; expected {head_of(backbone).__name__}"
         )
-    if names is _egnn:
-        for option, default in _egnn.OPTIONS.items():
-            if (value := getattr(backbone, option, default)) != default:
-                raise ValueError(
-                    f"{option} is {value!r}, which has no counterpart in the authors' code; "
-                    f"expected {default!r}"
-                )
+    for option, default in getattr(names, "OPTIONS", {}).items():
+        if (value := getattr(backbone, option, default)) != default:
+            raise ValueError(
+                f"{option} is {value!r}, which has no counterpart in the authors' code; "
+                f"expected {default!r}"
+            )
     return names
