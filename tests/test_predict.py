@@ -166,7 +166,9 @@ def test_few_molecules_start_no_processes(folder, monkeypatch):
 def test_many_molecules_in_several_processes(folder, monkeypatch):
     bars = []
     shown = lambda each, **bar: bars.append(bar) or each
-    monkeypatch.setattr("egnn_jax.experiments.predict.progress_bar", shown)
+    for module in ("predict", "task"):
+        monkeypatch.setattr(f"egnn_jax.experiments.{module}.progress_bar", shown)
+    monkeypatch.setattr("egnn_jax.experiments.task.MANY", 48)
     monkeypatch.setattr(_embedding.os, "sched_getaffinity", lambda _: {0, 1})
     texts = ["CCO", "O", "c1cccc1", "CC#N", "watr", "C1CC1"] * 12
     lines = "\n".join(f"{text} m{k}" for k, text in enumerate(texts))
@@ -174,7 +176,10 @@ def test_many_molecules_in_several_processes(folder, monkeypatch):
     with pytest.raises(ValueError, match="24 of 72 molecules cannot be used: m2: ") as error:
         predict(["many.smi"], out=folder / "many.json")
     assert len(str(error.value)) <= 500
-    assert bars == [{"total": 72, "unit": "molecule", "desc": "geometries"}]
+    assert bars == [
+        {"total": 72, "unit": "molecule", "desc": "geometries"},
+        {"unit": "batch", "desc": "predictions"},
+    ]
     molecules = json.loads((folder / "many.json").read_text(encoding="utf-8"))["molecules"]
     assert [one["molecule"] for one in molecules] == [f"m{k}" for k in range(72)]
     alone = {}

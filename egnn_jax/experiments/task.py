@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egnn_jax._progress import progress_bar
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.structures import Structure
 from egnn_jax.graph import batching
@@ -20,6 +21,9 @@ from egnn_jax.training.step import Loss
 
 Apply = Callable[..., Any]
 """The type of ``network.apply``: (parameters, graph) to graph."""
+
+MANY = 5_000
+"""The number of graphs from which predictions show a progress bar."""
 
 
 class Task:
@@ -163,7 +167,10 @@ def predictions(
     devices = jax.local_devices()[:batches]
     params = [jax.device_put(params, device) for device in devices]
     running: deque[tuple[np.ndarray, jax.Array]] = deque()
-    for k in range(batches):
+    steps = range(batches)
+    if len(graphs) >= MANY:
+        steps = progress_bar(steps, unit="batch", desc="predictions")
+    for k in steps:
         rows = loader.rows(None)[k, 0]
         batch = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
         place = k % len(devices)
