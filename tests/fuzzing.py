@@ -90,15 +90,15 @@ def refused(error: Exception) -> str:
     return "".join(traceback.format_exception(error)[-3:])
 
 
-def graph(rng: np.random.Generator, n: int = 3, **fields: bool) -> Any:
+def graph(rng: np.random.Generator, **fields: bool) -> Any:
     """A random graph of up to five nodes on the host, with fields asked for or at random."""
     size = int(rng.integers(0, 6))
     has = lambda name: fields.get(name, bool(rng.integers(2)))
     senders, receivers = np.nonzero(rng.random((size, size)) < 0.5)
     return egnn.graph_from_edges(
-        senders, receivers, x=rng.standard_normal((size, n)),
+        senders, receivers, x=rng.standard_normal((size, 3)),
         h=rng.integers(1, 9, size) if has("kinds") else rng.standard_normal((size, 2)),
-        v=rng.standard_normal((size, n)) if has("v") else None,
+        v=rng.standard_normal((size, 3)) if has("v") else None,
         a=rng.standard_normal((len(senders), 2)) if has("a") else None,
         y=rng.standard_normal(2) if has("y") else None,
     )  # fmt: skip

@@ -59,7 +59,7 @@ def labelled_graphs(number: int = 24, seed: int = 0) -> list:
     ]
 
 
-def script(name: str, *arguments, cwd: Path, ok: bool = True, code: int | None = None) -> str:
+def script(name: str, *arguments, cwd: Path, ok: bool = True) -> str:
     """What a script prints: on stdout, or on stderr where it has to fail."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)],
@@ -69,7 +69,6 @@ def script(name: str, *arguments, cwd: Path, ok: bool = True, code: int | None =
         text=True,
     )
     assert (done.returncode == 0) == ok, done.stderr
-    assert code is None or done.returncode == code
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout if ok else done.stderr
 
@@ -95,12 +94,17 @@ def environment() -> dict[str, str]:
     }
 
 
-def interrupt(process: subprocess.Popen, metrics: Path, number: signal.Signals, lines: int = 3):
-    """Send a signal once ``lines`` evaluations are logged; what the process wrote to stderr."""
+def wait_for(metrics: Path, lines: int, process: subprocess.Popen) -> None:
+    """Wait until ``lines`` evaluations are logged, or the process has ended."""
     while process.poll() is None and not (
         metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= lines
     ):
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def interrupt(process: subprocess.Popen, metrics: Path, number: signal.Signals) -> str:
+    """Send a signal once three evaluations are logged; return what the process wrote to stderr."""
+    wait_for(metrics, 3, process)
     process.send_signal(number)
     try:
         return process.communicate(timeout=60)[1]

@@ -346,7 +346,7 @@ def test_a_row_of_the_race_has_the_unit_of_its_target():
     assert row["the paper (meV)"] == "–"
 
 
-def test_the_race_has_the_rows_of_all_its_commands(tmp_path, monkeypatch, capsys):
+def test_the_race_has_the_rows_of_all_its_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/race/30-minutes-homo")
     folder.mkdir(parents=True)

@@ -148,9 +148,3 @@ def test_unknown_options_are_refused(options, message):
     graph = testing.random_graph()
     with pytest.raises(ValueError, match=message):
         egnn.EGNN(features=2, layers=1, **options).init(jax.random.key(0), graph)
-
-
-def test_a_plain_jraph_graph_is_refused():
-    graph = testing.random_graph()
-    with pytest.raises(ValueError, match=r"expected egnn\.Nodes and egnn\.Edges"):
-        egnn.EGNN().init(jax.random.key(0), graph._replace(nodes=graph.nodes.x))

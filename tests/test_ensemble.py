@@ -95,7 +95,7 @@ def test_arguments_that_make_no_sense(copper):
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory):
+def trained(tmp_path_factory):
     """A run of two seeds on copper that EMT labels, two epochs."""
     folder = tmp_path_factory.mktemp("ensemble")
     frames = []
@@ -122,15 +122,15 @@ def four(tmp_path_factory):
     return folder
 
 
-def test_the_seeds_of_a_run_are_an_ensemble(four, copper):
-    ensemble = egnn.Ensemble.load(four / "run")
-    files = [egnn.export(four / "run", four / f"{k}.safetensors", seed=k) for k in range(2)]
+def test_the_seeds_of_a_run_are_an_ensemble(trained, copper):
+    ensemble = egnn.Ensemble.load(trained / "run")
+    files = [egnn.export(trained / "run", trained / f"{k}.safetensors", seed=k) for k in range(2)]
     apart = egnn.Ensemble.load(*files)
     singles = []
     for k, file in enumerate(files):
         copper.calc = egnn.ASECalculator(file)
         singles.append(copper.get_forces())
-        copper.calc = egnn.ASECalculator(egnn.load_pretrained(four / "run", seed=k))
+        copper.calc = egnn.ASECalculator(egnn.load_pretrained(trained / "run", seed=k))
         np.testing.assert_allclose(copper.get_forces(), singles[-1], atol=1e-5)
     for model in (ensemble, apart):
         copper.calc = egnn.ASECalculator(model)
@@ -138,7 +138,7 @@ def test_the_seeds_of_a_run_are_an_ensemble(four, copper):
     with pytest.raises(ValueError, match="hold 1 potentials; expected two or more"):
         egnn.Ensemble.load(files[0])
     with pytest.raises(ValueError, match=r"two potentials of .* have the same parameters"):
-        egnn.Ensemble.load(four / "run", files[1])
+        egnn.Ensemble.load(trained / "run", files[1])
     with pytest.raises(ValueError, match="references has 'cu'; expected symbols of elements"):
         egnn.ASECalculator(files[0], references={"cu": 1.0})
     with pytest.raises(ValueError, match="expected runs of the task forces"):
@@ -147,8 +147,8 @@ def test_the_seeds_of_a_run_are_an_ensemble(four, copper):
         egnn.load_pretrained(files[0], seed=1)
 
 
-def test_md_ends_where_the_potentials_differ(four, copper, capsys, monkeypatch):
-    monkeypatch.chdir(four)
+def test_md_ends_where_the_potentials_differ(trained, copper, monkeypatch):
+    monkeypatch.chdir(trained)
     ase.io.write("start.xyz", copper)
     options = ["start.xyz", "--model", "run", "--steps", "4", "--every", "2"]
     main(["md", *options, "--max-spread", "100", "--out", "calm"])

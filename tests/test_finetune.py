@@ -263,7 +263,7 @@ def test_a_changed_start_is_refused(place, tmp_path):
         ("init", None),
         ("init_skip", ("graph_dec/*",)),
     ):
-        with pytest.raises(ValueError, match=f"other settings .*{name}|another"):
+        with pytest.raises(ValueError, match=f"other settings .*{name}"):
             train(dataclasses.replace(start, **{name: value}), tmp_path / "run")
 
 
@@ -326,8 +326,8 @@ def test_the_command(place, tmp_path, monkeypatch, capsys):
         [
             *("train", "small.yaml", "--init", str(place / "base.safetensors")),
             *("--freeze", "encoder/layer_0/*", "--freeze", "encoder/layer_1/*"),
-            *("--init-skip", "graph_dec/*", "--run", "run", "--learning-rate-is-no-option", "1"),
-        ][:-2]
+            *("--init-skip", "graph_dec/*", "--run", "run"),
+        ]
     )
     assert "test homo" in capsys.readouterr().out
     found, before = trained("run"), named(egnn.load_pretrained(place / "base.safetensors").params)

@@ -315,12 +315,14 @@ def test_mixed_precision_returns_the_dtypes_of_its_input():
 def test_statistics_of_a_head_may_be_arrays():
     graph = egnn.complete_graph(x=np.eye(3))
     options = {"mean": (1.0, 2.0), "scale": (0.5, 3.0)}
-    params, out = None, []
+    plain = egnn.Readout(egnn.EGNN(features=4, layers=1), outputs=2)
+    params, out = plain.init(jax.random.key(0), graph), []
+    y = plain.apply(params, graph).globals.y
     for kind in (tuple, np.asarray, jnp.asarray):
         given = {name: kind(value) for name, value in options.items()}
         model = egnn.Readout(egnn.EGNN(features=4, layers=1), outputs=2, **given)
-        params = params or model.init(jax.random.key(0), graph)
         out.append(model.apply(params, graph).globals.y)
+    np.testing.assert_allclose(out[0], np.array([1.0, 2.0]) + np.array([0.5, 3.0]) * y, rtol=1e-6)
     np.testing.assert_array_equal(out[0], out[1])
     np.testing.assert_array_equal(out[0], out[2])
 

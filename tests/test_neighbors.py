@@ -116,10 +116,14 @@ def test_nearest_of_points_that_have_left_their_cell(x64, rng, periodic):
 
 
 def test_neighbours_in_many_dimensions(rng):
-    graph = egnn.knn_graph(rng.standard_normal((20, 6)), 4)
-    assert graph.nodes.x.shape == (20, 6)
     points = rng.standard_normal((20, 6))
-    near = np.linalg.norm(points[:, None] - points, axis=-1) <= 3.0
+    distances = np.linalg.norm(points[:, None] - points, axis=-1)
+    graph = egnn.knn_graph(points, 4)
+    nearest = np.argsort(distances, axis=1)[:, 1:5]
+    for node in range(20):
+        found = np.asarray(graph.senders)[np.asarray(graph.receivers) == node]
+        assert sorted(found) == sorted(nearest[node])
+    near = distances <= 3.0
     graph = egnn.radius_graph(points, 3.0)
     assert len(graph.senders) == near.sum() - 20 > 0
 

@@ -99,9 +99,6 @@ def test_a_loader_is_random_access_and_reaches_every_graph(rng):
     mask = jax.vmap(jax.vmap(egnn.node_mask))
     every = every._replace(nodes=every.nodes.replace(x=np.float32(every.nodes.h[..., None])))
     assert sorted(every.nodes.h[np.asarray(mask(every))]) == list(range(sizes.sum()))
-    for batch_size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; expected at least 1"):
-            of_kinds(sizes).loader(batch_size)
 
 
 def test_trimmed_changes_neither_value_nor_gradient(x64, rng):

@@ -29,7 +29,7 @@ from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.run import train
 from egnn_jax.training import processes
 from egnn_jax.training.checkpoint import RunFolder
-from tests.helpers import egnn_command, equal_runs, tiny
+from tests.helpers import egnn_command, equal_runs, tiny, wait_for
 
 
 def written(folder, name="config.yaml", **changes):
@@ -73,13 +73,6 @@ def process_of(launcher: subprocess.Popen, number: int) -> int:
         if words[-3:-1] == [b"--process-id", str(number).encode()]:
             return child
     raise AssertionError(f"process {number} is not among {children}")
-
-
-def wait_for(metrics: Path, lines: int, process: subprocess.Popen) -> None:
-    while process.poll() is None and not (
-        metrics.exists() and metrics.read_text("utf-8").count("\n") >= lines
-    ):
-        time.sleep(0.02)
 
 
 def test_two_processes_end_in_the_numbers_of_one_bit_for_bit(tmp_path):

@@ -376,13 +376,6 @@ def test_numbers_that_jax_does_not_have():
         egnn.from_ase(atoms, forces="label")
 
 
-def test_features_of_no_width_are_refused():
-    graph = egnn.complete_graph(np.zeros((3, 3)), h=np.zeros((3, 0)))
-    for name in ("egnn", "schnet", "painn"):
-        with pytest.raises(ValueError, match=r"h has shape \(3, 0\); expected one feature or more"):
-            egnn.MODELS[name]().init(jax.random.key(0), graph)
-
-
 def test_what_is_no_state_dict_or_list_of_sizes_is_refused():
     with pytest.raises(ValueError, match="the state dict is a range; expected arrays by name"):
         egnn.interop.from_torch_state_dict(range(3), egnn.EGNN())

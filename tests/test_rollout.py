@@ -99,7 +99,7 @@ def test_the_gradient_keeps_the_square_root_of_the_steps(system):
     assert temporaries(1600, "sqrt") < 2.5 * temporaries(400, "sqrt")
 
 
-def test_systems_are_followed_at_once(system, rng):
+def test_systems_are_followed_at_once(system):
     params, step, start, _ = system
     others = start._replace(v=start.v[::-1])
     both = jax.tree.map(lambda *a: jnp.stack(a), start, others)

@@ -20,16 +20,23 @@ from tests.helpers import tiny
 
 
 def test_a_whole_run_compiles_training_and_evaluation_once(tmp_path, monkeypatch):
-    traces = []
-    make = loop.make_step
+    traces, evaluations = [], []
+    make, metrics = loop.make_step, NBody.metrics
 
     def counted(*arguments):
         step = make(*arguments)
         return lambda *inputs: (traces.append(1), step(*inputs))[1]
 
+    def counted_metrics(task, apply):
+        found = metrics(task, apply)
+        return lambda *inputs: (evaluations.append(1), found(*inputs))[1]
+
     monkeypatch.setattr(loop, "make_step", counted)
+    monkeypatch.setattr(NBody, "metrics", counted_metrics)
     train(tiny(epochs=6), tmp_path)
     assert len(traces) == 1
+    # Checked, for fit, at the end for valid and test, and for the trivial prediction.
+    assert len(evaluations) == 5
 
 
 @pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])

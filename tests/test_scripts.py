@@ -160,7 +160,7 @@ def test_predict_needs_no_run_and_takes_the_network_of_each_geometry(tmp_path):
     assert float(given["homo ± (meV)"]) < float(embedded["homo ± (meV)"])
 
 
-def test_a_molecule_outside_qm9_has_numbers_without_intervals(tmp_path, capsys):
+def test_a_molecule_outside_qm9_has_numbers_without_intervals(tmp_path):
     out = tmp_path / "table.csv"
     cli.main(["predict", "c1ccc2ccccc2c1", "CCCCCCO", "--out", str(out)])
     naphthalene, hexanol = csv.DictReader(out.read_text(encoding="utf-8").splitlines())
@@ -284,7 +284,7 @@ def test_help(name, tmp_path):
     assert "usage" in script(name, "--help", cwd=tmp_path).lower()
 
 
-def test_train_options_shows_every_option_with_its_default(tmp_path):
+def test_train_options_shows_options_with_their_defaults(tmp_path):
     out = script("train.py", "nbody/egnn", "--options", cwd=tmp_path)
     for text in (
         "--seeds",

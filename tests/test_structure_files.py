@@ -15,12 +15,12 @@ from egnn_jax.data.structures import Refused, Structure, outside, read
 ETHANOL = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
 
 
-def block(smiles, name="", scale=1.0, kekulize=True):
+def block(smiles, name="", scale=1.0):
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
     assert rdDistGeom.EmbedMolecule(molecule, randomSeed=1) == 0
     molecule.GetConformer().SetPositions(scale * molecule.GetConformer().GetPositions())
     molecule.SetProp("_Name", name)
-    return Chem.MolToMolBlock(molecule, kekulize=kekulize)
+    return Chem.MolToMolBlock(molecule)
 
 
 def found(tmp_path, name, text, encoding="utf-8"):
@@ -423,7 +423,7 @@ def test_folders_and_files_that_cannot_be_opened(tmp_path):
     assert read(str(tmp_path / "b.smi"))[0].name == "café"
 
 
-def test_a_molecule_that_ends_its_process_is_refused(tmp_path, monkeypatch):
+def test_a_molecule_that_ends_its_process_is_refused():
     texts = ["C", "CC", "CCC", "CCO", "CO", "CN"]
     entries = [structures.Smiles(text, text) for text in texts]
     alone = list(structures.made(entries))

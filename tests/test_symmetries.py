@@ -98,8 +98,8 @@ HEAVY = (
     egnn.TFN, egnn.SE3Transformer, egnn.TensorNet, egnn.DimeNetPP, egnn.NMP, egnn.Cormorant,
     egnn.L1Net, egnn.LieConv, egnn.FuchsTFN, egnn.FuchsSE3Transformer, LearnedDynamics,
 )  # fmt: skip
-"""Up to half a minute to compile with all that a test needs. Their golden values and the symmetry
-of their defaults are tested in each ``make test``, the rest in ``make test-all``.
+"""Up to half a minute to compile with all that a test needs. The symmetry of their defaults, and
+golden values of those of Table 3, are tested in each ``make test``, the rest in ``make test-all``.
 """
 
 

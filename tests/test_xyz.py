@@ -207,16 +207,6 @@ def test_deuterium_and_tritium(tmp_path, symbol):
     assert "it has deuterium or tritium, which the network takes for hydrogen" in outside(molecule)
 
 
-@pytest.mark.parametrize(
-    ("comment", "charge"),
-    [("charge: -1", -1), ("Charge:1", 1), ("charge 1 multiplicity 1", 1), ("= charge = 2", 2),
-     ("net_charge +1, relaxed", 1), ("charge -1 multiplicity -1", -1)],
-)  # fmt: skip
-def test_charges_in_words(tmp_path, comment, charge):
-    (molecule,) = found(tmp_path, WATER.replace("water", comment))
-    assert molecule.charge == charge
-
-
 def test_compressed(tmp_path):
     packed = gzip.compress((WATER * 2).encode())
     for molecule in found(tmp_path, packed, "w.xyz.gz"):
