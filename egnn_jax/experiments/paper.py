@@ -89,14 +89,15 @@ TABLE3_SYSTEMS = {
         299_808,
         4.9,
         "all pairs, i = j too",
-        "the settings of their code; those of their table are not published",
+        "L1 loss, theirs squared; the settings of their code; those of their table are not "
+        "published",
     ),
     "l1net": System(
         5_675_264,
         11.0,
         "all pairs up to 10 Å",
-        "119 atom types, theirs 10; a cosine schedule; atoms of padding do not count; one "
-        "target a network, theirs is not known",
+        "119 atom types, theirs 10; L1 loss, theirs squared; a cosine schedule; atoms of padding "
+        "do not count; one target a network, theirs is not known",
     ),
     "lieconv": System(
         21_315_553,

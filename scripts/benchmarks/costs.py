@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-import os
 import platform
 import re
 import resource
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
+from egnn_jax._launch import number_of_cores
 from egnn_jax.experiments.run import versions
 
 
@@ -99,7 +99,7 @@ def machine() -> dict[str, str]:
         if cpu.exists()
         else []
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = number_of_cores()
     found = versions()
     gpu = "" if found["device"].startswith("cpu") else f", {jax.devices()[0].device_kind}"
     for package in ("torch", "egnn-pytorch"):

@@ -10,7 +10,6 @@ Parameters are random, since speed does not depend on them.
 
 import argparse
 import functools
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from benchmarks import costs, measure
 
+from egnn_jax._launch import number_of_cores
 from egnn_jax.experiments.tables import markdown
 
 STEPS = 200
@@ -129,7 +129,7 @@ def torch_forces() -> Callable[[Any], tuple[Any, Any]]:
     from torch_geometric.nn import SchNet
 
     torch.manual_seed(0)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(number_of_cores())
 
     def neighbors(x: Any, _: Any) -> tuple[Any, Any]:
         distance = torch.cdist(x, x)

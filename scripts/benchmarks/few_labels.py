@@ -85,7 +85,7 @@ def main() -> None:
                 if weights == "new":
                     changes |= {"init": None, "init_skip": ()}
                 config = dataclasses.replace(config, **changes)
-                result = train(config, folder / f"{weights}-{size}-{epochs}-{rate:g}")
+                result = train(config, folder / f"{weights}-{size}-{epochs}-{rate:g}-{given.seeds}")
                 test, std = result["metrics"]["test"], result.get("std", {}).get("test", {})
                 row = {"labels": f"{size:,}", "weights": weights, "epochs": str(epochs)}
                 for name in ("logP", "TPSA"):

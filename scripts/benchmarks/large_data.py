@@ -99,7 +99,7 @@ def write(folder: Path, size: int) -> dict[str, Any]:
 
 
 def train(data: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
-    """Train on several data sets in turn, packing while the device computes, as in ``fit``.
+    """Train on several data sets in turn, on one core, while another packs.
 
     Returns:
       By name: ms per step, the part of it that the host packs, and compute alone.

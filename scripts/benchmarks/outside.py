@@ -4,9 +4,10 @@
 
 The molecules are derived from QM9's test molecules: unchanged; two joined by a bond that replaces
 two hydrogens; protonated at a nitrogen; with Cl, Br, S or P in place of F, O or N; with a hydrogen
-removed. Geometries are generated from SMILES, as in ``egnn predict``. Prints how many have none,
-how many are reported as outside QM9, and how many cannot be predicted. Then, judged by distances,
-the same for QM9's own geometries, without some hydrogens, and with two more at bond length.
+removed. Geometries are generated from SMILES, as in ``egnn predict``. Prints how many are refused,
+how many are reported as outside QM9, and how many pass without a warning. Then, judged by
+distances, the same for QM9's own geometries, without some hydrogens, and with two more at bond
+length.
 """
 
 import argparse

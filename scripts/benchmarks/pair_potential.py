@@ -148,7 +148,7 @@ def main() -> None:
     error = np.abs(found - true)[sampled]
     print(
         f"potential between {r[sampled].min():.2f} and {CUTOFF}, where g is above 0.1: error "
-        f"at most {error.max():.4f}, mean {error.mean():.4f} of the depth of its well; "
+        f"at most {error.max():.4f}, mean {error.mean():.4f} in units of ε; "
         f"{time.monotonic() - started:.0f} s"
     )
     draw(r, sampled, {"Lennard-Jones": true, "learned": found}, options.out / "potential.png")

@@ -43,6 +43,7 @@ def points(nodes: int) -> GraphsTuple:
     """Random points at density 1 with :data:`NEIGHBORS` neighbors each, sorted by cells."""
     side = nodes ** (1 / 3)
     x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
+    # Sorted by cells, like the atoms of a material, so that neighbors are close in memory.
     x = x[np.lexsort(np.floor(x / 4).T)]
     return egnn.radius_graph(x, side * costs.relative_cutoff(NEIGHBORS / (nodes - 1)))
 

@@ -25,7 +25,6 @@ LAYOUTS = {"1 process, 1 core": ("0",), "1 process, 2 devices": ("0,1",), "2 pro
 
 def worker(batch: int, steps: int, options: list[str]) -> None:
     """Train, and print the median time of a step and of packing a batch, in ms."""
-    from egnn_jax.experiments import config as configs
     from egnn_jax.experiments._requirements import samples
     from egnn_jax.experiments.run import initial_parameters, network_input
     from egnn_jax.training.distributed import use_all_cores
@@ -34,10 +33,11 @@ def worker(batch: int, steps: int, options: list[str]) -> None:
     use_all_cores()
     if options:
         join(options[0], int(options[1]), int(options[2]))
+    from benchmarks import table3
+
     import egnn_jax as egnn
 
-    changes = ["--task.train-size", "9600", "--batch-size", str(batch)]
-    config = configs.override(configs.load(configs.find("qm9/egnn")), changes, "", "")
+    config = table3.recipe("egnn", ["--task.train-size", "9600", "--batch-size", str(batch)])
     task, network = config.task, config.network()
     train = samples(task, "train").loader(batch)
 

@@ -144,7 +144,12 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     names = ", ".join(CASES)
     add("--cases", nargs="+", default=list(CASES), metavar="CASE", help=f"of {names} (all)")
-    add("--repeats", type=int, default=5, help="measurements of each contender (5)")
+    add(
+        "--repeats",
+        type=int,
+        default=5,
+        help="times to measure each (5; size: at most 3)",
+    )
     add("--reference", metavar="PATH", help="a checkout of the authors' repository, timed too")
     out = Path("runs/benchmark.json")
     add("--out", type=Path, default=out, help=f"the file of the results ({out})")

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmarks import contenders, costs
+from benchmarks.partition import points
 
 import egnn_jax as egnn
 from egnn_jax.graph.graph import GraphsTuple
-
-NEIGHBORS = 50
-"""The mean number of neighbors of a node."""
 
 
 def measure(nodes: int, part: str, repeats: int) -> dict[str, float]:
@@ -27,11 +25,7 @@ def measure(nodes: int, part: str, repeats: int) -> dict[str, float]:
       ``edges``; ``s``, the seconds per call; ``peak_gib``, the peak memory of this process, so each
       size needs a fresh process; ``floor_s``, the time of the matrix products alone.
     """
-    side = nodes ** (1 / 3)
-    x = np.random.default_rng(0).uniform(0, side, (nodes, 3)).astype(np.float32)
-    # Sorted by cells, like the atoms of a material, so that neighbors are close in memory.
-    x = x[np.lexsort(np.floor(x / 4).T)]
-    graph = egnn.radius_graph(x, side * costs.relative_cutoff(NEIGHBORS / (nodes - 1)))
+    graph = points(nodes)
     model: Any = egnn.EGNN(features=64, layers=4, edge_block=16_384)
     params = model.lazy_init(jax.random.PRNGKey(0), jax.eval_shape(lambda: graph))
 

@@ -5,7 +5,6 @@ loading data, building edge lists and reading the loss.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from benchmarks.torch_cases import DEVICE, Case, tensor
 from torch import Tensor, nn
 
 from egnn_jax import interop
+from egnn_jax._launch import number_of_cores
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.qm9 import QM9
@@ -32,9 +32,7 @@ CASE_OF_TASK = {
 @functools.cache
 def case_of(inputs: Inputs) -> tuple[Case, list[SimpleNamespace]]:
     """The PyTorch case, and its batches, converted from ours."""
-    torch.set_num_threads(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    torch.set_num_threads(number_of_cores())
     if DEVICE.type == "cuda":
         torch.set_float32_matmul_precision("high")  # what JAX does there by default
     case = CASE_OF_TASK[type(inputs.task)](inputs.task)
