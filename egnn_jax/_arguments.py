@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from egnn_jax._files import expanded
-
-_TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
+from egnn_jax.experiments.paper import TABLE3, TABLE3_TARGETS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,10 +136,13 @@ def parser() -> argparse.ArgumentParser:
             choice.add_argument("--steps", type=int, help="of each training")
         if name == "table3":
             choice.add_argument(
-                "--targets", nargs="+", default=_TARGETS, choices=_TARGETS, metavar="TARGET",
-                help=f"of {', '.join(_TARGETS)}",
+                "--targets", nargs="+", default=TABLE3_TARGETS, choices=TABLE3_TARGETS,
+                metavar="TARGET", help=f"of {', '.join(TABLE3_TARGETS)}",
             )  # fmt: skip
-            choice.add_argument("--model", default="egnn", help="a row of the table (egnn)")
+            choice.add_argument(
+                "--model", default="egnn", choices=TABLE3, metavar="MODEL",
+                help=f"of {', '.join(TABLE3)} (egnn)",
+            )  # fmt: skip
             choice.add_argument("--together", action="store_true", help="vmapped, for a GPU")
             choice.add_argument("--half-periods", type=int, help="of the cosine; 3: authors' code")
     return parser

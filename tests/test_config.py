@@ -283,6 +283,19 @@ def test_help_names_every_option_and_its_default(capsys):
             assert default[1] == shown, flag
 
 
+@pytest.mark.parametrize(
+    "name", ["cormorant", "dimenetpp", "l1net", "lieconv", "nmp", "se3_transformer", "tfn"]
+)
+def test_options_for_two_cores_are_options(name):
+    text = (ROOT / "configs" / "qm9" / f"{name}.yaml").read_text(encoding="utf-8")
+    comment = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+    (options,) = re.findall(r"On two cores: `(.*?)`", comment)
+    config = configs.load(f"qm9/{name}")
+    changed = configs.override(config, options.split(), "x", "")
+    assert changed.epochs < config.epochs
+    assert changed.batch_size // changed.micro_batches % 2 == 0
+
+
 def test_overrides_that_do_not_exist_are_refused(capsys):
     with pytest.raises(SystemExit):
         configs.override(configs.from_dict(PLAIN), ["--epoch", "3"], "x", "")

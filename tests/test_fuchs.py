@@ -21,10 +21,10 @@ def build(model, graph):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_mirror_image_is_another_molecule(x64, model):
-    """Filters of all degrees J are kept, also those that do not have the parity of l + l'."""
+def test_reflections_need_natural_parity(x64, model):
     graph = testing.random_graph(sizes=(7,), coincident=False)
-    apply = build(model, graph)
+    testing.assert_equivariant(build(model, graph), graph)
+    apply = build(model.clone(parity="ignored"), graph)
     testing.assert_equivariant(apply, graph, reflection=False)
     with pytest.raises(AssertionError, match="after a reflection"):
         testing.assert_equivariant(apply, graph)
@@ -46,7 +46,8 @@ def test_a_basis_turns_with_its_edge(x64):
     graph = egnn.complete_graph(x=np.random.default_rng(0).standard_normal((4, 3)))
     turn = egnn.random_orthogonal(jax.random.key(0), 3, 1)
     before, after = (
-        Filters(one, 2, jnp.float64).basis(1, 1) for one in (graph, egnn.transform(graph, turn))
+        Filters(one, 2, jnp.float64, "ignored").basis(1, 1)
+        for one in (graph, egnn.transform(graph, turn))
     )
     expected = jnp.einsum("bc,ecja,da->ebjd", turn, before, turn)
     np.testing.assert_allclose(after, expected, atol=1e-12)
@@ -95,6 +96,7 @@ def test_the_maximum_over_nodes_is_taken_graph_by_graph(x64):
         (egnn.FuchsTFN(degree=11), np.eye(3), "degree is 11; expected 0 to 10"),
         (egnn.FuchsTFN(degree=1.5), np.eye(3), "degree is 1.5; expected a whole number"),
         (egnn.FuchsTFN(layers=0), np.eye(3), "layers is 0"),
+        (egnn.FuchsTFN(parity="odd"), np.eye(3), "parity is 'odd'; expected one of"),
         (egnn.FuchsSE3Transformer(heads=3), np.eye(3), "features / div is 4; expected a multiple"),
         (egnn.FuchsSE3Transformer(div=17), np.eye(3), "features / div is 0; expected a multiple"),
     ],

@@ -69,10 +69,11 @@ def fuchs(z, state):
         div = features // len(state["Gblock.0.GMAB.q.transform.0"])
         layers = last(state, r"Gblock\.(\d+)") // 2
         sizes = features, layers, degree, radial, HEADS, div
-        return egnn.MaxReadout(egnn.FuchsSE3Transformer(*sizes), *outputs), graph
+        return egnn.MaxReadout(egnn.FuchsSE3Transformer(*sizes, "ignored"), *outputs), graph
     layers = last(state, r"block0\.(\d+)") // 2 + 1
     features = state["block0.0.kernel_self.0"].shape[1]
-    return egnn.MaxReadout(egnn.FuchsTFN(features, layers, degree, radial), *outputs), graph
+    sizes = features, layers, degree, radial
+    return egnn.MaxReadout(egnn.FuchsTFN(*sizes, "ignored"), *outputs), graph
 
 
 def computed(model, params, graph):
@@ -120,7 +121,7 @@ def check(path):
                 senders=z["input/senders"][: len(want)], receivers=z["input/receivers"][: len(want)]
             )
             first = first._replace(edges=first.edges.replace(a=None))
-            got = Filters(first, 4, jnp.float64).basis(l_in, l_out).transpose(0, 3, 1, 2)
+            got = Filters(first, 4, jnp.float64, "ignored").basis(l_in, l_out).transpose(0, 3, 1, 2)
             powers = range(abs(l_in - l_out), l_in + l_out + 1)
             got *= np.array([signs[l_out, l_in, j] for j in powers])
             close(got, want, atol=1e-12, err_msg=name)

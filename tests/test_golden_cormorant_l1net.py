@@ -282,11 +282,17 @@ def test_bad_arguments_are_refused(name):
 @pytest.mark.parametrize("model", [egnn.Cormorant, egnn.L1Net])
 def test_parameters_that_the_authors_do_not_have_are_refused(model):
     graph = egnn.complete_graph(np.eye(3))
-    moving = small(model, update_coordinates=True)
-    params = random(moving, graph)
+    options = {"self_pairs": True} if model is egnn.Cormorant else {}
+    original = small(model, parity="ignored", **options)
+    moving = original.clone(update_coordinates=True)
     with pytest.raises(ValueError, match="has no counterpart"):
-        interop.to_torch_state_dict(params, moving)
-    state = interop.to_torch_state_dict(random(small(model), graph), small(model))
+        interop.to_torch_state_dict(random(moving, graph), moving)
+    changes = {"parity": "natural"}
+    changes |= {"self_pairs": False} if model is egnn.Cormorant else {"padded_nodes": 5}
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=f"{name} is '?{value}'?, which has no counterpart"):
+            interop.from_torch_state_dict({}, original.clone(**{name: value}))
+    state = interop.to_torch_state_dict(random(original, graph), original)
     del state[next(iter(state))]
     with pytest.raises(ValueError, match="is missing"):
-        interop.from_torch_state_dict(state, small(model))
+        interop.from_torch_state_dict(state, original)

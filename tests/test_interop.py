@@ -47,20 +47,28 @@ MODELS = [
         {"attributes": 0},
     ),
     (
-        egnn.CormorantReadout(egnn.Cormorant(2, 2, 1, 0, 3), hidden=3, features=2),
+        egnn.CormorantReadout(
+            egnn.Cormorant(2, 2, 1, 0, 3, parity="ignored", self_pairs=True), hidden=3, features=2
+        ),
         {"velocity": False},
     ),
-    (egnn.L1NetReadout(egnn.L1Net(3, 2, 4, 5, 2), outputs=2), {"velocity": False, "attributes": 0}),
-    (egnn.L1NetReadout(egnn.L1Net(3, 2, 4, 5, 2, further=(2, 1)), mlp=True), {"velocity": False}),
+    (
+        egnn.L1NetReadout(egnn.L1Net(3, 2, 4, 5, 2, parity="ignored"), outputs=2),
+        {"velocity": False, "attributes": 0},
+    ),
+    (
+        egnn.L1NetReadout(egnn.L1Net(3, 2, 4, 5, 2, parity="ignored", further=(2, 1)), mlp=True),
+        {"velocity": False},
+    ),
     (egnn.MeanReadout(egnn.LieConv(features=8, layers=2), outputs=2), {"attributes": 0, "n": 2}),
     (egnn.RadialField(features=5, layers=2), {}),
     (egnn.NMP(features=5, layers=1, edge_features=3, edge_layers=2), {"features": 1}),
     (egnn.Set2SetReadout(egnn.NMP(5, 1, 3, 1), outputs=2, hidden=4), {"features": 3}),
     (egnn.Set2SetReadout(egnn.NMP(5, 1, 3, 1)), {"attributes": 0}),
-    (egnn.FuchsTFN(features=4, layers=2, degree=1, radial=3), {"features": 3}),
-    (egnn.MaxReadout(egnn.FuchsTFN(4, 1, 2, 3), outputs=2), {"attributes": 0}),
-    (egnn.FuchsSE3Transformer(4, 2, 1, 3, heads=2, div=2), {"features": 3}),
-    (egnn.MaxReadout(egnn.FuchsSE3Transformer(4, 1, 2, 3), outputs=2), {}),
+    (egnn.FuchsTFN(4, 2, 1, 3, "ignored"), {"features": 3}),
+    (egnn.MaxReadout(egnn.FuchsTFN(4, 1, 2, 3, "ignored"), outputs=2), {"attributes": 0}),
+    (egnn.FuchsSE3Transformer(4, 2, 1, 3, 2, 2, "ignored"), {"features": 3}),
+    (egnn.MaxReadout(egnn.FuchsSE3Transformer(4, 1, 2, 3, parity="ignored"), outputs=2), {}),
     (egnn.RadialField(features=5, layers=2), {"attributes": 0, "velocity": False}),
 ]
 
@@ -132,7 +140,7 @@ def test_names_of_nmp_are_those_of_tensorflow():
 
 
 def test_a_basis_of_the_other_sign_changes_that_of_its_weights():
-    _, state = of(egnn.FuchsTFN(features=4, layers=3, degree=1, radial=3), {})
+    _, state = of(egnn.FuchsTFN(4, 3, 1, 3, "ignored"), {})
     signs = {(1, 1, 1): -1}
     turned = interop.with_basis_signs(state, signs)
     changed = {f"block0.2.kernel_unary.(1,1).rp.net.6.{leaf}" for leaf in ("weight", "bias")}
@@ -170,7 +178,7 @@ def test_all_that_is_wrong_is_listed_at_once():
         egnn.GNN(),
         egnn.RadialField(),
         egnn.NMP(),
-        egnn.FuchsTFN(),
+        egnn.FuchsTFN(parity="ignored"),
     ],
 )
 @pytest.mark.parametrize("state", [{}, None])
@@ -208,7 +216,12 @@ def test_a_head_that_is_not_the_authors_is_refused():
 
 
 @pytest.mark.parametrize(
-    "model", [egnn.NMP(5, 1, 3, 1), egnn.Cormorant(2, 1, 1, 1), egnn.FuchsTFN(4, 1, 1, 3)]
+    "model",
+    [
+        egnn.NMP(5, 1, 3, 1),
+        egnn.Cormorant(2, 1, 1, 1, parity="ignored", self_pairs=True),
+        egnn.FuchsTFN(4, 1, 1, 3, "ignored"),
+    ],
 )
 def test_a_parameter_that_the_authors_lack_is_named(model):
     """Kinds of nodes are embedded, which their networks do not do."""

@@ -149,9 +149,10 @@ def dimensions(model, options, every=True):
 
 def moves(model, options):
     """Which of rotations, reflections and translations a model is equivariant to."""
+    parity = options.get("parity", getattr(model, "parity", None))
     return {
         "rotation": model.symmetry != "T(n)",
-        "reflection": model.symmetry not in ("SE(3)", "T(n)"),
+        "reflection": model.symmetry not in ("SE(3)", "T(n)") or parity == "natural",
         "translation": not options.keys() & ABOUT_THE_ORIGIN.keys(),
     }
 

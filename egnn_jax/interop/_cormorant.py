@@ -25,6 +25,9 @@ _LEVEL = {
 }
 _DISTANCES = ("scales", "phases", "rho", "omega")
 
+OPTIONS = {"parity": "ignored", "self_pairs": True}
+"""Options of the authors' network; others would compute something else with its parameters."""
+
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a parameter of ``CormorantReadout(Cormorant(…))``."""

@@ -10,6 +10,9 @@ from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.interop._names import Entry, host_array, pair, width
 from egnn_jax.models.fuchs import FuchsTFN
 
+OPTIONS = {"parity": "ignored"}
+"""Options of the authors' network; others would compute something else with its parameters."""
+
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a parameter of a ``MaxReadout`` of one of these two networks."""

@@ -10,6 +10,9 @@ from egnn_jax.interop._names import Entry, pair, width
 
 _MLP = {"kernel_0": "0.weight", "bias_0": "0.bias", "kernel_1": "2.weight", "bias_1": "2.bias"}
 
+OPTIONS = {"parity": "ignored", "padded_nodes": None}
+"""Options of the authors' network; others would compute something else with its parameters."""
+
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a parameter of ``L1NetReadout(L1Net(…))``."""

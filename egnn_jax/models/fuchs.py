@@ -23,7 +23,7 @@ from egnn_jax.nn.kernels import (
     LinearMap,
     NormNonlinearity,
 )
-from egnn_jax.nn.mlp import Symmetry, node_features, require_positive
+from egnn_jax.nn.mlp import Parity, Symmetry, node_features, require_option, require_positive
 from egnn_jax.nn.tensor import require_steerable
 
 
@@ -85,14 +85,17 @@ class FuchsTFN(nn.Module):
     """Tensor Field Network of Fuchs et al.: a stack of :class:`TFNLayer` with
     :class:`NormNonlinearity` between them; the last layer outputs degree 0 only.
 
-    Equivariant to rotations and translations, but not to reflections. Intended for graphs of bonds,
-    since every edge has about ⅔ C² (l + 1)³ weights.
+    Intended for graphs of bonds, since every edge has about ⅓ C² (l + 1)³ weights, and twice as
+    many with parity "ignored".
 
     Args:
       features: channels of each degree.
       layers: number of layers.
       degree: highest degree of features; filters go up to twice that.
       radial: width of the radial networks.
+      parity: "natural" multiplies features of degree l by (-1)^l under a reflection and leaves out
+        the filters that break this, so that the network is equivariant to reflections; "ignored"
+        uses all filters, as the authors do, and gives this up.
 
     Call: takes a graph with h (N, F) or (N,), x (N, 3) and a (E, A) or None; returns it with h
     (N, features · (degree + 1)).
@@ -108,13 +111,15 @@ class FuchsTFN(nn.Module):
     layers: int = 4
     degree: int = 2
     radial: int = 32
+    parity: Parity = "natural"
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_steerable(graph, self.degree)
         require_positive(features=self.features, layers=self.layers, radial=self.radial)
+        require_option("parity", self.parity, Parity)
         h = {0: node_features(graph.nodes, self.features)[..., None]}
-        filters = Filters(graph, self.degree, h[0].dtype)
+        filters = Filters(graph, self.degree, h[0].dtype, self.parity)
         middle = tuple((degree, self.features) for degree in range(self.degree + 1))
         last = ((0, self.features * (self.degree + 1)),)
         for k in range(self.layers - 1):
@@ -144,11 +149,13 @@ class FuchsSE3Transformer(nn.Module):
     radial: int = 32
     heads: int = 1
     div: int = 4
+    parity: Parity = "natural"
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_steerable(graph, self.degree)
         require_positive(features=self.features, layers=self.layers, radial=self.radial)
+        require_option("parity", self.parity, Parity)
         require_positive(heads=self.heads, div=self.div)
         if self.features // self.div == 0 or self.features // self.div % self.heads:
             raise ValueError(
@@ -156,7 +163,7 @@ class FuchsSE3Transformer(nn.Module):
                 f"which is {self.heads}"
             )
         h = {0: node_features(graph.nodes, self.features)[..., None]}
-        filters = Filters(graph, self.degree, h[0].dtype)
+        filters = Filters(graph, self.degree, h[0].dtype, self.parity)
         middle = tuple((degree, self.features) for degree in range(self.degree + 1))
         last = ((0, self.features * (self.degree + 1)),)
         for k in range(self.layers):

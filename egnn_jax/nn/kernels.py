@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph.geometry import length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors
-from egnn_jax.nn.mlp import Dense, LayerNorm
+from egnn_jax.nn.mlp import Dense, LayerNorm, Parity
 
 Features = Mapping[int, jax.Array]
 """Features of nodes (N, C, 2 l + 1), or of edges (E, C, 2 l + 1), by degree l."""
@@ -25,13 +25,15 @@ class Filters:
     """Edge quantities that all layers share: matrices Q_J(r̂_ij), a_ij and ‖r_ij‖.
 
     Q_J = (-1)^J Σ_m w_abm Y_Jm(r̂_ij), with w the 3j symbols of l, l' and J, maps a feature of
-    degree l' to one of degree l, for J from |l - l'| to l + l'.
+    degree l' to one of degree l, for J from |l - l'| to l + l'; with parity "natural" only for even
+    l + l' + J.
     """
 
-    def __init__(self, graph: GraphsTuple, degree: int, dtype: jnp.dtype) -> None:
+    def __init__(self, graph: GraphsTuple, degree: int, dtype: jnp.dtype, parity: Parity) -> None:
         d_ij, direction = length_and_direction(edge_vectors(graph, graph.nodes.x))
         a_ij = [] if graph.edges.a is None else [graph.edges.a]
         self.graph, self.dtype = graph, dtype
+        self._step = 2 if parity == "natural" else 1
         self.invariants = jnp.concatenate([*a_ij, d_ij], axis=-1).astype(dtype)
         irreps = e3nn.Irreps([(1, (j, (-1) ** j)) for j in range(2 * degree + 1)])
         self._y = e3nn.spherical_harmonics(irreps, direction, False, normalization="integral")
@@ -39,7 +41,7 @@ class Filters:
     def basis(self, l_in: int, l_out: int) -> jax.Array:
         """Q_J for each J, from l' = ``l_in`` to l = ``l_out``: (E, 2 l' + 1, J, 2 l + 1)."""
         bases = []
-        for j in range(abs(l_in - l_out), l_in + l_out + 1):
+        for j in range(abs(l_in - l_out), l_in + l_out + 1, self._step):
             w, y = e3nn.clebsch_gordan(l_out, l_in, j), self._y.array[:, j**2 : (j + 1) ** 2]
             bases.append(jnp.einsum("abm,em->eba", jnp.asarray((-1) ** j * w, y.dtype), y))
         return jnp.stack(bases, axis=2).astype(self.dtype)
