@@ -1,7 +1,7 @@
 """Losses for graphs with targets: (params, batch, key) -> (scalar, metrics), as ``fit`` expects.
 
 Each takes a network that returns predictions in ``globals.y``, for example
-:class:`egnn_jax.Readout`. Batches may be padded; padding does not count.
+:class:`egnn_jax.Readout`. Batches must be padded, as those of loaders are; padding does not count.
 """
 
 from collections.abc import Callable
@@ -111,10 +111,11 @@ def _regression(
         y: Any = batch.globals.y
         out: Any = apply(params, batch)
         predicted = out.globals.y
-        if y is None or jnp.shape(predicted) != jnp.shape(y):
+        if y is None or jnp.ndim(y) != 2 or jnp.shape(predicted) != jnp.shape(y):
             raise ValueError(
                 f"the targets have shape {None if y is None else jnp.shape(y)} and the predictions "
-                f"{jnp.shape(predicted)}; expected one shape: y of each graph, and as many outputs"
+                f"{jnp.shape(predicted)}; expected one shape (G, T): y of each graph, and as many "
+                "outputs"
             )
         real = graph_mask(batch)[:, None]
         total = jnp.sum(jnp.where(real, penalty(predicted - y), 0))

@@ -181,7 +181,7 @@ def test_what_makes_no_sense_is_refused(water):
         egnn.ASECalculator(egnn.Potential(egnn.EGNN(features=4)), params)
     with pytest.raises(ValueError, match="skin is -1"):
         egnn.ASECalculator(network, params, skin=-1)
-    with pytest.raises(ValueError, match="skin is 'a'"):
+    with pytest.raises(ValueError, match="skin is a; expected a finite number"):
         egnn.ASECalculator(network, params, skin="a")
     with pytest.raises(ValueError, match="references has nan for 'H'; expected an energy in eV"):
         egnn.ASECalculator(network, params, references={"H": np.nan})

@@ -76,6 +76,24 @@ def test_the_calculator_gives_means_spreads_and_ends_where_they_are_large(x64, c
         VelocityVerlet(copper, 2 * units.fs).run(50)
 
 
+def test_the_spread_of_equal_forces_has_a_gradient(x64):
+    """An atom alone has no force in any potential."""
+    graph = egnn.batch(
+        [egnn.graph_from_edges([], [], x=np.zeros((1, 3)), h=np.array([29]))], (4, 6, 2)
+    )
+    potential = egnn.Potential(egnn.PaiNN(4, 1, 3, cutoff=3.0))
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = jax.vmap(lambda key: potential.init(key, graph))(keys)
+
+    def total(params, x):
+        moved = graph._replace(nodes=graph.nodes.replace(x=x))
+        _, spread = egnn.Ensemble(potential, params)(moved)
+        return spread.forces.sum() + spread.energy.sum()
+
+    for slope in jax.tree.leaves(jax.grad(total, (0, 1))(params, graph.nodes.x)):
+        assert np.isfinite(slope).all()
+
+
 def test_arguments_that_make_no_sense(copper):
     graph = egnn.from_ase(copper, cutoff=3.0)
     params = members(graph)

@@ -128,6 +128,13 @@ def test_kinds_of_nodes_are_embedded():
         np.testing.assert_allclose(mixed, of([8, 1, 1]), rtol=0.1, atol=0.1)
 
 
+def test_narrow_numbers_of_nodes_do_not_overflow():
+    graphs = [egnn.complete_graph(np.ones((100, 2)) * k) for k in range(3)]
+    graphs = [g._replace(n_node=np.array([100], np.int8)) for g in graphs]
+    both = egnn.batch(graphs)
+    assert egnn.sum_nodes(both, both.nodes.x)[:, 0].tolist() == [0, 100, 200]
+
+
 def test_half_precision_does_not_round_predictions():
     graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
     model = egnn.Readout(egnn.EGNN(4, 1), mean=-11178.0, scale=273.0)

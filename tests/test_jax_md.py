@@ -200,7 +200,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"systems are int64 \(3,\); expected integers \(16,\)"):
         energy(box=None, systems=[0, 1, 2])
     for options, message in (
-        ({"dr_threshold": -1.0}, "dr_threshold is -1.0; expected 0 or more"),
+        ({"dr_threshold": -1.0}, "dr_threshold is -1.0; expected a finite number"),
         ({"box": np.full((2, 3), 9.0)}, r"the box has shape \(2, 3\)"),
         ({"box": 9 * np.eye(3) + np.eye(3, k=-1)}, "expected lattice vectors as columns of an upp"),
         ({"numbers": np.zeros(0, int)}, r"numbers are int64 \(0,\)"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.nn.heads import Autoencoder, L1NetReadout
+from egnn_jax.nn.mlp import glorot_orthogonal
 from egnn_jax.nn.radial import DampedWaves
 from tests import reference
 
@@ -279,6 +280,28 @@ def test_features_without_content_are_refused(name):
             jax.eval_shape(model.init, jax.random.key(0), given)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [egnn.EGCL(), egnn.EGNN(embed=False), egnn.GNN(coordinates=False, embed=False), egnn.SchNet()],
+    ids=lambda model: type(model).__name__,
+)
+def test_features_of_another_shape_are_refused(model):
+    graph = egnn.complete_graph(np.eye(3))
+    shapes = [np.ones((3, 1, 2))] + ([] if type(model) is egnn.SchNet else [None, np.arange(3)])
+    for h in shapes:
+        given = graph._replace(nodes=graph.nodes.replace(h=h))
+        with pytest.raises(ValueError, match=r"expected (one feature or more|\(N, F\))"):
+            jax.eval_shape(model.init, jax.random.key(0), given)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_orthogonal_kernels_in_half_precision(dtype):
+    kernel = glorot_orthogonal(jax.random.key(0), (4, 4), dtype)
+    assert kernel.dtype == dtype
+    product = np.asarray(kernel, np.float64) @ np.asarray(kernel, np.float64).T
+    np.testing.assert_allclose(product, product[0, 0] * np.eye(4), atol=0.02)
+
+
 def test_node_types_out_of_range_give_nan():
     graph = egnn.complete_graph(np.eye(3), h=[1, 6, 8])
     model = egnn.EGNN(features=4, layers=1)
@@ -325,6 +348,14 @@ def test_statistics_of_a_head_may_be_arrays():
     np.testing.assert_allclose(out[0], np.array([1.0, 2.0]) + np.array([0.5, 3.0]) * y, rtol=1e-6)
     np.testing.assert_array_equal(out[0], out[1])
     np.testing.assert_array_equal(out[0], out[2])
+
+
+def test_targets_of_three_axes_are_refused():
+    graph = egnn.batch([egnn.complete_graph(x=np.eye(3), y=[1.0])] * 2, (7, 13, 3))
+    graph = graph._replace(globals=graph.globals.replace(y=jnp.ones((3, 3, 3))))
+    loss = egnn.losses.mean_absolute_error(lambda params, graph: graph)
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 3\) .*; expected one shape \(G, T\)"):
+        loss({}, graph, jax.random.key(0))
 
 
 def test_losses_take_a_network_or_its_apply():

@@ -51,6 +51,17 @@ def crystal(seed=0, atoms=5):
     return egnn.radius_graph(x, CUTOFF, h=rng.choice([1, 6, 8], atoms), cell=cell)
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, egnn.MixedPrecision])
+def test_forces_that_would_not_be_derivatives_are_refused(wrap):
+    graph = egnn.complete_graph(np.eye(3), h=np.ones((3, 2)))
+    sums = {"cutoff": 3.0, "coordinate_aggregation": "sum"}
+    for options in ({"update_coordinates": False}, sums):
+        model = egnn.EGNN(4, 2, normalize=True, **options)
+        egnn.Potential(wrap(model)).init(jax.random.key(0), graph)
+    with pytest.raises(ValueError, match="the EGNN has normalize and no cutoff"):
+        egnn.Potential(wrap(egnn.EGNN(4, 2, normalize=True))).init(jax.random.key(0), graph)
+
+
 def built(backbone, graph, **options):
     """A potential with parameters of order one, compiled."""
     potential = egnn.Potential(backbone, scale=0.7, **options)

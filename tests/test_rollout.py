@@ -99,6 +99,23 @@ def test_the_gradient_keeps_the_square_root_of_the_steps(system):
     assert temporaries(1600, "sqrt") < 2.5 * temporaries(400, "sqrt")
 
 
+def test_a_state_may_be_of_a_class_without_equality():
+    @jax.tree_util.register_pytree_node_class
+    class State:
+        def __init__(self, x):
+            self.x = x
+
+        def tree_flatten(self):
+            return (self.x,), None
+
+        @classmethod
+        def tree_unflatten(cls, _, leaves):
+            return cls(*leaves)
+
+    step = lambda params, state: State(params * state.x)
+    assert float(egnn.rollout(step, 2.0, State(jnp.ones(())), 3).state.x) == 8
+
+
 def test_systems_are_followed_at_once(system):
     params, step, start, _ = system
     others = start._replace(v=start.v[::-1])

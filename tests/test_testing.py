@@ -158,6 +158,19 @@ def test_a_broken_layer_is_caught_in_float32(check, layer, message):
         check(layer)
 
 
+def test_a_graph_at_the_origin_shows_nothing(x64):
+    with pytest.raises(AssertionError, match="does not depend on them"):
+        testing.assert_equivariant(lambda g: g, egnn.complete_graph(np.zeros((3, 3))))
+
+
+def test_padding_has_node_types(x64):
+    graph = egnn.complete_graph(np.eye(3), h=np.array([1, 6, 8]))
+    for seed in range(5):
+        h = testing.pad_with_noise(graph, seed).nodes.h
+        assert h[:3].tolist() == [1, 6, 8]
+        assert h.min() >= 1
+
+
 def test_only_what_is_asked_for_is_checked(x64):
     testing.assert_equivariant(no_reflection, testing.random_graph(), reflection=False)
     testing.assert_equivariant(absolute_position, testing.random_graph(), translation=False)

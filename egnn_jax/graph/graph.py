@@ -172,7 +172,7 @@ def require_geometric(graph: GraphsTuple, dimensions: int | None = None) -> None
 
 def graph_of_node(graph: GraphsTuple) -> jax.Array:
     """The index of the graph that each node belongs to (N,); G for padding nodes in a part."""
-    n_node = jnp.asarray(graph.n_node)
+    n_node = jnp.asarray(graph.n_node, jnp.int32)  # sums of narrow integers overflow
     size = graph.nodes.x.shape[0]
     if is_part(graph):
         n_node = jnp.append(n_node, size - jnp.sum(n_node))

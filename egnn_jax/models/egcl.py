@@ -28,6 +28,7 @@ from egnn_jax.nn.mlp import (
     Activation,
     Dense,
     EdgeMLP,
+    require_features,
     require_option,
     require_positive,
     small_kernel,
@@ -212,6 +213,7 @@ class EGCL(nn.Module):
         require_not_negative(shrinkage=self.shrinkage)
         self._require_smooth()
         h = graph.nodes.h
+        require_features(h)
         if h.ndim != 2:
             raise ValueError(f"h has shape {h.shape}; expected (N, F): embed node types first")
         if self.residual and h.shape[-1] != self.features:

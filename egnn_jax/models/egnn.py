@@ -11,7 +11,14 @@ import jax
 from egnn_jax.graph._validation import shown
 from egnn_jax.graph.graph import GraphsTuple, require_geometric
 from egnn_jax.models.egcl import EGCL, Aggregation, CoordinateAggregation, Velocity
-from egnn_jax.nn.mlp import Activation, Dense, Symmetry, embed, require_positive
+from egnn_jax.nn.mlp import (
+    Activation,
+    Dense,
+    Symmetry,
+    embed,
+    require_features,
+    require_positive,
+)
 
 
 class EGNN(nn.Module):
@@ -87,6 +94,7 @@ class EGNN(nn.Module):
         if self.embed:
             h = embed(graph.nodes, self.features)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
+        require_features(graph.nodes.h)
         moves = self.cutoff is not None and self.update_coordinates
         x = graph.nodes.x
         for k in range(self.layers):

@@ -67,7 +67,7 @@ def rooms(graph: GraphsTuple, max_nodes: int) -> tuple[Rooms, jax.Array]:
 
 def layout(graph: GraphsTuple, max_nodes: int) -> Rooms:
     """Lay out ``max_nodes`` places per graph; further nodes of a graph remain without a place."""
-    total, n_node = graph.nodes.x.shape[0], jnp.asarray(graph.n_node)
+    total, n_node = graph.nodes.x.shape[0], jnp.asarray(graph.n_node, jnp.int32)
     number, size = n_node.shape[0], max(min(max_nodes, total), 1)
     of = graph_of_node(graph).astype(n_node.dtype)
     first = jnp.cumsum(n_node) - n_node

@@ -32,9 +32,10 @@ def glorot_orthogonal(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
     """A semi-orthogonal matrix (in, out), scaled to a variance of 2 / (in + out) of its entries."""
-    matrix = jax.random.orthogonal(key, max(shape), dtype=dtype)[: shape[0], : shape[1]]
+    exact = jnp.promote_types(dtype, jnp.float32)  # there is no QR decomposition in half precision
+    matrix = jax.random.orthogonal(key, max(shape), dtype=exact)[: shape[0], : shape[1]]
     variance = jnp.var(matrix) if matrix.size > 1 else 1.0  # one entry is ±1
-    return matrix * jnp.sqrt(2 / (sum(shape) * variance))
+    return (matrix * jnp.sqrt(2 / (sum(shape) * variance))).astype(dtype)
 
 
 small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "uniform")
@@ -188,15 +189,19 @@ def node_features(nodes: Nodes, features: int, name: str = "embedding") -> jax.A
     Call it in a compact method, whose module gets the table under ``name``, in the dtype of x.
 
     Raises:
-      ValueError: nodes have no h, or h has no features.
+      ValueError: nodes have no h, or h has no features or another number of axes.
     """
-    h = nodes.h
-    if h is None or (h.ndim == 2 and not h.shape[1]):
+    require_features(nodes.h)
+    if jnp.issubdtype(nodes.h.dtype, jnp.integer):
+        return Table(features, name=name)(nodes.h, nodes.x.dtype)
+    return nodes.h
+
+
+def require_features(h: Any) -> None:
+    """Raise ValueError unless h is (N, F) with one feature or more, or (N,)."""
+    if h is None or h.ndim not in (1, 2) or not all(h.shape[1:]):
         found = "nodes have no h" if h is None else f"h has shape {h.shape}"
         raise ValueError(f"{found}; expected one feature or more, or node types (N,)")
-    if jnp.issubdtype(h.dtype, jnp.integer):
-        return Table(features, name=name)(h, nodes.x.dtype)
-    return h
 
 
 def embed(nodes: Nodes, features: int, **options: Any) -> jax.Array:

@@ -85,8 +85,7 @@ class ASECalculator(Calculator):
         if not isinstance(model, Potential):
             model, params, references = _of_trained(model, references)
         self._cutoff = cutoff_of(model)
-        if not (isinstance(skin, int | float) and 0 <= skin < float("inf")):
-            raise ValueError(f"skin is {skin!r}; expected a distance of 0 or more in Å")
+        _validation.require_not_negative(skin=skin)
         self._potential, self._params = model, jax.device_get(params)
         self._references = None if references is None else _energies(references)
         self._skin, self._max_spread = float(skin), max_spread

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import egnn_jax
+from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.potentials.potential import Potential
 
@@ -126,7 +127,6 @@ def mean_and_spread(
     outs: Any = jax.vmap(lambda params: potential.apply(params, graph))(params)
     h, y = outs.nodes.h, outs.nodes.y
     energies = outs.globals.y[..., 0]
-    apart = jnp.sum((y - y.mean(axis=0)) ** 2, axis=-1)
     stress = outs.globals.stress
     mean = graph._replace(
         nodes=graph.nodes.replace(h=h.mean(axis=0), y=y.mean(axis=0)),
@@ -135,8 +135,13 @@ def mean_and_spread(
             stress=None if stress is None else stress.mean(axis=0),
         ),
     )
-    forces = jnp.sqrt(jnp.sum(apart, axis=0) / (len(y) - 1))
-    return mean, Spread(energies.std(axis=0, ddof=1), forces)
+    return mean, Spread(_deviation(energies[..., None]), _deviation(y))
+
+
+def _deviation(values: jax.Array) -> jax.Array:
+    """Standard deviation over the members, √(Σ_k ‖a_k - ā‖² / (K - 1)), of (K, M, n): (M,)."""
+    apart = jnp.moveaxis(values - values.mean(axis=0), 0, 1)  # where equal, with a derivative of 0
+    return safe_norm(apart.reshape(len(apart), -1)) / (len(values) - 1) ** 0.5
 
 
 def require_certain(spread: np.ndarray, most: float, symbols: Any) -> None:

@@ -66,9 +66,8 @@ def energy(
     require("jax_md")
     from jax_md import partition
 
-    if not (isinstance(dr_threshold, int | float) and 0 <= dr_threshold < np.inf):
-        raise ValueError(f"dr_threshold is {dr_threshold!r}; expected 0 or more Å")
-    reach = cutoff_of(potential) + dr_threshold
+    _validation.require_not_negative(dr_threshold=dr_threshold)
+    reach = cutoff_of(potential) + float(dr_threshold)
     numbers = np.asarray(numbers)
     if numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(

@@ -37,7 +37,8 @@ class Potential(nn.Module):
     if it was trained on these. Stress has ASE's sign, negative under compression.
 
     Raises:
-      ValueError: the graph is not from this library, or has no cell but ``stress`` is set.
+      ValueError: the graph is not from this library, or has no cell but ``stress`` is set; an EGNN
+        with ``normalize`` moves coordinates without a cutoff.
     """
 
     encoder: nn.Module
@@ -48,6 +49,7 @@ class Potential(nn.Module):
     @nn.compact
     def energies(self, graph: GraphsTuple) -> jax.Array:
         """Atomic energies E_i (N, 1): ``potential.apply(params, graph, method="energies")``."""
+        _require_derivatives(getattr(self.encoder, "model", self.encoder))
         h = self.encoder(graph).nodes.h
         of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(graph.nodes.x.dtype)
         return self.shift + self.scale * of_atoms
@@ -95,6 +97,16 @@ def cutoff_of(potential: Potential) -> float:
             "to zero there"
         )
     return float(cutoff)
+
+
+def _require_derivatives(encoder: nn.Module) -> None:
+    """Raise ValueError for an EGNN that holds distances constant in derivatives."""
+    moves = getattr(encoder, "normalize", False) and getattr(encoder, "update_coordinates", False)
+    if moves and getattr(encoder, "cutoff", None) is None:
+        raise ValueError(
+            f"the {type(encoder).__name__} has normalize and no cutoff, so forces would not be "
+            "the derivatives of its energy; expected a cutoff, or update_coordinates=False"
+        )
 
 
 def _moved(graph: GraphsTuple, x: jax.Array) -> GraphsTuple:

@@ -208,7 +208,8 @@ def _require_same(what: str, found: Any, expected: Any) -> None:
         jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree)
         for tree in (found, expected)
     ]
-    if described[0] != described[1] or jax.tree.structure(found) != jax.tree.structure(expected):
+    same = jax.tree.leaves(described[0]) == jax.tree.leaves(described[1])
+    if not same or jax.tree.structure(found) != jax.tree.structure(expected):
         raise ValueError(f"{what} returns {described[0]}; expected {described[1]}, as it was given")
 
 

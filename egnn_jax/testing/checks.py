@@ -250,10 +250,10 @@ def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: flo
     seen = 100 * rtol
     x = np.asarray(graph.nodes.x)
     if isinstance(out, GraphsTuple) and out.nodes.x.shape == x.shape:
-        moved = np.abs(np.asarray(out.nodes.x) - x).max() / np.abs(x).max()
-        if 0 < moved <= seen:
+        moved, size = np.abs(np.asarray(out.nodes.x) - x).max(), np.abs(x).max()
+        if 0 < moved <= seen * size:
             raise AssertionError(
-                f"nodes.x moves by {moved:.1e} of its size only, expected more than "
+                f"nodes.x moves by {moved / size:.1e} of its size only, expected more than "
                 f"{seen:.1e}: errors would hide below the "
                 "tolerance; redraw the parameters with randomise_parameters"
             )

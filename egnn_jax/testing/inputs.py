@@ -100,7 +100,13 @@ def pad_with_noise(
     rng = np.random.default_rng([seed, 1])
 
     def noise(real: int) -> Callable[[jax.Array], jax.Array]:
-        return lambda a: a.at[real:].set(rng.standard_normal(a[real:].shape).astype(a.dtype))
+        def of(a: jax.Array) -> jax.Array:
+            shape = a[real:].shape
+            kinds = jnp.issubdtype(a.dtype, jnp.integer)  # or steps of periodic images
+            drawn = rng.integers(1, 10, shape) if kinds else rng.standard_normal(shape)
+            return a.at[real:].set(drawn.astype(a.dtype))
+
+        return of
 
     return padded._replace(
         nodes=jax.tree.map(noise(real_nodes), padded.nodes),
