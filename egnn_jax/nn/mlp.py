@@ -32,7 +32,8 @@ def glorot_orthogonal(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
     """A semi-orthogonal matrix (in, out), scaled to a variance of 2 / (in + out) of its entries."""
-    exact = jnp.promote_types(dtype, jnp.float32)  # there is no QR decomposition in half precision
+    # There is no QR decomposition in half precision.
+    exact = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     matrix = jax.random.orthogonal(key, max(shape), dtype=exact)[: shape[0], : shape[1]]
     variance = jnp.var(matrix) if matrix.size > 1 else 1.0  # one entry is ±1
     return (matrix * jnp.sqrt(2 / (sum(shape) * variance))).astype(dtype)
