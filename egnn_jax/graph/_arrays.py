@@ -76,3 +76,17 @@ def require_rows(name: str, values: Any, rows: int, of: str, kind: Any = jnp.num
             f"{name} is {found}; expected an array of {kind.__name__} type, ({rows}, …), a row for "
             f"each {of}"
         )
+
+
+def require_features(h: Any) -> None:
+    """Raise ValueError unless h is (N, F) with one feature or more, or (N,)."""
+    if h is None or h.ndim not in (1, 2) or not all(h.shape[1:]):
+        found = "nodes have no h" if h is None else f"h has shape {h.shape}"
+        raise ValueError(f"{found}; expected one feature or more, or node types (N,)")
+
+
+def require_embedded(h: Any) -> None:
+    """Raise ValueError unless h is (N, F) with one feature or more."""
+    require_features(h)
+    if h.ndim != 2:
+        raise ValueError(f"h has shape {h.shape}; expected (N, F): embed node types first")

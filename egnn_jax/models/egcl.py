@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._arrays import require_embedded
 from egnn_jax.graph._validation import require_not_negative, require_positive_number
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import safe_norm
@@ -28,7 +29,6 @@ from egnn_jax.nn.mlp import (
     Activation,
     Dense,
     EdgeMLP,
-    require_features,
     require_option,
     require_positive,
     small_kernel,
@@ -213,9 +213,7 @@ class EGCL(nn.Module):
         require_not_negative(shrinkage=self.shrinkage)
         self._require_smooth()
         h = graph.nodes.h
-        require_features(h)
-        if h.ndim != 2:
-            raise ValueError(f"h has shape {h.shape}; expected (N, F): embed node types first")
+        require_embedded(h)
         if self.residual and h.shape[-1] != self.features:
             raise ValueError(
                 f"h has {h.shape[-1]} features; expected {self.features}, since residual=True adds "

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
+from egnn_jax.graph._arrays import require_features
 from egnn_jax.graph._validation import shown
 from egnn_jax.graph.graph import GraphsTuple, require_geometric
 from egnn_jax.models.egcl import EGCL, Aggregation, CoordinateAggregation, Velocity
@@ -16,7 +17,6 @@ from egnn_jax.nn.mlp import (
     Dense,
     Symmetry,
     embed,
-    require_features,
     require_positive,
 )
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from egnn_jax.graph._arrays import require_embedded
 from egnn_jax.graph.graph import GraphsTuple, require_geometric, sum_at_receivers
 from egnn_jax.nn.mlp import (
     MLP,
@@ -14,7 +15,6 @@ from egnn_jax.nn.mlp import (
     EdgeMLP,
     Symmetry,
     embed,
-    require_features,
     require_positive,
 )
 from egnn_jax.nn.precision import compute_dtype
@@ -58,9 +58,7 @@ class GNN(nn.Module):
             h = (x if v is None else jnp.concatenate([x, v], axis=-1)).astype(compute_dtype(graph))
         if self.embed:
             h = embed(graph.nodes.replace(h=h), self.features)
-        require_features(h)
-        if h.ndim != 2:
-            raise ValueError(f"h has shape {h.shape}; expected (N, F): embed node types first")
+        require_embedded(h)
         for layer in range(self.layers):
             m_ij = EdgeMLP(self.features, name=f"layer_{layer}_phi_e")(graph, h, graph.edges.a)
             m_i = sum_at_receivers(graph, m_ij)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._arrays import require_features
 from egnn_jax.graph._validation import NUM_KINDS, require_count, shown
 from egnn_jax.graph.exchange import exchange, vary
 from egnn_jax.graph.graph import GraphsTuple, Nodes, dtype_of_sums
@@ -196,13 +197,6 @@ def node_features(nodes: Nodes, features: int, name: str = "embedding") -> jax.A
     if jnp.issubdtype(nodes.h.dtype, jnp.integer):
         return Table(features, name=name)(nodes.h, nodes.x.dtype)
     return nodes.h
-
-
-def require_features(h: Any) -> None:
-    """Raise ValueError unless h is (N, F) with one feature or more, or (N,)."""
-    if h is None or h.ndim not in (1, 2) or not all(h.shape[1:]):
-        found = "nodes have no h" if h is None else f"h has shape {h.shape}"
-        raise ValueError(f"{found}; expected one feature or more, or node types (N,)")
 
 
 def embed(nodes: Nodes, features: int, **options: Any) -> jax.Array:

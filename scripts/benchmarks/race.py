@@ -5,8 +5,8 @@
 Each system is trained by its recipe, with a warm-up of 2 % and a cosine schedule over as many steps
 as fit into the time, estimated beforehand from the time of a step on the available cores. If they
 are less than an epoch, the network sees that many molecules once. Interrupted runs resume, and
-completed ones are read. Writes all rows so far to ``race.{md,png}`` in ``runs/race/MINUTES-minutes-
-TARGET``.
+completed ones are read. Writes all rows so far to ``race.{md,png}`` in
+``runs/race/MINUTES-minutes-TARGET``.
 
 Only the number of steps matters, not the machine: ``--plan`` only counts them. Given the folder, a
 machine with a GPU then runs the same steps in less time, with the systems side by side:
