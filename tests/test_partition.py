@@ -13,6 +13,7 @@ from helpers import environment
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.graph.partition import divide
+from egnn_jax.potentials.learned_dynamics import LearnedDynamics
 
 CUTOFF = 1.3
 TOLERANCE = 1e-10
@@ -276,6 +277,16 @@ def test_models_that_do_not_exchange_are_refused(name):
     apply = egnn.on_devices(REFUSED[name].apply)
     with pytest.raises(ValueError, match=r"spread over devices|over several devices"):
         jax.eval_shape(apply, params, parts)
+
+
+def test_simulations_run_on_parts(x64):
+    graph = crystal()
+    model = LearnedDynamics(features=4, steps=6, time=0.1)
+    parts = egnn.partition(graph, 2)
+    assert compared(model, graph, parts) < TOLERANCE
+    bounded = egnn.on_devices(model.clone(growth=1.0).apply)
+    with pytest.raises(ValueError, match="growth is not computed over several devices"):
+        bounded(parameters(model, graph), parts)
 
 
 def test_sums_that_leave_out_other_devices_are_refused():

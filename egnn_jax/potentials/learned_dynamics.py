@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.exchange import exchange
+from egnn_jax.graph.exchange import exchange, require_one_part
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
@@ -87,7 +87,8 @@ class LearnedDynamics(nn.Module):
     or None and a (E, A) or None; returns it with x and v after ``time``.
 
     Raises:
-      ValueError: ``bound``, ``time`` or ``growth`` is not above 0.
+      ValueError: ``bound``, ``time`` or ``growth`` is not above 0, or ``growth`` is given for a
+        graph that is spread over devices.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -107,6 +108,8 @@ class LearnedDynamics(nn.Module):
         for name in ("bound", "time", "growth"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; expected a finite number above 0")
+        if self.growth is not None:
+            require_one_part(graph, "growth")
         force = PairForce(self.features, self.layers, self.bound, name="force")
         force(graph)  # creates the parameters that the steps share
         module, variables = force.unbind()

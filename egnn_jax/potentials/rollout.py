@@ -93,7 +93,8 @@ def rollout(
         carry, _ = _scan(one, carry, every, checkpoint)
         return carry, save(carry[0])
 
-    start = (state, jnp.zeros((), jnp.int32), _is_finite(state))
+    finite = _is_finite(state)
+    start = (state, jnp.zeros_like(finite, jnp.int32), finite)  # like: as varied between devices
     if save_every is None:
         (state, finite, _), frames = _scan(one, start, steps, checkpoint)
     else:
