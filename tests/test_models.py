@@ -302,6 +302,16 @@ def test_orthogonal_kernels_in_half_precision(dtype):
     np.testing.assert_allclose(product, product[0, 0] * np.eye(4), atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+@pytest.mark.parametrize("model", [egnn.EGNN(4, 1, normalize=True), egnn.L1Net(4, layers=1)])
+def test_coincident_nodes_are_finite_in_half_precision(model, dtype):
+    x = jnp.array([[0, 0, 0], [0, 0, 0], [1, 2, 0]], dtype)
+    graph = egnn.complete_graph(x, h=jnp.ones((3, 2), dtype))
+    out = jax.jit(model.apply)(model.init(jax.random.key(0), graph), graph)
+    assert np.isfinite(np.asarray(out.nodes.h, np.float32)).all()
+    assert np.isfinite(np.asarray(out.nodes.x, np.float32)).all()
+
+
 def test_node_types_out_of_range_give_nan():
     graph = egnn.complete_graph(np.eye(3), h=[1, 6, 8])
     model = egnn.EGNN(features=4, layers=1)

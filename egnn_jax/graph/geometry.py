@@ -48,6 +48,11 @@ def length_and_direction(r: jax.Array) -> tuple[jax.Array, jax.Array]:
     return length, r / jnp.where(length > 0, length, 1)
 
 
+def above_zero(length: jax.Array) -> jax.Array:
+    """‖r‖ + 1e-8 to divide by; float16, which rounds 1e-8 to 0, adds its least normal number."""
+    return length + max(1e-8, float(jnp.finfo(length.dtype).tiny))
+
+
 def random_orthogonal(key: jax.Array, n: int, determinant: int | None = None) -> jax.Array:
     """Draw a Haar-uniform orthogonal matrix (n, n).
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from egnn_jax.graph._arrays import require_embedded
 from egnn_jax.graph._validation import require_not_negative, require_positive_number
 from egnn_jax.graph.exchange import exchange
-from egnn_jax.graph.geometry import safe_norm
+from egnn_jax.graph.geometry import above_zero, safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
     dtype_of_sums,
@@ -185,7 +185,7 @@ class EGCL(nn.Module):
             length = safe_norm(r_ij, keepdims=True)
             # As in the authors' code; with a cutoff, the output may be an energy with forces.
             length = jax.lax.stop_gradient(length) if self.cutoff is None else length
-            r_ij /= length + 1e-8
+            r_ij /= above_zero(length)
         moves = r_ij * weight
         return moves if self.clip is None else jnp.clip(moves, -self.clip, self.clip)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._validation import require_count, require_positive_number
-from egnn_jax.graph.geometry import length_and_direction
+from egnn_jax.graph.geometry import above_zero, length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, graph_of_node, require_geometric
 from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, pairs_of, sum_over_rows
 from egnn_jax.nn.heads import L1NetReadout
@@ -242,7 +242,7 @@ class L1Net(nn.Module):
             graph = graph._replace(senders=jnp.where(added, n_node, graph.senders))
         distance, u = length_and_direction(r_ij)
         b = bessel_basis(distance[:, 0], self.basis, self.cutoff)
-        b *= jnp.where(distance < self.cutoff, distance / (distance + 1e-8), 0)  # 0 at d = 0
+        b *= jnp.where(distance < self.cutoff, distance / above_zero(distance), 0)  # 0 at d = 0
         if graph.edges.a is not None:
             b = jnp.concatenate([b, cosine_cutoff(distance, self.cutoff) * graph.edges.a], axis=-1)
         return graph, (b.astype(dtype), -u.astype(dtype), weight.astype(dtype))
