@@ -157,6 +157,14 @@ def test_the_seeds_of_a_run_are_an_ensemble(trained, copper):
         egnn.Ensemble.load(files[0])
     with pytest.raises(ValueError, match=r"two potentials of .* have the same parameters"):
         egnn.Ensemble.load(trained / "run", files[1])
+    for model in (files[0], ensemble):  # references replace those of the training
+        copper.calc = egnn.ASECalculator(model, references={"Cu": 2.0})
+        shifted = copper.get_potential_energy()
+        copper.calc = egnn.ASECalculator(model, references={"Cu": 0.0})
+        np.testing.assert_allclose(shifted - copper.get_potential_energy(), 2.0 * len(copper))
+        copper.calc = egnn.ASECalculator(model, references={})
+        with pytest.raises(ValueError, match="knows no Cu"):
+            copper.get_potential_energy()
     with pytest.raises(ValueError, match="references has 'cu'; expected symbols of elements"):
         egnn.ASECalculator(files[0], references={"cu": 1.0})
     with pytest.raises(ValueError, match="expected runs of the task forces"):

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,6 +225,16 @@ def test_what_is_not_smooth_is_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             egnn.EGNN(features=8, **options).init(jax.random.key(0), graph)
-    free = graph._replace(globals=egnn.Globals())
-    with pytest.raises(ValueError, match="the graph has no cell"):
-        egnn.Potential(BACKBONES["painn"], stress=True).init(jax.random.key(0), free)
+    for nothing in (egnn.Globals(), None):
+        free = graph._replace(globals=nothing)
+        with pytest.raises(ValueError, match="the graph has no cell"):
+            egnn.Potential(BACKBONES["painn"], stress=True).init(jax.random.key(0), free)
+
+
+def test_graphs_without_globals_have_energies_and_forces():
+    graph = egnn.complete_graph(np.eye(3), h=np.array([1, 6, 8]))
+    potential = egnn.Potential(BACKBONES["schnet"])
+    params = potential.init(jax.random.key(0), graph)
+    out = potential.apply(params, graph._replace(globals=None))
+    chex.assert_trees_all_equal(out, potential.apply(params, graph))
+    assert egnn.to_ase(graph._replace(globals=None)) == egnn.to_ase(graph)

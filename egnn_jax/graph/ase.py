@@ -155,7 +155,7 @@ def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] | None =
     h = np.asarray(graph.nodes.h)
     if h.ndim != 1 or not np.issubdtype(h.dtype, np.integer):
         raise ValueError(f"h has shape {h.shape} and dtype {h.dtype}; expected atomic numbers (M,)")
-    cell, steps = graph.globals.cell, graph.edges.steps
+    cell, steps = getattr(graph.globals, "cell", None), graph.edges.steps
     if cell is not None and periodic is None:
         crossed = np.any(np.zeros((1, 3)) if steps is None else np.asarray(steps), axis=0)
         if not crossed.all():

@@ -286,7 +286,7 @@ def _of_trained(
 ) -> tuple[Potential, Any, Mapping[str, float] | None]:
     """Load a potential, its parameters and free-atom energies from a run, file or ensemble."""
     if isinstance(model, Ensemble):
-        return model.potential, model.params, references or model.references
+        return model.potential, model.params, model.references if references is None else references
     if isinstance(model, str | Path):
         model = egnn_jax.load_pretrained(model)
     network = getattr(model, "network", model)
@@ -295,4 +295,5 @@ def _of_trained(
             f"the model is a {type(network).__name__}; expected a Potential, an Ensemble, or a run "
             "or a file of the task forces"
         )
-    return network, model.params, model.config.task.references | dict(references or {})
+    own = model.config.task.references
+    return network, model.params, own if references is None else references

@@ -57,7 +57,7 @@ class Potential(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """Compute energies, forces and stress."""
         require_geometric(graph)
-        x, cell = graph.nodes.x, graph.globals.cell
+        x, cell = graph.nodes.x, getattr(graph.globals, "cell", None)
         if self.stress and cell is None:
             raise ValueError("the graph has no cell; expected one, or stress=False")
         n = x.shape[-1]
