@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import egnn_jax as egnn
-from egnn_jax.training import evaluation
+from egnn_jax.training import distributed, evaluation
 from egnn_jax.training.checkpoint import RunFolder
 from tests.helpers import labelled_graphs
 
@@ -598,3 +598,13 @@ def test_an_evaluation_in_parts_has_the_keys_and_samples_of_the_whole(monkeypatc
     assert {k: float(v) for k, v in parts({}).items()} == pytest.approx(whole, rel=1e-6)
     monkeypatch.setattr(evaluation, "KEPT_BYTES", 1)
     assert egnn.evaluate(loss, {}, data.loader(4), seed=1) == pytest.approx(whole, rel=1e-6)
+
+
+def test_memory_is_freed_after_each_compilation_of_a_training(monkeypatch):
+    freed = []
+    monkeypatch.setattr(distributed, "free_heaps", lambda: freed.append(True))
+    fit(valid=None)
+    assert freed
+    freed.clear()
+    jax.jit(lambda x: x + 1).lower(1.0).compile()
+    assert not freed

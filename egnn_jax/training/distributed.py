@@ -1,9 +1,11 @@
 """The devices of one or several processes, and how a batch is sharded over them."""
 
+import contextlib
 import ctypes
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -112,6 +114,21 @@ def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree
     )
+
+
+@contextlib.contextmanager
+def freed_after_compiling() -> Iterator[None]:
+    """Free what each compilation leaves over, before the compiled program needs memory itself."""
+
+    def compiled(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            free_heaps()
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(compiled)
 
 
 def free_heaps() -> None:

@@ -17,6 +17,7 @@ from egnn_jax.training._validation import require_loss
 from egnn_jax.training.distributed import (
     AXIS,
     DEVICES,
+    free_heaps,
     local_mesh,
     make_mesh,
     own_batches,
@@ -70,6 +71,7 @@ class Evaluation:
 
     def __call__(self, params: Any, draw: int = 0) -> dict[str, jax.Array]:
         """Evaluate parameters; padding in the last batch does not count."""
+        free_heaps()
         key = jax.random.fold_in(self._key, draw)
         sums = []
         if self._count:
@@ -84,6 +86,7 @@ class Evaluation:
                     sums.append(jax.block_until_ready(found))
         if (rest := self._rest) is not None:
             sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
+        free_heaps()
         total = jax.tree.map(lambda *parts: sum(jax.device_get(parts)), *sums)
         return {name: jnp.divide(value, number) for name, (value, number) in total.items()}
 

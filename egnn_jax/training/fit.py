@@ -24,6 +24,7 @@ from egnn_jax.training._validation import (
 )
 from egnn_jax.training.callbacks import Callback, EarlyStopping, MetricsLog, ProgressBar
 from egnn_jax.training.checkpoint import RunFolder
+from egnn_jax.training.distributed import freed_after_compiling
 from egnn_jax.training.evaluation import Metrics, metrics_of
 from egnn_jax.training.loop import Training
 from egnn_jax.training.plan import FitResult, Plan
@@ -130,7 +131,7 @@ def fit(
     if run is not None and not any(isinstance(c, MetricsLog) for c in callbacks):
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
     evaluated = metrics_of(loss) if metrics is None else metrics
-    with exchanging():
+    with exchanging(), freed_after_compiling():
         training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
         described: dict[str, Any] = {}
         if jax.process_count() > 1 or (run is not None and settings is None):

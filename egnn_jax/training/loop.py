@@ -216,7 +216,7 @@ class Training:
                 f"{from_first(self._last_good)}"
             )
         from_first(self._write)
-        free_heaps()  # memory left over from compilations, evaluations and checkpoints
+        free_heaps()
 
     def _write(self) -> None:
         folder, step = self.folder, self.progress.step
