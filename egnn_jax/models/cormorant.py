@@ -56,6 +56,10 @@ class CormorantLevel(nn.Module):
     G_ij^l = mask(d_ij) W_l [G_ij^l, F_i · F_j, R(d_ij)] and
     F_i^l ← U_l [(Σ_j G_ij Υ(r_ij) ⊗ F_j)^l, F_i^l, (F_i ⊗ F_i)^l].
 
+    R holds radial functions (:class:`~egnn_jax.nn.radial.DampedWaves`) and edge attributes, Υ solid
+    harmonics; W_l and U_l are complex matrices over channels. mask(d) = σ((ρ - d) / ω) has ρ and ω
+    for each channel.
+
     Args:
       features: channels of each degree.
       degree: the highest degree of the output.
