@@ -1,5 +1,7 @@
 """Evaluation of metrics over all samples of a loader."""
 
+import math
+import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
@@ -67,11 +69,14 @@ class Evaluation:
         if not self._count and self._rest is None:
             raise ValueError("the loader has no batches to evaluate; expected at least one")
         self._kept: Any = None
+        self._seconds = math.inf  # of the last call
         self._evaluate = self._compiled(metrics, seeds)
 
     def __call__(self, params: Any, draw: int = 0) -> dict[str, jax.Array]:
         """Evaluate parameters; padding in the last batch does not count."""
-        free_heaps()
+        started = time.monotonic()
+        if self._seconds > 1:  # the next call after freeing is some milliseconds slower
+            free_heaps()
         key = jax.random.fold_in(self._key, draw)
         sums = []
         if self._count:
@@ -86,7 +91,7 @@ class Evaluation:
                     sums.append(jax.block_until_ready(found))
         if (rest := self._rest) is not None:
             sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
-        free_heaps()
+        self._seconds = time.monotonic() - started
         total = jax.tree.map(lambda *parts: sum(jax.device_get(parts)), *sums)
         return {name: jnp.divide(value, number) for name, (value, number) in total.items()}
 
