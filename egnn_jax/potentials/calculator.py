@@ -83,7 +83,8 @@ class ASECalculator(Calculator):
             given = "None" if params is None else "given"
             raise ValueError(f"params is {given}; expected it with a Potential, and only then")
         if not isinstance(model, Potential):
-            model, params, references = _of_trained(model, references)
+            model, params, own = _of_trained(model)
+            references = own if references is None else references
         self._cutoff = cutoff_of(model)
         _validation.require_not_negative(skin=skin)
         self._potential, self._params = model, jax.device_get(params)
@@ -281,12 +282,10 @@ def _evaluate(
     return found
 
 
-def _of_trained(
-    model: Any, references: Mapping[str, float] | None
-) -> tuple[Potential, Any, Mapping[str, float] | None]:
+def _of_trained(model: Any) -> tuple[Potential, Any, Mapping[str, float] | None]:
     """Load a potential, its parameters and free-atom energies from a run, file or ensemble."""
     if isinstance(model, Ensemble):
-        return model.potential, model.params, model.references if references is None else references
+        return model.potential, model.params, model.references
     if isinstance(model, str | Path):
         model = egnn_jax.load_pretrained(model)
     network = getattr(model, "network", model)
@@ -295,5 +294,4 @@ def _of_trained(
             f"the model is a {type(network).__name__}; expected a Potential, an Ensemble, or a run "
             "or a file of the task forces"
         )
-    own = model.config.task.references
-    return network, model.params, own if references is None else references
+    return network, model.params, model.config.task.references
