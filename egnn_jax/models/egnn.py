@@ -12,13 +12,7 @@ from egnn_jax.graph._arrays import require_features
 from egnn_jax.graph._validation import shown
 from egnn_jax.graph.graph import GraphsTuple, require_geometric
 from egnn_jax.models.egcl import EGCL, Aggregation, CoordinateAggregation, Velocity
-from egnn_jax.nn.mlp import (
-    Activation,
-    Dense,
-    Symmetry,
-    embed,
-    require_positive,
-)
+from egnn_jax.nn.mlp import Activation, Dense, Symmetry, embed, require_positive
 
 
 class EGNN(nn.Module):

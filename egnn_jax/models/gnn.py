@@ -9,14 +9,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph._arrays import require_embedded
 from egnn_jax.graph.graph import GraphsTuple, require_geometric, sum_at_receivers
-from egnn_jax.nn.mlp import (
-    MLP,
-    Dense,
-    EdgeMLP,
-    Symmetry,
-    embed,
-    require_positive,
-)
+from egnn_jax.nn.mlp import MLP, Dense, EdgeMLP, Symmetry, embed, require_positive
 from egnn_jax.nn.precision import compute_dtype
 
 
