@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from egnn_jax.experiments.nbody import NBody
@@ -100,6 +101,25 @@ def test_one_step_equals_a_hand_written_one(x64, name):
     mixed = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, expected)
     chex.assert_trees_all_close(after.average, mixed, rtol=1e-6, atol=1e-8)
     assert after.step == 1
+
+
+def test_amsgrad_equals_that_of_pytorch(x64):
+    """Whose maximum is over second moments without bias correction."""
+    gradients = np.array([[8.0, -0.5], [0.1, 0.7], [-0.2, 0.3], [0.05, -0.01]])
+    optimizer = Optimizer(name="amsgrad", learning_rate=0.1).build(10, 40)
+    params = jnp.array([2.0, 1.0])
+    state = optimizer.init(params)
+    expected = np.array(params)
+    m = v = largest = np.zeros(2)
+    for t, g in enumerate(gradients, start=1):
+        updates, state = optimizer.update(jnp.asarray(g), state, params)
+        params = optax.apply_updates(params, updates)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        largest = np.maximum(largest, v)
+        deviation = np.sqrt(largest) / np.sqrt(1 - 0.999**t) + 1e-8
+        expected = expected - 0.1 * m / (1 - 0.9**t) / deviation
+    # optax corrects the bias of m in float32
+    np.testing.assert_allclose(params, expected, rtol=1e-6)
 
 
 def test_any_optimizer_of_optax_that_takes_a_learning_rate_is_built():

@@ -16,8 +16,9 @@ class Optimizer:
     """An optax optimizer and its learning rate schedule.
 
     Args:
-      name: "adam" (weight decay is added to the gradient, as in PyTorch), "adamw" (decoupled), or
-        another optax optimizer that takes a learning rate, for example "lion".
+      name: "adam" (weight decay is added to the gradient, as in PyTorch), "adamw" (decoupled),
+        "amsgrad" (as in PyTorch, not as in optax; see :func:`_amsgrad`), or another optax optimizer
+        that takes a learning rate, for example "lion".
       learning_rate: the peak learning rate.
       weight_decay: the factor of weight decay.
       schedule: "constant", or "cosine" or "exponential" decay from learning_rate to
@@ -84,12 +85,28 @@ class Optimizer:
             rise = optax.linear_schedule(0.0, self.learning_rate, warmup)
             rate = optax.join_schedules([rise, rate], [warmup])
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        make = getattr(optax, self.name)
+        make = _amsgrad if self.name == "amsgrad" else getattr(optax, self.name)
         if "weight_decay" in _parameters(self.name):
             parts.append(make(rate, weight_decay=self.weight_decay))
         else:
             parts += [optax.add_decayed_weights(self.weight_decay), make(rate)]
         return optax.chain(*parts)
+
+
+def _amsgrad(rate: optax.Schedule) -> optax.GradientTransformation:
+    """AMSGrad as in PyTorch and Keras: the step is rate · m̂ / √(max_t v / (1 - β₂ᵗ)).
+
+    optax takes the maximum of v / (1 - β₂ᵗ), which always includes the squared gradient of the
+    first step. One large gradient there would shorten all later steps.
+    """
+    beta = 0.999
+    # expm1, since in float32 the difference 1 - βᵗ has few digits at first
+    correction = lambda step: jnp.sqrt(-jnp.expm1((step + 1) * math.log(beta)))
+    return optax.chain(
+        optax.scale_by_amsgrad(b2=beta, bias_correction_nu=False),
+        optax.scale_by_schedule(correction),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def _parameters(name: str) -> list[str]:
