@@ -102,7 +102,7 @@ class NMP(nn.Module):
             edge_layers=self.edge_layers,
             max_nodes=self.max_nodes,
         )
-        own, without_place = rooms(graph, self.max_nodes)
+        own, too_large = rooms(graph, self.max_nodes)
         # Rows (G M, d), since XLA transposes more axes for the gradients of products.
         h, real = own.enter(self._widened(graph.nodes)), own.taken[:, None]
         h = h.reshape(len(real), -1)
@@ -121,7 +121,7 @@ class NMP(nn.Module):
             m = jnp.concatenate([m_in, m_out], axis=-1) + b  # m_i
             h = jnp.where(real, gru(h, m), 0)  # h_i'
         left = own.leave(h.reshape(*own.shape, -1))
-        h = jnp.where(without_place[:, None], jnp.nan, left).astype(h.dtype)
+        h = jnp.where(too_large[:, None], jnp.nan, left).astype(h.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
     def _widened(self, nodes: Nodes) -> jax.Array:

@@ -53,16 +53,16 @@ class Rooms(NamedTuple):
 
 
 def rooms(graph: GraphsTuple, max_nodes: int) -> tuple[Rooms, jax.Array]:
-    """Lay out ``max_nodes`` places per graph; also return which real nodes have no place (N,).
+    """Lay out ``max_nodes`` places per graph; also return which real nodes (N,) are in a graph that
+    has more nodes.
 
     Raises:
-      ValueError: a graph has more nodes. Under ``jit`` this is unknown, and nodes may remain
-        without a place.
+      ValueError: a graph has more nodes. Under ``jit`` this is unknown.
     """
     _require_room(graph, max_nodes)
     own = layout(graph, max_nodes)
-    without = own.place == own.shape[0] * own.shape[1]
-    return own, without & node_mask(graph) if isinstance(graph, PaddedGraphsTuple) else without
+    large = (jnp.asarray(graph.n_node) > own.shape[1])[graph_of_node(graph)]
+    return own, large & node_mask(graph) if isinstance(graph, PaddedGraphsTuple) else large
 
 
 def layout(graph: GraphsTuple, max_nodes: int) -> Rooms:
