@@ -331,3 +331,24 @@ def test_ten_thousand_atoms_and_atoms_at_one_place():
     both = ase.Atoms("Cu2", [[0, 0, 0], [0, 0, 0]], calculator=calc)
     assert np.isfinite(both.get_potential_energy())
     np.testing.assert_allclose(both.get_forces(), 0, atol=1e-6)
+
+
+def test_a_failed_calculation_leaves_no_results(water):
+    network, params = potential(water)
+    calculator = egnn.ASECalculator(network, params, references={"H": -13.0, "O": -2000.0})
+    water.calc = calculator
+    water.get_forces()
+    other = ase.Atoms("NHH", water.positions, calculator=calculator)
+    for call in (lambda: calculator.calculate(other), other.get_forces):
+        with pytest.raises(ValueError, match="the potential knows no N"):
+            call()
+
+
+def test_a_slab_far_from_the_origin_has_the_same_forces():
+    slab = ase.build.fcc111("Cu", (2, 2, 2))
+    slab.rattle(0.1, seed=0)
+    network, params = potential(slab)
+    slab.calc = egnn.ASECalculator(network, params)
+    near = slab.get_forces()
+    slab.positions[:, 2] += 1e4
+    np.testing.assert_allclose(slab.get_forces(), near, rtol=1e-4, atol=1e-4 * abs(near).max())

@@ -195,6 +195,9 @@ def test_what_is_refused():
         energy(dr_threshold=2.0)
     with pytest.raises(ValueError, match=r"numbers are float64 \(16,\)"):
         energy(numbers=atoms.numbers + 0.0)
+    counting = egnn.Potential(MODEL.clone(coordinate_aggregation="all_nodes"))
+    with pytest.raises(ValueError, match="counts the atoms of all systems; expected 'sum'"):
+        energy(network=counting, box=None, systems=np.zeros(16, int))
     with pytest.raises(ValueError, match="systems are given with a box"):
         energy(systems=atoms.numbers)
     with pytest.raises(ValueError, match=r"systems are int64 \(3,\); expected integers \(16,\)"):

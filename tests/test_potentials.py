@@ -61,6 +61,26 @@ def test_forces_that_would_not_be_derivatives_are_refused(wrap):
         egnn.Potential(wrap(model)).init(jax.random.key(0), graph)
     with pytest.raises(ValueError, match="the EGNN has normalize and no cutoff"):
         egnn.Potential(wrap(egnn.EGNN(4, 2, normalize=True))).init(jax.random.key(0), graph)
+    with pytest.raises(ValueError, match="the EGNN has shrinkage"):
+        egnn.Potential(wrap(egnn.EGNN(4, 2, shrinkage=0.1))).init(jax.random.key(0), graph)
+
+
+def test_a_slab_without_volume_has_no_stress():
+    x = np.random.default_rng(0).uniform(size=(4, 3)) * 3
+    cell = np.diag([3.0, 3.0, 3.0])
+    solid, slab = (
+        egnn.radius_graph(x, CUTOFF, h=np.ones(4, int), cell=c, periodic=(True, True, False))
+        for c in (cell, cell * np.array([1, 1, 0]))
+    )
+    np.testing.assert_array_equal(slab.globals.cell[0], cell * np.array([1, 1, 0]))
+    np.testing.assert_array_equal(slab.edges.shift, solid.edges.shift)
+    network = egnn.Potential(egnn.PaiNN(features=4, layers=1, cutoff=CUTOFF), stress=True)
+    params = network.init(jax.random.key(0), solid)
+    both = egnn.batch([solid, slab], egnn.Budget(12, 2 * len(solid.senders) + 8, 4))
+    stress = network.apply(params, both).globals.stress
+    assert np.isfinite(stress[np.array([0, 2, 3])]).all()
+    assert np.isnan(stress[1]).all()
+    np.testing.assert_allclose(network.apply(params, solid).globals.stress[0], stress[0], rtol=1e-4)
 
 
 def built(backbone, graph, **options):

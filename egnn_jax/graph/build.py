@@ -185,7 +185,7 @@ def radius_graph(
     points, lattice = _points(x, cell, periodic)
     found = neighbors.within(points, cutoff, lattice)
     _warn_of_rounding(points, cutoff, _validation.float_dtype(x))
-    return _from_neighbors(found, points, lattice, x, h, v, y)
+    return _from_neighbors(found, points, lattice, cell, x, h, v, y)
 
 
 def knn_graph(
@@ -221,7 +221,7 @@ def knn_graph(
         raise ValueError(f"k is {k}; expected 1 to {others}, the number of other nodes")
     found = neighbors.nearest(points, k, lattice)
     _warn_of_rounding(points, _shortest(found, points, lattice), _validation.float_dtype(x))
-    return _from_neighbors(found, points, lattice, x, h, v, y)
+    return _from_neighbors(found, points, lattice, cell, x, h, v, y)
 
 
 def _of_atoms(
@@ -288,12 +288,12 @@ def _from_neighbors(
     found: neighbors.EdgeList,
     points: np.ndarray,
     lattice: neighbors.Lattice | None,
+    cell: ArrayLike | None,
     x: ArrayLike,
     h: ArrayLike | None,
     v: ArrayLike | None,
     y: ArrayLike | None,
 ) -> GraphsTuple:
     senders, receivers, steps = found
-    cell = None if lattice is None else lattice.cell
     x = x if lattice is None else points.astype(_validation.float_dtype(x))
     return graph_from_edges(senders, receivers, x=x, h=h, v=v, y=y, steps=steps, cell=cell)

@@ -109,6 +109,7 @@ class ASECalculator(Calculator):
         require_usable_jax()
         with self._lock:
             super().calculate(atoms, list(properties), list(system_changes))
+            self.results = {}  # not those of the previous atoms if this fails
             self.results = self._compute(self.atoms)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -178,13 +179,14 @@ class ASECalculator(Calculator):
             raise ValueError(f"atom {bad} is at {now.x[bad]}; expected finite positions")
         if self._list is not None and now.near(self._list.state, self._skin / 2):
             return self._list
-        lattice, offsets = None, np.zeros_like(now.x)
+        lattice, origin = None, np.zeros_like(now.x)
         if now.pbc.any():
             lattice = _validation.lattice(now.cell, now.pbc.tolist(), 3)
             self._require_room(atoms)
-            # Far from the cell, float32 would leave few digits of distances.
-            offsets = np.floor(atoms.get_scaled_positions(wrap=False)) * now.pbc
-        origin = offsets @ now.cell + (0 if now.pbc.any() else now.x.mean(axis=0))
+            cells = np.floor(now.x @ np.linalg.inv(lattice.cell))
+            origin = np.where(now.pbc, cells, 0) @ now.cell
+        # Far from the origin, float32 would leave few digits of distances.
+        origin = origin + (now.x - origin).mean(axis=0)
         reach = self._cutoff + self._skin
         senders, receivers, steps = neighbors.within(now.x - origin, reach, lattice)
         shift = None if steps is None else steps @ now.cell

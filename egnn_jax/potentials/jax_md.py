@@ -61,7 +61,8 @@ def energy(
       ImportError: jax-md is not installed.
       ValueError: the backbone has no cutoff, the box is smaller than twice the cutoff and
         ``dr_threshold`` or not upper triangular, ``numbers`` or ``systems`` are not integers (M,),
-        or an option is out of range.
+        an option is out of range, or ``systems`` are given to an EGNN whose messages depend on the
+        number of nodes (``coordinate_aggregation="all_nodes"``).
     """
     require("jax_md")
     from jax_md import partition
@@ -86,6 +87,12 @@ def energy(
         raise ValueError(f"{', '.join(sorted(given))} is given; expected it to be left to energy")
     if systems is not None:
         neighbor_options["custom_mask_function"] = _within(np.asarray(systems), numbers, box)
+        encoder = getattr(potential.encoder, "model", potential.encoder)
+        if getattr(encoder, "coordinate_aggregation", None) == "all_nodes":
+            raise ValueError(
+                "systems are given with coordinate_aggregation='all_nodes', which counts the atoms "
+                "of all systems; expected 'sum'"
+            )
     any_box: Any = 1.0 if box is None else box
     neighbor_fn = partition.neighbor_list(
         displacement,

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from egnn_jax.graph.graph import (
     Globals,
     GraphsTuple,
+    PaddedGraphsTuple,
+    graph_mask,
     graph_of_node,
     require_geometric,
     sum_nodes,
@@ -34,11 +36,12 @@ class Potential(nn.Module):
     Call: takes a graph with h, atomic numbers (N,) or features (N, F), and x (N, 3) in Å; returns
     it with atomic energies (N, 1) in ``nodes.h``, forces (N, 3) in ``nodes.y``, the energy (G, 1)
     in ``globals.y``, and (G, 3, 3) or None in ``globals.stress``. The units are eV, eV/Å and eV/Å³
-    if it was trained on these. Stress has ASE's sign, negative under compression.
+    if it was trained on these. Stress has ASE's sign, negative under compression, and
+    is NaN for a graph whose cell has no volume, such as a slab with a third lattice vector of zero.
 
     Raises:
       ValueError: the graph is not from this library, or has no cell but ``stress`` is set; an EGNN
-        with ``normalize`` moves coordinates without a cutoff.
+        has ``shrinkage``, or moves coordinates with ``normalize`` and without a cutoff.
     """
 
     encoder: nn.Module
@@ -74,8 +77,11 @@ class Potential(nn.Module):
         stress: Any = None
         if self.stress:
             volume = jnp.abs(jnp.linalg.det(cell))
-            # The cell of a padding graph has no volume.
+            flat = volume == 0
+            if isinstance(graph, PaddedGraphsTuple):  # the cell of a padding graph has no volume
+                flat &= graph_mask(graph)
             stress = virial / jnp.where(volume > 0, volume, 1)[:, None, None]
+            stress = jnp.where(flat[:, None, None], jnp.nan, stress)
         total = sum_nodes(graph, of_atoms)
         kept = graph.globals if isinstance(graph.globals, Globals) else Globals()
         return graph._replace(
@@ -100,7 +106,12 @@ def cutoff_of(potential: Potential) -> float:
 
 
 def _require_derivatives(encoder: nn.Module) -> None:
-    """Raise ValueError for an EGNN that holds distances constant in derivatives."""
+    """Raise ValueError for an EGNN whose energy has no forces or is not translation invariant."""
+    if getattr(encoder, "shrinkage", 0) and getattr(encoder, "update_coordinates", False):
+        raise ValueError(
+            f"the {type(encoder).__name__} has shrinkage, which moves nodes toward the origin but "
+            "not their periodic images; expected shrinkage=0"
+        )
     moves = getattr(encoder, "normalize", False) and getattr(encoder, "update_coordinates", False)
     if moves and getattr(encoder, "cutoff", None) is None:
         raise ValueError(
