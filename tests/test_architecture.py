@@ -15,7 +15,7 @@ ALLOWED = {
     "nn": {"graph", "nn"},
     "models": {"graph", "nn", "models"},
     "potentials": {"graph", "nn", "models", "potentials", "_extras"},
-    "data": {"graph", "data", "_files", "_extras", "_progress"},
+    "data": {"graph", "data", "_files", "_extras", "_launch", "_progress"},
     "training": {"graph", "data", "training", "_files", "_extras", "_launch", "_progress"},
     "losses": {"graph", "training"},
     "testing": {"graph", "testing"},

@@ -158,7 +158,7 @@ def test_few_molecules_start_no_processes(folder, monkeypatch):
     (folder / "few.smi").write_text(lines, encoding="utf-8")
     predict(["few.smi"])
     (folder / "more.smi").write_text(f"{lines}\nO", encoding="utf-8")
-    monkeypatch.setattr(_embedding.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(_embedding, "number_of_cores", lambda: 2)
     with pytest.raises(TypeError, match="NoneType"):
         predict(["more.smi"])
 
@@ -169,7 +169,7 @@ def test_many_molecules_in_several_processes(folder, monkeypatch):
     for module in ("predict", "task"):
         monkeypatch.setattr(f"egnn_jax.experiments.{module}.progress_bar", shown)
     monkeypatch.setattr("egnn_jax.experiments.task.MANY", 48)
-    monkeypatch.setattr(_embedding.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(_embedding, "number_of_cores", lambda: 2)
     texts = ["CCO", "O", "c1cccc1", "CC#N", "watr", "C1CC1"] * 12
     lines = "\n".join(f"{text} m{k}" for k, text in enumerate(texts))
     (folder / "many.smi").write_text(lines, encoding="utf-8")

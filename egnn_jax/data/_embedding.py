@@ -1,7 +1,6 @@
 """Generating geometries of molecules from SMILES and InChI with RDKit."""
 
 import dataclasses
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from egnn_jax._launch import number_of_cores
 from egnn_jax.data import _perception, qm9
 from egnn_jax.data._structure import Refused, Structure, check_size, shown
 from egnn_jax.data._workers import NoProcessError, workers
@@ -151,8 +151,7 @@ def useful_processes(waiting: int) -> int:
     """The fastest number of processes to generate ``waiting`` geometries; 1 for only this one."""
     if waiting < MANY:  # starting new processes would take longer
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, 2 * waiting // MANY)
+    return min(number_of_cores(), 2 * waiting // MANY)
 
 
 def made(

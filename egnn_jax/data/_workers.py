@@ -7,6 +7,8 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from egnn_jax._launch import number_of_cores
+
 
 class NoProcessError(BrokenProcessPool):
     """Raised if new processes end before they do anything."""
@@ -20,9 +22,10 @@ def workers(processes: int | None = None) -> ProcessPoolExecutor:
     """
     # Spawned, since forked processes could inherit locks held by JAX's threads.
     context = multiprocessing.get_context("spawn")
+    processes = processes or number_of_cores()
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
     try:
-        for future in [pool.submit(int) for _ in range(processes or 1)]:
+        for future in [pool.submit(int) for _ in range(processes)]:
             future.result()
     except BrokenProcessPool as error:
         raise NoProcessError(

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def cached_arrays(
         )
     arrays = {name: np.asarray(array) for name, array in build().items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    # Not allow_pickle=False: before NumPy 2.2 that is one more array.
+    np.savez_compressed(buffer, **dict[str, Any](arrays))
     try:
         checksum.unlink(missing_ok=True)
         write_atomically(path, buffer.getvalue())

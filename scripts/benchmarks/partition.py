@@ -90,7 +90,7 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
     used = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    np.savez(folder / f"gradient-{devices}.npz", allow_pickle=False, **arrays)
+    np.savez(folder / f"gradient-{devices}.npz", **arrays)
     return {
         "devices": devices,
         "nodes": nodes,
