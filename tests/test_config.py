@@ -129,6 +129,11 @@ def test_yaml_floats_without_a_dot_are_read():
         )
     )
     assert config.optimizer.learning_rate == 5e-4
+    with pytest.raises(ValueError, match=r"ema_decay is '0\.99'; expected the number 0\.99"):
+        dataclasses.replace(config, ema_decay="0.99")
+    text = dataclasses.replace(config.optimizer, learning_rate="5e-4")
+    with pytest.raises(ValueError, match=r"learning_rate is '5e-4'; expected the number 0\.0005"):
+        dataclasses.replace(config, optimizer=text)
 
 
 values = st.recursive(

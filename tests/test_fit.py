@@ -608,3 +608,17 @@ def test_memory_is_freed_after_each_compilation_of_a_training(monkeypatch):
     freed.clear()
     jax.jit(lambda x: x + 1).lower(1.0).compile()
     assert not freed
+
+
+def test_a_device_without_samples_does_not_count():
+    """One graph on two devices, with a loss that divides 0 by 0 on the other."""
+    graph = egnn.complete_graph(np.eye(3), y=np.array([2.0]))
+    data = egnn.GraphDataset([graph])
+
+    def loss(params, batch, key):
+        real = egnn.graph_mask(batch)[:, None]
+        total = jnp.sum(jnp.where(real, params["w"] * batch.globals.y, 0))
+        return total / jnp.sum(real), {"total": (total, jnp.sum(real))}
+
+    found = egnn.evaluate(loss, {"w": jnp.array(3.0)}, data.loader(4))
+    assert found == {"loss": 6.0, "total": 6.0}

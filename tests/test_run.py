@@ -10,6 +10,7 @@ import pytest
 
 from egnn_jax.data.loader import ArrayDataset
 from egnn_jax.experiments import config as configs
+from egnn_jax.experiments import run as experiments
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.run import load, train
 from egnn_jax.registry import TASKS
@@ -203,6 +204,19 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate 0\.01 -> 0\.5"):
         train(tiny(epochs=1, optimizer={"learning_rate": 0.5}), tmp_path)
     assert configs.from_dict(RunFolder(tmp_path).settings()) == tiny(epochs=1)
+
+
+def test_a_run_extended_by_another_process_at_its_end_gets_no_result(tmp_path, monkeypatch):
+    judge = experiments.judge
+
+    def extended(*arguments):
+        RunFolder(tmp_path).extend(400)
+        return judge(*arguments)
+
+    monkeypatch.setattr(experiments, "judge", extended)
+    with pytest.raises(ValueError, match="epochs 400 -> 1"):
+        train(tiny(epochs=1), tmp_path)
+    assert not RunFolder(tmp_path).result_file.exists()
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

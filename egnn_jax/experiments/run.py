@@ -126,7 +126,11 @@ def train(
     if details := config.task.details(network.apply, first_seed(config, result.params)):
         found["details"] = details
     found |= judge(config, network, result)
-    return from_first(lambda: run.finish(found) or found)
+    run.start(_settings(run, start))  # refused if another process has extended the run meanwhile
+    try:
+        return from_first(lambda: run.finish(found) or found)
+    finally:
+        run.close()
 
 
 def network_input(config: Config) -> Any:

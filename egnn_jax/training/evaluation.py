@@ -180,4 +180,5 @@ def _as_sum(metric: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         number = jnp.sum(graph_mask(batch))
     else:
         number = jnp.asarray(jax.tree.leaves(batch)[0].shape[0])
-    return metric * number, number
+    # A shard without samples may divide 0 by 0.
+    return jnp.where(number > 0, metric * number, 0), number
