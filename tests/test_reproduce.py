@@ -100,7 +100,7 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
     assert trained == [(("homo",), 25, "homo-25-epochs"), (("U0",), 25, "U0-25-epochs")]
     with pytest.raises(ValueError, match="model is 'painn'; expected one of nmp, schnet"):
         table3(model="painn")
-    with pytest.raises(ValueError, match=r"half_periods is 3 where .* 'constant'"):
+    with pytest.raises(ValueError, match=r"half_periods is 3 where .* 'exponential'"):
         table3(model="nmp", half_periods=3)
     with pytest.raises(ValueError, match="steps is 0"):
         reproduce.figure2(options, steps=0)

@@ -85,8 +85,8 @@ TABLE3_SYSTEMS = {
         359_206,
         1.9,
         165.8,
-        "bond types, 8 chemical features; all pairs, i = j too",
-        "L1 loss, theirs squared; a constant learning rate, theirs falls and training stops early; "
+        "bond types, 7 chemical features; all pairs, i = j too",
+        "L1 loss, theirs squared; training does not stop early, theirs does; "
         "EGNN's split; features by RDKit; the sizes they searched are not published",
     ),
     "schnet": System(486_401, 1.0, 95.6, "all pairs up to 10 Å", "trained as EGNN is"),
@@ -95,8 +95,8 @@ TABLE3_SYSTEMS = {
         4.9,
         77.0,
         "all pairs, i = j too",
-        "L1 loss, theirs squared; the settings of their code; those of their table are not "
-        "published",
+        "L1 loss, theirs squared; the settings of their code, which may not be those of their "
+        "table; labels divided by the mean absolute deviation, theirs by the standard deviation",
     ),
     "l1net": System(
         5_675_264,
@@ -104,15 +104,16 @@ TABLE3_SYSTEMS = {
         106.5,
         "all pairs up to 10 Å",
         "119 atom types, theirs 10; L1 loss, theirs squared; standardised labels; a cosine "
-        "schedule; EGNN's split; atoms of padding do not count; one target a network and a plain "
-        "head, theirs are not known",
+        "schedule; EGNN's split; atoms of padding do not count; the last layer starts at 0; one "
+        "target a network and a plain head, theirs are not known",
     ),
     "lieconv": System(
         21_315_553,
         5.9,
         149.8,
         "all pairs, i = j too; molecules turned at random in training",
-        "batch normalisation, which their code has as an option; their table may be without",
+        "batch normalisation, which their code has as an option; their table may be without; "
+        "labels divided by the mean absolute deviation, theirs by the standard deviation",
     ),
     "dimenetpp": System(
         1_888_902,
@@ -127,16 +128,17 @@ TABLE3_SYSTEMS = {
         13.0,
         75.5,
         "bond types; bonded pairs",
-        "the settings of the SE(3)-Transformer; bonds by RDKit; molecules are neither turned nor "
-        "reflected in training; a lone node keeps its features",
+        "the settings of the SE(3)-Transformer; bonds by RDKit; EGNN's split, labels and choice of "
+        "the best epoch; molecules are neither turned nor reflected in training; a lone node keeps "
+        "its features",
     ),
     "se3_transformer": System(
         9_828_193,
         20.0,
         85.5,
         "bond types; bonded pairs",
-        "bonds by RDKit; molecules are neither turned nor reflected in training; a lone node keeps "
-        "its features",
+        "bonds by RDKit; EGNN's split, labels and choice of the best epoch; molecules are neither "
+        "turned nor reflected in training; a lone node keeps its features",
     ),
     "egnn": System(745_224, 1.0, 81.0, "all pairs", "nothing"),
 }

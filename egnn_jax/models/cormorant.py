@@ -58,7 +58,7 @@ class CormorantLevel(nn.Module):
 
     R holds radial functions (:class:`~egnn_jax.nn.radial.DampedWaves`) and edge attributes, Υ solid
     harmonics; W_l and U_l are complex matrices over channels. mask(d) = σ((ρ - d) / ω) has ρ and ω
-    for each channel.
+    of at least 10⁻³ for each channel.
 
     Args:
       features: channels of each degree.

@@ -85,8 +85,8 @@ class FuchsTFN(nn.Module):
     """Tensor Field Network of Fuchs et al.: a stack of :class:`TFNLayer` with
     :class:`NormNonlinearity` between them; the last layer outputs degree 0 only.
 
-    Intended for graphs of bonds, since every edge has about ⅓ C² (l + 1)³ weights, and twice as
-    many with parity "ignored".
+    Intended for graphs of bonds, since every edge has C² D (D + 1) (2 D + 1) / 6 weights with
+    D = l + 1, and C² D (2 D² + 1) / 3 with parity "ignored".
 
     Args:
       features: channels of each degree.

@@ -31,8 +31,9 @@ class BatchNorm(nn.Module):
 
     ``apply(variables, graph)`` takes μ and σ² from the running statistics, so the output depends
     neither on the other graphs of a batch nor on padding. In training, ``apply(variables, graph,
-    mutable=["batch_stats"])`` takes the mean and variance over all real rows, and also returns the
-    running statistics, moved toward them by ``momentum`` times the difference.
+    mutable=["batch_stats"])`` takes the mean and variance over all real rows (in a training over
+    several devices or micro-batches, each takes its own), and also returns the running statistics,
+    moved toward them by ``momentum`` times the difference.
 
     Call: takes x (M, C) and a mask of real rows (M,), or None if all are; returns (M, C).
     """

@@ -24,8 +24,9 @@ def compute_dtype(graph: GraphsTuple) -> jnp.dtype:
 class MixedPrecision(nn.Module):
     """Compute a model's features, messages and products in another dtype than its parameters.
 
-    Parameters and coordinates keep their dtypes, sums over neighbors use at least float32, and the
-    output has the dtypes of the input. The parameters are those of ``model`` itself, so either can
+    Parameters and coordinates keep their dtypes, sums over neighbors use at least float32 (except
+    in Cormorant, L1Net, NMP and LieConv, where they are matrix products), and the output has the
+    dtypes of the input. The parameters are those of ``model`` itself, so either can
     continue training with the other's. Parameters that are single numbers are not cast, since they
     scale coordinates: a model of yours that multiplies features by one casts it to their dtype.
 

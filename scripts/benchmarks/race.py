@@ -41,7 +41,10 @@ ENTRANTS: dict[str, tuple[str, ...]] = {
     "egnn": (),
     "schnet": (),
     "dimenetpp": SMALL_BATCH,
-    "nmp": ("--optimizer.schedule", "cosine", "--optimizer.learning-rate", "1e-3"),
+    "nmp": (
+        "--optimizer.schedule", "cosine", "--optimizer.final", "0",
+        "--optimizer.learning-rate", "1e-3",
+    ),
     "cormorant": SMALL_BATCH,
     "se3_transformer": (
         "--model.features", "16", "--model.layers", "4", "--model.degree", "2",
