@@ -85,7 +85,7 @@ class Optimizer:
             rise = optax.linear_schedule(0.0, self.learning_rate, warmup)
             rate = optax.join_schedules([rise, rate], [warmup])
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        make = _amsgrad if self.name == "amsgrad" else getattr(optax, self.name)
+        make: Any = _amsgrad if self.name == "amsgrad" else getattr(optax, self.name)
         if "weight_decay" in _parameters(self.name):
             parts.append(make(rate, weight_decay=self.weight_decay))
         else:
