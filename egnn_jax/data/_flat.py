@@ -44,7 +44,13 @@ def flat(graphs: Sequence[GraphsTuple]) -> Flat:
 
 
 def arrays_of(graph: GraphsTuple) -> dict[str, np.ndarray]:
-    """The arrays of a graph by their names on disk."""
+    """The arrays of a graph by their names on disk.
+
+    Raises:
+      ValueError: the graph has no x, which a data set on disk must have.
+    """
+    if graph.nodes.x is None:
+        raise ValueError("a graph has no x; expected coordinates, to write it to disk")
     n_node, nodes, edges, globals_, (n_edge, senders, receivers) = flat([graph])
     arrays = storage.flatten(nodes=nodes, edges=edges, globals=globals_)
     lists = {"n_node": n_node, "n_edge": n_edge, "senders": senders, "receivers": receivers}

@@ -184,14 +184,12 @@ def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
 
 def _require_complete(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError if a required array is missing or has the wrong number of rows."""
-    if missing := {"n_node", "n_edge", "senders", "receivers"} - set(arrays):
-        raise ValueError(f"{folder} is damaged: it has no {min(missing)}.npy")
-    counts = {"nodes": "n_node", "edges": "n_edge", "senders": "n_edge", "receivers": "n_edge"}
-    for name, array in arrays.items():
-        if (count := counts.get(name.split(".")[0])) is not None:
-            rows = arrays[count].sum(dtype=np.int64)
-            if len(array) != rows:
-                raise ValueError(f"{folder} is damaged: {name} has not the {rows} rows of {count}")
+    for name, count in (("nodes.x", "n_node"), ("senders", "n_edge"), ("receivers", "n_edge")):
+        if missing := {name, count} - set(arrays):
+            raise ValueError(f"{folder} is damaged: it has no {min(missing)}.npy")
+        rows = arrays[count].sum(dtype=np.int64)
+        if len(arrays[name]) != rows:
+            raise ValueError(f"{folder} is damaged: {name} has not the {rows} rows of {count}")
 
 
 def about(folder: Path) -> dict[str, Any]:
