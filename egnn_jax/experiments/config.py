@@ -78,9 +78,9 @@ class Config:
             hints = _options.plain_hints(type(options))
             for name, hint in hints.items():
                 value = getattr(options, name)
-                number = _options.convert(value, hint, f"{where}{name}")
-                is_text = isinstance(value, str) and not isinstance(number, str | None)
-                _check(not is_text, f"{where}{name}", repr(value), f"the number {number}")
+                converted = _options.convert(value, hint, f"{where}{name}")
+                is_text = isinstance(value, str) and not isinstance(converted, str | None)
+                _check(not is_text, f"{where}{name}", repr(value), f"the number {converted}")
         for name in ("epochs", "batch_size", "micro_batches", "eval_every", "seeds", "chunk_steps"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         divisor = f"a divisor of {self.batch_size}, the batch_size"

@@ -17,8 +17,8 @@ class Optimizer:
 
     Args:
       name: "adam" (weight decay is added to the gradient, as in PyTorch), "adamw" (decoupled),
-        "amsgrad" (as in PyTorch, not as in optax; see :func:`_amsgrad`), or another optax optimizer
-        that takes a learning rate, for example "lion".
+        "amsgrad" (as in PyTorch; optax corrects the bias of second moments before their maximum),
+        or another optax optimizer that takes a learning rate, for example "lion".
       learning_rate: the peak learning rate.
       weight_decay: the factor of weight decay.
       schedule: "constant", or "cosine" or "exponential" decay from learning_rate to

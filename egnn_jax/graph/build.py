@@ -245,8 +245,7 @@ def _points(
     if cell is None:
         return points, None
     lattice = _validation.lattice(cell, periodic, points.shape[1])
-    cells = np.where(lattice.periodic, np.floor(points @ np.linalg.inv(lattice.cell)), 0)
-    return points - cells @ lattice.cell, lattice
+    return points - lattice.corners(points), lattice
 
 
 def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> None:

@@ -22,8 +22,7 @@ TOLERANCE = 1e-10
 """Points up to cutoff * (1 + TOLERANCE) apart count as within the cutoff.
 
 Float64 coordinates of size L are rounded by up to 1.1e-16 L, so that the computed distance of two
-lattice sites can exceed the true one by about 2e-16 L. The tolerance covers this for coordinates of
-up to 10^5 cutoffs.
+lattice sites can exceed the true one by about 2e-16 L. This covers coordinates up to 10^5 cutoffs.
 """
 MAX_EDGES = 10**8
 """Searches that would list more edges, or need more images of points, raise a ValueError."""
@@ -39,6 +38,10 @@ class Lattice(NamedTuple):
 
     cell: np.ndarray
     periodic: np.ndarray
+
+    def corners(self, x: np.ndarray) -> np.ndarray:
+        """The corner (M, n) of the cell that holds each point (M, n); 0 if nothing is periodic."""
+        return np.where(self.periodic, np.floor(x @ np.linalg.inv(self.cell)), 0) @ self.cell
 
 
 def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> EdgeList:

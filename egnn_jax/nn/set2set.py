@@ -27,8 +27,7 @@ class Set2Set(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple, s: jax.Array) -> jax.Array:
         glorot, width = nn.initializers.glorot_uniform(), s.shape[-1]
-        zeros = nn.initializers.zeros
-        gates = [Dense(width, True, glorot, zeros, name=name) for name in "ifgo"]
+        gates = [Dense(width, True, glorot, nn.initializers.zeros, name=name) for name in "ifgo"]
         attend = Dense(width, False, glorot, name="W")
         v = Dense(1, False, glorot, name="v")
         of, number = graph_of_node(graph), graph.n_node.shape[0]

@@ -183,8 +183,7 @@ class ASECalculator(Calculator):
         if now.pbc.any():
             lattice = _validation.lattice(now.cell, now.pbc.tolist(), 3)
             self._require_room(atoms)
-            cells = np.floor(now.x @ np.linalg.inv(lattice.cell))
-            origin = np.where(now.pbc, cells, 0) @ now.cell
+            origin = lattice.corners(now.x)
         # Far from the origin, float32 would leave few digits of distances.
         origin = origin + (now.x - origin).mean(axis=0)
         reach = self._cutoff + self._skin

@@ -36,8 +36,8 @@ class Potential(nn.Module):
     Call: takes a graph with h, atomic numbers (N,) or features (N, F), and x (N, 3) in Å; returns
     it with atomic energies (N, 1) in ``nodes.h``, forces (N, 3) in ``nodes.y``, the energy (G, 1)
     in ``globals.y``, and (G, 3, 3) or None in ``globals.stress``. The units are eV, eV/Å and eV/Å³
-    if it was trained on these. Stress has ASE's sign, negative under compression, and
-    is NaN for a graph whose cell has no volume, such as a slab with a third lattice vector of zero.
+    if it was trained on these. Stress has ASE's sign, negative under compression, and is
+    NaN for a graph whose cell has no volume, such as a slab with a third lattice vector of zero.
 
     Raises:
       ValueError: the graph is not from this library, or has no cell but ``stress`` is set; an EGNN
@@ -77,11 +77,10 @@ class Potential(nn.Module):
         stress: Any = None
         if self.stress:
             volume = jnp.abs(jnp.linalg.det(cell))
-            flat = volume == 0
+            volume = jnp.where(volume > 0, volume, jnp.nan)
             if isinstance(graph, PaddedGraphsTuple):  # the cell of a padding graph has no volume
-                flat &= graph_mask(graph)
-            stress = virial / jnp.where(volume > 0, volume, 1)[:, None, None]
-            stress = jnp.where(flat[:, None, None], jnp.nan, stress)
+                volume = jnp.where(graph_mask(graph), volume, 1)
+            stress = virial / volume[:, None, None]
         total = sum_nodes(graph, of_atoms)
         kept = graph.globals if isinstance(graph.globals, Globals) else Globals()
         return graph._replace(
