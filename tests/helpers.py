@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import chex
+import flax.linen as nn
 import jax
 import numpy as np
 
 import egnn_jax as egnn
+from egnn_jax import interop
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import run as experiments
 from egnn_jax.experiments.config import Config
@@ -122,3 +124,28 @@ def graph_of_distinct_places():
     graph = egnn.testing.random_graph(padding=False)
     x = graph.nodes.x + 0.1 * jax.random.normal(jax.random.key(1), graph.nodes.x.shape)
     return graph._replace(nodes=graph.nodes.replace(x=x))
+
+
+def there_and_back(state, model):
+    """The variables of the model from the authors' state dict, which they give again exactly."""
+    variables = interop.from_torch_state_dict(state, model)
+    chex.assert_trees_all_equal(interop.to_torch_state_dict(variables, model), dict(state))
+    return variables
+
+
+def arguments_of(name, model, variables, graph):
+    """What the submodule of this name is called with when the model is applied to the graph."""
+
+    def read(graph):
+        seen = []
+
+        def keep(call, args, kwargs, context):
+            if context.module.name == name and context.method_name == "__call__":
+                seen.extend(args)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(keep):
+            model.apply(variables, graph)
+        return seen
+
+    return jax.jit(read, compiler_options={"xla_backend_optimization_level": 0})(graph)

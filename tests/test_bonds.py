@@ -126,7 +126,10 @@ def test_atoms_far_apart_have_no_bonds():
     ],
 )
 def test_what_has_no_whole_bonds_is_refused(z, x):
-    with pytest.raises(ValueError, match=r"charge \+0 .*expected a whole molecule with all of its"):
+    with pytest.raises(
+        ValueError,
+        match=r"its (bonds|positions) .*expected a whole, neutral molecule with all of its",
+    ):
         chemistry.perceived(np.array(z), np.array(x, float))
 
 

@@ -62,7 +62,10 @@ def test_kinds_of_nodes_are_embedded(model):
     graph = egnn.complete_graph(x=np.eye(3), h=np.array([6, 1, 8]))
     params = model.init(jax.random.key(0), graph)
     assert params["params"]["embedding"]["table"].shape[1] == SMALL["features"]
-    assert model.apply(params, graph).nodes.h.shape == (3, 8)
+    h = model.apply(params, graph).nodes.h
+    assert h.shape == (3, 8)
+    swapped = graph._replace(nodes=graph.nodes.replace(h=jnp.array([1, 6, 8])))
+    assert np.abs(model.apply(params, swapped).nodes.h - h).max() > 1e-3
 
 
 def test_the_maximum_over_nodes_is_taken_graph_by_graph(x64):

@@ -15,11 +15,11 @@ import pytest
 from optax.losses import sigmoid_binary_cross_entropy
 
 import egnn_jax as egnn
-from egnn_jax import interop
 from egnn_jax.data import nbody
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.nn.heads import Autoencoder, Readout
 from tests.conftest import GOLDEN
+from tests.helpers import there_and_back
 
 NETWORKS = ("autoencoder", "egnn_clean", "nbody", "qm9_egnn")
 """What the names of files begin with."""
@@ -135,12 +135,7 @@ def test_golden(x64, golden_file):
         key.removeprefix("param/"): value for key, value in z.items() if key.startswith("param/")
     }
     model, graph = network(golden_file, z, state)
-    params = interop.from_torch_state_dict(state, model)
-    back = interop.to_torch_state_dict(params, model)
-    assert back.keys() == state.keys()
-    for name, value in state.items():
-        np.testing.assert_array_equal(back[name], value)
-
+    params = there_and_back(state, model)
     outputs = {
         key.removeprefix("output/"): value for key, value in z.items() if key.startswith("output/")
     }

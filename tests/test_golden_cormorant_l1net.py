@@ -5,6 +5,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from egnn_jax.nn.edge_rows import edge_rows
 from egnn_jax.nn.heads import CormorantReadout, L1NetReadout, head_of
 from egnn_jax.nn.radial import DampedWaves
 from tests.conftest import GOLDEN
+from tests.helpers import arguments_of, there_and_back
 
 NETWORKS = ("cormorant", "l1net")
 """What the names of files begin with."""
@@ -47,16 +49,6 @@ def load(path):
 
 def assert_same(got, want, name=""):
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10 * np.abs(want).max(), err_msg=name)
-
-
-def there_and_back(state, model):
-    """The parameters of the authors' state dict, which comes back as it was."""
-    params = interop.from_torch_state_dict(state, model)
-    back = interop.to_torch_state_dict(params, model)
-    assert back.keys() == state.keys()
-    for name, value in state.items():
-        np.testing.assert_array_equal(back[name], value)
-    return params
 
 
 def cormorant(state, z):
@@ -161,11 +153,11 @@ def check_l1net(path):
     assert_same(out.globals.y[:, 0], z["output/prediction"])
     if not model.mlp:
         assert_same(out.nodes.h[:, 0], z["output/atomwise"])
-    body = model.encoder.clone(further=())
-    own = {"embedding", *(f"layer_{k}" for k in range(body.layers))}
-    of_body = {name: params["params"]["network"][name] for name in own}
-    scalars = run(body, {"params": of_body}, graph).nodes.h
-    assert_same(scalars, z["output/features"][:, : body.features])
+    last = f"layer_{model.encoder.layers}" if model.mlp else "out"  # reads features of the body
+    *_, scalars, vectors = arguments_of(last, model, params, graph)
+    vectors = vectors[:, jnp.array([1, 2, 0])].swapaxes(1, 2)  # (y, z, x) of each
+    features = jnp.concatenate([scalars, vectors.reshape(len(scalars), -1)], axis=1)
+    assert_same(features * z["input/avg_n_atoms"] ** 0.5, z["output/features"])
 
 
 def test_golden(x64, golden_file):
@@ -183,6 +175,7 @@ def test_l1net_in_the_authors_batches_depends_on_padding(x64):
     np.testing.assert_allclose([y(model, water), y(model, batch)], z["output/prediction"][0])
     for size, expected in ((9, 9.448), (3, z["output/prediction"][0])):
         leaky = model.clone(encoder=model.encoder.clone(padded_nodes=size))
+        chex.assert_trees_all_equal(interop.from_torch_state_dict(state, leaky), params)
         np.testing.assert_allclose([y(leaky, water), y(leaky, batch)], expected, rtol=1e-4)
 
 
@@ -288,7 +281,7 @@ def test_parameters_that_the_authors_do_not_have_are_refused(model):
     with pytest.raises(ValueError, match="has no counterpart"):
         interop.to_torch_state_dict(random(moving, graph), moving)
     changes = {"parity": "natural"}
-    changes |= {"self_pairs": False} if model is egnn.Cormorant else {"padded_nodes": 5}
+    changes |= {"self_pairs": False} if model is egnn.Cormorant else {}
     for name, value in changes.items():
         with pytest.raises(ValueError, match=f"{name} is '?{value}'?, which has no counterpart"):
             interop.from_torch_state_dict({}, original.clone(**{name: value}))

@@ -210,6 +210,17 @@ def test_models_without_a_counterpart_are_refused():
             interop.from_torch_state_dict({}, model)
 
 
+def test_mixed_precision_has_the_same_parameters():
+    model = egnn.EGNN(features=5, layers=2)
+    params, state = of(model, {})
+    mixed = egnn.MixedPrecision(model)
+    jax.tree.map(np.testing.assert_array_equal, interop.from_torch_state_dict(state, mixed), params)
+    jax.tree.map(np.testing.assert_array_equal, interop.to_torch_state_dict(params, mixed), state)
+    read_out = Readout(egnn.MixedPrecision(egnn.Linear()))
+    with pytest.raises(ValueError, match="Linear has no counterpart"):
+        interop.from_torch_state_dict({}, read_out)
+
+
 def test_a_head_that_is_not_the_authors_is_refused():
     with pytest.raises(ValueError, match="of NMP read it out; expected Set2SetReadout"):
         interop.from_torch_state_dict({}, Readout(egnn.NMP()))

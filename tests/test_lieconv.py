@@ -46,6 +46,10 @@ def test_sums_by_matrices_and_by_edges_are_the_same(x64, sizes):
         for way in (by_matrices, partial(products._by_edges, graph)):
             found = way(jnp.asarray(w), jnp.asarray(t))
             np.testing.assert_allclose(found[real], wanted[real], atol=1e-12)
+    t[: sizes[0]] = np.nan  # stays in its graph
+    others = slice(sizes[0], sum(sizes))
+    got = jax.jit(products.sum_of_products)(graph, jnp.asarray(w), jnp.asarray(t))
+    np.testing.assert_allclose(got[others], wanted[others], atol=1e-12)
 
 
 def test_a_batch_is_normalised_by_its_real_rows(x64):

@@ -104,7 +104,10 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
         table3(model="nmp", half_periods=3)
     with pytest.raises(ValueError, match="steps is 0"):
         reproduce.figure2(options, steps=0)
-    rows = capsys.readouterr().out.splitlines()
+    systems, rows = capsys.readouterr().out.split("table3-systems.png\n")
+    assert systems.startswith("| model | recipe |")
+    assert "| qm9/dimenetpp |" in systems
+    rows = rows.splitlines()
     assert rows[0] == "| model | homo (meV) | U0 (meV) |"
     assert "| egnn | 29 | 11 |" in rows
     assert "| ours: egnn, 25 epochs | 12.3 | 12.3 |" in rows
@@ -118,6 +121,9 @@ def test_reproduce_table3_puts_ours_beside_the_papers_rows(tmp_path, monkeypatch
         "| ours: egnn, 25 epochs | 12.3 | 12.3 | 12.3 | 12.3 |"
         in capsys.readouterr().out.splitlines()
     )
+    trained.clear()
+    table3(targets=["alpha", "homo"], model="nmp", together=True)  # has one learning rate
+    assert trained == [(("alpha", "homo"), 25, "nmp_alpha-homo-25-epochs")]
 
 
 @pytest.mark.slow

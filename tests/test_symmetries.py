@@ -239,6 +239,15 @@ def test_order_and_padding_do_not_matter(x64, model, options):
         testing.assert_padding_invariant(apply, graph)
 
 
+@every_default
+def test_nan_stays_in_its_graph(model):
+    graph = testing.random_graph(sizes=(4, 3, 1))
+    apply = build(model, {}, graph)[2]
+    broken = graph._replace(nodes=graph.nodes.replace(x=graph.nodes.x.at[:4].set(jnp.nan)))
+    of_others = lambda out: jax.tree.map(lambda a: a[4:8], out.nodes)
+    chex.assert_trees_all_close(of_others(apply(broken)), of_others(apply(graph)), rtol=1e-5)
+
+
 @every_model
 def test_derivatives_are_finite_where_nodes_coincide(x64, model, options):
     if options.keys() & REVERSE_ONLY:

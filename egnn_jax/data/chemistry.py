@@ -83,16 +83,15 @@ def of_smiles(smiles: str, numbers: np.ndarray, positions: np.ndarray) -> tuple[
         return Chemistry(*nothing, traits), SOURCES.index("none")
 
 
-def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Chemistry:
-    """Determine bonds and traits by RDKit's perception of bonds from positions.
+def perceived(numbers: np.ndarray, positions: np.ndarray) -> Chemistry:
+    """Determine bonds and traits of a neutral molecule by RDKit's perception from positions.
 
     Args:
       numbers: atomic numbers (M,).
       positions: (M, 3) in Å.
-      charge: the charge of the molecule.
 
     Raises:
-      ValueError: rdkit is not installed, or finds no bonds that fit the valences and the charge.
+      ValueError: rdkit is not installed, or finds no bonds that fit the valences.
     """
     try:
         from rdkit import Chem, rdBase
@@ -107,19 +106,19 @@ def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Ch
     with rdBase.BlockLogs():
         molecule = Chem.MolFromXYZBlock("\n".join([str(len(lines)), "", *lines, ""]))
         try:
-            rdDetermineBonds.DetermineBonds(molecule, charge=charge, useHueckel=False)
+            rdDetermineBonds.DetermineBonds(molecule, charge=0, useHueckel=False)
             molecule = Chem.Mol(molecule)
             Chem.SanitizeMol(molecule)
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"its bonds cannot be derived from its positions and the charge {charge:+d} "
-                f"({reason}); expected a whole molecule with all of its hydrogens"
+                f"its bonds cannot be derived from its positions ({reason}); expected a whole, "
+                "neutral molecule with all of its hydrogens"
             ) from error
     if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
         raise ValueError(
-            f"its positions and the charge {charge:+d} leave {radicals} electrons unpaired; "
-            "expected a whole molecule with all of its hydrogens"
+            f"its positions leave {radicals} electrons unpaired; expected a whole, neutral "
+            "molecule with all of its hydrogens"
         )
     return _of_rdkit(molecule)
 

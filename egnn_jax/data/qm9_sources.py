@@ -55,7 +55,12 @@ def from_package() -> Iterator[Molecule]:
     Raises:
       ValueError: the package is not installed, or a line is damaged.
     """
-    for table in _tables():
+    instead = (
+        ", or, once, "
+        "python -c \"from egnn_jax.data import qm9; qm9.load('dsgdb9nsd.xyz.tar.bz2')\" "
+        "with the path of the original archive of QM9"
+    )
+    for table in _tables(instead):
         yield from from_csv(table)
 
 
@@ -76,15 +81,13 @@ def smiles_of_package() -> dict[int, str]:
     return smiles
 
 
-def _tables() -> list[Path]:
-    """The tables of the installed package ``qm9pack``."""
+def _tables(instead: str = "") -> list[Path]:
+    """The tables of the installed package ``qm9pack``; ``instead`` is added to the error if it is
+    not installed.
+    """
     found = importlib.util.find_spec("qm9pack")
     if found is None or not found.submodule_search_locations:
-        raise ValueError(
-            f"{missing('qm9pack')} (104 MB), or, once, "
-            "python -c \"from egnn_jax.data import qm9; qm9.load('dsgdb9nsd.xyz.tar.bz2')\" "
-            "with the path of the original archive of QM9"
-        )
+        raise ValueError(f"{missing('qm9pack')} (104 MB){instead}")
     data = Path(found.submodule_search_locations[0]) / "data"
     return [data / f"qm9_part{part}.csv" for part in (1, 2, 3)]
 

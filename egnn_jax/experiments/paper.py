@@ -1,4 +1,6 @@
-"""The numbers published in the paper, by the registry's model names."""
+"""The numbers published in the paper, by the registry's model names, and the systems of its Table 3
+as they are here.
+"""
 
 from typing import NamedTuple
 
@@ -65,10 +67,9 @@ class System(NamedTuple):
 
     Attributes:
       parameters: the number of parameters, for one target.
-      step: the time of a training step relative to EGNN's, as ``scripts/benchmarks/table3.py``
-        measures it on two CPU cores.
-      raced: the test error of ε_HOMO in meV after 30 minutes on two CPU cores, from
-        ``scripts/benchmarks/race.py``, which makes some networks smaller.
+      step: the time of a training step relative to EGNN's, on two CPU cores.
+      raced: the test error of ε_HOMO in meV after 30 minutes on two CPU cores, smaller networks
+        for some systems; docs/results.md describes both measurements.
       inputs: its inputs besides elements and positions, and the pairs of atoms it uses.
       differs: how it, or its training, differs from the authors'.
     """
@@ -89,7 +90,13 @@ TABLE3_SYSTEMS = {
         "L1 loss, theirs squared; training does not stop early, theirs does; "
         "EGNN's split; features by RDKit; the sizes they searched are not published",
     ),
-    "schnet": System(486_401, 1.0, 95.6, "all pairs up to 10 Å", "trained as EGNN is"),
+    "schnet": System(
+        486_401,
+        1.0,
+        95.6,
+        "all pairs up to 10 Å",
+        "trained and read out as EGNN is; a cosine cutoff",
+    ),
     "cormorant": System(
         299_808,
         4.9,
@@ -140,7 +147,13 @@ TABLE3_SYSTEMS = {
         "bonds by RDKit; EGNN's split, labels and choice of the best epoch; molecules are neither "
         "turned nor reflected in training; a lone node keeps its features",
     ),
-    "egnn": System(745_224, 1.0, 81.0, "all pairs", "nothing"),
+    "egnn": System(
+        745_224,
+        1.0,
+        81.0,
+        "all pairs",
+        "the learning rate falls once; in their code it rises and falls again (--half-periods 3)",
+    ),
 }
 """The systems of Table 3 as implemented here."""
 

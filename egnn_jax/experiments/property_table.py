@@ -24,7 +24,7 @@ from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
 from egnn_jax.nn.batch_norm import in_training
-from egnn_jax.nn.heads import Readout
+from egnn_jax.nn.heads import head_of
 from egnn_jax.training.evaluation import Metrics
 from egnn_jax.training.step import STATISTICS, Loss
 
@@ -107,8 +107,8 @@ class Table(Task):
         return self._samples[split]
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The model wrapped in :class:`egnn_jax.Readout`."""
-        return Readout(model, outputs=len(self.columns))
+        """The model with its readout of the columns."""
+        return head_of(model)(model, outputs=len(self.columns))
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
         """The network's input: h atomic numbers (N,), x in Å; ``key`` is not used."""

@@ -16,8 +16,9 @@ from egnn_jax.experiments.molecules import MolecularTask
 from egnn_jax.experiments.task import Apply
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask, graph_of_node, sum_nodes
+from egnn_jax.nn.batch_norm import in_training
 from egnn_jax.nn.mlp import MLP
-from egnn_jax.training.step import Loss
+from egnn_jax.training.step import STATISTICS, Loss
 
 OUTPUTS = ("homo", "lumo", "mu", "r2", "alpha", "zpve", "Cv", "U0", "U - U0", "G - H")
 """The network's outputs; gap = lumo - homo, U = U0 + (U - U0), H = U + RT, G = H + (G - H)."""
@@ -209,9 +210,7 @@ class QM9Properties(MolecularTask):
         }
         try:
             arrays = {name: np.asarray(constants[name], float) for name in shapes}
-            valid = all(
-                np.isfinite(arrays[n]).all() and arrays[n].shape == shapes[n] for n in shapes
-            )
+            valid = all(np.isfinite(a).all() and a.shape == shapes[n] for n, a in arrays.items())
         except (TypeError, ValueError, KeyError):
             valid, arrays = False, {}
         if not valid:
@@ -226,9 +225,11 @@ class QM9Properties(MolecularTask):
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
         """Predict standardized targets (G, 12)."""
-        outputs = apply(params, self.graph(batch)).globals.y
-        scales = self.statistics.output_deviation[:, None] * _combination()
-        return outputs @ jnp.asarray(scales / self.deviation, outputs.dtype)
+        return self._targets(apply(params, self.graph(batch)).globals.y)
+
+    def _targets(self, outputs: jax.Array) -> jax.Array:
+        scales = self.statistics.output_deviation[:, None] * _combination() / self.deviation
+        return outputs @ jnp.asarray(scales, outputs.dtype)
 
     def loss(self, apply: Apply) -> Loss:
         """Σ_k w_k ln(mean |error_k|), where the w_k sum to 1."""
@@ -239,10 +240,11 @@ class QM9Properties(MolecularTask):
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
             real = graph_mask(batch)[:-1, None]
-            wrong = (self.predict(apply, params, batch) - batch.globals.y)[:-1]
+            out, moved = in_training(apply, params, self.graph(batch))
+            wrong = (self._targets(out.globals.y) - batch.globals.y)[:-1]
             each = jnp.abs(wrong @ jnp.asarray(selection, wrong.dtype))
             mean = jnp.sum(jnp.where(real, each, 0), axis=0) / jnp.maximum(jnp.sum(real), 1)
-            return jnp.sum(jnp.log(mean + 1e-4) * (weights / weights.sum())), {}
+            return jnp.sum(jnp.log(mean + 1e-4) * (weights / weights.sum())), {STATISTICS: moved}
 
         return loss
 

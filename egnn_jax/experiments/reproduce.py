@@ -206,7 +206,7 @@ def table3(
     half_periods: int | None = None,
 ) -> None:
     """Reproduce Table 3, QM9: the error of each property on the test molecules, with the paper's
-    rows and those of other models already trained for the same epochs; and describe the systems.
+    rows and those of other models already trained for the same epochs. First, describe the systems.
 
     Args:
       options: folders, seeds and epochs.
@@ -223,9 +223,9 @@ def table3(
         raise ValueError(f"model is {model!r}; expected one of {', '.join(paper.TABLE3)}")
     groups: dict[Any, list[str]] = {}
     for target in targets:
-        rate = paper.QM9_LEARNING_RATES[target]
+        rate = paper.QM9_LEARNING_RATES[target] if model in paper.QM9_RATES_OF else None
         groups.setdefault(rate if together else target, []).append(target)
-    results, written = {}, []
+    configs = []
     for group in groups.values():
         config = options.recipe(f"qm9/{model}", targets=tuple(group), independent=len(group) > 1)
         changes: dict[str, Any] = {}
@@ -234,10 +234,13 @@ def table3(
         if half_periods is not None:
             changes["half_periods"] = half_periods
         optimizer = dataclasses.replace(config.optimizer, **changes)
-        config = dataclasses.replace(config, optimizer=optimizer)
+        configs.append(dataclasses.replace(config, optimizer=optimizer))
+    _show(table3_systems(), options.out / "table3-systems")  # first, since training takes days
+    results, written = {}, []
+    for group, config in zip(groups.values(), configs, strict=True):
         run = f"{'-'.join(group)}-{config.epochs}-epochs"
-        if optimizer.half_periods > 1:
-            run += f"-{optimizer.half_periods}-half-periods"
+        if config.optimizer.half_periods > 1:
+            run += f"-{config.optimizer.half_periods}-half-periods"
         folders = {
             name: f"qm9/{run}" if name == "egnn" else f"qm9/{name}_{run}"
             for name in (*paper.TABLE3, model)
@@ -248,8 +251,7 @@ def table3(
                 results[folder] = earlier.result()
         results[folders[model]] = options.train(config, folders[model], ", ".join(group))
         written = config.task.compare(results, options.out)  # in the loop: the next may take days
-    print(f"{written[0].read_text(encoding='utf-8')}\n{', '.join(map(str, written))}\n")
-    _show(table3_systems(), options.out / "table3-systems")
+    print(f"{written[0].read_text(encoding='utf-8')}\n{', '.join(map(str, written))}")
 
 
 def forward_ms(run: Path, repeats: int = 20) -> float:

@@ -20,6 +20,9 @@ The model must match the network. ``EGNN_vel`` is ``EGNN(features, layers, clip=
 with velocities; ``egnn_clean`` is ``EGNN(features, layers, output_features=out_node_nf)``, with
 ``infer_edges`` for its ``attention``.
 
+``mean`` and ``scale`` of a head are not part of a state dict: the network in PyTorch predicts y
+where the head here predicts mean + scale · y.
+
 Other systems of Table 3, alone or in their heads, have the names of their original code:
 
 - ``SumReadout(DimeNetPP(…), outputs)``: PyTorch Geometric's ``DimeNetPlusPlus``, which also reads
@@ -55,6 +58,7 @@ from egnn_jax.models.lieconv import LieConv
 from egnn_jax.models.nmp import NMP
 from egnn_jax.models.radial_field import RadialField
 from egnn_jax.nn.heads import Autoencoder, head_of
+from egnn_jax.nn.precision import MixedPrecision, backbone_of
 
 Leaves = dict[tuple[str, ...], Any]
 """The arrays of a model's variables, or their shapes, by path, for example ("params", "embedding",
@@ -176,7 +180,7 @@ def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
 
 
 def _backbone(model: nn.Module) -> nn.Module:
-    return getattr(model, "encoder", model)
+    return backbone_of(getattr(model, "encoder", model))
 
 
 def _names_of(model: nn.Module) -> Any:
@@ -193,7 +197,7 @@ def _names_of(model: nn.Module) -> Any:
             f"{type(backbone).__name__} has no counterpart in the authors' code; expected "
             f"{', '.join(others)} or {last}"
         )
-    if type(model) not in (type(backbone), head_of(backbone), Autoencoder):
+    if type(model) not in (type(backbone), MixedPrecision, head_of(backbone), Autoencoder):
         raise ValueError(
             f"{type(model).__name__} is not how the authors of {type(backbone).__name__} read it "
             f"out; expected {head_of(backbone).__name__}"

@@ -97,8 +97,10 @@ class CormorantLevel(nn.Module):
         dots = dots.reshape(2, dots.shape[1] * self.features, len(distance))
         rho = self.param("rho", nn.initializers.constant(self.radius), (self.features,), f.dtype)
         omega = self.param("omega", nn.initializers.constant(WIDTH), (self.features,), f.dtype)
-        rho, omega = (jnp.maximum(jnp.abs(z), 1e-3)[:, None] for z in (rho, omega))
-        mask = nn.sigmoid((rho - distance.astype(f.dtype)) / omega)
+        rho, omega = (
+            jnp.maximum(jnp.abs(z), 1e-3).astype(distance.dtype)[:, None] for z in (rho, omega)
+        )
+        mask = nn.sigmoid((rho - distance) / omega).astype(f.dtype)
         new = []
         for l in range(self.degree + 1):
             joined = [g[l]] if l < len(g) else []
@@ -166,8 +168,8 @@ class Cormorant(nn.Module):
     returns it with the invariants as h. Zero-length edges from a node to itself are ignored.
 
     Raises:
-      ValueError: x is not (N, 3), an option is out of range, or ``update_coordinates`` is set but
-        no level has degree 1.
+      ValueError: x is not (N, 3), the graph has no nodes, an option is out of range, or
+        ``update_coordinates`` is set but no level has degree 1.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"

@@ -157,7 +157,7 @@ class L1Net(nn.Module):
     returns it with new h and x.
 
     Raises:
-      ValueError: x is not (N, 3), or an option is out of range.
+      ValueError: x is not (N, 3), the graph has no nodes, or an option is out of range.
     """
 
     symmetry: ClassVar[Symmetry] = "SE(3)"

@@ -29,9 +29,10 @@ from egnn_jax.nn.products import sum_of_products
 class LieConv(nn.Module):
     """LieConv: h_i' = h_i + Linear σ(BN t_i), t_i = Linear(Σ_{j∈N_i} h̃_j ⊗ w(x_i - x_j)) / n_i.
 
-    N_i are the n_i neighbors of i and i itself, h̃ = σ(BN Linear σ(BN h)) the features at a quarter
-    of the width, w = σ BN Linear σ BN Linear σ BN Linear the kernel, BN batch normalization and σ
-    the SiLU. The first h is linear in the input, the last is σ(BN h).
+    N_i are the n_i neighbors of i and i itself (self-loops count in addition),
+    h̃ = σ(BN Linear σ(BN h)) the features at a quarter of the width,
+    w = σ BN Linear σ BN Linear σ BN Linear the kernel, BN batch normalization and σ the SiLU. The
+    first h is linear in the input, the last is σ(BN h).
 
     The kernel takes x_i - x_j directly. So h' is invariant to translations, but must learn
     rotations: ``task.augment`` rotates each molecule at random in training, as the authors do.

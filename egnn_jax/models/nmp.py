@@ -63,7 +63,8 @@ class NMP(nn.Module):
 
     e_ij = [1 − Σ a_ij, a_ij, ‖r_ij‖] for the edge from j to i, so its first entry is 1 if a pair
     has none of the bond types a_ij. The sums include j = i, with a = 0 and r = 0; the second sum is
-    over the edges that leave i. h⁰ is h, padded with zeros.
+    over the edges that leave i. Self-loops of the graph count in addition. h⁰ is h, padded with
+    zeros.
 
     A(e) = Σ_k φ_k(e) W_k + B is never formed: Σ_j A(e_ij) h_j = Σ_jk φ_k(e_ij) (W_k h_j) is one
     matrix product for each graph, (M, M K) by (M K, d), with space for M = ``max_nodes`` nodes.

@@ -49,7 +49,8 @@ class EdgeRows(NamedTuple):
     with more. T is slightly more than the mean in-degree, so most graphs have no remaining edges.
 
     Attributes:
-      edges: edge in each place (R, T); an arbitrary edge if the place is empty.
+      edges: edge in each place (R, T); in an empty place, another edge of the same node, or an
+        arbitrary one if it has none.
       taken: whether a place holds an edge (R, T).
       receivers: receiver of each row (R,); N for an empty row beyond the first N.
     """
@@ -77,9 +78,9 @@ def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
     receivers = jnp.concatenate([arange(n_node), receivers])
     within = width * number[:, None] + arange(width)
     taken = (within < count[receivers][:, None]) & (receivers < n_node)[:, None]
-    return EdgeRows(
-        edges[jnp.where(taken, first[receivers][:, None] + within, 0)], taken, receivers
-    )
+    # Empty places get an edge of the same node, since a product of 0 and NaN is NaN.
+    place = first[receivers][:, None] + jnp.where(taken, within, 0)
+    return EdgeRows(edges[jnp.minimum(place, n_edge - 1)], taken, receivers)
 
 
 def sum_over_rows(
@@ -94,6 +95,9 @@ def sum_over_rows(
       axis: axis of the rows in the sums.
     """
     total = sums(EdgeRows(*(a[:n_node] for a in rows)))
+    others = [k for k in range(total.ndim) if k != axis]
+    has_edges = jnp.expand_dims(jnp.any(rows.taken[:n_node], axis=1), others)
+    total = jnp.where(has_edges, total, 0)  # not those of other graphs, which may be NaN
     rest = EdgeRows(*(a[n_node:] for a in rows))
     if not len(rest.receivers):
         return total

@@ -11,7 +11,7 @@ from egnn_jax.graph._sums import dtype_of_sums
 from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.graph import Globals, GraphsTuple, max_nodes, mean_nodes, sum_nodes
 from egnn_jax.nn.mlp import MLP, Dense, require_module, require_option, require_positive
-from egnn_jax.nn.precision import MixedPrecision
+from egnn_jax.nn.precision import MixedPrecision, backbone_of
 
 Embedded = Literal["x", "h"]
 
@@ -164,8 +164,7 @@ def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
 
 def head_of(model: nn.Module) -> Any:
     """The default head of a backbone: its attribute ``head``, or :class:`Readout`."""
-    backbone = model.model if isinstance(model, MixedPrecision) else model
-    return getattr(backbone, "head", Readout)
+    return getattr(backbone_of(model), "head", Readout)
 
 
 def with_predictions(

@@ -33,6 +33,7 @@ class Filters:
         d_ij, direction = length_and_direction(edge_vectors(graph, graph.nodes.x))
         a_ij = [] if graph.edges.a is None else [graph.edges.a]
         self.graph, self.dtype = graph, dtype
+        self._bases: dict[tuple[int, int], jax.Array] = {}
         self._step = 2 if parity == "natural" else 1
         self.invariants = jnp.concatenate([*a_ij, d_ij], axis=-1).astype(dtype)
         irreps = e3nn.Irreps([(1, (j, (-1) ** j)) for j in range(2 * degree + 1)])
@@ -40,11 +41,13 @@ class Filters:
 
     def basis(self, l_in: int, l_out: int) -> jax.Array:
         """Q_J for each J, from l' = ``l_in`` to l = ``l_out``: (E, 2 l' + 1, J, 2 l + 1)."""
-        bases = []
-        for j in range(abs(l_in - l_out), l_in + l_out + 1, self._step):
-            w, y = e3nn.clebsch_gordan(l_out, l_in, j), self._y.array[:, j**2 : (j + 1) ** 2]
-            bases.append(jnp.einsum("abm,em->eba", jnp.asarray((-1) ** j * w, y.dtype), y))
-        return jnp.stack(bases, axis=2).astype(self.dtype)
+        if (l_in, l_out) not in self._bases:
+            bases = []
+            for j in range(abs(l_in - l_out), l_in + l_out + 1, self._step):
+                w, y = e3nn.clebsch_gordan(l_out, l_in, j), self._y.array[:, j**2 : (j + 1) ** 2]
+                bases.append(jnp.einsum("abm,em->eba", jnp.asarray((-1) ** j * w, y.dtype), y))
+            self._bases[l_in, l_out] = jnp.stack(bases, axis=2).astype(self.dtype)
+        return self._bases[l_in, l_out]
 
     def sent(self, h: Features, l_out: int) -> dict[int, jax.Array]:
         """Q_J h_j (E, C' J, 2 l + 1) of degree l = ``l_out``, keyed by the degree l' of h."""

@@ -40,6 +40,7 @@ def glorot_orthogonal(
     return (matrix * jnp.sqrt(2 / (sum(shape) * variance))).astype(dtype)
 
 
+standard_normal: Initializer = nn.initializers.normal(1.0)
 small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "uniform")
 """Xavier uniform with gain 0.001, so that φ_x hardly moves coordinates before training."""
 
@@ -176,16 +177,19 @@ class Table(nn.Module):
     """
 
     features: int
+    init: Initializer
 
     @nn.compact
     def __call__(self, kinds: jax.Array, dtype: jnp.dtype) -> jax.Array:
         shape = (NUM_KINDS, self.features)
-        table = self.param("table", nn.initializers.normal(1.0), shape, dtype)
+        table = self.param("table", self.init, shape, dtype)
         places = jnp.where(kinds < 0, NUM_KINDS, kinds)
         return jnp.asarray(table).at[places].get(mode="fill", fill_value=jnp.nan)
 
 
-def node_features(nodes: Nodes, features: int, name: str = "embedding") -> jax.Array:
+def node_features(
+    nodes: Nodes, features: int, name: str = "embedding", init: Initializer = standard_normal
+) -> jax.Array:
     """Return h (N, F) as it is, and look node types (N,) up in a table of ``features`` columns.
 
     Call it in a compact method, whose module gets the table under ``name``, in the dtype of x.
@@ -195,15 +199,15 @@ def node_features(nodes: Nodes, features: int, name: str = "embedding") -> jax.A
     """
     require_features(nodes.h)
     if jnp.issubdtype(nodes.h.dtype, jnp.integer):
-        return Table(features, name=name)(nodes.h, nodes.x.dtype)
+        return Table(features, init, name=name)(nodes.h, nodes.x.dtype)
     return nodes.h
 
 
 def embed(nodes: Nodes, features: int, **options: Any) -> jax.Array:
     """Embed h in ``features`` dimensions: a :class:`Dense` of h (N, F), with options, or a table of
-    node types (N,), as :func:`node_features`.
+    node types (N,) with their ``kernel_init``, as :func:`node_features`.
     """
-    h = node_features(nodes, features)
+    h = node_features(nodes, features, init=options.get("kernel_init", standard_normal))
     return h if nodes.h.ndim == 1 else Dense(features, name="embedding", **options)(h)
 
 

@@ -11,8 +11,13 @@ from egnn_jax.nn.mlp import require_module, require_option
 
 ComputeDtype = Literal["float32", "bfloat16"]
 MatmulPrecision = Literal["default", "high", "highest"]
-OF_DISTANCES = ("frequencies", "phases", "scales")
+OF_DISTANCES = ("frequencies", "phases", "scales", "rho", "omega")
 """Names of parameters that multiply distances or are added to them, which are not rounded."""
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The model that :class:`MixedPrecision` computes; another model is returned as it is."""
+    return model.model if isinstance(model, MixedPrecision) else model
 
 
 def compute_dtype(graph: GraphsTuple) -> jnp.dtype:

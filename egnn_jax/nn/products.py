@@ -5,13 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from egnn_jax.graph.graph import (
-    GraphsTuple,
-    PaddedGraphsTuple,
-    graph_mask,
-    sum_at_receivers,
-)
+from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple, graph_mask
 from egnn_jax.nn.dense import Rooms, layout
+from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, sum_over_rows
 
 LARGEST = 32
 """Maximum nodes per graph for which all pairs are stored as one matrix."""
@@ -24,8 +20,8 @@ def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array
     (N, K, C).
 
     If no graph has more than :data:`LARGEST` nodes, the w of each graph are scattered into a
-    matrix and multiplied with the t of its nodes. On CPUs, this is several times as fast as summing
-    E outer products of K · C numbers. The result is the same either way.
+    matrix and multiplied with the t of its nodes; otherwise, the edges of each node are. Neither
+    forms E outer products of K · C numbers. The result is the same up to rounding.
     """
     n_node = jnp.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):
@@ -39,8 +35,17 @@ def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array
 
 def _by_edges(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
     number = len(graph.senders)
-    of_neighbors = sum_at_receivers(graph, w[:number, :, None] * t[graph.senders][:, None])
-    return of_neighbors + w[number:, :, None] * t[:, None]
+    of_nodes = w[number:, :, None] * t[:, None]
+    if not number:
+        return of_nodes
+    graph = jax.tree.map(jnp.asarray, graph)
+
+    def sums(rows: EdgeRows) -> jax.Array:
+        w_ij = jnp.where(rows.taken[:, :, None], w[rows.edges], 0)
+        return jnp.einsum("rtk,rtc->rkc", w_ij, t[graph.senders[rows.edges]])
+
+    rows = edge_rows(graph, jnp.ones(number, bool))
+    return of_nodes + sum_over_rows(rows, sums, len(t))
 
 
 def _by_matrices(graph: GraphsTuple, places: Rooms, w: jax.Array, t: jax.Array) -> jax.Array:

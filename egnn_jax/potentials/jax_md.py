@@ -10,6 +10,7 @@ import numpy as np
 
 from egnn_jax._extras import require
 from egnn_jax.graph import _validation
+from egnn_jax.nn.precision import backbone_of
 from egnn_jax.potentials._padding import padded_graph
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
@@ -87,8 +88,8 @@ def energy(
         raise ValueError(f"{', '.join(sorted(given))} is given; expected it to be left to energy")
     if systems is not None:
         neighbor_options["custom_mask_function"] = _within(np.asarray(systems), numbers, box)
-        encoder = getattr(potential.encoder, "model", potential.encoder)
-        if getattr(encoder, "coordinate_aggregation", None) == "all_nodes":
+        backbone = backbone_of(potential.encoder)
+        if getattr(backbone, "coordinate_aggregation", None) == "all_nodes":
             raise ValueError(
                 "systems are given with coordinate_aggregation='all_nodes', which counts the atoms "
                 "of all systems; expected 'sum'"

@@ -16,6 +16,7 @@ from egnn_jax.graph.graph import (
     sum_nodes,
 )
 from egnn_jax.nn.mlp import MLP
+from egnn_jax.nn.precision import backbone_of
 
 
 class Potential(nn.Module):
@@ -52,7 +53,7 @@ class Potential(nn.Module):
     @nn.compact
     def energies(self, graph: GraphsTuple) -> jax.Array:
         """Atomic energies E_i (N, 1): ``potential.apply(params, graph, method="energies")``."""
-        _require_derivatives(getattr(self.encoder, "model", self.encoder))
+        _require_derivatives(backbone_of(self.encoder))
         h = self.encoder(graph).nodes.h
         of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(graph.nodes.x.dtype)
         return self.shift + self.scale * of_atoms
