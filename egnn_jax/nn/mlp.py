@@ -177,12 +177,12 @@ class Table(nn.Module):
     """
 
     features: int
-    init: Initializer
+    table_init: Initializer
 
     @nn.compact
     def __call__(self, kinds: jax.Array, dtype: jnp.dtype) -> jax.Array:
         shape = (NUM_KINDS, self.features)
-        table = self.param("table", self.init, shape, dtype)
+        table = self.param("table", self.table_init, shape, dtype)
         places = jnp.where(kinds < 0, NUM_KINDS, kinds)
         return jnp.asarray(table).at[places].get(mode="fill", fill_value=jnp.nan)
 
