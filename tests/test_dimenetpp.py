@@ -12,12 +12,7 @@ from egnn_jax import testing
 from egnn_jax.graph.graph import edge_vectors
 from egnn_jax.models.dimenetpp import sum_over_angles
 from egnn_jax.nn.mlp import glorot_orthogonal
-from egnn_jax.nn.spherical import (
-    reverse_keys,
-    spherical_bessel_basis,
-    spherical_bessel_zeros,
-    sum_over_reverse,
-)
+from egnn_jax.nn.spherical import spherical_bessel_basis, spherical_bessel_zeros, sum_over_reversed
 from egnn_jax.nn.tensor import irreps
 
 FEATURES, BASIS, ANGLES = 4, 3, 5
@@ -101,8 +96,7 @@ def test_the_sum_over_angles_is_that_over_pairs_of_edges(x64, make):
     r = r / np.linalg.norm(r, axis=1, keepdims=True)
     u, sbf = rng.normal(size=(len(i), FEATURES)), rng.normal(size=(len(i), ANGLES, BASIS))
     weights = rng.normal(size=(ANGLES, BASIS, FEATURES))
-    arrays = *map(jnp.asarray, (u, sbf, weights)), harmonics(r)
-    got = sum_over_angles(graph, *arrays, reverse_keys(graph))
+    got = sum_over_angles(graph, *map(jnp.asarray, (u, sbf, weights)), harmonics(r))
     wanted, pairs, excluded = np.zeros_like(u), 0, 0
     for ji in range(len(i)):
         for kj in np.flatnonzero(i == j[ji]):
@@ -124,7 +118,7 @@ def test_what_runs_back_is_found_in_any_order_of_edges(x64):
     values = np.arange(1.0, len(graph.senders) + 1)[:, None]
     ends = list(zip(np.asarray(graph.receivers), np.asarray(graph.senders), strict=True))
     back = [values[ends.index((j, i))] if (j, i) in ends else [0.0] for i, j in ends]
-    np.testing.assert_array_equal(sum_over_reverse(reverse_keys(graph), jnp.asarray(values)), back)
+    np.testing.assert_array_equal(sum_over_reversed(graph, jnp.asarray(values)), back)
     assert 0 < np.count_nonzero(back) < len(back)
 
 

@@ -25,7 +25,7 @@ from egnn_jax.nn.mlp import (
     with_attributes,
 )
 from egnn_jax.nn.radial import polynomial_envelope
-from egnn_jax.nn.spherical import reverse_keys, spherical_bessel_basis, sum_over_reverse
+from egnn_jax.nn.spherical import spherical_bessel_basis, sum_over_reversed
 from egnn_jax.nn.tensor import MAX_DEGREE, irreps
 
 zeros = nn.initializers.zeros
@@ -129,10 +129,10 @@ class DimeNetPP(nn.Module):
         s_ij, rbf = silu(Linear(F, name="rbf")(s_ij)), rbf.astype(h.dtype)
         m = silu(EdgeLinear(F, glorot_orthogonal, zeros, name="messages")(graph, h, s_ij))
         read = partial(Output, F, self.output_features)
-        outputs, reverse = [read(name="output_0")(graph, m, rbf)], reverse_keys(graph)
+        outputs = [read(name="output_0")(graph, m, rbf)]
         for k in range(self.layers):
             layer = Interaction(F, self.angular_features, self.basis_features, name=f"layer_{k}")
-            m = layer(graph, m, rbf, sbf, harmonics, reverse)
+            m = layer(graph, m, rbf, sbf, harmonics)
             outputs.append(read(name=f"output_{k + 1}")(graph, m, rbf))
         return jnp.concatenate(outputs, axis=-1)
 
@@ -146,20 +146,14 @@ class Interaction(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        graph: GraphsTuple,
-        m: jax.Array,
-        rbf: jax.Array,
-        sbf: jax.Array,
-        Y: jax.Array,
-        reverse: tuple[jax.Array, jax.Array],
+        self, graph: GraphsTuple, m: jax.Array, rbf: jax.Array, sbf: jax.Array, Y: jax.Array
     ) -> jax.Array:
         F, C = self.features, self.angular_features
         w_rbf = self._factors("rbf", rbf.shape[1], F, m.dtype)
         degrees, number = sbf.shape[1:]
         w_sbf = self._factors("sbf", degrees * number, C, m.dtype).reshape(degrees, number, C)
         u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w_rbf)))
-        s_ji = silu(Matrix(F, name="up")(sum_over_angles(graph, u_kj, sbf, w_sbf, Y, reverse)))
+        s_ji = silu(Matrix(F, name="up")(sum_over_angles(graph, u_kj, sbf, w_sbf, Y)))
         y = _residual(silu(Linear(F, name="ji")(m)) + s_ji, F, "before")
         m = m + silu(Linear(F, name="skip")(y))
         return _residual(_residual(m, F, "after_0"), F, "after_1")
@@ -171,12 +165,7 @@ class Interaction(nn.Module):
 
 
 def sum_over_angles(
-    graph: GraphsTuple,
-    u: jax.Array,
-    sbf: jax.Array,
-    w: jax.Array,
-    Y: jax.Array,
-    reverse: tuple[jax.Array, jax.Array],
+    graph: GraphsTuple, u: jax.Array, sbf: jax.Array, w: jax.Array, Y: jax.Array
 ) -> jax.Array:
     """Compute Σ_{k≠i} u_kj ⊙ Σ_ln w_ln sbf_ln P_l(r̂_kj · r̂_ji) for each edge from j to i, (E, C).
 
@@ -186,7 +175,6 @@ def sum_over_angles(
       sbf: radial functions of the edges (E, L, n), for l = 0 to L - 1.
       w: weights (L, n, C).
       Y: harmonics of the edge directions (E, L²), with Y_l(a) · Y_l(b) = P_l(a · b).
-      reverse: the graph's :func:`~egnn_jax.nn.spherical.reverse_keys`.
     """
     over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
     for l in range(len(w)):
@@ -195,7 +183,7 @@ def sum_over_angles(
         S = sum_at_receivers(graph, v[:, None] * Y_l)  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
         over_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
         back += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
-    return over_k - sum_over_reverse(reverse, back)
+    return over_k - sum_over_reversed(graph, back)
 
 
 class Output(nn.Module):

@@ -1,4 +1,4 @@
-"""Spherical Bessel basis, and sums over reverse edges."""
+"""Spherical Bessel basis, and sums over reversed edges."""
 
 import functools
 from typing import Any
@@ -69,21 +69,19 @@ def spherical_bessel_basis(t: jax.Array, degree: int, number: int) -> jax.Array:
     return values.reshape(*t.shape, degree + 1, number)
 
 
-def sum_over_reverse(keys: tuple[jax.Array, jax.Array], values: jax.Array) -> jax.Array:
-    """Sum values (E, …) over the reverse edges of each edge, with the graph's
-    :func:`reverse_keys`; 0 if there are none.
-    """
-    there, back = keys
-    sums = jnp.zeros((2 * len(there) + 1, *values.shape[1:]), values.dtype).at[there].add(values)
-    return sums[back]
-
-
-def reverse_keys(graph: GraphsTuple) -> tuple[jax.Array, jax.Array]:
-    """Integer keys (E,) of each edge and of its reverse, by the positions that they connect.
+def sum_over_reversed(graph: GraphsTuple, values: jax.Array) -> jax.Array:
+    """Sum values (E, …) over the reverse edges of each edge; 0 if there are none.
 
     Reverse edges of an edge from j to i run from i to j between the same two positions. There is
     at most one unless edges are repeated. In a crystal, edges from other images of i do not count.
     """
+    there, back = _places(graph)
+    sums = jnp.zeros((2 * len(there) + 1, *values.shape[1:]), values.dtype).at[there].add(values)
+    return sums[back]
+
+
+def _places(graph: GraphsTuple) -> tuple[jax.Array, jax.Array]:
+    """Integer keys (E,) of each edge and of its reverse, by the positions that they connect."""
     i, j, edges = graph.receivers, graph.senders, graph.edges
     step = edges.shift if edges.steps is None else edges.steps
     steps = [] if step is None else list(jax.lax.stop_gradient(step).T)
