@@ -126,6 +126,11 @@ def graph_of_distinct_places():
     return graph._replace(nodes=graph.nodes.replace(x=x))
 
 
+def under(z, start):
+    """What is under a name such as "param/" in a golden file, without it."""
+    return {k.removeprefix(start): value for k, value in z.items() if k.startswith(start)}
+
+
 def there_and_back(state, model):
     """The variables of the model from the authors' state dict, which they give again exactly."""
     variables = interop.from_torch_state_dict(state, model)

@@ -19,7 +19,7 @@ from egnn_jax.data import nbody
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.nn.heads import Autoencoder, Readout
 from tests.conftest import GOLDEN
-from tests.helpers import there_and_back
+from tests.helpers import there_and_back, under
 
 NETWORKS = ("autoencoder", "egnn_clean", "nbody", "qm9_egnn")
 """What the names of files begin with."""
@@ -131,14 +131,10 @@ def test_golden(x64, golden_file):
     if golden_file.stem.startswith("nbody_trajectories"):
         check_trajectories(z)
         return
-    state = {
-        key.removeprefix("param/"): value for key, value in z.items() if key.startswith("param/")
-    }
+    state = under(z, "param/")
     model, graph = network(golden_file, z, state)
     params = there_and_back(state, model)
-    outputs = {
-        key.removeprefix("output/"): value for key, value in z.items() if key.startswith("output/")
-    }
+    outputs = under(z, "output/")
     place = lambda x: graph._replace(nodes=graph.nodes.replace(x=x))
     got = {
         "prediction": lambda: model.apply(params, graph).globals.y[:, 0],

@@ -16,15 +16,12 @@ import egnn_jax as egnn
 from egnn_jax import interop
 from egnn_jax.nn.kernels import Filters
 from tests.conftest import GOLDEN
+from tests.helpers import under
 
 NETWORKS = ("nmp_tf", "se3_transformer_qm9", "tfn_qm9")
 """What the names of files begin with."""
 T, M, HEADS = 3, 4, 2
 """What shapes do not tell: steps of messages and of set2set of NMP, heads of SE(3)-Transformer."""
-
-
-def parameters(z):
-    return {key.removeprefix("param/"): a for key, a in z.items() if key.startswith("param/")}
 
 
 def molecules(z, h, kinds):
@@ -92,7 +89,7 @@ def computed(model, params, graph):
 def check(path):
     with np.load(path) as file:
         z = dict(file)
-    state = parameters(z)
+    state = under(z, "param/")
     model, graph = (nmp if path.stem.startswith("nmp") else fuchs)(z, state)
     degrees = lambda key: tuple(map(int, key.rsplit("/")[-1].split(",")))
     signs = {degrees(key): float(a) for key, a in z.items() if key.startswith("input/q_sign/")}
@@ -101,7 +98,7 @@ def check(path):
     assert back.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(back[name], value)
-    outputs = {key.removeprefix("output/"): a for key, a in z.items() if key.startswith("output/")}
+    outputs = under(z, "output/")
     close = partial(np.testing.assert_allclose, rtol=1e-10)
     y, blocks = computed(model, params, graph)
     alone, _ = computed(model, params, egnn.unbatch(graph)[0])

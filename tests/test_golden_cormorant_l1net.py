@@ -19,7 +19,7 @@ from egnn_jax.nn.edge_rows import edge_rows
 from egnn_jax.nn.heads import CormorantReadout, L1NetReadout, head_of
 from egnn_jax.nn.radial import DampedWaves
 from tests.conftest import GOLDEN
-from tests.helpers import arguments_of, there_and_back
+from tests.helpers import arguments_of, there_and_back, under
 
 NETWORKS = ("cormorant", "l1net")
 """What the names of files begin with."""
@@ -40,7 +40,7 @@ def load(path):
     """The parameters of a file, all else that is in it, and its molecules."""
     with np.load(path) as file:
         z = dict(file)
-    state = {key.removeprefix("param/"): z[key] for key in z if key.startswith("param/")}
+    state = under(z, "param/")
     ends = np.cumsum(z["input/n_node"])
     parts = [slice(end - size, end) for end, size in zip(ends, z["input/n_node"], strict=True)]
     x, kinds = z["input/x"], z["input/atomic_numbers"]

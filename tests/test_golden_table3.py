@@ -16,7 +16,7 @@ from egnn_jax.data import qm9_graphs
 from egnn_jax.experiments._options import shared
 from egnn_jax.nn.spherical import spherical_bessel_zeros
 from tests.conftest import GOLDEN
-from tests.helpers import arguments_of, there_and_back
+from tests.helpers import arguments_of, there_and_back, under
 
 
 def molecules(z, h):
@@ -153,11 +153,6 @@ def of_file(path):
         z = dict(file)
     name = next(name for name in NETWORKS if path.stem.startswith(name))
     return name, z
-
-
-def under(z, start):
-    """What is under a name such as "param/", without it."""
-    return {k.removeprefix(start): value for k, value in z.items() if k.startswith(start)}
 
 
 def test_golden(x64, golden_file):
