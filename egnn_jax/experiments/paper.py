@@ -69,7 +69,7 @@ class System(NamedTuple):
       parameters: the number of parameters, for one target.
       step: the time of a training step relative to EGNN's, on two CPU cores.
       raced: the test error of ε_HOMO in meV after 30 minutes on two CPU cores, smaller networks
-        for some systems; docs/results.md describes both measurements.
+        for some systems; docs/results/qm9.md describes both measurements.
       inputs: its inputs besides elements and positions, and the pairs of atoms it uses.
       differs: how it, or its training, differs from the authors'.
     """
