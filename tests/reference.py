@@ -23,8 +23,8 @@ def mlp(p, x):
 
 
 def layer_norm(p, x):
-    centred = x - x.mean(axis=-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6)
     return scaled * p["scale"] + p["bias"]
 
 

@@ -25,7 +25,7 @@ from egnn_jax.experiments.dynamics import Dynamics, simulate
 from egnn_jax.potentials import calculator
 from egnn_jax.potentials.ensemble import require_finite
 
-MODEL = egnn.EGNN(features=6, layers=2, cutoff=3.0, basis=4, coordinate_aggregation="sum")
+MODEL = egnn.EGNN(features=6, layers=2, cutoff=3.0, num_rbf=4, coordinate_aggregation="sum")
 
 
 def potential(atoms, model=MODEL):
@@ -318,7 +318,7 @@ def test_dynamics_that_make_no_sense(options, message):
 
 def test_ten_thousand_atoms_and_atoms_at_one_place():
     atoms = ase.build.bulk("Cu", cubic=True)
-    network, params = potential(atoms, egnn.EGNN(features=4, layers=1, cutoff=3.0, basis=3,
+    network, params = potential(atoms, egnn.EGNN(features=4, layers=1, cutoff=3.0, num_rbf=3,
                                                  update_coordinates=False))  # fmt: skip
     calc = egnn.ASECalculator(network, params)
     one, many = atoms.copy(), atoms.repeat(14)

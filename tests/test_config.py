@@ -259,9 +259,9 @@ def test_overrides():
 def test_another_model_keeps_the_options_that_it_has_too():
     config = configs.load("forces/ethanol")
     tensornet = configs.override(
-        config, ["--model.name", "tensornet", "--model.basis", "8"], "x", ""
+        config, ["--model.name", "tensornet", "--model.num-rbf", "8"], "x", ""
     )
-    assert tensornet.model == egnn.TensorNet(features=64, layers=3, basis=8, cutoff=5.0)
+    assert tensornet.model == egnn.TensorNet(features=64, layers=3, num_rbf=8, cutoff=5.0)
     assert dataclasses.replace(tensornet, model=config.model) == config
     schnet = configs.override(config, ["--model.name=schnet"], "x", "")
     assert schnet.model == egnn.SchNet(features=64, layers=3, cutoff=5.0)

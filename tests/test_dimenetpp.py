@@ -127,7 +127,7 @@ def test_what_runs_back_is_found_in_any_order_of_edges(x64):
     [
         ({"layers": 0}, "layers is 0; expected at least 1"),
         ({"angular_features": 0}, "angular_features is 0"),
-        ({"angular_basis": 12}, "angular_basis is 12; expected 1 to 11"),
+        ({"num_spherical": 12}, "num_spherical is 12; expected 1 to 11"),
         ({"cutoff": 0.0}, "cutoff is 0.0; expected a finite number above 0"),
     ],
 )

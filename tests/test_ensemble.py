@@ -18,7 +18,7 @@ from egnn_jax.cli import main
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments.run import train
 
-MODEL = egnn.EGNN(features=6, layers=2, cutoff=3.0, basis=4, coordinate_aggregation="sum")
+MODEL = egnn.EGNN(features=6, layers=2, cutoff=3.0, num_rbf=4, coordinate_aggregation="sum")
 POTENTIAL = egnn.Potential(MODEL)
 
 
@@ -130,7 +130,7 @@ def trained(tmp_path_factory):
             "test": "0.25", "cutoff": 3.0,
         },
         "model": {
-            "name": "egnn", "features": 6, "layers": 2, "cutoff": 3.0, "basis": 4,
+            "name": "egnn", "features": 6, "layers": 2, "cutoff": 3.0, "num_rbf": 4,
             "coordinate_aggregation": "sum",
         },
         "optimizer": {"learning_rate": 1e-3},

@@ -54,7 +54,7 @@ def file(tmp_path_factory):
     return path
 
 
-MODEL = {"name": "egnn", "features": 16, "layers": 2, "cutoff": 4.0, "basis": 6,
+MODEL = {"name": "egnn", "features": 16, "layers": 2, "cutoff": 4.0, "num_rbf": 6,
          "coordinate_aggregation": "sum"}  # fmt: skip
 
 

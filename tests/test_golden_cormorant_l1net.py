@@ -119,22 +119,22 @@ def l1net(state, z):
     embedding, hidden = state["net.layers.0.weight"].shape[1], weight("out.layers.0").shape[1]
     width = z["output/features"].shape[1]  # features + 3 vectors
     vectors = width - len(weight("net.layers.1")) // embedding  # of features + 2 vectors
-    features, further = width - 3 * vectors, ()
+    features, extra_layers = width - 3 * vectors, ()
     mlp = "out.mlp.0.weight" in state
     if mlp:  # conv to n_s and n_v, then to as many scalars as the MLP reads
         last = state["out.mlp.0.weight"].shape[1]
         both = len(weight("out.layers.1")) // last  # n_s + n_v
         n_v = (len(weight("out.layers.0")) - both * (features + vectors)) // width
-        further = (both - n_v, n_v, last, 0)
+        extra_layers = (both - n_v, n_v, last, 0)
     model = egnn.L1Net(
         features, vectors, embedding, hidden, layers,
-        basis=state["net.layers.1.0.R.f.weights.0"].shape[1],
+        num_rbf=state["net.layers.1.0.R.f.weights.0"].shape[1],
         cutoff=float(z["input/cutoff"]),
         average_nodes=float(z["input/avg_n_atoms"]),
         softplus_scale=float(z["input/softplus_factor"]),
         radial_scale=float(z["input/shifted_softplus_factor"]),
         parity="ignored",
-        further=further,
+        extra_layers=extra_layers,
     )  # fmt: skip
     return L1NetReadout(model, mlp=mlp)
 

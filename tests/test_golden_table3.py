@@ -47,8 +47,8 @@ def dimenetpp(z, state):
     backbone = egnn.DimeNetPP(
         features=width("emb.emb")[1],
         layers=count(state, "interaction_blocks.{}"),
-        basis=len(state["rbf.freq"]),
-        angular_basis=width(f"{first}.lin_sbf1")[1] // len(state["rbf.freq"]),
+        num_radial=len(state["rbf.freq"]),
+        num_spherical=width(f"{first}.lin_sbf1")[1] // len(state["rbf.freq"]),
         angular_features=width(f"{first}.lin_down")[0],
         basis_features=width(f"{first}.lin_rbf1")[0],
         output_features=width("output_blocks.0.lin_up")[0],
@@ -56,7 +56,7 @@ def dimenetpp(z, state):
     )
     model = egnn.SumReadout(backbone, width("output_blocks.0.lin")[0])
     variables = there_and_back(state, model)
-    zeros = spherical_bessel_zeros(backbone.angular_basis - 1, backbone.basis)
+    zeros = spherical_bessel_zeros(backbone.num_spherical - 1, backbone.num_radial)
     np.testing.assert_array_equal(zeros.astype(np.float32), z["input/bessel_zeros_float32"])
     whole = molecules(z, np.eye(len(state["emb.emb.weight"]))[z["input/atomic_numbers"]])
     order = np.lexsort((z["input/senders"], z["input/receivers"]))

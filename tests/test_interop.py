@@ -36,8 +36,8 @@ MODELS = [
             egnn.DimeNetPP(
                 features=6,
                 layers=2,
-                basis=3,
-                angular_basis=2,
+                num_radial=3,
+                num_spherical=2,
                 angular_features=4,
                 basis_features=2,
                 output_features=5,
@@ -57,7 +57,9 @@ MODELS = [
         {"velocity": False, "attributes": 0},
     ),
     (
-        egnn.L1NetReadout(egnn.L1Net(3, 2, 4, 5, 2, parity="ignored", further=(2, 1)), mlp=True),
+        egnn.L1NetReadout(
+            egnn.L1Net(3, 2, 4, 5, 2, parity="ignored", extra_layers=(2, 1)), mlp=True
+        ),
         {"velocity": False},
     ),
     (egnn.MeanReadout(egnn.LieConv(features=8, layers=2), outputs=2), {"attributes": 0, "n": 2}),

@@ -14,7 +14,7 @@ from egnn_jax import testing
 pytestmark = pytest.mark.filterwarnings("ignore:scatter inputs have incompatible:FutureWarning")
 
 CUTOFF = 3.0
-MODEL = egnn.EGNN(features=6, layers=2, cutoff=CUTOFF, basis=4, coordinate_aggregation="sum")
+MODEL = egnn.EGNN(features=6, layers=2, cutoff=CUTOFF, num_rbf=4, coordinate_aggregation="sum")
 
 
 def trained(atoms, model=MODEL):
@@ -67,7 +67,7 @@ def test_edges_back_and_forth_are_known_in_a_periodic_box():
     rng = np.random.default_rng(0)
     atoms = ase.Atoms("C14", rng.uniform(0, 8, (14, 3)), cell=[8.0] * 3, pbc=True)
     model = egnn.DimeNetPP(
-        features=6, layers=1, basis=3, angular_basis=3, angular_features=4, basis_features=3,
+        features=6, layers=1, num_radial=3, num_spherical=3, angular_features=4, basis_features=3,
         output_features=4, cutoff=CUTOFF,
     )  # fmt: skip
     network, params = trained(atoms, model)
@@ -81,11 +81,13 @@ def test_edges_back_and_forth_are_known_in_a_periodic_box():
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(egnn.PaiNN(features=6, layers=2, basis=4, cutoff=CUTOFF), marks=pytest.mark.slow),
-     pytest.param(
-         egnn.TensorNet(features=6, layers=1, basis=4, cutoff=CUTOFF), marks=pytest.mark.slow
+    [pytest.param(
+         egnn.PaiNN(features=6, layers=2, num_rbf=4, cutoff=CUTOFF), marks=pytest.mark.slow
      ),
-     egnn.SchNet(features=6, layers=2, gaussians=5, cutoff=CUTOFF)],
+     pytest.param(
+         egnn.TensorNet(features=6, layers=1, num_rbf=4, cutoff=CUTOFF), marks=pytest.mark.slow
+     ),
+     egnn.SchNet(features=6, layers=2, num_rbf=5, cutoff=CUTOFF)],
     ids=lambda model: type(model).__name__,
 )  # fmt: skip
 def test_other_models_in_free_space(x64, model):

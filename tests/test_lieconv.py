@@ -17,7 +17,7 @@ from egnn_jax.experiments.qm9 import QM9
 from egnn_jax.models import lieconv
 from egnn_jax.nn import products
 from egnn_jax.nn.batch_norm import BatchNorm
-from egnn_jax.nn.dense import layout
+from egnn_jax.nn.dense import dense_layout
 from egnn_jax.training.state import init_state
 from egnn_jax.training.step import make_step
 
@@ -42,7 +42,7 @@ def test_sums_by_matrices_and_by_edges_are_the_same(x64, sizes):
     got = jax.jit(products.sum_of_products)(graph, jnp.asarray(w), jnp.asarray(t))
     np.testing.assert_allclose(got[real], wanted[real], atol=1e-12)
     if max(sizes) <= products.LARGEST:
-        by_matrices = partial(products._by_matrices, graph, layout(graph, products.LARGEST))
+        by_matrices = partial(products._by_matrices, graph, dense_layout(graph, products.LARGEST))
         for way in (by_matrices, partial(products._by_edges, graph)):
             found = way(jnp.asarray(w), jnp.asarray(t))
             np.testing.assert_allclose(found[real], wanted[real], atol=1e-12)

@@ -236,11 +236,11 @@ class Array(nn.Module):
         (egnn.Cormorant(radius=0.0), "radius is 0.0; expected a finite number above 0"),
         (egnn.Cormorant(last_degree=-1), "last_degree is -1; expected at least 0"),
         (egnn.L1Net(radial_scale=0.0), "radial_scale is 0.0"),
-        (egnn.L1Net(further=(1,)), r"further is \(1,\); expected pairs"),
-        (egnn.L1Net(further=(4, -1)), r"further\[1\] is -1; expected at least 0"),
+        (egnn.L1Net(extra_layers=(1,)), r"extra_layers is \(1,\); expected pairs"),
+        (egnn.L1Net(extra_layers=(4, -1)), r"extra_layers\[1\] is -1; expected at least 0"),
         (
-            egnn.L1Net(further=(4, 0), update_coordinates=True),
-            r"further is \(4, 0\); expected vectors at the end, to move x",
+            egnn.L1Net(extra_layers=(4, 0), update_coordinates=True),
+            r"extra_layers is \(4, 0\); expected vectors at the end, to move x",
         ),
         (L1NetReadout(egnn.SchNet()), "SchNet has no output_features; expected a backbone that"),
         (

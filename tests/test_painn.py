@@ -27,7 +27,7 @@ def by_loops(model, p, graph):
         for e, (i, j) in enumerate(zip(graph.receivers, graph.senders, strict=True)):
             r = x[i] - x[j]
             d = np.sqrt(r @ r)
-            k = np.arange(1, model.basis + 1)
+            k = np.arange(1, model.num_rbf + 1)
             s = np.sqrt(2 / cutoff) * np.sin(k * np.pi * d / cutoff) / d if d < cutoff else 0 * k
             s = np.append(s, graph.edges.a[e])
             fade = (np.cos(np.pi * d / cutoff) + 1) / 2 if d < cutoff else 0.0
@@ -50,7 +50,7 @@ def by_loops(model, p, graph):
 
 
 def built(graph, **options):
-    model = egnn.PaiNN(features=5, layers=2, basis=4, **{"cutoff": 3.0} | options)
+    model = egnn.PaiNN(features=5, layers=2, num_rbf=4, **{"cutoff": 3.0} | options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), graph)
     return model, testing.randomise_parameters(shapes)
 
@@ -93,7 +93,7 @@ def test_nothing_jumps_where_a_neighbor_crosses_the_cutoff(x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"cutoff": 0.0}, "cutoff is 0.0"), ({"cutoff": float("inf")}, "cutoff is inf"),
-     ({"epsilon": -1.0}, "epsilon is -1.0"), ({"basis": 0}, "basis is 0"),
+     ({"epsilon": -1.0}, "epsilon is -1.0"), ({"num_rbf": 0}, "num_rbf is 0"),
      ({"layers": 0}, "layers is 0")],
 )  # fmt: skip
 def test_options_that_make_no_sense(options, message):

@@ -20,7 +20,7 @@ TOLERANCE = 1e-10
 CELL = np.array([[3.0, 0, 0], [0.7, 2.8, 0], [-0.4, 0.9, 2.9]])
 EGNN = egnn.EGNN(features=8, layers=2)
 CUT = egnn.EGNN(
-    features=8, layers=2, cutoff=CUTOFF, basis=4, coordinate_aggregation="sum", edge_block=16
+    features=8, layers=2, cutoff=CUTOFF, num_rbf=4, coordinate_aggregation="sum", edge_block=16
 )
 MODELS = {
     "blocks": egnn.EGNN(features=8, layers=2, edge_block=7, infer_edges=True),
@@ -34,9 +34,9 @@ MODELS = {
     "gnn": egnn.GNN(features=8, layers=2),
     "radial field": egnn.RadialField(features=8, layers=2),
     "linear": egnn.Linear(),
-    "schnet": egnn.SchNet(features=8, layers=2, gaussians=5, cutoff=CUTOFF, forces=True),
-    "painn": egnn.PaiNN(features=8, layers=2, basis=5, cutoff=CUTOFF),
-    "tensornet": egnn.TensorNet(features=8, layers=1, basis=5, cutoff=CUTOFF),
+    "schnet": egnn.SchNet(features=8, layers=2, num_rbf=5, cutoff=CUTOFF, forces=True),
+    "painn": egnn.PaiNN(features=8, layers=2, num_rbf=5, cutoff=CUTOFF),
+    "tensornet": egnn.TensorNet(features=8, layers=1, num_rbf=5, cutoff=CUTOFF),
     "tfn": egnn.TFN(features=4, layers=2),
     "se3_transformer": egnn.SE3Transformer(features=4, layers=2),
 }

@@ -15,20 +15,20 @@ from egnn_jax.nn.radial import polynomial_envelope
 CUTOFF = 2.5
 BACKBONES = {
     "egnn": egnn.EGNN(
-        features=8, layers=2, cutoff=CUTOFF, basis=6, coordinate_aggregation="sum",
+        features=8, layers=2, cutoff=CUTOFF, num_rbf=6, coordinate_aggregation="sum",
     ),
     "egnn, ‖r‖² and e_ij": egnn.EGNN(
         features=8, layers=2, cutoff=CUTOFF, update_coordinates=False, infer_edges=True
     ),
     "egnn in blocks": egnn.EGNN(
-        features=8, layers=2, cutoff=CUTOFF, basis=6, update_coordinates=False, edge_block=7
+        features=8, layers=2, cutoff=CUTOFF, num_rbf=6, update_coordinates=False, edge_block=7
     ),
-    "painn": egnn.PaiNN(features=8, layers=2, basis=6, cutoff=CUTOFF, epsilon=0.1),
-    "tensornet": egnn.TensorNet(features=8, layers=2, basis=6, cutoff=CUTOFF),
+    "painn": egnn.PaiNN(features=8, layers=2, num_rbf=6, cutoff=CUTOFF, epsilon=0.1),
+    "tensornet": egnn.TensorNet(features=8, layers=2, num_rbf=6, cutoff=CUTOFF),
     "dimenetpp": egnn.DimeNetPP(
         features=8, layers=1, angular_features=6, basis_features=4, output_features=8, cutoff=CUTOFF
     ),
-    "schnet": egnn.SchNet(features=8, layers=2, gaussians=8, cutoff=CUTOFF),
+    "schnet": egnn.SchNet(features=8, layers=2, num_rbf=8, cutoff=CUTOFF),
 }  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_forces_are_linear_in_small_displacements_from_a_symmetric_site(backbone
 
 
 def test_the_norm_of_the_painn_paper_has_a_kink_at_symmetric_sites(x64):
-    backbone = egnn.PaiNN(features=8, layers=2, basis=6, cutoff=CUTOFF, epsilon=0.0)
+    backbone = egnn.PaiNN(features=8, layers=2, num_rbf=6, cutoff=CUTOFF, epsilon=0.0)
     _, once, twice = forces_near_a_symmetric_site(backbone)
     np.testing.assert_allclose(twice, once, rtol=1e-3)
     assert np.abs(once).max() > 1e-3
@@ -235,7 +235,7 @@ def test_the_envelope_ends_with_two_derivatives(x64):
 def test_what_is_not_smooth_is_refused():
     graph = crystal()
     for options, message in (
-        ({"basis": 8}, "basis is 8 without a cutoff"),
+        ({"num_rbf": 8}, "num_rbf is 8 without a cutoff"),
         ({"cutoff": 3.0}, "coordinate_aggregation is 'mean' with a cutoff"),
         ({"cutoff": 3.0, "aggregation": "mean", "update_coordinates": False},
          "aggregation is 'mean' with a cutoff"),

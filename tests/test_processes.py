@@ -105,7 +105,7 @@ def test_two_processes_equal_one_on_graphs_of_different_sizes(tmp_path):
     plain = {
         "task": {"name": "forces", "train": str(tmp_path / "mine.extxyz"), "cutoff": 4.0,
                  "valid": "0.2", "test": "0.21"},
-        "model": {"name": "egnn", "features": 8, "layers": 2, "cutoff": 4.0, "basis": 6,
+        "model": {"name": "egnn", "features": 8, "layers": 2, "cutoff": 4.0, "num_rbf": 6,
                   "coordinate_aggregation": "sum"},
         "epochs": 3, "batch_size": 8, "micro_batches": 2,
     }  # fmt: skip

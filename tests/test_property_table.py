@@ -47,7 +47,7 @@ def write(name="mine.csv", **columns):
 def small(task, epochs=30):
     """The recipe with a network that trains in seconds, from new parameters."""
     config = configs.load("molecules/table")
-    model = dataclasses.replace(config.model, features=8, layers=1, basis=4)
+    model = dataclasses.replace(config.model, features=8, layers=1, num_rbf=4)
     return dataclasses.replace(
         config, task=task, model=model, epochs=epochs, batch_size=6, eval_every=10,
         init=None, init_skip=(),
@@ -136,7 +136,7 @@ def test_a_value_that_is_missing_changes_no_gradient():
     values[7] = "NA"
     options = {"targets": ("logP", "other"), "valid": known, "test": known}
     task = Table(train=write(other=values), **options | {"valid": "0.1", "test": "0.1"})
-    network = task.network(egnn.PaiNN(features=4, layers=1, basis=3))
+    network = task.network(egnn.PaiNN(features=4, layers=1, num_rbf=3))
     batch = jax.tree.map(lambda a: a[0, 0], task.samples("train").loader(8).batches(None, 0, 1))
     params = egnn.testing.randomise_parameters(
         jax.eval_shape(network.init, jax.random.key(0), task.graph(batch))

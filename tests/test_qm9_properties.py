@@ -27,7 +27,7 @@ place = qm9.TARGETS.index
 
 
 def small():
-    model = TASK.network(egnn.PaiNN(features=8, layers=2, basis=4))
+    model = TASK.network(egnn.PaiNN(features=8, layers=2, num_rbf=4))
     batch = jax.tree.map(jnp.asarray, TASK.samples("train").pack(np.arange(5)))
     return model, batch, model.init(jax.random.key(0), TASK.graph(batch))
 
@@ -121,7 +121,7 @@ def test_a_short_training_learns_and_its_file_predicts_without_the_data(tmp_path
     config = dataclasses.replace(
         configs.load("qm9/painn"),
         task=QM9Properties(train_size=640, cutoff=5.0),
-        model=egnn.PaiNN(features=16, layers=2, basis=8),
+        model=egnn.PaiNN(features=16, layers=2, num_rbf=8),
         optimizer=dataclasses.replace(configs.load("qm9/painn").optimizer, learning_rate=4e-3),
         epochs=10,
         batch_size=32,

@@ -138,7 +138,7 @@ def test_attention_sums_to_one_over_the_neighbours(x64):
 
 def test_schnets_displacement_is_the_force_of_its_energy(x64):
     graph = testing.random_graph(velocity=False, coincident=False)
-    model = egnn.SchNet(features=6, layers=2, gaussians=8, forces=True)
+    model = egnn.SchNet(features=6, layers=2, num_rbf=8, forces=True)
     params = testing.randomise_parameters(jax.eval_shape(model.init, jax.random.key(0), graph))
     readout = params["params"]
 

@@ -21,8 +21,8 @@ from egnn_jax.experiments._options import plain_hints
 from egnn_jax.potentials.learned_dynamics import LearnedDynamics
 
 SIZES = {
-    "features": 6, "layers": 2, "gaussians": 8, "basis": 8, "hidden": 8, "vectors": 3,
-    "embedding": 5, "angular_basis": 3, "angular_features": 5, "basis_features": 4,
+    "features": 6, "layers": 2, "num_rbf": 8, "num_radial": 8, "hidden": 8, "vectors": 3,
+    "embedding": 5, "num_spherical": 3, "angular_features": 5, "basis_features": 4,
     "output_features": 3, "kernel_features": 5, "kernel_channels": 3,
     "edge_features": 5, "edge_layers": 2, "radial": 5, "steps": 3,
 }  # fmt: skip
@@ -39,7 +39,7 @@ translations.
 
 
 SMOOTH = {"cutoff": 7.0, "coordinate_aggregation": "sum"}
-"""What ``basis`` needs where a cutoff is optional, and ``cutoff`` itself."""
+"""What ``num_rbf`` needs where a cutoff is optional, and ``cutoff`` itself."""
 
 
 def sizes(model):
@@ -56,11 +56,11 @@ def variants(model):
     fields = {f.name: f for f in dataclasses.fields(model) if f.name in hints}
     yield {}
     for name, field in fields.items():
-        if field.default is None and name in ("cutoff", "basis"):
-            yield SMOOTH if name == "cutoff" else SMOOTH | {"basis": SIZES["basis"]}
+        if field.default is None and name in ("cutoff", "num_rbf"):
+            yield SMOOTH if name == "cutoff" else SMOOTH | {"num_rbf": SIZES["num_rbf"]}
         elif name in UNSEEN | ABOUT_THE_ORIGIN:
             yield {name: (UNSEEN | ABOUT_THE_ORIGIN)[name]}
-        elif name == "further":
+        elif name == "extra_layers":
             yield {name: (4, 2, 3, 0)}
         elif name == "activation":
             yield {name: "gelu"}
@@ -175,7 +175,7 @@ def largest_error(model, options, dimensions):
 
 def hidden_by_rounding(model, options):
     """Whether outputs depend on coordinates by too little for the check in float32."""
-    return model is egnn.L1Net and "further" in options
+    return model is egnn.L1Net and "extra_layers" in options
 
 
 EQUIVARIANT = [(model, options) for model, options in CASES if model.symmetry != "none"]

@@ -27,7 +27,7 @@ def mixed(p, name, tensors):
     return result
 
 
-def normalised(tensors):
+def normalized(tensors):
     return tensors / (1 + (tensors**2).sum(axis=(2, 3), keepdims=True))
 
 
@@ -40,7 +40,7 @@ def by_loops(model, p, graph):
     for e, (i, j) in enumerate(zip(graph.receivers, graph.senders, strict=True)):
         r = x[i] - x[j]
         u = (d := np.sqrt(r @ r)) and r / d
-        k = np.arange(1, model.basis + 1)
+        k = np.arange(1, model.num_rbf + 1)
         s = np.sqrt(2 / cutoff) * np.sin(k * np.pi * d / cutoff) / d if d < cutoff else 0 * k
         t = d / cutoff
         fade = 1 - 28 * t**6 + 48 * t**7 - 21 * t**8 if t < 1 else 0.0
@@ -60,14 +60,14 @@ def by_loops(model, p, graph):
         factors = silu(gates)[i[0], i[1] :: features]
         tensors[i] = sum(f * part for f, part in zip(factors, parts(tensors[i]), strict=True))
     for layer in range(model.layers):
-        y = mixed(p, f"layer_{layer}_y", normalised(tensors))
+        y = mixed(p, f"layer_{layer}_y", normalized(tensors))
         messages = np.zeros_like(tensors)
         for i, j, _, s, fade in edges:
             w = linear(p[f"layer_{layer}_w"], s) * fade
             for c in range(features):
                 for k, part in enumerate(parts(y[j, c])):
                     messages[i, c] += w[k * features + c] * part
-        delta = mixed(p, f"layer_{layer}_delta", normalised(y @ messages + messages @ y))
+        delta = mixed(p, f"layer_{layer}_delta", normalized(y @ messages + messages @ y))
         tensors = tensors + delta + delta @ delta
     norms = np.zeros((len(x), 3, features))
     for i in np.ndindex(tensors.shape[:2]):
@@ -76,7 +76,7 @@ def by_loops(model, p, graph):
 
 
 def built(graph, **options):
-    model = egnn.TensorNet(features=4, basis=3, **{"layers": 2, "cutoff": 3.0} | options)
+    model = egnn.TensorNet(features=4, num_rbf=3, **{"layers": 2, "cutoff": 3.0} | options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), graph)
     return model, testing.randomise_parameters(shapes)
 
@@ -124,7 +124,8 @@ def test_value_and_two_derivatives_do_not_jump_at_the_cutoff(x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"cutoff": 0.0}, "cutoff is 0.0"), ({"cutoff": float("inf")}, "cutoff is inf"),
-     ({"basis": 0}, "basis is 0"), ({"features": 1.5}, "features is 1.5; expected a whole number")],
+     ({"num_rbf": 0}, "num_rbf is 0"),
+     ({"features": 1.5}, "features is 1.5; expected a whole number")],
 )  # fmt: skip
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):

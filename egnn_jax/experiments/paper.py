@@ -119,7 +119,7 @@ TABLE3_SYSTEMS = {
         5.9,
         149.8,
         "all pairs, i = j too; molecules turned at random in training",
-        "batch normalisation, which their code has as an option; their table may be without; "
+        "batch normalization, which their code has as an option; their table may be without; "
         "labels divided by the mean absolute deviation, theirs by the standard deviation",
     ),
     "dimenetpp": System(

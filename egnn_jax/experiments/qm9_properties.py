@@ -76,8 +76,8 @@ class MolecularReadout(nn.Module):
             dipoles += out.nodes.v
         charge = graph.nodes.h.astype(x.dtype)[:, None]
         total = jnp.maximum(sum_nodes(graph, charge), 1)
-        centre = (sum_nodes(graph, charge * x) / total)[of]
-        squared = jnp.sum((x - centre) ** 2, axis=-1, keepdims=True)
+        center = (sum_nodes(graph, charge * x) / total)[of]
+        squared = jnp.sum((x - center) ** 2, axis=-1, keepdims=True)
         extent = sum_nodes(graph, moments[:, 1:2] * squared / 10 + moments[:, 2:])
         mu = safe_norm(sum_nodes(graph, dipoles), keepdims=True)
         y = jnp.concatenate([orbitals, mu, extent, sums], axis=-1)
@@ -264,8 +264,8 @@ def composition(
     of = np.repeat(np.arange(number), n_atoms)
     z, x = atomic_numbers.astype(float), positions.astype(float)
     total = np.maximum(np.bincount(of, z, number), 1)
-    centre = np.stack([np.bincount(of, z * x[:, k], number) for k in range(3)], axis=1)
-    squared = ((x - (centre / total[:, None])[of]) ** 2).sum(axis=1)
+    center = np.stack([np.bincount(of, z * x[:, k], number) for k in range(3)], axis=1)
+    squared = ((x - (center / total[:, None])[of]) ** 2).sum(axis=1)
     elements = [(atomic_numbers == element).astype(float) for element in qm9.ELEMENTS.values()]
     counts = [np.bincount(of, is_element, number) for is_element in elements]
     extents = [np.bincount(of, is_element * squared, number) for is_element in elements]

@@ -21,7 +21,7 @@ _PARTS = {
     "phi_rf": "phi",
 }
 
-OPTIONS = {"cutoff": None, "basis": None, "velocity": "input", "aggregation": "sum"}
+OPTIONS = {"cutoff": None, "num_rbf": None, "velocity": "input", "aggregation": "sum"}
 """Options of the backbone that the authors' code does not have, with the value that it implies."""
 
 

@@ -32,8 +32,8 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     if part in ("q", "project"):
         return [Entry(f"{layer}.{'GMAB.' * (part == 'q')}{part}.transform.{inner[1]}")]
     module, _, place = inner[2].partition("_")
-    normalised = module == "LayerNorm"
-    net = f"{3 * int(place) + normalised}{'.bn' * normalised}"
+    normalized = module == "LayerNorm"
+    net = f"{3 * int(place) + normalized}{'.bn' * normalized}"
     where = f"GMAB.{part}." if part in ("v", "k") else ""
     return [Entry(f"{layer}.{where}kernel_unary.{inner[1]}.rp.net.{net}.{leaf}")]
 

@@ -25,12 +25,12 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     if kind != "W":
         raise KeyError(module)
     number = backbone.layers if module == "out" else int(module.removeprefix("layer_"))
-    further = number - backbone.layers
-    layer = f"net.layers.{number + 1}" if further < 0 else f"out.layers.{further}"
+    extra = number - backbone.layers
+    layer = f"net.layers.{number + 1}" if extra < 0 else f"out.layers.{extra}"
     return [Entry(f"{layer}.0.R.f.weights.{k}")]
 
 
 def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph with the widths of a state dict."""
-    columns = width(given, "net.layers.1.0.R.f.weights.0", 1, backbone.basis)
-    return pair(width(given, "net.layers.0.weight", 0, 1), columns - backbone.basis)
+    columns = width(given, "net.layers.1.0.R.f.weights.0", 1, backbone.num_rbf)
+    return pair(width(given, "net.layers.0.weight", 0, 1), columns - backbone.num_rbf)

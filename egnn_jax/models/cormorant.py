@@ -53,17 +53,21 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
 class CormorantLevel(nn.Module):
     """Cormorant level: compute the next edge and vertex activations G_ij and F_i.
 
-    G_ij^l = mask(d_ij) W_l [G_ij^l, F_i · F_j, R(d_ij)] and
+    G_ij^l ← mask(d_ij) W_l [G_ij^l, F_i · F_j, R(d_ij)] and
     F_i^l ← U_l [(Σ_j G_ij Υ(r_ij) ⊗ F_j)^l, F_i^l, (F_i ⊗ F_i)^l].
 
-    R holds radial functions (:class:`~egnn_jax.nn.radial.DampedWaves`) and edge attributes, Υ solid
-    harmonics; W_l and U_l are complex matrices over channels. mask(d) = σ((ρ - d) / ω) has ρ and ω
-    of at least 10⁻³ for each channel.
+    F_i · F_j are the products Σ_m (-1)^m F_i,m F_j,-m of all degrees. R holds radial functions
+    (:class:`~egnn_jax.nn.radial.DampedWaves`) and edge attributes, in pairs of a real and an
+    imaginary part; Υ holds solid harmonics; W_l and U_l are complex matrices over channels.
+    mask(d) = sigmoid((ρ - d) / ω), with ρ and ω learned for each channel, at least 10⁻³.
 
     Args:
       features: channels of each degree.
       degree: the highest degree of the output.
       radius, parity: see :class:`Cormorant`.
+
+    Call: takes a graph, the rows of its edges, F (2, C, N, (L + 1)²) and G (2, C, E) for each
+    degree; returns the next F and G.
     """
 
     features: int
@@ -125,7 +129,7 @@ class CormorantLevel(nn.Module):
             left = 0
             for g_ij, upsilon in ((g_re, by_real), (g_im, by_imaginary)):
                 orders = jnp.tile(repeat_orders(g_ij[:, rows.edges]), 2)
-                left += orders * jnp.where(rows.taken[:, :, None], upsilon[rows.edges], 0)
+                left += orders * jnp.where(rows.mask[:, :, None], upsilon[rows.edges], 0)
             right = sent[:, graph.senders[rows.edges]]
             return jnp.einsum("crtp,crtq->crpq", left, right)
 
@@ -144,12 +148,12 @@ class Cormorant(nn.Module):
     """Cormorant: nodes have complex features F^l of degree l and order m = -l … l, which each
     :class:`CormorantLevel` multiplies with those of their neighbors and with themselves.
 
-    - F_i^0 = MLP[Σ_j w(d_ij) ⊙ h_j, h_i] with w = (Linear R)(d) σ((radius - d) / 0.2) for
-      d < radius; F_i^1 = w v_i if nodes have velocities.
+    - F_i^0 = MLP[Σ_j w(d_ij) ⊙ h_j, h_i] with w(d) = Linear(R(d)) sigmoid((radius - d) / 0.2) for
+      d < radius, and 0 beyond; F_i^1 = W_v v_i with a complex W_v if nodes have velocities.
     - h' holds the invariants of the features of all levels: Re F^0, Im F^0, and Re F · F and ‖F‖²
       of each degree.
 
-    Products and R grow as powers of the distance, so x should be in Å, or of order one.
+    Υ and R contain powers of the distance, ‖r‖^l and 1/d³, so x should be in Å, or of order one.
 
     Args:
       features: channels of each degree.
@@ -188,15 +192,13 @@ class Cormorant(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         degrees = self._degrees(graph)
-        pairs, kept = pairs_of(graph, self.self_pairs)
-        x, f = pairs.nodes.x, node_features(pairs.nodes, self.features, "kinds")
-        f = self._first(pairs, kept, f)
-        rows, g, levels = edge_rows(pairs, kept), [], []
+        looped, kept = pairs_of(graph, self.self_pairs)
+        x, f = looped.nodes.x, node_features(looped.nodes, self.features, "kinds")
+        f = self._first(looped, kept, f)
+        rows, g, levels = edge_rows(looped, kept), [], []
         for k, degree in enumerate(degrees):
-            level = CormorantLevel(
-                self.features, degree, self.radius, self.parity, name=f"level_{k}"
-            )
-            f, g = level(pairs, rows, f, g)
+            options = self.features, degree, self.radius, self.parity
+            f, g = CormorantLevel(*options, name=f"level_{k}")(looped, rows, f, g)
             levels.append(f)
         if self.update_coordinates:
             vectors = jnp.concatenate([part(f, 1) for f in levels if f.shape[-1] > 1], axis=1)
@@ -229,8 +231,7 @@ class Cormorant(nn.Module):
         mlp = MLP(self.hidden, 2 * self.features, "leaky_relu", name="embedding")
         f = mlp(jnp.concatenate([sums, h], axis=-1))
         f = f.reshape(len(h), self.features, 2).transpose(2, 1, 0)[..., None]
-        v = graph.nodes.v
-        if v is None:
+        if (v := graph.nodes.v) is None:
             return f
         kernel = self.param("velocity", _normal, (2, 1, self.features), h.dtype)
         first = mix(kernel, part(solid_harmonics(v, 1), 1).astype(h.dtype)[:, None])
@@ -239,8 +240,7 @@ class Cormorant(nn.Module):
 
 def _invariants(levels: Sequence[jax.Array]) -> jax.Array:
     """Re F^0 and Im F^0 of all levels, and Re F · F and ‖F‖² of each degree and channel, (N, …)."""
-    alone = [f[:, :, :, 0] for f in levels]
-    found = [jnp.concatenate(alone, axis=1).transpose(1, 0, 2)]
+    found = [jnp.concatenate([f[..., 0] for f in levels], axis=1).transpose(1, 0, 2)]
     dots = [sum_orders(multiply(f, dual(f)))[0] for f in levels]
     squares = [sum_orders(jnp.sum(f**2, axis=0)) for f in levels]
     for l in range(max(dot.shape[-1] for dot in dots)):

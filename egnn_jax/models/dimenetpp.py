@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.graph._validation import require_count, require_positive_number
+from egnn_jax.graph._validation import require_positive_number
 from egnn_jax.graph.geometry import length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
 from egnn_jax.nn.forces import move_along_forces
@@ -36,22 +36,24 @@ Matrix = partial(Linear, use_bias=False)
 class DimeNetPP(nn.Module):
     """DimeNet++: messages m_ji of edges from j to i, updated from messages m_kj to their senders.
 
-    With t = ‖r_ij‖ / cutoff, an envelope e(t) = 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷ that goes to 0 at t = 1
-    with two continuous derivatives, and σ the SiLU:
+    Here r̂_ji = (x_i - x_j) / ‖x_i - x_j‖ is the direction of the edge from j to i, ∠ the angle
+    between r̂_kj and r̂_ji, t = ‖x_i - x_j‖ / cutoff, σ the SiLU, and
+    e(t) = 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷ an envelope that goes to 0 at t = 1 with two continuous
+    derivatives.
 
     - Distances: rbf_n = e(t) sin(f_n t), with learned f_n. Distances and angles:
       sbf_ln = e(t) √2 j_l(z_ln t) Y_l(∠) / abs(j_{l+1}(z_ln)), with t of the edge from k to j,
       the zeros z_ln of the spherical Bessel function j_l, and Y_l(∠) = √((2l+1)/4π) P_l(cos ∠).
     - First, m_ji = σ(Linear [h_i, h_j, σ(Linear [rbf, a_ij])]) of embedded h.
-    - A layer: u_kj = σ(W (σ(Linear m_kj) ⊙ W W rbf_kj)), sums
-      s_ji = σ(W Σ_{k≠i} u_kj ⊙ W W sbf), then m_ji' = m_ji + σ(Linear y_ji),
+    - A layer: u_kj = σ(W (σ(Linear m_kj) ⊙ W₂ W₁ rbf_kj)), sums
+      s_ji = σ(W Σ_{k≠i} u_kj ⊙ W₄ W₃ sbf), then m_ji' = m_ji + σ(Linear y_ji),
       y_ji = Res(σ(Linear m_ji) + s_ji), and two more Res, Res(z) = z + σ(Linear σ(Linear z)).
     - Output: after the first messages and each layer, σ Linear σ Linear σ Linear of
       W Σ_j (W rbf_ji) ⊙ m_ji; h' is the concatenation of all of them.
 
-    The sum over k runs over all pairs of edges that share the node j. It is computed edge by
-    edge, since P_l(cos ∠) is a sum of products of spherical harmonics of the two directions:
-    Σ_k u_kj ⊙ sbf is a sum at j, read by each edge that starts there.
+    The sum over k needs no list of triplets: P_l(cos ∠) = Y_l(r̂_kj) · Y_l(r̂_ji), so the terms of
+    all edges k → j are summed at j, and each edge j → i multiplies the sum with Y_l(r̂_ji). The
+    term k = i is subtracted.
 
     Edges beyond the cutoff, and edges between nodes at the same place, are ignored; without others,
     h' of a node does not depend on its h. With
@@ -60,8 +62,8 @@ class DimeNetPP(nn.Module):
     Args:
       features: width of the messages.
       layers: number of layers after the first messages.
-      basis: number of radial functions, also for each l.
-      angular_basis: number of angular functions, l = 0 to angular_basis - 1, at most 11.
+      num_radial: number of radial functions, also for each l.
+      num_spherical: number of angular functions, l = 0 to num_spherical - 1, at most 11.
       angular_features: width of the messages where they are combined with angles.
       basis_features: width to which a layer first maps rbf and sbf.
       output_features: width of each of the layers + 1 parts of h'.
@@ -82,8 +84,8 @@ class DimeNetPP(nn.Module):
 
     features: int = 128
     layers: int = 4
-    basis: int = 6
-    angular_basis: int = 7
+    num_radial: int = 6
+    num_spherical: int = 7
     angular_features: int = 64
     basis_features: int = 8
     output_features: int = 256
@@ -93,33 +95,33 @@ class DimeNetPP(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph, dimensions=3)
-        for part in ("", "angular_", "basis_", "output_"):
-            require_count(f"{part}features", getattr(self, f"{part}features"))
-        require_positive(layers=self.layers, basis=self.basis, angular_basis=self.angular_basis)
+        widths = ("features", "angular_features", "basis_features", "output_features")
+        sizes = (*widths, "layers", "num_radial", "num_spherical")
+        require_positive(**{name: getattr(self, name) for name in sizes})
         require_positive_number(cutoff=self.cutoff)
-        if self.angular_basis > MAX_DEGREE + 1:
+        if self.num_spherical > MAX_DEGREE + 1:
             raise ValueError(
-                f"angular_basis is {self.angular_basis}; expected 1 to {MAX_DEGREE + 1}"
+                f"num_spherical is {self.num_spherical}; expected 1 to {MAX_DEGREE + 1}"
             )
         x = graph.nodes.x
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, x)))
         # Zero, since particles that nearly meet would otherwise be sent far away before training.
-        energies = partial(Matrix, 1, kernel_init=nn.initializers.zeros, name="energy")
+        energies = lambda h: Matrix(1, kernel_init=zeros, name="energy")(h)
         features = lambda model, x: model._features(graph, x)
-        return move_along_forces(self, graph, features, lambda h: energies()(h))
+        return move_along_forces(self, graph, features, energies)
 
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """Compute h' of a graph with its nodes at x."""
-        F, degree = self.features, self.angular_basis - 1
+        F, degree = self.features, self.num_spherical - 1
         h = embed(graph.nodes, F, use_bias=False, kernel_init=_uniform)
         d, u_ij = length_and_direction(edge_vectors(graph, x))
         t = jnp.where(d > 0, jnp.minimum(d / self.cutoff, 1), 1)
         e = polynomial_envelope(t, 1.0) / t  # 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷
-        f = self.param("frequencies", _multiples_of_pi, (self.basis,), h.dtype)
+        f = self.param("frequencies", _multiples_of_pi, (self.num_radial,), h.dtype)
         rbf = e * jnp.sin(f.astype(t.dtype) * t)  # e(t) sin(f_n t)
         s_ij = with_attributes(graph, rbf).astype(h.dtype)
-        j = e[..., None] * spherical_bessel_basis(t[:, 0], degree, self.basis)
+        j = e[..., None] * spherical_bessel_basis(t[:, 0], degree, self.num_radial)
         l = np.arange(degree + 1)
         norm = np.sqrt((2 * l + 1) / (4 * np.pi))[:, None]
         sbf = (j * jnp.asarray(norm, t.dtype)).astype(h.dtype)  # sbf_ln / P_l(cos ∠)

@@ -13,7 +13,6 @@ from egnn_jax.graph.exchange import exchange
 from egnn_jax.graph.geometry import above_zero, safe_norm
 from egnn_jax.graph.graph import (
     GraphsTuple,
-    dtype_of_sums,
     edge_vectors,
     graph_of_node,
     in_degree,
@@ -71,7 +70,8 @@ class EGCL(nn.Module):
         "input" keeps v as given, x' = x + C Σ r φ_x + φ_v(h) v; "carried" returns v', x' = x + v'.
       infer_edges: weight messages by e_ij = sigmoid(linear(m_ij)), eq. 8.
       coordinate_aggregation: C of eq. 4: "mean" 1/in-degree, "sum" 1, "all_nodes" 1/(M-1).
-      normalize: divide r_ij by its length + 1e-8 (without a cutoff, constant in the gradient).
+      normalize: divide r_ij by its length + 1e-8. Without a cutoff, gradients treat this length as
+        constant, as in the authors' code.
       tanh: bound φ_x to (-1, 1).
       clip: bound each component of r_ij φ_x(m_ij) to ±clip.
       update_coordinates: False leaves x and v unchanged (the invariant network of QM9).
@@ -79,18 +79,18 @@ class EGCL(nn.Module):
       shrinkage: multiply x' by 1 - shrinkage.
       cutoff: multiply m_ij and r_ij φ_x(m_ij) by an envelope that goes to 0 at this distance (unit
         of x) with two continuous derivatives, as required for forces on a radius graph.
-      basis: pass φ_e this many Bessel functions of the distance up to the cutoff, not ‖r_ij‖².
+      num_rbf: pass φ_e this many Bessel functions of the distance up to the cutoff, not ‖r_ij‖².
       edge_block: sum messages over blocks of this many edges, recomputed in the backward pass.
         Memory then grows with nodes instead of edges, at the cost of a third more matrix products.
         All edges at once if not given.
 
     Call: takes a graph with h (N, F), x (N, n), v (N, n) or None and a (E, A) or None; returns it
     with h (N, features). The cutoff applies to distances between the coordinates ``first`` (N, n),
-    by default x. Pass the graph's original coordinates if previous layers have moved x.
+    by default x: pass the x of the network's input if previous layers have moved x.
 
     Raises:
       ValueError: an option is unknown, ``residual`` is set but F differs from ``features``,
-        ``edge_block`` is used without aggregation "sum", ``basis`` without ``cutoff``, or
+        ``edge_block`` is used without aggregation "sum", ``num_rbf`` without ``cutoff``, or
         ``cutoff`` with a mean or maximum over neighbors, whose number jumps at the cutoff.
     """
 
@@ -107,12 +107,12 @@ class EGCL(nn.Module):
     residual: bool = True
     shrinkage: float = 0.0
     cutoff: float | None = None
-    basis: int | None = None
+    num_rbf: int | None = None
     edge_block: int | None = None
 
     def setup(self) -> None:
         """Create the MLPs: Linear·SiLU·Linear, but φ_inf is linear and φ_e has a second SiLU."""
-        self.phi_e = EdgeMLP(self.features, self.activation)
+        self.phi_e = EdgeMLP(self.features, activation=self.activation)
         self.phi_inf = Dense(1)
         self.phi_x = MLP(
             self.features, 1, self.activation, use_bias=False, kernel_init=small_kernel
@@ -124,37 +124,33 @@ class EGCL(nn.Module):
         self._require_valid(graph)
         h, x, v = graph.nodes.h, graph.nodes.x, graph.nodes.v
         a_ij = graph.edges.a
-        n_s = (self.basis or 1) + (0 if a_ij is None else a_ij.shape[-1])
+        n_s = (self.num_rbf or 1) + (0 if a_ij is None else a_ij.shape[-1])
         projected = self.phi_e.at_nodes(graph, h, n_s)
-        places, first = exchange(graph, jax.tree.map(jnp.asarray, (x, first)))
+        x_all, first = exchange(graph, jax.tree.map(jnp.asarray, (x, first)))
 
         def messages(layer: EGCL, graph: GraphsTuple) -> tuple[jax.Array, jax.Array | None]:
-            r_ij = edge_vectors(graph, places)
+            r_ij = edge_vectors(graph, x_all)
             s_ij = with_attributes(graph, layer._of_distance(r_ij))
             m_ij = layer.phi_e.at_edges(graph, projected, s_ij)  # eq. 3
             if layer.infer_edges:
                 m_ij *= nn.sigmoid(layer.phi_inf(m_ij))  # eq. 8
             moves = layer._moves(r_ij, m_ij) if layer.update_coordinates else None
             if layer.cutoff is not None:
-                ends = r_ij if first is None else edge_vectors(graph, first)
-                envelope = polynomial_envelope(safe_norm(ends, keepdims=True), layer.cutoff)
+                r_first = r_ij if first is None else edge_vectors(graph, first)
+                envelope = polynomial_envelope(safe_norm(r_first, keepdims=True), layer.cutoff)
                 m_ij *= envelope.astype(m_ij.dtype)
                 moves = None if moves is None else moves * envelope
             return m_ij, moves
 
         if self.edge_block is None:
-            aggregate: Any = self.aggregation
-            if not callable(aggregate):
-                aggregate = _AGGREGATIONS[aggregate]
+            a: Any = self.aggregation
             m_ij, moves = messages(self, graph)
-            m_i: Any = aggregate(graph, m_ij)  # eq. 5
+            m_i = a(graph, m_ij) if callable(a) else _AGGREGATIONS[a](graph, m_ij)  # eq. 5
             dx = None if moves is None else sum_at_receivers(graph, moves)
         else:
-            zeros = jnp.zeros_like(h, dtype_of_sums(h), (x.shape[0], self.features))
-            moved = jnp.zeros_like(x, dtype_of_sums(x)) if self.update_coordinates else None
-            m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, (zeros, moved))
-            m_i = m_i.astype(h.dtype)
-            dx = None if dx is None else dx.astype(x.dtype)
+            moved = jnp.zeros_like(x) if self.update_coordinates else None
+            zeros = jnp.zeros_like(h, shape=(x.shape[0], self.features)), moved
+            m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, zeros)
 
         if dx is not None:
             dx *= self._coordinate_scale(graph, x.dtype)  # eq. 4
@@ -170,11 +166,11 @@ class EGCL(nn.Module):
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
 
     def _of_distance(self, r_ij: jax.Array) -> jax.Array:
-        """‖r_ij‖² (E, 1), or Bessel functions of the distance (E, basis)."""
-        if self.basis is None:
+        """‖r_ij‖² (E, 1), or Bessel functions of the distance (E, num_rbf)."""
+        if self.num_rbf is None:
             return jnp.sum(r_ij**2, axis=-1, keepdims=True)
         assert self.cutoff is not None
-        return bessel_basis(safe_norm(r_ij), self.basis, self.cutoff)
+        return bessel_basis(safe_norm(r_ij), self.num_rbf, self.cutoff)
 
     def _moves(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
         """Coordinate messages r_ij φ_x(m_ij), (E, n)."""
@@ -200,7 +196,7 @@ class EGCL(nn.Module):
 
     def _require_valid(self, graph: GraphsTuple) -> None:
         require_geometric(graph)
-        optional = {"edge_block": self.edge_block, "basis": self.basis}
+        optional = {"edge_block": self.edge_block, "num_rbf": self.num_rbf}
         require_positive(optional, features=self.features)
         require_option("velocity", self.velocity, Velocity)
         require_option("coordinate_aggregation", self.coordinate_aggregation, CoordinateAggregation)
@@ -223,8 +219,8 @@ class EGCL(nn.Module):
     def _require_smooth(self) -> None:
         """Raise ValueError if the output would not be smooth at the cutoff."""
         if self.cutoff is None:
-            if self.basis is not None:
-                raise ValueError(f"basis is {self.basis} without a cutoff; expected both")
+            if self.num_rbf is not None:
+                raise ValueError(f"num_rbf is {self.num_rbf} without a cutoff; expected both")
             return
         require_positive_number(cutoff=self.cutoff)
         over_neighbors = {"aggregation": self.aggregation}

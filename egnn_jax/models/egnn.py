@@ -16,7 +16,8 @@ from egnn_jax.nn.mlp import Activation, Dense, Symmetry, embed, require_positive
 
 
 class EGNN(nn.Module):
-    """EGNN: a stack of :class:`EGCL` on an embedding of h, with E(n)-equivariant x, v, invariant h.
+    """EGNN: a stack of :class:`EGCL` on an embedding of h. x and v are E(n)-equivariant, h is
+    invariant.
 
     >>> graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
     >>> model = egnn.EGNN(features=8, layers=2)
@@ -28,9 +29,9 @@ class EGNN(nn.Module):
     Args:
       features: width of every layer.
       layers: number of layers.
-      layer: class of the layers, or a ``functools.partial`` of one; it receives the options below
-        that it has as fields. With a field ``cutoff``, its call also receives ``first``, see
-        :class:`EGCL`.
+      layer: class of the layers, or a ``functools.partial`` of one; it receives those options below
+        that are among its fields. If ``cutoff`` is one of them, a cutoff is given and coordinates
+        move, its call also receives ``first``, the x of the input, see :class:`EGCL`.
       embed: embed h in ``features`` dimensions first (a linear map, or a table if h holds node
         types); otherwise the first layer does, without a residual if the width changes.
       output_features: project h to this width at the end.
@@ -39,15 +40,15 @@ class EGNN(nn.Module):
       velocity: which velocity eq. 7 multiplies.
       infer_edges: weight messages by a learned e_ij, eq. 8.
       coordinate_aggregation: C of eq. 4.
-      normalize: divide r_ij by its length; without a cutoff, the length is a constant for
-        derivatives, as in the authors' code.
+      normalize: divide r_ij by its length + 1e-8. Without a cutoff, gradients treat this length as
+        constant, as in the authors' code.
       tanh: bound φ_x to (-1, 1).
       clip: bound each component of r_ij φ_x(m_ij).
       update_coordinates: False leaves x and v unchanged.
       residual: add h to φ_h.
       shrinkage: multiply x by 1 - shrinkage after each layer.
       cutoff: messages go smoothly to zero at this distance in the input.
-      basis: describe distances by this many Bessel functions instead of ‖r_ij‖².
+      num_rbf: describe distances by this many Bessel functions instead of ‖r_ij‖².
       edge_block: sum messages over blocks of this many edges, if not all fit in memory.
 
     Call: takes a graph with h (N, F) or (N,), x (N, n), v (N, n) or None and a (E, A) or None;
@@ -77,7 +78,7 @@ class EGNN(nn.Module):
     residual: bool = True
     shrinkage: float = 0.0
     cutoff: float | None = None
-    basis: int | None = None
+    num_rbf: int | None = None
     edge_block: int | None = None
 
     @nn.compact
@@ -89,11 +90,11 @@ class EGNN(nn.Module):
             h = embed(graph.nodes, self.features)
             graph = graph._replace(nodes=graph.nodes.replace(h=h))
         require_features(graph.nodes.h)
-        moves = self.cutoff is not None and self.update_coordinates
+        uses_first = self.cutoff is not None and self.update_coordinates
         x = graph.nodes.x
         for k in range(self.layers):
             options = self._layer_options(width=graph.nodes.h.shape[-1])
-            first = {"first": x} if moves and "cutoff" in options else {}
+            first = {"first": x} if uses_first and "cutoff" in options else {}
             graph = self.layer(**options, name=f"layer_{k}")(graph, **first)
             if not hasattr(graph, "nodes"):
                 raise ValueError(

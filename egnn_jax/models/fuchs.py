@@ -2,7 +2,7 @@
 of molecules: with a radial weight for each pair of channels and each filter degree.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -86,7 +86,7 @@ class FuchsTFN(nn.Module):
     :class:`NormNonlinearity` between them; the last layer outputs degree 0 only.
 
     Intended for graphs of bonds, since every edge has C² D (D + 1) (2 D + 1) / 6 weights with
-    D = l + 1, and C² D (2 D² + 1) / 3 with parity "ignored".
+    C = ``features`` and D = ``degree`` + 1, and C² D (2 D² + 1) / 3 with parity "ignored".
 
     Args:
       features: channels of each degree.
@@ -115,13 +115,7 @@ class FuchsTFN(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_steerable(graph, self.degree)
-        require_positive(features=self.features, layers=self.layers, radial=self.radial)
-        require_option("parity", self.parity, Parity)
-        h = {0: node_features(graph.nodes, self.features)[..., None]}
-        filters = Filters(graph, self.degree, h[0].dtype, self.parity)
-        middle = tuple((degree, self.features) for degree in range(self.degree + 1))
-        last = ((0, self.features * (self.degree + 1)),)
+        filters, h, middle, last = _start(self, graph)
         for k in range(self.layers - 1):
             h = TFNLayer(middle, self.radial, name=f"layer_{k}")(filters, h)
             h = NormNonlinearity(name=f"norm_{k}")(h)
@@ -153,22 +147,29 @@ class FuchsSE3Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        require_steerable(graph, self.degree)
-        require_positive(features=self.features, layers=self.layers, radial=self.radial)
-        require_option("parity", self.parity, Parity)
         require_positive(heads=self.heads, div=self.div)
         if self.features // self.div == 0 or self.features // self.div % self.heads:
             raise ValueError(
                 f"features / div is {self.features // self.div}; expected a multiple of heads, "
                 f"which is {self.heads}"
             )
-        h = {0: node_features(graph.nodes, self.features)[..., None]}
-        filters = Filters(graph, self.degree, h[0].dtype, self.parity)
-        middle = tuple((degree, self.features) for degree in range(self.degree + 1))
-        last = ((0, self.features * (self.degree + 1)),)
+        filters, h, middle, last = _start(self, graph)
         for k in range(self.layers):
             options = middle, self.radial, self.div, self.heads
             h = AttentionLayer(*options, name=f"layer_{k}")(filters, h)
             h = NormNonlinearity(name=f"norm_{k}")(h)
         h = TFNLayer(last, self.radial, name=f"layer_{self.layers}")(filters, h)
         return graph._replace(nodes=graph.nodes.replace(h=h[0][..., 0]))
+
+
+def _start(model: Any, graph: GraphsTuple) -> tuple[Filters, Features, Channels, Channels]:
+    """Check a model's options; return filters, features of degree 0, and channels of the middle
+    layers and of the last.
+    """
+    require_steerable(graph, model.degree)
+    require_positive(features=model.features, layers=model.layers, radial=model.radial)
+    require_option("parity", model.parity, Parity)
+    h = {0: node_features(graph.nodes, model.features)[..., None]}
+    middle = tuple((degree, model.features) for degree in range(model.degree + 1))
+    last = ((0, model.features * (model.degree + 1)),)
+    return Filters(graph, model.degree, h[0].dtype, model.parity), h, middle, last

@@ -17,7 +17,7 @@ from egnn_jax.nn.radial import bessel_basis, cosine_cutoff
 GATE = 1.84623  # 1 / √(mean of σ(z)²) over normal z
 SHARPNESS = 5.0  # β
 LN2 = 0.6931471805599453
-Edges = tuple[jax.Array, jax.Array, jax.Array]
+EdgeInputs = tuple[jax.Array, jax.Array, jax.Array]
 """b (E, K), u (E, 3) and the multiplicity of each edge, (E, 1) or ()."""
 normal = nn.initializers.normal
 
@@ -34,15 +34,16 @@ class Convolution(nn.Module):
     - s_i' = (Σ_j R s_j - √3 R V_j·u) / √n_0
     - V_i' = (Σ_j -R s_j u + R V_j + √(3/2) R u × V_j - √(1/2) R (3 u (u·V_j) - V_j)) / √n_1
 
-    Here n is the number of terms R. R = W_2 φ(d_ij) is linear in φ = act(W_1 act(W_0 b(d_ij))), so
-    the products of φ and what R multiplies are summed first, and W_2 is applied at nodes.
+    Here n_0 and n_1 are the numbers of terms in one channel of s' and of V'. The weights
+    R = W_2 φ / √hidden are linear in φ = act(W_1 act(W_0 b(d_ij)) / √hidden), so the outer products
+    of φ and the terms that R multiplies are summed over j first, and W_2 is applied at nodes.
 
     Args:
       scalars, vectors, gates: number of s', of V', and of further scalars.
       hidden: width of φ.
       scale: scale of act = scale · (softplus - ln 2 / β).
       parity: see :class:`L1Net`.
-      deviation: initial standard deviation of W_2.
+      stddev: initial standard deviation of W_2.
     """
 
     scalars: int
@@ -51,20 +52,20 @@ class Convolution(nn.Module):
     hidden: int
     scale: float
     parity: Parity
-    deviation: float = 1.0
+    stddev: float = 1.0
 
     @nn.compact
     def __call__(
-        self, graph: GraphsTuple, rows: EdgeRows, edges: Edges, s: jax.Array, v: jax.Array
+        self, graph: GraphsTuple, rows: EdgeRows, edges: EdgeInputs, s: jax.Array, v: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Map s (N, S) and v (N, 3, V) to (N, scalars + gates) and (N, 3, vectors)."""
-        b, u, weight = edges
-        phi, n_node = weight * self._phi(b), graph.nodes.x.shape[0]
+        b, u, multiplicity = edges
+        phi, n_node = multiplicity * self._phi(b), graph.nodes.x.shape[0]
 
         def sums(rows: EdgeRows) -> jax.Array:
             sender = graph.senders[rows.edges]
             terms = self._terms(u[rows.edges][..., None], s[sender], v[sender])
-            phi_ij = jnp.where(rows.taken[..., None], phi[rows.edges], 0)
+            phi_ij = jnp.where(rows.mask[..., None], phi[rows.edges], 0)
             return jnp.einsum("rtk,rtq->rkq", phi_ij, terms)
 
         total = sum_over_rows(rows, sums, n_node)  # Σ_j φ times what R multiplies
@@ -97,8 +98,9 @@ class Convolution(nn.Module):
         return jnp.concatenate(terms, axis=-1)
 
     def _weights(self, n_s: int, n_v: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """W_2 for scalars (hidden, terms, scalars + gates) and vectors (hidden, terms, vectors),
-        stored as (hidden, (scalars; vectors; gates) × (s, V) × outputs × inputs × products).
+        """W_2 for s' and gates (hidden, terms, scalars + gates), for V' (hidden, terms, vectors).
+        The parameter has the authors' order of columns: for s', V' and gates, and in each for the
+        inputs s and V, (outputs, inputs, products) in row-major order.
         """
         crossed = [] if self.parity == "natural" else [1.5**0.5]
         outputs = (self.scalars, self.vectors, self.gates)
@@ -109,7 +111,7 @@ class Convolution(nn.Module):
             for n, of in zip(outputs, factors, strict=True)
         ]
         total = sum(n * width * len(f) for block in blocks for n, width, f in block)
-        kernel = self.param("W_2", normal(self.deviation), (self.hidden, total), dtype)
+        kernel = self.param("W_2", normal(self.stddev), (self.hidden, total), dtype)
         made, start = [], 0
         for block in blocks:
             parts = []
@@ -129,8 +131,8 @@ class L1Net(nn.Module):
     :class:`Convolution`, then s' = κ softplus(s) and V' = 1.846 σ(g) V with a scalar gate g for
     each V. All layers but the first add the result to their input.
 
-    Distances are described by √(2/c) sin(nπd/c) / d, which is 0 beyond the cutoff c; so R and
-    messages are too.
+    Each edge has the features b(d_ij) = √(2/c) sin(nπd/c) / d for n = 1, 2, …, and a_ij times a
+    cosine cutoff. They are 0 beyond the cutoff c, and so are R and messages.
 
     Args:
       features: number of scalars.
@@ -138,15 +140,15 @@ class L1Net(nn.Module):
       embedding: width of the embedding of h.
       hidden: width of the radial network.
       layers: number of gated convolutions.
-      basis: number of radial basis functions.
+      num_rbf: number of radial basis functions.
       cutoff: cutoff distance of interactions, in the unit of x, where forces would jump.
       average_nodes: mean number of nodes of a graph; features are divided by its square root.
       softplus_scale, radial_scale: κ, and the scale of the radial network's activation: 1/√(mean
         square) over normal numbers, which the authors estimate anew in each process.
       parity: "natural" omits the cross product u × V, so that the network is equivariant to
         reflections; "ignored" includes it, as the authors do.
-      further: scalars and vectors of additional gated layers without a residual connection, for
-        example (32, 8, 128, 0) for two.
+      extra_layers: scalars and vectors of additional gated layers without a residual connection,
+        for example (32, 8, 128, 0) for two.
       padded_nodes: also receive the messages of padding nodes in the authors' batches, which pad
         molecules to this size. The padding is at the origin, with s = κ softplus(0) after the first
         layer, which breaks equivariance to translations.
@@ -168,13 +170,13 @@ class L1Net(nn.Module):
     embedding: int = 128
     hidden: int = 128
     layers: int = 4
-    basis: int = 50
+    num_rbf: int = 50
     cutoff: float = 10.0
     average_nodes: float = 18.0
     softplus_scale: float = 1.4044
     radial_scale: float = 1.5643
     parity: Parity = "natural"
-    further: tuple[int, ...] = ()
+    extra_layers: tuple[int, ...] = ()
     padded_nodes: int | None = None
     output_features: int | None = None
     update_coordinates: bool = False
@@ -182,44 +184,44 @@ class L1Net(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph, dimensions=3)
-        sizes = ("features", "vectors", "embedding", "hidden", "layers", "basis")
+        sizes = ("features", "vectors", "embedding", "hidden", "layers", "num_rbf")
         scales = ("cutoff", "average_nodes", "softplus_scale", "radial_scale")
         optional = {"padded_nodes": self.padded_nodes, "output_features": self.output_features}
         require_positive(optional, **{name: getattr(self, name) for name in sizes})
         require_positive_number(**{name: getattr(self, name) for name in scales})
         require_option("parity", self.parity, Parity)
-        if not isinstance(self.further, tuple) or len(self.further) % 2:
-            raise ValueError(f"further is {self.further}; expected pairs of scalars and vectors")
-        for k, size in enumerate(self.further):
-            require_count(f"further[{k}]", size, least=1 - k % 2)
-        if self.update_coordinates and self.further[-1:] == (0,):
-            raise ValueError(f"further is {self.further}; expected vectors at the end, to move x")
-        pairs, kept = pairs_of(graph, self.padded_nodes is not None)
-        x, v = pairs.nodes.x, pairs.nodes.v
-        s = embed(pairs.nodes, self.embedding, use_bias=False, kernel_init=normal(1.0))
-        rows = edge_rows(pairs, kept)
-        pairs, edges = self._edges(pairs, s.dtype)
+        extra = self.extra_layers
+        if not isinstance(extra, tuple) or len(extra) % 2:
+            raise ValueError(f"extra_layers is {extra}; expected pairs of scalars and vectors")
+        for k, size in enumerate(extra):
+            require_count(f"extra_layers[{k}]", size, least=1 - k % 2)
+        if self.update_coordinates and extra[-1:] == (0,):
+            raise ValueError(f"extra_layers is {extra}; expected vectors at the end, to move x")
+        looped, kept = pairs_of(graph, self.padded_nodes is not None)
+        x, v = looped.nodes.x, looped.nodes.v
+        s = embed(looped.nodes, self.embedding, use_bias=False, kernel_init=normal(1.0))
+        rows = edge_rows(looped, kept)
+        looped, edges = self._edges(looped, s.dtype)
         vectors = jnp.zeros((*x.shape, 0), s.dtype) if v is None else v[..., None].astype(s.dtype)
 
-        def convolve(
-            n_s: int, n_v: int, name: str, deviation: float = 1.0
-        ) -> tuple[jax.Array, jax.Array]:
-            options = (self.hidden, self.radial_scale, self.parity, deviation)
+        def convolve(n_s: int, n_v: int, name: str, stddev: float = 1.0) -> tuple[jax.Array, ...]:
+            options = (self.hidden, self.radial_scale, self.parity, stddev)
             sent = [s, vectors]
-            if self.padded_nodes is not None:  # a padding node has κ softplus(0)
-                value = 0.0 if name == "layer_0" else self.softplus_scale * LN2 / SHARPNESS
-                sent[0] = jnp.pad(s, ((0, 1), (0, 0)), constant_values=value)
+            if self.padded_nodes is not None:
+                sent[0] = jnp.pad(s, ((0, 1), (0, 0)), constant_values=padding_s)
                 sent[1] = jnp.pad(vectors, ((0, 1), (0, 0), (0, 0)))
             sent = [z / self.average_nodes**0.5 for z in sent]
-            return Convolution(n_s, n_v, n_v, *options, name=name)(pairs, rows, edges, *sent)
+            return Convolution(n_s, n_v, n_v, *options, name=name)(looped, rows, edges, *sent)
 
-        gated = zip(self.further[::2], self.further[1::2], strict=True)
+        padding_s = 0.0  # s of a padding node
+        gated = zip(extra[::2], extra[1::2], strict=True)
         for k, (n_s, n_v) in enumerate([(self.features, self.vectors)] * self.layers + [*gated]):
             sums, turned = convolve(n_s, n_v, f"layer_{k}")
             scalars, gates = jnp.split(sums, [n_s], axis=-1)
             ds = self.softplus_scale * softplus(scalars)
             dv = GATE * nn.sigmoid(gates)[:, None] * turned
             s, vectors = (s + ds, vectors + dv) if 0 < k < self.layers else (ds, dv)
+            padding_s = self.softplus_scale * LN2 / SHARPNESS  # κ softplus(0)
         if self.update_coordinates:
             moves = Dense(1, False, normal(1e-3), name="vectors_out")(vectors)
             x = x + moves[..., 0].astype(x.dtype)
@@ -230,19 +232,19 @@ class L1Net(nn.Module):
             s, _ = convolve(self.output_features, 0, "out", 0.0)
         return graph._replace(nodes=graph.nodes.replace(h=s, x=x))
 
-    def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> tuple[GraphsTuple, Edges]:
-        """Return the graph and (b, u, weight) of its edges, including those of padding nodes."""
-        r_ij, weight = edge_vectors(graph, graph.nodes.x), jnp.ones(())
+    def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> tuple[GraphsTuple, EdgeInputs]:
+        """Return the graph with edges of padding nodes, and (b, u, multiplicity) of its edges."""
+        r_ij, multiplicity = edge_vectors(graph, graph.nodes.x), jnp.ones(())
         if self.padded_nodes is not None:
             n_node, receivers = graph.nodes.x.shape[0], graph.receivers
             added = (graph.senders == receivers) & jnp.all(r_ij == 0, axis=-1)
             number = self.padded_nodes - jnp.asarray(graph.n_node)[graph_of_node(graph)]
-            weight = jnp.where(added, jnp.maximum(number, 0)[receivers], 1)[:, None]
+            multiplicity = jnp.where(added, jnp.maximum(number, 0)[receivers], 1)[:, None]
             r_ij = jnp.where(added[:, None], graph.nodes.x[receivers], r_ij)
             graph = graph._replace(senders=jnp.where(added, n_node, graph.senders))
         distance, u = length_and_direction(r_ij)
-        b = bessel_basis(distance[:, 0], self.basis, self.cutoff)
+        b = bessel_basis(distance[:, 0], self.num_rbf, self.cutoff)
         b *= jnp.where(distance < self.cutoff, distance / above_zero(distance), 0)  # 0 at d = 0
         if graph.edges.a is not None:
             b = jnp.concatenate([b, cosine_cutoff(distance, self.cutoff) * graph.edges.a], axis=-1)
-        return graph, (b.astype(dtype), -u.astype(dtype), weight.astype(dtype))
+        return graph, (b.astype(dtype), -u.astype(dtype), multiplicity.astype(dtype))

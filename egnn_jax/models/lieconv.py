@@ -27,7 +27,7 @@ from egnn_jax.nn.products import sum_of_products
 
 
 class LieConv(nn.Module):
-    """LieConv: h_i' = h_i + Linear σ(BN t_i), t_i = Linear(Σ_{j∈N_i} h̃_j ⊗ w(x_i - x_j)) / n_i.
+    """LieConv: h_i' = h_i + Linear σ(BN t_i), t_i = Linear(Σ_{j∈N_i} w(x_i - x_j) ⊗ h̃_j) / n_i.
 
     N_i are the n_i neighbors of i and i itself (self-loops count in addition),
     h̃ = σ(BN Linear σ(BN h)) the features at a quarter of the width,
@@ -39,9 +39,9 @@ class LieConv(nn.Module):
 
     With ``lifts``, each node is lifted to that many elements u = (x_i, R) of SE(3), with random
     rotations R. All elements of N_i are neighbors, w takes log(u_j⁻¹ u_i) ∈ ℝ⁶, and h' is the mean
-    over the elements of a node. Rotating the input then changes the output like another draw of R:
-    the network is equivariant in distribution. The rotations are the same for all nodes and calls;
-    ``apply(…, rngs={"orientations": key})`` draws them for each node, as the authors do.
+    over the elements of a node. Only the distribution of h' over R is invariant to rotations.
+    By default, R is drawn once, for all nodes and calls; ``apply(…, rngs={"orientations": key})``
+    draws it for each node, as the authors do.
 
     Batch normalization is a pure function of variables in a collection "batch_stats" next to
     "params", see :class:`egnn_jax.nn.batch_norm.BatchNorm`. By default it uses running statistics,
@@ -146,7 +146,7 @@ _SERIES = np.array([691 / 1277025750, 1 / 187110, 1 / 18900, 1 / 1890, 1 / 180, 
 
 
 def _convolve(graph: GraphsTuple, t: jax.Array, w: jax.Array) -> jax.Array:
-    """Sum t_j ⊗ w_ij over j ∈ N_i, (N, L, C) and (E + N, L, L, K) to (N · L, K · C)."""
+    """Sum w_ij ⊗ t_j over j ∈ N_i, (N, L, C) and (E + N, L, L, K) to (N · L, K · C)."""
     number, lifts, _ = t.shape
     sums = sum(
         sum_of_products(graph, w[:, :, p].reshape(len(w), -1), t[:, p]) for p in range(lifts)

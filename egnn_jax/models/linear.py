@@ -11,7 +11,7 @@ from egnn_jax.nn.mlp import Symmetry
 class Linear(nn.Module):
     """Linear dynamics x' = x + t v with one learnable time t, initialized to 1.
 
-    Call: takes a graph with x (N, n) and v (N, n); returns it with x moved.
+    Call: takes a graph with x (N, n) and v (N, n); returns it with updated x.
 
     Raises:
       ValueError: the graph has no velocities.

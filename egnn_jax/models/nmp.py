@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import GraphsTuple, Nodes, edge_vectors, require_geometric
-from egnn_jax.nn.dense import rooms
+from egnn_jax.nn.dense import checked_layout
 from egnn_jax.nn.mlp import Dense, Symmetry, glorot_bias, node_features, require_positive
 from egnn_jax.nn.set2set import Set2SetReadout
 
@@ -66,8 +66,9 @@ class NMP(nn.Module):
     over the edges that leave i. Self-loops of the graph count in addition. h⁰ is h, padded with
     zeros.
 
-    A(e) = Σ_k φ_k(e) W_k + B is never formed: Σ_j A(e_ij) h_j = Σ_jk φ_k(e_ij) (W_k h_j) is one
-    matrix product for each graph, (M, M K) by (M K, d), with space for M = ``max_nodes`` nodes.
+    A(e) = Σ_k φ_k(e) W_k, where the last of the K + 1 φ_k is 1 and its W_k the bias, is never
+    formed: Σ_j A(e_ij) h_j = Σ_jk φ_k(e_ij) (W_k h_j) is one matrix product for each graph,
+    (M, M (K + 1)) by (M (K + 1), d), with space for M = ``max_nodes`` nodes.
 
     Args:
       features: width d of h, at least that of the graph's h.
@@ -103,16 +104,16 @@ class NMP(nn.Module):
             edge_layers=self.edge_layers,
             max_nodes=self.max_nodes,
         )
-        own, too_large = rooms(graph, self.max_nodes)
+        layout, too_large = checked_layout(graph, self.max_nodes)
         # Rows (G M, d), since XLA transposes more axes for the gradients of products.
-        h, real = own.enter(self._widened(graph.nodes)), own.taken[:, None]
+        h, real = layout.to_dense(self._widened(graph.nodes)), layout.mask[:, None]
         h = h.reshape(len(real), -1)
         e = self._edges(graph, h.dtype)
         sizes = self.features, self.edge_features, self.edge_layers
         phi, w = EdgeNetwork(*sizes, name="A")(e)
         phi_out, w_out = EdgeNetwork(*sizes, name="A_out")(e)
-        pairs = _by_graph(own.pairs(graph.receivers, graph.senders, phi[:-1]))
-        pairs_out = _by_graph(own.pairs(graph.senders, graph.receivers, phi_out[:-1]))
+        pairs = _by_graph(layout.pair_matrices(graph.receivers, graph.senders, phi[:-1]))
+        pairs_out = _by_graph(layout.pair_matrices(graph.senders, graph.receivers, phi_out[:-1]))
         loop = jnp.einsum("k,dkf->df", phi[-1], w)  # A(e_ii), transposed
         loop_out = jnp.einsum("k,dkf->df", phi_out[-1], w_out)
         b, gru = self.param("b", glorot_bias, (2 * self.features,), h.dtype), GRU(name="gru")
@@ -121,7 +122,7 @@ class NMP(nn.Module):
             m_out = _messages(pairs_out, w_out, h) + h @ loop_out  # Σ_j A'(e_ji) h_j
             m = jnp.concatenate([m_in, m_out], axis=-1) + b  # m_i
             h = jnp.where(real, gru(h, m), 0)  # h_i'
-        left = own.leave(h.reshape(*own.shape, -1))
+        left = layout.to_nodes(h.reshape(*layout.shape, -1))
         h = jnp.where(too_large[:, None], jnp.nan, left).astype(h.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=h))
 

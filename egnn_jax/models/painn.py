@@ -26,7 +26,7 @@ class PaiNN(nn.Module):
     Args:
       features: number of features and of vectors, F.
       layers: number of message and update blocks.
-      basis: number of radial basis functions.
+      num_rbf: number of radial basis functions.
       cutoff: cutoff distance of interactions, in the unit of x.
       epsilon: ε, which rounds off ‖BV‖ at 0. Use 0.1 for potentials; 0 is the paper's norm.
       update_coordinates: move x by v'.
@@ -43,7 +43,7 @@ class PaiNN(nn.Module):
 
     features: int = 128
     layers: int = 3
-    basis: int = 20
+    num_rbf: int = 20
     cutoff: float = 5.0
     epsilon: float = 0.0
     update_coordinates: bool = False
@@ -51,15 +51,15 @@ class PaiNN(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
-        require_positive(features=self.features, layers=self.layers, basis=self.basis)
+        require_positive(features=self.features, layers=self.layers, num_rbf=self.num_rbf)
         require_positive_number(cutoff=self.cutoff)
         require_not_negative(epsilon=self.epsilon)
         x, v = graph.nodes.x, graph.nodes.v
         distance, u_ij = length_and_direction(edge_vectors(graph, exchange(graph, x)))
         h = embed(graph.nodes, self.features)
         u_ij = u_ij[:, :, None].astype(h.dtype)
-        s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
-        within = cosine_cutoff(distance, self.cutoff).astype(h.dtype)
+        s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.num_rbf, self.cutoff))
+        envelope = cosine_cutoff(distance, self.cutoff).astype(h.dtype)
         vectors = None
         if v is not None:
             vectors = Dense(self.features, use_bias=False, name="vectors_in")(
@@ -68,7 +68,7 @@ class PaiNN(nn.Module):
         for k in range(self.layers):
             filters = Dense(3 * self.features, name=f"layer_{k}_filters")(s_ij.astype(h.dtype))
             phi = MLP(self.features, 3 * self.features, name=f"layer_{k}_phi")(h)
-            sent = exchange(graph, phi)[graph.senders] * (filters * within)
+            sent = exchange(graph, phi)[graph.senders] * (filters * envelope)
             dh, carried, along = jnp.split(sent, 3, axis=-1)
             moves = u_ij * along[:, None]
             if vectors is not None:

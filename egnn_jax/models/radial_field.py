@@ -31,8 +31,8 @@ class RadialField(nn.Module):
       shrinkage: multiply x by 1 - shrinkage after each layer, as the authors' autoencoder does;
         this is equivariant about the origin only.
 
-    Call: takes a graph with x (N, n), v (N, n) or None and a (E, A) or None; returns it with x
-    moved. h is not used.
+    Call: takes a graph with x (N, n), v (N, n) or None and a (E, A) or None; returns it with
+    updated x. h is not used.
 
     Raises:
       ValueError: a size is below 1, or ``shrinkage`` is not a finite number of at least 0.

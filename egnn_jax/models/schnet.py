@@ -42,7 +42,7 @@ class SchNet(nn.Module):
     Args:
       features: width of every layer.
       layers: number of interactions.
-      gaussians: number of Gaussian basis functions of the distance.
+      num_rbf: number of Gaussian basis functions of the distance.
       cutoff: cutoff distance of the basis and of all interactions, in the unit of x.
       forces: move x along the forces of an energy, x' = x - ∂E/∂x + t v with a learned time t (0
         without v), E = Σ_i Linear·ssp·Linear(h_i); otherwise x is unchanged (the invariant network
@@ -59,14 +59,14 @@ class SchNet(nn.Module):
 
     features: int = 64
     layers: int = 4
-    gaussians: int = 50
+    num_rbf: int = 50
     cutoff: float = 10.0
     forces: bool = False
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph)
-        require_positive(features=self.features, layers=self.layers, gaussians=self.gaussians)
+        require_positive(features=self.features, layers=self.layers, num_rbf=self.num_rbf)
         require_positive_number(cutoff=self.cutoff)
         if not self.forces:
             return graph._replace(nodes=graph.nodes.replace(h=self._features(graph, graph.nodes.x)))
@@ -82,15 +82,15 @@ class SchNet(nn.Module):
         """Compute h (N, features) of a graph with its nodes at x."""
         distance = safe_norm(edge_vectors(graph, exchange(graph, x)))
         h = embed(graph.nodes, self.features)
-        s_ij = with_attributes(graph, gaussian_basis(distance, self.gaussians, self.cutoff)).astype(
+        s_ij = with_attributes(graph, gaussian_basis(distance, self.num_rbf, self.cutoff)).astype(
             h.dtype
         )
-        within = cosine_cutoff(distance, self.cutoff)[:, None].astype(h.dtype)
-        for layer in range(self.layers):
-            name = f"layer_{layer}_{{}}".format
+        envelope = cosine_cutoff(distance, self.cutoff)[:, None].astype(h.dtype)
+        for k in range(self.layers):
+            name = f"layer_{k}_{{}}".format
             filters = shifted_softplus(Dense(self.features, name=name("phi_cf_0"))(s_ij))
             filters = (
-                shifted_softplus(Dense(self.features, name=name("phi_cf_1"))(filters)) * within
+                shifted_softplus(Dense(self.features, name=name("phi_cf_1"))(filters)) * envelope
             )
             sent = Dense(self.features, use_bias=False, name=name("phi_s"))(h)
             m_i = sum_at_receivers(graph, filters * exchange(graph, sent)[graph.senders])

@@ -74,8 +74,8 @@ class AttentionLayer(nn.Module):
 
 
 class SE3Transformer(nn.Module):
-    """SE(3)-Transformer: a stack of :class:`AttentionLayer`; x' = x + one vector of the last
-    features.
+    """SE(3)-Transformer: a stack of :class:`AttentionLayer`; x' = x + a learned combination of the
+    vectors (features of degree 1) of the last layer.
 
     Equivariant to rotations and translations, and with parity "natural" also to reflections, see
     :class:`egnn_jax.models.tfn.TFN`.
@@ -89,7 +89,7 @@ class SE3Transformer(nn.Module):
       parity: "natural", or "ignored" for all products, as in the 2020 paper.
 
     Call: takes a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and invariant a (E, A) or
-    None; returns it with h (N, features) and x moved.
+    None; returns it with h (N, features) and updated x.
 
     Raises:
       ValueError: x does not have 3 coordinates, ``features`` is not a multiple of ``heads``, or an

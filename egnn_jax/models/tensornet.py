@@ -50,7 +50,8 @@ class TensorNet(nn.Module):
       SiLU of an MLP of LayerNorm ‖X‖².
     - In a layer, Y mixes the channels of each part of X / (‖X‖² + 1). Messages
       M_i = Σ_j w_I I_j + w_A A_j + w_S S_j of its parts give P = Y M + M Y, and
-      X ← X + Δ + Δ², where Δ mixes the channels of each part of P / (‖P‖² + 1).
+      X ← X + Δ + Δ², where Δ mixes the channels of each part of P / (‖P‖² + 1). (In the authors'
+      code, X is also divided by ‖X‖² + 1 before Δ + Δ² is added.)
     - Last, h' is an MLP of LayerNorm of the squared norms of I, A and S. Without neighbors within
       the cutoff, it does not depend on h. (The authors' sums have a term j = i.)
 
@@ -61,7 +62,7 @@ class TensorNet(nn.Module):
     Args:
       features: number of features and of tensors, F.
       layers: number of message-passing layers after the first tensors.
-      basis: number of radial basis functions.
+      num_rbf: number of radial basis functions.
       cutoff: cutoff distance of interactions, in the unit of x.
 
     Call: takes a graph with h (N, F) or (N,), x (N, 3) and a (E, A) or None; returns it with h
@@ -76,35 +77,35 @@ class TensorNet(nn.Module):
 
     features: int = 64
     layers: int = 2
-    basis: int = 8
+    num_rbf: int = 8
     cutoff: float = 5.0
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         require_geometric(graph, dimensions=3)
-        require_positive(features=self.features, layers=self.layers, basis=self.basis)
+        require_positive(features=self.features, layers=self.layers, num_rbf=self.num_rbf)
         require_positive_number(cutoff=self.cutoff)
         x = graph.nodes.x
         distance, u_ij = length_and_direction(edge_vectors(graph, exchange(graph, x)))
         h = embed(graph.nodes, self.features)
-        s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.basis, self.cutoff))
+        s_ij = with_attributes(graph, bessel_basis(distance[:, 0], self.num_rbf, self.cutoff))
         s_ij = s_ij.astype(h.dtype)
-        within = polynomial_envelope(distance, self.cutoff).astype(h.dtype)
+        envelope = polynomial_envelope(distance, self.cutoff).astype(h.dtype)
 
         z_i = Dense(self.features, name="z_i")(h)[graph.receivers]
         z_j = exchange(graph, Dense(self.features, False, name="z_j")(h))[graph.senders]
-        z_ij = (z_i + z_j) * within
+        z_ij = (z_i + z_j) * envelope
         weights = self._weights(s_ij, z_ij, "tensors_w")
         tensors = _sum(graph, _weigh(_of_directions(u_ij.astype(h.dtype)), weights))
-        norms = LayerNorm(name="tensors_norm")(_squares(tensors))
+        norms = LayerNorm(name="tensors_norm")(_squared_norms(tensors))
         gates = MLP(2 * self.features, 3 * self.features, name="tensors_gates")(norms)
         tensors = _weigh(self._mix(tensors, "tensors_mix"), _parted(nn.silu(gates)))
         for k in range(self.layers):
-            y = self._mix(_normalised(tensors), f"layer_{k}_y")
-            weights = self._weights(s_ij, within, f"layer_{k}_w")
+            y = self._mix(_normalized(tensors), f"layer_{k}_y")
+            weights = self._weights(s_ij, envelope, f"layer_{k}_w")
             sent = _weigh(tuple(part[graph.senders] for part in exchange(graph, y)), weights)
             product = _anticommutator(_matrices(y), _matrices(_sum(graph, sent)))
-            delta = self._mix(_normalised(_parts(product)), f"layer_{k}_delta")
+            delta = self._mix(_normalized(_parts(product)), f"layer_{k}_delta")
             matrices = _matrices(delta)
             squared = _parts(jnp.einsum("nabf,nbcf->nacf", matrices, matrices))
             tensors = tuple(x + d + d2 for x, d, d2 in zip(tensors, delta, squared, strict=True))
@@ -145,14 +146,14 @@ def _of_directions(u_ij: jax.Array) -> Tensor:
     return i[:, :, None], 2**0.5 * u_ij[:, :, None], s[:, :, None]
 
 
-def _squares(tensors: Tensor) -> jax.Array:
+def _squared_norms(tensors: Tensor) -> jax.Array:
     """Squared Frobenius norms ‖X‖² (N, F)."""
     return jnp.sum(jnp.stack([jnp.sum(part**2, axis=1) for part in tensors]), axis=0)
 
 
-def _normalised(tensors: Tensor) -> Tensor:
+def _normalized(tensors: Tensor) -> Tensor:
     """Normalize tensors to X / (‖X‖² + 1)."""
-    factor = 1 / (_squares(tensors)[:, None] + 1)
+    factor = 1 / (_squared_norms(tensors)[:, None] + 1)
     return tuple(part * factor for part in tensors)
 
 

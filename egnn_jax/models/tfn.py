@@ -49,7 +49,8 @@ class TFNLayer(nn.Module):
 
 
 class TFN(nn.Module):
-    """Tensor Field Network: a stack of :class:`TFNLayer`; x' = x + one vector of the last features.
+    """Tensor Field Network: a stack of :class:`TFNLayer`; x' = x + a learned combination of the
+    vectors (features of degree 1) of the last layer.
 
     Equivariant to rotations and translations. With parity "natural", a feature of degree l has
     parity (-1)^l, products that break parity (such as the cross product of two vectors) are
@@ -63,7 +64,7 @@ class TFN(nn.Module):
       parity: "natural", or "ignored" for all products, as in the 2018 paper.
 
     Call: takes a graph with h (N, F) or (N,), x (N, 3), v (N, 3) or None and invariant a (E, A) or
-    None; returns it with h (N, features) and x moved.
+    None; returns it with h (N, features) and updated x.
 
     Raises:
       ValueError: x does not have 3 coordinates, or an option is unknown.

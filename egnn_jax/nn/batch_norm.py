@@ -29,11 +29,13 @@ def in_training(
 class BatchNorm(nn.Module):
     """Batch normalization γ (x - μ) / √max(σ², ε) + β of each channel (Ioffe and Szegedy 2015).
 
+    √max(σ², ε) is that of LieConv's authors, in place of the usual √(σ² + ε).
+
     ``apply(variables, graph)`` takes μ and σ² from the running statistics, so the output depends
     neither on the other graphs of a batch nor on padding. In training, ``apply(variables, graph,
-    mutable=["batch_stats"])`` takes the mean and variance over all real rows (in a training over
-    several devices or micro-batches, each takes its own), and also returns the running statistics,
-    moved toward them by ``momentum`` times the difference.
+    mutable=["batch_stats"])`` takes the mean and the variance over all real rows; with several
+    devices or micro-batches, over those of each. It also returns the running statistics, updated to
+    (1 - momentum) · old + momentum · new, with the new mean and unbiased variance.
 
     Call: takes x (M, C) and a mask of real rows (M,), or None if all are; returns (M, C).
     """

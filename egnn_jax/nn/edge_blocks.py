@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.exchange import is_part, vary
-from egnn_jax.graph.graph import GraphsTuple, add_at_receivers
+from egnn_jax.graph.graph import GraphsTuple, add_at_receivers, dtype_of_sums
 
 
 def sum_in_blocks(
@@ -25,7 +25,10 @@ def sum_in_blocks(
       messages: function of the layer and a graph with E edges that returns arrays (E, …).
       graph: the graph with all edges.
       size: edges per block.
-      sums: zeros with the shapes of the sums (N, …).
+      sums: zeros with the shapes and dtypes of the sums (N, …).
+
+    Returns:
+      The sums. Intermediate sums use at least float32.
     """
     n_node, n_edge = graph.nodes.x.shape[0], graph.senders.shape[0]
     size = min(size, n_edge)  # a larger block would only add padding
@@ -53,4 +56,5 @@ def sum_in_blocks(
     run: Any = nn.scan(add, variable_broadcast="params", split_rngs={"params": False})
     if is_part(graph):  # otherwise, devices would sum parameter gradients in each block
         run = nn.map_variables(run, "params", trans_in_fn=partial(vary, graph))
-    return run(layer, sums, ends)[0]
+    wide = jax.tree.map(lambda a: a.astype(dtype_of_sums(a)), sums)
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), run(layer, wide, ends)[0], sums)

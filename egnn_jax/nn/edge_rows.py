@@ -11,9 +11,10 @@ from egnn_jax.graph.graph import GraphsTuple
 
 
 def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple, jax.Array]:
-    """Return a graph and which of its edges (E,) join two nodes, or a node and its image.
+    """Return the graph with at least one edge, and a mask (E,) of its edges between two nodes, or
+    between a node and its periodic image: False for padding edges and self-loops.
 
-    Padding edges do not. With ``self_pairs``, each node gets a self-loop, which counts.
+    With ``self_pairs``, a self-loop is inserted at each node, where the mask is True.
 
     Raises:
       ValueError: the graph has no nodes.
@@ -43,20 +44,20 @@ def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple,
 
 
 class EdgeRows(NamedTuple):
-    """Edges in R rows of T places each, where all edges of a row have the same receiver.
+    """Edges in R rows of T slots each, where all edges of a row have the same receiver.
 
     The first N rows hold the first T edges of each node, the others the remaining edges of nodes
-    with more. T is slightly more than the mean in-degree, so most graphs have no remaining edges.
+    with more. T is about 1.5 times the mean in-degree, so most graphs have no remaining edges.
 
     Attributes:
-      edges: edge in each place (R, T); in an empty place, another edge of the same node, or an
+      edges: edge in each slot (R, T); in an empty slot, another edge of the same node, or an
         arbitrary one if it has none.
-      taken: whether a place holds an edge (R, T).
+      mask: whether a slot holds an edge (R, T).
       receivers: receiver of each row (R,); N for an empty row beyond the first N.
     """
 
     edges: jax.Array
-    taken: jax.Array
+    mask: jax.Array
     receivers: jax.Array
 
 
@@ -68,7 +69,7 @@ def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
     chosen = kept.astype(jnp.int32)
     count = jax.ops.segment_sum(chosen, graph.receivers, n_node, indices_are_sorted=True)
     first = jnp.cumsum(count) - count
-    place = jnp.where(kept, jnp.cumsum(chosen) - 1, n_edge)
+    place = jnp.where(kept, jnp.cumsum(chosen) - 1, n_edge)  # among the kept edges
     edges = jnp.zeros(n_edge, jnp.int32).at[place].set(arange(n_edge), mode="drop")
     more = -(-jnp.maximum(count - width, 0) // width)
     ends, rest = jnp.cumsum(more), arange(n_edge // width)
@@ -76,11 +77,11 @@ def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
     number = rest - (ends - more)[receivers] + 1
     number = jnp.concatenate([jnp.zeros(n_node, jnp.int32), number])
     receivers = jnp.concatenate([arange(n_node), receivers])
-    within = width * number[:, None] + arange(width)
-    taken = (within < count[receivers][:, None]) & (receivers < n_node)[:, None]
-    # Empty places get an edge of the same node, since a product of 0 and NaN is NaN.
-    place = first[receivers][:, None] + jnp.where(taken, within, 0)
-    return EdgeRows(edges[jnp.minimum(place, n_edge - 1)], taken, receivers)
+    slot = width * number[:, None] + arange(width)  # counted over all rows of a node
+    mask = (slot < count[receivers][:, None]) & (receivers < n_node)[:, None]
+    # Empty slots get an edge of the same node, since a product of 0 and NaN is NaN.
+    place = first[receivers][:, None] + jnp.where(mask, slot, 0)
+    return EdgeRows(edges[jnp.minimum(place, n_edge - 1)], mask, receivers)
 
 
 def sum_over_rows(
@@ -90,13 +91,14 @@ def sum_over_rows(
 
     Args:
       rows: rows of :func:`edge_rows`.
-      sums: function of some of the rows that returns the sum over the places of each.
+      sums: function of some of the rows that returns the sum over the slots of each, with the rows
+        on ``axis``.
       n_node: N.
       axis: axis of the rows in the sums.
     """
     total = sums(EdgeRows(*(a[:n_node] for a in rows)))
     others = [k for k in range(total.ndim) if k != axis]
-    has_edges = jnp.expand_dims(jnp.any(rows.taken[:n_node], axis=1), others)
+    has_edges = jnp.expand_dims(jnp.any(rows.mask[:n_node], axis=1), others)
     total = jnp.where(has_edges, total, 0)  # not those of other graphs, which may be NaN
     rest = EdgeRows(*(a[n_node:] for a in rows))
     if not len(rest.receivers):
@@ -107,4 +109,4 @@ def sum_over_rows(
         first = jnp.moveaxis(total, axis, 0)
         return jnp.moveaxis(first.at[rest.receivers].add(left, mode="drop"), 0, axis)
 
-    return jax.lax.cond(jnp.any(rest.taken), add, lambda total: total, total)
+    return jax.lax.cond(jnp.any(rest.mask), add, lambda total: total, total)

@@ -27,6 +27,15 @@ class Filters:
     Q_J = (-1)^J Σ_m w_abm Y_Jm(r̂_ij), with w the 3j symbols of l, l' and J, maps a feature of
     degree l' to one of degree l, for J from |l - l'| to l + l'; with parity "natural" only for even
     l + l' + J.
+
+    Args:
+      graph: graph with E edges.
+      degree: highest degree of features; J goes up to twice that.
+      dtype: dtype of Q_J and of the invariants.
+      parity: "natural" or "ignored".
+
+    Attributes:
+      invariants: a_ij and ‖r_ij‖ (E, A + 1).
     """
 
     def __init__(self, graph: GraphsTuple, degree: int, dtype: jnp.dtype, parity: Parity) -> None:
@@ -63,8 +72,8 @@ class Filters:
 class Kernel(nn.Module):
     """Kernel Σ_c'J R_cc'J(a_ij, ‖r_ij‖) Q_J h_j from one degree of h to one of the output.
 
-    Maps Q_J h_j (E, C' J, 2 l + 1) to (E, channels, 2 l + 1). From right to left,
-    R = Linear·ReLU·LayerNorm·Linear·ReLU·LayerNorm·Linear.
+    Maps Q_J h_j (E, C' J, 2 l + 1) to (E, channels, 2 l + 1), with
+    R = Linear·LayerNorm·ReLU·Linear·LayerNorm·ReLU·Linear, applied from left to right.
     """
 
     channels: int

@@ -161,19 +161,60 @@ class EdgeLinear(nn.Module):
     kernel_init: Initializer = torch_kernel
     bias_init: Initializer | None = None
 
+    def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
+        projected = self.at_nodes(graph, h, 0 if s_ij is None else s_ij.shape[-1])
+        return self.at_edges(graph, projected, s_ij)
+
     @nn.compact
-    def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array) -> jax.Array:
-        n_h, n_in = h.shape[-1], 2 * h.shape[-1] + s_ij.shape[-1]
+    def at_nodes(
+        self, graph: GraphsTuple, h: jax.Array, n_s: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """W_i h_i + b and W_j h_j (N, features), and the rows of the kernel for s_ij (E, n_s)."""
+        n_h, n_in = h.shape[-1], 2 * h.shape[-1] + n_s
         kernel = self.param("kernel", self.kernel_init, (n_in, self.features), h.dtype)
         bias = self.param("bias", self.bias_init or torch_bias(n_in), (self.features,), h.dtype)
-        h_i, h_j = h @ kernel[:n_h] + bias, exchange(graph, h @ kernel[n_h : 2 * n_h])
-        return h_i[graph.receivers] + h_j[graph.senders] + s_ij @ kernel[2 * n_h :]
+        kernel = vary(graph, kernel)  # the rows for s_ij are used in each block of edges
+        h_j = exchange(graph, h @ kernel[n_h : 2 * n_h])
+        return h @ kernel[:n_h] + bias, h_j, kernel[2 * n_h :]
+
+    def at_edges(
+        self,
+        graph: GraphsTuple,
+        projected: tuple[jax.Array, jax.Array, jax.Array],
+        s_ij: jax.Array | None,
+    ) -> jax.Array:
+        """Compute the output (E, features) from the result of :meth:`at_nodes`."""
+        h_i, h_j, kernel = projected
+        y = h_i[graph.receivers] + h_j[graph.senders]
+        return y if s_ij is None else y + s_ij.astype(kernel.dtype) @ kernel
+
+
+class EdgeMLP(EdgeLinear):
+    """Edge network φ_e(h_i, h_j, s_ij) = Linear·act·Linear·act, (N, F), (E, S) to (E, features),
+    whose first layer is :class:`EdgeLinear`.
+    """
+
+    activation: Activation = "silu"
+
+    def setup(self) -> None:
+        """Create the second layer; the first needs its input width, known only when called."""
+        self.Dense_0 = Dense(self.features)
+
+    def at_edges(
+        self,
+        graph: GraphsTuple,
+        projected: tuple[jax.Array, jax.Array, jax.Array],
+        s_ij: jax.Array | None,
+    ) -> jax.Array:
+        """Compute φ_e (E, features) from the result of :meth:`at_nodes`."""
+        act = activation_function(self.activation)
+        return act(self.Dense_0(act(super().at_edges(graph, projected, s_ij))))
 
 
 class Table(nn.Module):
-    """Learned embedding table of node types: integers 0 to 118 (N,) to (N, features) of a dtype.
+    """Learned embedding table of node types: integers 0 to 118 (N,) to (N, features) in ``dtype``.
 
-    Other integers, which only traced or replaced h can hold, give NaN.
+    Other integers give NaN. Graphs refuse them, but h that is traced or replaced is not checked.
     """
 
     features: int
@@ -204,8 +245,8 @@ def node_features(
 
 
 def embed(nodes: Nodes, features: int, **options: Any) -> jax.Array:
-    """Embed h in ``features`` dimensions: a :class:`Dense` of h (N, F), with options, or a table of
-    node types (N,) with their ``kernel_init``, as :func:`node_features`.
+    """Embed h to (N, features): ``Dense(features, **options)`` of features (N, F), or the rows of a
+    :class:`Table` for node types (N,), initialized by the option ``kernel_init`` if it is given.
     """
     h = node_features(nodes, features, init=options.get("kernel_init", standard_normal))
     return h if nodes.h.ndim == 1 else Dense(features, name="embedding", **options)(h)
@@ -242,54 +283,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(dtype_of_sums(x))
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+        centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(centered**2, axis=-1, keepdims=True)
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], x.dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype)
-        return (centred * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * scale + bias
-
-
-class EdgeMLP(nn.Module):
-    """Edge network φ_e(h_i, h_j, s_ij) = Linear·act·Linear·act, (N, F), (E, S) to (E, features).
-
-    The first layer is linear in [h_i, h_j, s_ij], so h is projected at the N nodes before it is
-    gathered at the E edges, and the concatenation (E, 2 F + S) is never formed. The kernel is
-    stored as that of the concatenation.
-    """
-
-    features: int
-    activation: Activation = "silu"
-
-    def setup(self) -> None:
-        """Create the second layer; the first needs its input width, known only when called."""
-        self.Dense_0 = Dense(self.features)
-
-    def __call__(self, graph: GraphsTuple, h: jax.Array, s_ij: jax.Array | None) -> jax.Array:
-        projected = self.at_nodes(graph, h, 0 if s_ij is None else s_ij.shape[-1])
-        return self.at_edges(graph, projected, s_ij)
-
-    @nn.compact
-    def at_nodes(
-        self, graph: GraphsTuple, h: jax.Array, n_s: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """W_i h_i + b and W_j h_j (N, features) of the first layer, and its kernel for s_ij."""
-        n_h = h.shape[-1]
-        kernel = self.param("kernel", torch_kernel, (2 * n_h + n_s, self.features), h.dtype)
-        bias = self.param("bias", torch_bias(2 * n_h + n_s), (self.features,), h.dtype)
-        kernel = vary(graph, kernel)  # the part for s_ij is used in each block of edges
-        h_j = exchange(graph, h @ kernel[n_h : 2 * n_h])
-        return h @ kernel[:n_h] + bias, h_j, kernel[2 * n_h :]
-
-    def at_edges(
-        self,
-        graph: GraphsTuple,
-        projected: tuple[jax.Array, jax.Array, jax.Array],
-        s_ij: jax.Array | None,
-    ) -> jax.Array:
-        """Compute φ_e (E, features) from the result of :meth:`at_nodes`."""
-        act = activation_function(self.activation)
-        h_i, h_j, kernel = projected
-        first = h_i[graph.receivers] + h_j[graph.senders]
-        if s_ij is not None:
-            first += s_ij.astype(kernel.dtype) @ kernel
-        return act(self.Dense_0(act(first)))
+        return (centered * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * scale + bias

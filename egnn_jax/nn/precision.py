@@ -32,8 +32,8 @@ class MixedPrecision(nn.Module):
     Parameters and coordinates keep their dtypes, sums over neighbors use at least float32 (except
     in Cormorant, L1Net, NMP and LieConv, where they are matrix products), and the output has the
     dtypes of the input. The parameters are those of ``model`` itself, so either can
-    continue training with the other's. Parameters that are single numbers are not cast, since they
-    scale coordinates: a model of yours that multiplies features by one casts it to their dtype.
+    continue training with the other's. Scalar parameters are not cast, since they scale
+    coordinates: a model of your own that multiplies features by one must cast it to their dtype.
 
     Args:
       model: any model of this library, or one that computes in the dtype of h and casts to that of

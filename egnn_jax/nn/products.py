@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple, graph_mask
-from egnn_jax.nn.dense import Rooms, layout
+from egnn_jax.nn.dense import DenseLayout, dense_layout
 from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, sum_over_rows
 
 LARGEST = 32
@@ -19,15 +19,15 @@ def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array
     Takes w (E + N, K), of each edge and then of each node with itself, and t (N, C); returns
     (N, K, C).
 
-    If no graph has more than :data:`LARGEST` nodes, the w of each graph are scattered into a
-    matrix and multiplied with the t of its nodes; otherwise, the edges of each node are. Neither
-    forms E outer products of K · C numbers. The result is the same up to rounding.
+    If no graph has more than :data:`LARGEST` nodes, w is scattered into one matrix per graph,
+    (M, M K), and multiplied with t as (M, C). Otherwise, w and t are multiplied in the rows of
+    :func:`edge_rows`. Neither forms the E outer products. The result is the same up to rounding.
     """
     n_node = jnp.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):
         n_node = jnp.where(graph_mask(graph), n_node, 0)
     small = jnp.all(n_node <= LARGEST)
-    by_matrices = partial(_by_matrices, graph, layout(graph, LARGEST))
+    by_matrices = partial(_by_matrices, graph, dense_layout(graph, LARGEST))
     # With checkpoints, the backward pass keeps only w and t, which both ways share.
     ways = jax.checkpoint(by_matrices), jax.checkpoint(partial(_by_edges, graph))
     return jax.lax.cond(small, *ways, w, t)
@@ -41,19 +41,19 @@ def _by_edges(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
     graph = jax.tree.map(jnp.asarray, graph)
 
     def sums(rows: EdgeRows) -> jax.Array:
-        w_ij = jnp.where(rows.taken[:, :, None], w[rows.edges], 0)
+        w_ij = jnp.where(rows.mask[:, :, None], w[rows.edges], 0)
         return jnp.einsum("rtk,rtc->rkc", w_ij, t[graph.senders[rows.edges]])
 
     rows = edge_rows(graph, jnp.ones(number, bool))
     return of_nodes + sum_over_rows(rows, sums, len(t))
 
 
-def _by_matrices(graph: GraphsTuple, places: Rooms, w: jax.Array, t: jax.Array) -> jax.Array:
+def _by_matrices(graph: GraphsTuple, layout: DenseLayout, w: jax.Array, t: jax.Array) -> jax.Array:
     ends = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
     own = jnp.arange(len(t), dtype=ends[0].dtype)
     senders, receivers = (jnp.concatenate([a, own]) for a in ends)
-    number, size = places.shape
+    number, size = layout.shape
     # With three axes, XLA transposes no operand of this product or of its gradient.
-    matrices = places.pairs(senders, receivers, w).reshape(number, size, -1)
-    sums = jnp.einsum("gjm,gjc->gmc", matrices, places.enter(t))
-    return places.leave(sums.reshape(number, size, w.shape[1], t.shape[1]))
+    matrices = layout.pair_matrices(senders, receivers, w).reshape(number, size, -1)
+    sums = jnp.einsum("gjm,gjc->gmc", matrices, layout.to_dense(t))
+    return layout.to_nodes(sums.reshape(number, size, w.shape[1], t.shape[1]))

@@ -14,9 +14,9 @@ def gaussian_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array
 
     The centers μ_k are evenly spaced from 0 to ``cutoff``, with spacing δ.
     """
-    centres = jnp.linspace(0, cutoff, number, dtype=distance.dtype)
+    centers = jnp.linspace(0, cutoff, number, dtype=distance.dtype)
     step = cutoff / max(number - 1, 1)
-    return jnp.exp(-(((distance[:, None] - centres) / step) ** 2) / 2)
+    return jnp.exp(-(((distance[:, None] - centers) / step) ** 2) / 2)
 
 
 def cosine_cutoff(distance: jax.Array, cutoff: float) -> jax.Array:

@@ -10,11 +10,11 @@ from egnn_jax.nn.mlp import Dense, glorot_bias, require_positive
 
 
 class Set2Set(nn.Module):
-    """Set2set embedding q = [q̂, Σ_v α_v s_v] of a graph, as in Gilmer et al.
+    """Set2set embedding q = [q̂, Σ_j α_j s_j] of a graph with nodes j (Gilmer et al.).
 
     From q = 0 and c = 0, each step computes the gates i, f, g, o = σ(Linear q), the memory
     c' = f c + i tanh(g), the output q̂ = o tanh(c'), and the attention over the nodes of a graph,
-    α = softmax_v(vᵀ tanh(W q̂ + s_v)).
+    α = softmax_j(vᵀ tanh(W q̂ + s_j)).
 
     Args:
       steps: number of steps.
@@ -42,9 +42,9 @@ class Set2Set(nn.Module):
 
 
 class Set2SetReadout(Readout):
-    """Predict properties of whole graphs by Linear·ReLU·Linear of set2set over s_v = W [h'_v, h_v].
+    """Predict properties of whole graphs by Linear·ReLU·Linear of set2set over s_j = W [h'_j, h_j].
 
-    h' is the encoder's output for h; if h holds node types, s_v = W h'_v.
+    h' is the encoder's output for h; if h holds node types, s_j = W h'_j.
 
     Other arguments, call and errors are as in :class:`egnn_jax.Readout`.
 

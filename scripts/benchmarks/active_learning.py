@@ -30,7 +30,7 @@ from egnn_jax.experiments.tables import markdown
 
 CUTOFF, SEEDS, BATCH = 5.0, 4, 5
 FIRST, ADDED, HOT = 50, 100, 225
-MODEL = egnn.EGNN(features=48, layers=3, cutoff=CUTOFF, basis=8, coordinate_aggregation="sum")
+MODEL = egnn.EGNN(features=48, layers=3, cutoff=CUTOFF, num_rbf=8, coordinate_aggregation="sum")
 
 
 def structures(path: Path, references: dict[str, float]) -> list[Any]:

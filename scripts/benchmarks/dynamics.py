@@ -33,15 +33,15 @@ def models() -> dict[str, Any]:
 
     return {
         "EGNN 64 x 4": egnn.EGNN(
-            features=64, layers=4, cutoff=CUTOFF, basis=8, coordinate_aggregation="sum"
+            features=64, layers=4, cutoff=CUTOFF, num_rbf=8, coordinate_aggregation="sum"
         ),
         "PaiNN 64 x 3": egnn.PaiNN(features=64, layers=3, cutoff=CUTOFF),
-        "SchNet 64 x 3": egnn.SchNet(features=64, layers=3, gaussians=50, cutoff=CUTOFF),
-        "TensorNet 64 x 2": egnn.TensorNet(features=64, layers=2, basis=8, cutoff=CUTOFF),
+        "SchNet 64 x 3": egnn.SchNet(features=64, layers=3, num_rbf=50, cutoff=CUTOFF),
+        "TensorNet 64 x 2": egnn.TensorNet(features=64, layers=2, num_rbf=8, cutoff=CUTOFF),
         "EGNN 32 x 3": egnn.EGNN(
-            features=32, layers=3, cutoff=CUTOFF, basis=8, update_coordinates=False
+            features=32, layers=3, cutoff=CUTOFF, num_rbf=8, update_coordinates=False
         ),
-        "TensorNet 32 x 2": egnn.TensorNet(features=32, layers=2, basis=8, cutoff=CUTOFF),
+        "TensorNet 32 x 2": egnn.TensorNet(features=32, layers=2, num_rbf=8, cutoff=CUTOFF),
     }
 
 

@@ -42,8 +42,8 @@ CHOICES: dict[str, str] = {
     "wide and shallow": "--model.features 96 --model.layers 2",
     "cutoff of 4 Å": "--task.cutoff 4 --model.cutoff 4",
     "cutoff of 7 Å": "--task.cutoff 7 --model.cutoff 7",
-    "8 Bessel functions": "--model.basis 8",
-    "32 Bessel functions": "--model.basis 32",
+    "8 Bessel functions": "--model.num-rbf 8",
+    "32 Bessel functions": "--model.num-rbf 32",
 }
 """Changed choices, and the ``egnn train`` options that change them."""
 
