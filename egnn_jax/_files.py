@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import yaml
 
 MAX_YAML = 1_000_000
@@ -121,10 +122,14 @@ def yaml_text(settings: Any) -> str:
     """Settings, plain values by name, as YAML text that :func:`read_yaml` reads back.
 
     Raises:
-      ValueError: a value is not plain, or contains itself.
+      ValueError: a value is not plain or contains itself, or the text is too large.
     """
     try:
-        return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        text = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        read_yaml(text)
+        return text
+    except ValueError as error:
+        raise ValueError(f"settings: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"settings: {error}; expected numbers, text, lists") from error
 
@@ -162,7 +167,11 @@ def read_json(text: str) -> Any:
 
 
 def finite(plain: Any) -> Any:
-    """Plain values for JSON, which has no NaN: numbers that are not finite become None."""
+    """Plain values for JSON, which has no NaN: numbers that are not finite become None, and arrays
+    and NumPy's numbers become lists and numbers.
+    """
+    if hasattr(plain, "tolist"):
+        plain = np.asarray(plain).tolist()
     if isinstance(plain, Mapping):
         return {key: finite(value) for key, value in plain.items()}
     if isinstance(plain, Sequence) and not isinstance(plain, str):

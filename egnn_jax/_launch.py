@@ -61,7 +61,8 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
     # XLA splits loops by the number of threads, which affects rounding: keep that of one process.
     environment = {"NPROC": str(number_of_cores())} | os.environ
     received: list[int] = []
-    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in _SIGNALS}
+    heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores one
+    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in heard}
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for k in range(number):

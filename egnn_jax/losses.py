@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_not_negative
 from egnn_jax.graph.exchange import sum_over_parts
 from egnn_jax.graph.graph import (
     Globals,
@@ -54,9 +55,13 @@ def energy_forces(
       stress: w_S, in Å⁶/eV².
 
     Raises:
-      ValueError: a term has a weight, but the batch has no labels for it.
+      ValueError: a weight is not a finite number of at least 0, all are 0, or a term has a weight,
+        but the batch has no labels for it.
     """
     weights = {"energy": energy, "forces": forces, "stress": stress}
+    require_not_negative(**weights)
+    if not any(weights.values()):
+        raise ValueError("the weights of energy, forces and stress are 0; expected one above 0")
     apply = getattr(potential, "apply", potential)
 
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:

@@ -36,5 +36,6 @@ done
 tar czf "$out/runs.tgz" runs
 cp runs/benchmark.* "$out" 2>/dev/null || true
 [ "$status" = 0 ] || {
-    echo "not finished (status $status): put $out/runs.tgz in the root and call again"
+    echo "not finished (status $status; 124: out of time): put $out/runs.tgz in the root and call again"
+    exit "$status"
 }

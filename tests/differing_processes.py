@@ -30,11 +30,14 @@ def loss(params, batch, key):
     return (params["w"] ** 2).sum() + 0.0 * batch["a"].sum(), {}
 
 
-def fit(folder, rate=0.1, **options):
-    loader = egnn.ArrayDataset({"a": np.ones((6, 1), np.float32)}).loader(2)
+def fit(folder, rate=0.1, valid=2, **options):
+    data = egnn.ArrayDataset({"a": np.ones((6, 1), np.float32)})
+    loader = data.loader(2)
     params = {"w": jax.numpy.ones(2)}
     options = {"epochs": 3, "callbacks": (), "checkpoint_seconds": 0.0} | options
-    return egnn.fit(loss, params, loader, loader, optax.sgd(rate), folder=folder, **options)
+    return egnn.fit(
+        loss, params, loader, data.loader(valid), optax.sgd(rate), folder=folder, **options
+    )
 
 
 def train_with_other_test():
@@ -63,6 +66,7 @@ CASES = {
     "test": train_with_other_test,
     "epochs": extended,
     "folder": lambda: fit(f"{HERE}/run"),
+    "validation batches of 3": lambda: fit(None, valid=3),
 }
 
 if not rest:

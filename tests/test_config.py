@@ -1,13 +1,17 @@
 import dataclasses
+import json
 import re
+from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import egnn_jax as egnn
-from egnn_jax._files import read_yaml
+from egnn_jax._files import finite, read_yaml, yaml_text
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import plain_hints
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
@@ -59,6 +63,11 @@ def test_every_config_loads_builds_and_round_trips(path):
         ),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate is nan"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"checkpoint_seconds": float("inf")}, "checkpoint_seconds is inf; expected a finite num"),
+        (
+            {"optimizer": {"clip_norm": float("inf")}},
+            "optimizer.clip_norm is inf; expected a finite",
+        ),
         ({"optimizer": {"clip_norm": 0}}, "optimizer.clip_norm is 0.0"),
         ({"optimizer": {"final": 0.1}}, "final is 0.1 where optimizer.schedule is 'constant'"),
         (
@@ -264,7 +273,7 @@ def test_another_model_keeps_the_options_that_it_has_too():
     assert tensornet.model == egnn.TensorNet(features=64, layers=3, num_rbf=8, cutoff=5.0)
     assert dataclasses.replace(tensornet, model=config.model) == config
     schnet = configs.override(config, ["--model.name=schnet"], "x", "")
-    assert schnet.model == egnn.SchNet(features=64, layers=3, cutoff=5.0)
+    assert schnet.model == egnn.SchNet(features=64, layers=3, num_rbf=20, cutoff=5.0)
     with pytest.raises(ValueError, match=r"model.name is 'schnett'; expected one of .*schnet"):
         configs.override(config, ["--model.name", "schnett"], "x", "")
 
@@ -305,3 +314,18 @@ def test_overrides_that_do_not_exist_are_refused(capsys):
     with pytest.raises(SystemExit):
         configs.override(configs.from_dict(PLAIN), ["--epoch", "3"], "x", "")
     assert "--epochs" in capsys.readouterr().err
+
+
+def test_what_is_written_is_read_again():
+    with pytest.raises(ValueError, match=r"settings: the text has .* characters; expected at most"):
+        yaml_text({"rows": list(range(300_000))})
+    deep: Any = 1
+    for _ in range(60):
+        deep = [deep]
+    with pytest.raises(ValueError, match=r"settings: .*nested"):
+        yaml_text({"deep": deep})
+
+
+def test_numbers_of_numpy_and_jax_are_plain_in_json():
+    found = finite({"a": np.float32(1.5), "b": np.array([1.0, np.nan]), "c": (jnp.ones(()), True)})
+    assert json.loads(json.dumps(found)) == {"a": 1.5, "b": [1.0, None], "c": [1.0, True]}

@@ -119,3 +119,17 @@ def test_the_loss_by_hand():
     batch = egnn.batch([unlabelled], egnn.Budget(5, 300, 2))
     with pytest.raises(ValueError, match="labels of forces have shape None"):
         loss([params[0][:2], params[1][:5], params[2][:2]], batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"energy": -1.0}, "energy is -1.0; expected a finite number of at least 0"),
+        ({"forces": float("nan")}, "forces is nan; expected a finite number of at least 0"),
+        ({"energy": 0.0, "forces": 0.0}, "are 0; expected one above 0"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(weights, message):
+    potential = egnn.Potential(egnn.EGNN(features=4, layers=1))
+    with pytest.raises(ValueError, match=message):
+        egnn.losses.energy_forces(potential, **weights)

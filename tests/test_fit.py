@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import egnn_jax as egnn
-from egnn_jax.training import distributed, evaluation
+from egnn_jax.training import distributed, evaluation, loop
+from egnn_jax.training._records import digest_of_arrays
 from egnn_jax.training.checkpoint import RunFolder
 from tests.helpers import labelled_graphs
 
@@ -292,6 +293,7 @@ def test_settings_that_are_not_plain_are_refused_before_training(tmp_path):
     for settings, message in (
         ({"a": {"day": datetime.date(2026, 1, 1)}}, r"settings\.a\.day is a date; expected text"),
         ({"a": [b"x"]}, r"settings\.a\.0 is a bytes; expected"),
+        ({"a": np.float64(1)}, r"settings\.a is a float64; expected text, a number"),
         ({"a": {0: "x"}}, r"settings\.a has the key 0; expected text"),
         ([1], "settings is a list; expected values by name"),
     ):
@@ -622,3 +624,25 @@ def test_a_device_without_samples_does_not_count():
 
     found = egnn.evaluate(loss, {"w": jnp.array(3.0)}, data.loader(4))
     assert found == {"loss": 6.0, "total": 6.0}
+
+
+def test_large_batches_are_packed_in_short_chunks_with_the_same_numbers(monkeypatch):
+    whole = fit()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(Regression().batches(0, 0, 1)))
+    asked: list[int] = []
+
+    class Counting(Regression):
+        def batches(self, epoch, start, count, shards=1):
+            asked.append(count)
+            return super().batches(epoch, start, count, shards)
+
+    monkeypatch.setattr(loop, "KEPT_BYTES", 2 * size)
+    short = fit(train=Counting())
+    assert max(asked) <= 2
+    np.testing.assert_array_equal(short.params["w"], whole.params["w"])
+
+
+def test_names_do_not_run_together_in_a_checksum():
+    leaves = [np.zeros(2) for _ in range(10)]
+    trees = [{"w": [*leaves, np.full(2, value)], "w1": [np.ones(2)]} for value in (3.0, 4.0)]
+    assert digest_of_arrays(trees[0]) != digest_of_arrays(trees[1])

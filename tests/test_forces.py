@@ -23,10 +23,13 @@ from egnn_jax.cli import main
 from egnn_jax.data import frames, labelled, xtb
 from egnn_jax.data._splits import drawn
 from egnn_jax.data.frames import Labels
+from egnn_jax.data.storage import sha256
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import force_errors
 from egnn_jax.experiments.forces import Forces
 from egnn_jax.experiments.run import load, train
+from egnn_jax.experiments.start import Start
+from egnn_jax.training.checkpoint import RunFolder
 
 
 def copper(seed, element="Cu", stress=True):
@@ -427,6 +430,14 @@ def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
     assert [len(samples) for samples in found.values()] == [19, 1, 20]
     frames = ase.io.read(make("O"), ":")
     assert len(frames) == 40
+    Path(make("O")).unlink()
+    config = configs.from_dict({"model": {"name": "egnn", "cutoff": 3.0}} | {
+        "task": {"name": "forces", "train": "nothing.xyz", "simulate": "nothing.xyz=O",
+                 "cutoff": 3.0}
+    })  # fmt: skip
+    with pytest.warns(UserWarning, match="is simulated"):
+        settings = Start(config, RunFolder(tmp_path / "run"), None).settings
+    assert settings["data_files"] == {xtb.name_of("O"): sha256(make("O"))}
     # The forces are the derivatives of the energy that stands beside them.
     moved, energies = frames[0].copy(), []
     for step in (1e-3, -1e-3):

@@ -51,3 +51,13 @@ def test_derivatives_of_the_bessel_basis_are_right_near_coincident_atoms(x64):
         ]
         found = [f(jnp.asarray(d)) for f in (basis, jax.grad(basis), jax.grad(jax.grad(basis)))]
         np.testing.assert_allclose(found, scale * np.array(series), rtol=1e-7, atol=1e-12)
+
+
+def test_graphs_are_rotated_in_full_precision_on_any_device():
+    """On GPUs, the default for products of float32 is TensorFloat-32."""
+    graph = egnn.complete_graph(x=np.eye(3))
+    globals_ = graph.globals.replace(cell=jnp.ones((1, 3, 3)), stress=jnp.ones((1, 3, 3)))
+    moved = jax.make_jaxpr(lambda g: egnn.transform(g, np.eye(3)))(graph._replace(globals=globals_))
+    found = [e.params["precision"] for e in moved.eqns if e.primitive.name == "dot_general"]
+    assert len(found) == 4
+    assert all(set(p) == {jax.lax.Precision.HIGHEST} for p in found)

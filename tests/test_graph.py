@@ -209,6 +209,11 @@ def test_atoms_become_graphs_and_come_back():
     alone = egnn.from_ase(ase.Atoms("H"))
     assert (alone.n_node.tolist(), alone.n_edge.tolist()) == ([1], [0])
     assert egnn.to_ase(alone).pbc.sum() == 0
+    with pytest.raises(ValueError, match="periodic is True, and the graph has no cell"):
+        egnn.to_ase(alone, periodic=True)
+    flat = egnn.complete_graph(x=np.zeros((2, 2)), h=[1, 1])
+    with pytest.raises(ValueError, match=r"x .*3"):
+        egnn.to_ase(flat)
     crystal = egnn.to_ase(egnn.from_ase(ase.build.bulk("Cu"), cutoff=3.0))
     assert crystal.pbc.all()
     slab = ase.build.fcc111("Al", (2, 2, 2))

@@ -284,6 +284,7 @@ def test_a_table_of_node_types_has_no_counterpart():
         ({"cutoff": 3.0, "coordinate_aggregation": "sum"}, "cutoff is 3.0, which has no counterpa"),
         ({"velocity": "carried"}, "velocity is 'carried', .* expected 'input'"),
         ({"aggregation": "mean"}, "aggregation is 'mean', .* expected 'sum'"),
+        ({"coordinate_aggregation": "all_nodes"}, "is 'all_nodes', .* expected 'mean' or 'sum'"),
     ],
 )
 def test_options_without_a_counterpart_are_refused(options, message):
@@ -293,6 +294,24 @@ def test_options_without_a_counterpart_are_refused(options, message):
         interop.to_torch_state_dict(params, model)
     with pytest.raises(ValueError, match=message):
         interop.from_torch_state_dict({}, model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [egnn.LieConv(8, 1), egnn.MeanReadout(egnn.LieConv(8, 1)), egnn.L1Net(4, 2), egnn.NMP(8),
+     egnn.FuchsTFN(4, 1, parity="ignored"), egnn.RadialField(4, 1)],
+    ids=lambda model: type(model).__name__,
+)  # fmt: skip
+def test_parameters_of_another_model_are_refused(model):
+    params = egnn.EGNN(4, 1).init(jax.random.key(0), egnn.complete_graph(np.eye(3)))
+    for wrong in (params, {"params": {"w": np.ones(3)}}):
+        with pytest.raises(ValueError, match=r"parameters of this model|not those of|expected"):
+            interop.to_torch_state_dict(wrong, model)
+
+
+def test_names_in_a_state_dict_are_text():
+    with pytest.raises(ValueError, match="the state dict has the key 0; expected names as text"):
+        interop.from_torch_state_dict({0: np.ones(3)}, egnn.EGNN(4, 1))
 
 
 def test_torch_tensors_are_read():

@@ -79,6 +79,39 @@ def test_edges_back_and_forth_are_known_in_a_periodic_box():
     np.testing.assert_allclose(value, atoms.get_potential_energy(), rtol=1e-5)
 
 
+def test_atoms_half_a_box_apart_are_not_at_the_same_place(x64):
+    """jax-md's displacement of half a box has the same sign in both directions."""
+    atoms = ase.Atoms("CO", [[0.0, 0, 0], [4.9, 0, 0]], cell=[10.0] * 3, pbc=True)
+    network, params = trained(atoms, egnn.SchNet(features=6, layers=1, num_rbf=5, cutoff=4.0))
+    displacement, _ = space.periodic(10.0)
+    neighbor_fn, energy_fn = egnn.jax_md.energy(
+        network, params, displacement, 10.0, atoms.numbers, dr_threshold=1.0
+    )
+    neighbor = neighbor_fn.allocate(jnp.asarray(atoms.positions))
+    far, half, near = (
+        energy_fn(jnp.array([[0.0, 0, 0], [d, 0, 0]]), neighbor) for d in (4.9, 5.0, 0.0)
+    )
+    np.testing.assert_allclose(half, far, rtol=1e-12)
+    assert abs(near - far) > 1e-4
+
+
+def test_forces_are_nan_too_where_the_box_has_become_too_small(x64):
+    atoms = crystal()
+    network, params = trained(atoms)
+    box = jnp.asarray(atoms.cell.array.T)
+    displacement, _ = space.periodic_general(box)
+    neighbor_fn, energy_fn = egnn.jax_md.energy(
+        network, params, displacement, box, atoms.numbers, fractional_coordinates=True
+    )
+    R = jnp.asarray(atoms.get_scaled_positions())
+    neighbor = neighbor_fn.allocate(R)
+    for size, finite in ((1.0, True), (0.7, False)):
+        energy = lambda R, box: energy_fn(R, neighbor, box=box)
+        value, gradients = jax.value_and_grad(energy, (0, 1))(R, size * box)
+        assert np.isfinite(value) == finite
+        assert all(np.isfinite(g).any() == finite for g in gradients)
+
+
 @pytest.mark.parametrize(
     "model",
     [pytest.param(
@@ -214,6 +247,8 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             energy(**options)
+    with pytest.raises(ValueError, match=r"potential is a EGNN; expected an egnn\.Potential"):
+        energy(network=MODEL)
     with pytest.raises(ValueError, match="TFN has no cutoff"):
         energy(network=egnn.Potential(egnn.TFN()))
 

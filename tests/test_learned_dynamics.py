@@ -188,3 +188,15 @@ def pair_forces(network, params, distances):
         graph = graph._replace(edges=graph.edges.replace(a=-jnp.ones((2, 1))))
         found.append(float(force.apply({"params": params["params"]["force"]}, graph)[1, 0]))
     return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"layers": 1}, "layers is 1 for a graph without h; expected 0"),
+     ({"layers": -1}, "layers is -1; expected at least 0")],
+)  # fmt: skip
+def test_layers_need_h(options, message):
+    graph = egnn.complete_graph(np.eye(3))
+    graph = graph._replace(nodes=graph.nodes.replace(h=None))
+    with pytest.raises(ValueError, match=message):
+        LearnedDynamics(8, steps=2, **options).init(jax.random.key(0), graph)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import environment
+from helpers import ROOT, environment
 
 import egnn_jax as egnn
 from egnn_jax import testing
@@ -310,6 +310,7 @@ def test_bad_input_is_named():
         ("not in order", lambda: egnn.partition(graph._replace(receivers=graph.senders), 2)),
         ("globals", lambda: egnn.partition(graph._replace(globals=None), 2)),
         ("PartitionedGraph", lambda: egnn.on_devices(EGNN.apply)({}, graph)),
+        ("function is of type EGNN; expected a function", lambda: egnn.on_devices(EGNN)),
         ("nodes have no z", lambda: egnn.partition(graph, 2).with_nodes(z=graph.nodes.x)),
         ("x has shape", lambda: egnn.partition(graph, 2).with_nodes(x=graph.nodes.x[1:])),
         ("GraphsTuple", lambda: egnn.partition(parts, 2)),
@@ -317,3 +318,21 @@ def test_bad_input_is_named():
     for message, call in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_result_without_globals():
+    parts = egnn.partition(crystal(), 1)
+    found = egnn.on_devices(lambda params, graph: graph._replace(globals=None))({}, parts)
+    assert found.globals is None
+    np.testing.assert_array_equal(found.nodes.x, crystal().nodes.x)
+
+
+def test_a_gradient_that_is_nan_is_no_agreement(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from benchmarks.partition import require_agreement
+
+    np.savez(tmp_path / "gradient-1.npz", w=np.ones(3))
+    np.savez(tmp_path / "gradient-2.npz", w=np.array([1.0, np.nan, 1.0]))
+    with pytest.raises(ValueError, match="gradients differ by nan"):
+        require_agreement(tmp_path, [1, 2])
+    assert require_agreement(tmp_path, [1, 1]) == 0

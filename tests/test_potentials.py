@@ -1,5 +1,6 @@
 """Energies, forces and stress: derivatives, conservation, smoothness at the cutoff, padding."""
 
+import functools
 import itertools
 
 import chex
@@ -258,3 +259,12 @@ def test_graphs_without_globals_have_energies_and_forces():
     out = potential.apply(params, graph._replace(globals=None))
     chex.assert_trees_all_equal(out, potential.apply(params, graph))
     assert egnn.to_ase(graph._replace(globals=None)) == egnn.to_ase(graph)
+
+
+@pytest.mark.parametrize("options", [{"normalize": True}, {"shrinkage": 0.1}])
+def test_options_of_layers_are_checked_in_a_partial_too(options):
+    layer = functools.partial(egnn.EGCL, **options)
+    potential = egnn.Potential(egnn.EGNN(features=4, layers=2, layer=layer))
+    graph = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 2)))
+    with pytest.raises(ValueError, match=f"the EGNN has {next(iter(options))}"):
+        potential.init(jax.random.key(0), graph)

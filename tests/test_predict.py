@@ -73,6 +73,10 @@ def test_csv_has_numbers_and_harmless_names(folder):
         True, False, True, True, False, True, False, True, True
     ]  # fmt: skip
     assert float(rows[2]["homo ± (meV)"]) > 0
+    with pytest.raises(ValueError, match="cannot be used"):
+        predict([*SOURCES, "CO"], out=folder / "all.json")
+    exact = json.loads((folder / "all.json").read_text("utf-8"))["molecules"][2]["properties"]
+    assert float(rows[2]["homo (meV)"]) == pytest.approx(exact["homo"], rel=1e-7, abs=0)
     assert rows[-1]["remark"].startswith("CO is read as a SMILES")
     assert {row["remark"] for row in rows[:-1]} == {""}
 

@@ -281,6 +281,24 @@ def test_launch_refuses(number, arguments, message):
         launch(number, arguments)
 
 
+def test_signals_that_nohup_ignores_stay_ignored(monkeypatch):
+    class Process:
+        def __init__(self, *_, **__):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+
+        def kill(self):
+            pass
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(_launch, "_wait", lambda running, received: len(running))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert launch(2, ["train", "c"]) == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_clusters_are_found_by_their_variables(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JOB_")):

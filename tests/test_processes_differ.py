@@ -61,3 +61,9 @@ def test_a_difference_is_refused_everywhere(said, case, difference):
 def test_nothing_is_written_where_processes_differ(said):
     """Of the run that is extended its config stays as it was, which the processes assert."""
     assert {path.name for path in said[0].iterdir()} == {"node0", "node1", "extended"}
+
+
+@pytest.mark.slow
+def test_validation_batches_need_not_be_a_multiple_of_the_processes(said):
+    for lines in said[1]:
+        assert lines["validation batches of 3"] == "trained"

@@ -66,6 +66,7 @@ def test_the_number_of_frames_that_count(x64, rng):
         (([], [], 1.0), r"shapes \(0,\)"),
         (([1.0], [1.0], 0.0), "kT is 0.0; expected a number above 0"),
         (([1.0], [1.0], float("nan")), "kT is nan"),
+        (([1.0], [1.0], "1"), "kT is .*'1'.*; expected a number"),
         (([1.0, float("nan")], [1.0, 1.0], 1.0), "1 of 2 energies are not finite"),
     ],
 )

@@ -2,13 +2,14 @@
 
 import importlib.util
 import re
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 
-from egnn_jax.data import qm9, xtb
+from egnn_jax.data import _embedding, qm9, xtb
 from egnn_jax.data import structures as molecules
 from egnn_jax.data.structures import FEW, Refused, Structure, checked, outside, read
 
@@ -201,3 +202,29 @@ def test_simulated_frames_of_each_molecule_are_in_their_own_file(tmp_path, monke
     files = [xtb.simulated_frames(smiles, number=1, folder="~/own") for smiles in ("C=C", "C#C")]
     assert [file.read_text().split("\n")[0] for file in files] == ["6", "4"]
     assert {file.parent for file in files} == {tmp_path / "own"}
+
+
+def test_a_table_may_have_a_long_header(tmp_path):
+    columns = ";".join(f"descriptor_{k:05d}" for k in range(12_000))
+    (tmp_path / "wide.csv").write_text(f"SMILES;{columns}\nC;{'1;' * 11_999}1\n", "utf-8")
+    (found,) = molecules.entries(str(tmp_path / "wide.csv"))
+    assert (found.text, found.values["descriptor_11999"]) == ("C", "1")
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.xyz").write_text(WATER, "utf-8")
+    assert [molecule.formula for molecule in read("~/mine.xyz")] == ["H2O"]
+
+
+def test_structures_among_smiles_need_no_process(tmp_path, monkeypatch):
+    (tmp_path / "w.xyz").write_text(WATER, "utf-8")
+    (water,) = read(str(tmp_path / "w.xyz"))
+
+    def lost(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(_embedding, "_in_processes", lost)
+    found = list(_embedding.made([water, molecules.Smiles("C", "C", "")], processes=2))
+    assert found[0] is water
+    assert "ended the process" in found[1].reason

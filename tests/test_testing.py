@@ -305,3 +305,18 @@ def test_redrawn_parameters_are_of_order_one():
     assert jax.tree.structure(redrawn) == jax.tree.structure(params)
     assert np.std(params["params"]["layer_0"]["phi_x"]["Dense_1"]["kernel"]) < 1e-3
     assert 0.5 < np.std(redrawn["params"]["layer_0"]["phi_x"]["Dense_1"]["kernel"]) * 8 < 1.5
+
+
+def test_a_mask_that_differs_is_a_failure():
+    graph = testing.random_graph(velocity=False, padding=False)
+    mask = lambda g: jnp.abs(g.nodes.x[:, 0]) > 1
+    with pytest.raises(
+        AssertionError, match=r"the output.* is [01] after .*; expected [01]: 1 apart"
+    ):
+        testing.assert_equivariant(mask, graph)
+
+
+def test_a_graph_without_nodes_shows_nothing():
+    graph = egnn.complete_graph(np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="the graph has no nodes; expected at least one"):
+        testing.assert_equivariant(lambda g: g, graph)

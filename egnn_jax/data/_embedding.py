@@ -203,6 +203,8 @@ def _in_processes(
 
 
 def _alone(make: Callable[[Any], Structure | Refused], entry: Any) -> Structure | Refused:
+    if not isinstance(entry, Smiles):
+        return entry
     try:
         return next(_in_processes(make, [[entry]], 1))[0]
     except BrokenProcessPool:

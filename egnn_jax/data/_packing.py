@@ -161,7 +161,7 @@ def starts_of(counts: np.ndarray) -> np.ndarray:
 
 
 def edges_within(
-    n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 2_000
+    n_node: np.ndarray, x: np.ndarray, cutoff: float, block: int = 4_000_000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges of many small graphs whose nodes are at most ``cutoff`` apart.
 
@@ -169,17 +169,21 @@ def edges_within(
       n_node: (S,).
       x: coordinates (ΣM, n).
       cutoff: a distance in the unit of x.
-      block: the number of graphs to process at once, to bound the memory.
+      block: the number of pairs of nodes to process at once, to bound the memory; a larger graph
+        is processed alone.
 
     Returns:
       The ``edge_lists`` of :meth:`egnn_jax.GraphDataset.from_arrays`.
     """
-    *lists, starts = complete_edge_lists(n_node)
     narrow = np.min_scalar_type(n_node.max())  # 8 bits for molecules
-    lists = [ends.astype(narrow) for ends in lists]
-    blocks = []
-    for first in range(0, len(n_node), block):
-        sizes = n_node[first : first + block]
+    pairs = np.cumsum(n_node.astype(np.int64) * np.maximum(n_node - 1, 0))
+    blocks, first = [], 0
+    while first < len(n_node):
+        before = pairs[first - 1] if first else 0
+        end = max(int(np.searchsorted(pairs, before + block, side="right")), first + 1)
+        sizes = n_node[first:end]
+        *lists, starts = complete_edge_lists(sizes)
+        lists = [ends.astype(narrow) for ends in lists]
         count = sizes * np.maximum(sizes - 1, 0)
         graph = np.repeat(np.arange(len(sizes)), count)
         within = np.arange(len(graph)) - starts_of(count)[graph]
@@ -188,6 +192,7 @@ def edges_within(
         near = ((x[origin + receivers] - x[origin + senders]) ** 2).sum(axis=1) <= cutoff**2
         n_edge = np.bincount(graph[near], minlength=len(sizes))
         blocks.append((n_edge, senders[near], receivers[near]))
+        first = end
     n_edge, senders, receivers = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
     return n_edge.astype(np.int32), senders, receivers
 

@@ -1,5 +1,6 @@
 """Reading SMILES and InChI from ``.smi`` files and tables."""
 
+import contextlib
 import csv
 import re
 from collections.abc import Iterator, Sequence
@@ -151,8 +152,9 @@ def _names(line: str) -> tuple[str, list[str]]:
     """
     found = []
     for delimiter in _DELIMITERS:
-        fields = next(csv.reader([line.strip()], delimiter=delimiter, skipinitialspace=True), [])
-        found.append((delimiter, [_plain(field) for field in fields]))
+        reader = csv.reader([line.strip()], delimiter=delimiter, skipinitialspace=True)
+        with contextlib.suppress(csv.Error):  # without this delimiter, a long line is one cell
+            found.append((delimiter, [_plain(field) for field in next(reader, [])]))
     found.append((" ", [_plain(field) for field in line.split()]))
     usable = [(d, fields) for d, fields in found if _candidates(fields)]
     return max(usable, key=lambda one: len(one[1]), default=(",", []))

@@ -72,8 +72,8 @@ class Loader(Protocol):
         """Batches ``start`` to ``start + count`` (exclusive) of an epoch, stacked.
 
         Args:
-          epoch: the epoch, from 0; or None for all samples in order, each once, with the last
-            batch padded if the data set supports padding.
+          epoch: the epoch, from 0; or None for all samples, each once, with the last batch padded
+            if the data set supports padding. The order is up to the loader.
           start, count: the first batch and the number of batches.
           shards: the number of equal parts of each batch, one per device.
           own: which shards to pack; only given with several processes.
@@ -92,7 +92,10 @@ class Loader(Protocol):
 
 
 class DatasetLoader:
-    """Load shuffled batches of a data set for training, and all samples in order for evaluation.
+    """Load shuffled batches of a data set for training, and all samples, each once, for evaluation.
+
+    Graphs are batched by size, in an evaluation too: ``rows(None)`` (batches, 1, B) gives the
+    sample numbers of each batch, -1 for padding.
 
     Args:
       dataset: the samples.

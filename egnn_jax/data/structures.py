@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from egnn_jax._extras import missing
-from egnn_jax._files import printable
+from egnn_jax._files import expanded, printable
 from egnn_jax.data import _embedding, _structure_files, qm9
 from egnn_jax.data._embedding import CONFORMERS as CONFORMERS
 from egnn_jax.data._embedding import MANY as MANY
@@ -66,6 +66,9 @@ def entries(source: str) -> list[Structure | Refused | Smiles]:
 def _entries(source: str) -> list[Structure | Refused | Smiles]:
     path = Path(source)
     suffix = _structure_files.kind(path)[0]
+    if source.startswith("~") and suffix in READ:
+        path = expanded(path)
+        source = str(path)
     if not os.path.isfile(source):  # Path.is_file fails for a long SMILES
         if os.path.isdir(source):
             raise ValueError(f"{path} is a folder; expected a file of molecules, or a SMILES")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 import operator
 import re
 import types
@@ -160,9 +161,12 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         is_number = isinstance(value, int | float | str) and not isinstance(value, bool)
         if choice is float and is_number:
             try:
-                return float(value)  # YAML 1.1 parses 5e-4 as text
+                number = float(value)  # YAML 1.1 parses 5e-4 as text
             except (ValueError, OverflowError):
                 continue
+            if not math.isfinite(number):  # JSON could not hold it
+                raise ValueError(f"{where} is {shown(value)}; expected a finite number")
+            return number
     if callable(value):  # set in Python, where fields may also be functions
         return value
     raise ValueError(f"{where} is {shown(value)}; expected {_words(hint)}")

@@ -11,6 +11,7 @@ import numpy as np
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.labelled import Labelled
 from egnn_jax.experiments import plots
+from egnn_jax.experiments.task import batch_size_of
 from egnn_jax.graph.graph import GraphsTuple, graph_mask, node_mask
 
 SCALES = {"energy": 1e3, "forces": 1e3, "stress": 160.2176634}
@@ -27,7 +28,7 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
       predict: a function from a batch to the predictions of a potential.
       samples: labeled graphs, as from :func:`egnn_jax.from_ase`.
     """
-    loader = samples.loader(min(len(samples), 32))
+    loader = samples.loader(batch_size_of(samples, 32))
     ends = list(pairwise(np.cumsum([0, *samples.n_node]).tolist()))
     found: Pairs = {}
     for k in range(loader.num_batches(None)):

@@ -125,6 +125,11 @@ class MolecularTask(Task):
     def _all(self) -> GraphDataset:
         data = self.molecules
         baseline = self.baseline(data.n_atoms, data.atomic_numbers, data.positions)
+        if not np.all(self.deviation > 0):
+            raise ValueError(
+                f"task.train_size is {self.train_size}, of which a target has a single value; "
+                "expected more molecules"
+            )
         labels = (self.labels - baseline) / self.deviation
         if len(bad := np.argwhere(~np.isfinite(labels))):
             row, column = bad[0]

@@ -104,6 +104,7 @@ def predict(
     if out is not None:
         records = [_record(molecule, task, one) for molecule, one in each]
         units = {name: task.units.get(name, "") for name in task.columns}
+        rows = [_row(molecule, task, one, exact=True) for molecule, one in each]
         _prediction_files.write(out, molecules, rows, records, units)
     missing = [f"{m.name}: {'; '.join(one.outside)}" for m, one in each if one.values is None]
     if missing:
@@ -211,8 +212,12 @@ def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
         return {}
 
 
-def _row(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, str]:
-    """One row of the table as text; missing values are empty."""
+def _row(
+    molecule: Structure | Refused, task: Any, found: _Found, exact: bool = False
+) -> dict[str, str]:
+    """One row of the table as text; missing values are empty. If ``exact``, numbers have the digits
+    of float32, otherwise those that matter.
+    """
     row = {"molecule": molecule.name, "formula": "", "geometry": ""}
     reasons, values, widths = found
     if isinstance(molecule, Structure):
@@ -221,7 +226,7 @@ def _row(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, s
             row["geometry"] += f" (mean of {len(molecule.conformers)})"
     for k, name in enumerate(task.columns):
         unit = task.units.get(name, "")
-        digits = {"meV": ".1f", "": ".4g"}.get(unit, ".3f")
+        digits = ".9g" if exact else {"meV": ".1f", "": ".4g"}.get(unit, ".3f")
         row[_column(name, unit)] = "" if values is None else f"{values[k]:{digits}}"
         if name in widths:
             row[_column(f"{name} ±", unit)] = f"{widths[name]:{digits}}"

@@ -120,8 +120,7 @@ class Table(Task):
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
             out, moved = in_training(apply, params, self.graph(batch))
             each, known = self._of_values("loss", out, batch)
-            value = jnp.sum(each) / jnp.maximum(jnp.sum(known), 1)
-            return value, {STATISTICS: moved}
+            return jnp.sum(each) / jnp.maximum(jnp.sum(known), 1), {STATISTICS: moved}
 
         return loss
 
@@ -282,15 +281,16 @@ class Table(Task):
 
     @cached_property
     def _samples(self) -> dict[str, GraphDataset]:
-        found = {}
+        targets, graphs = {}, {}
         for split, (table, rows) in self._tables.items():
             labels = self._labels[split]
-            y = np.zeros((len(table), 2 * labels.shape[1]))
+            y = targets.setdefault(id(table), np.zeros((len(table), 2 * labels.shape[1])))
             y[rows] = np.concatenate([np.nan_to_num(labels), np.isfinite(labels)], axis=1)
-            found[split] = molecular_graphs(
-                table.n_atoms, table.atomic_numbers, table.positions, y, self.cutoff
-            )[rows]
-        return found
+        for table, _ in self._tables.values():
+            if id(table) not in graphs:  # splits may share a table
+                y, atoms = targets[id(table)], (table.n_atoms, table.atomic_numbers)
+                graphs[id(table)] = molecular_graphs(*atoms, table.positions, y, self.cutoff)
+        return {split: graphs[id(table)][rows] for split, (table, rows) in self._tables.items()}
 
 
 def _symbols(atomic_numbers: np.ndarray) -> tuple[str, ...]:

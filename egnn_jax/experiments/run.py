@@ -237,11 +237,12 @@ def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:
         draws = [evaluate(params, draw) for draw in range(task.draws)]
         every[split] = {n: np.array([d[n] for d in draws], np.float64) for n in draws[0]}
     values = _each(every, lambda a: a.mean(axis=0))
-    result = {"metrics": _each(values, lambda a: float(a.mean()))}
+    over_seeds = lambda a: (a.mean(axis=0) if config.seeds > 1 else a).tolist()
+    result = {"metrics": _each(values, over_seeds)}
     if task.draws > 1:
-        result |= {"first_draw": _each(every, lambda a: float(a[0].mean()))}
+        result |= {"first_draw": _each(every, lambda a: over_seeds(a[0]))}
     if config.seeds > 1:
-        result |= {"std": _each(values, lambda a: float(a.std(ddof=1)))}
+        result |= {"std": _each(values, lambda a: a.std(axis=0, ddof=1).tolist())}
         result |= {"seeds": _each(values, lambda a: a.tolist())}
     return result
 

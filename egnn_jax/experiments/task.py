@@ -25,6 +25,9 @@ Apply = Callable[..., Any]
 MANY = 5_000
 """The number of graphs from which predictions show a progress bar."""
 
+MOST_EDGES = 200_000
+"""The largest number of edges of a batch of several graphs in predictions, to bound the memory."""
+
 
 class Task:
     """Base class of tasks, frozen dataclasses whose fields are the options in YAML.
@@ -156,7 +159,7 @@ def predictions(
       number: the number of values per graph.
     """
     # Small enough that the activations of a batch stay in a CPU's caches.
-    size = 10 if jax.default_backend() == "cpu" else 100
+    size = batch_size_of(graphs, 10 if jax.default_backend() == "cpu" else 100)
     compiled, values = jax.jit(apply), np.zeros((len(graphs), number))
     if len(graphs) <= size:
         found = predict(compiled, params, jax.device_put(_in_few_shapes(graphs, size)))
@@ -180,6 +183,13 @@ def predictions(
             rows, found = running.popleft()
             values[rows] = np.asarray(found)[: len(rows)]
     return values
+
+
+def batch_size_of(graphs: GraphDataset, most: int) -> int:
+    """A batch size of at most ``most`` for predictions, smaller for graphs with many edges."""
+    if not len(graphs):
+        return most
+    return max(min(most, len(graphs), MOST_EDGES // max(graphs.budgets(1)[-1].n_edge, 1)), 1)
 
 
 def _in_few_shapes(graphs: GraphDataset, most: int) -> GraphsTuple:

@@ -16,7 +16,7 @@ def require_arrays(graph: Any) -> None:
     if nodes.h is not None:
         given = _shape(nodes.h) or ()
         kind = jnp.integer if len(given) == 1 else jnp.floating
-        words = f"({shape[0]}, F), or kinds ({shape[0]},)"
+        words = f"({shape[0]}, F), or node types ({shape[0]},)"
         _require("nodes.h", nodes.h, given[:1] == shape[:1], words, kind)
     if nodes.v is not None:
         _require("nodes.v", nodes.v, _shape(nodes.v) == shape, f"{shape}, as x", jnp.floating)

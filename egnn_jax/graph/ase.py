@@ -143,19 +143,23 @@ def to_ase(graph: GraphsTuple, periodic: bool | tuple[bool, bool, bool] | None =
         the cell along all three.
 
     Raises:
-      ValueError: the graph is a batch of several graphs, h does not hold atomic numbers, or
-        ``periodic`` is needed.
+      ValueError: the graph is a batch of several graphs, x is not (M, 3), h does not hold atomic
+        numbers, or ``periodic`` is needed, or given without a cell.
     """
     require("ase")
     from ase import Atoms
 
-    require_geometric(graph)
+    require_geometric(graph, dimensions=3)
     if len(graph.n_node) != 1:
         raise ValueError(f"the batch has {len(graph.n_node)} graphs; expected one: see unbatch")
     h = np.asarray(graph.nodes.h)
     if h.ndim != 1 or not np.issubdtype(h.dtype, np.integer):
         raise ValueError(f"h has shape {h.shape} and dtype {h.dtype}; expected atomic numbers (M,)")
     cell, steps = getattr(graph.globals, "cell", None), graph.edges.steps
+    if cell is None and np.any(periodic):
+        raise ValueError(
+            f"periodic is {periodic}, and the graph has no cell; expected one, or None"
+        )
     if cell is not None and periodic is None:
         crossed = np.any(np.zeros((1, 3)) if steps is None else np.asarray(steps), axis=0)
         if not crossed.all():

@@ -1,5 +1,6 @@
 """Differentiable norms and Euclidean transformations."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -102,17 +103,20 @@ def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.
     n = nodes.x.shape[1]
     turn = _real("matrix", matrix, ((n, n),))
     move = _real("translation", translation, ((), (1,), (n,)))
+    product = partial(jnp.matmul, precision="highest")  # on GPUs, the default is TensorFloat-32
 
     def turned(vectors: jax.Array | None) -> jax.Array | None:
-        return None if vectors is None else (vectors @ turn.T).astype(vectors.dtype)
+        return None if vectors is None else product(vectors, turn.T).astype(vectors.dtype)
 
-    x, stress = nodes.x @ turn.T + move, globals_.stress
+    x, stress = product(nodes.x, turn.T) + move, globals_.stress
     return graph._replace(
         nodes=nodes.replace(x=x.astype(nodes.x.dtype), v=turned(nodes.v)),
         edges=edges.replace(shift=turned(edges.shift)),
         globals=globals_.replace(
             cell=turned(globals_.cell),
-            stress=None if stress is None else (turn @ stress @ turn.T).astype(stress.dtype),
+            stress=None
+            if stress is None
+            else product(product(turn, stress), turn.T).astype(stress.dtype),
         ),
     )
 

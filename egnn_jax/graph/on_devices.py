@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from egnn_jax.graph._validation import require_function
 from egnn_jax.graph.exchange import AXIS, exchange, sum_over_parts
 from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.graph.partition import PartitionedGraph
@@ -39,9 +40,11 @@ def on_devices(function: Callable[..., Any]) -> Callable[..., Any]:
       must be the same on all devices. Further arguments are arrays, the same on all devices.
 
     Raises:
-      ValueError: when called: a result differs between devices; the model does not exchange what
-        it gathers, or takes a maximum over nodes; or the graph is not a :class:`PartitionedGraph`.
+      ValueError: ``function`` is not a function; or, when called: a result differs between
+        devices, the model does not exchange what it gathers, or takes a maximum over nodes, or the
+        graph is not a :class:`PartitionedGraph`.
     """
+    require_function("function", function, "(params, graph, …), such as model.apply")
 
     @jax.jit
     def run(params: Any, parts: PartitionedGraph, others: tuple[Any, ...]) -> Any:
@@ -97,7 +100,7 @@ def _rows_and_whole(result: Any, graph: GraphsTuple, node: jax.Array) -> tuple[A
     whole = {
         "n_node": sum_over_parts(graph, result.n_node),
         "n_edge": sum_over_parts(graph, result.n_edge),
-        "globals": result.globals.replace(exchange=None),
+        "globals": None if result.globals is None else result.globals.replace(exchange=None),
     }
     return (result.nodes, edges), whole
 

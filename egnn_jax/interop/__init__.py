@@ -98,6 +98,9 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
             f"the state dict is a {type(state_dict).__name__}; expected arrays by name, as "
             "state_dict() of a PyTorch module gives them"
         )
+    for name in state_dict:
+        if not isinstance(name, str):
+            raise ValueError(f"the state dict has the key {name!r}; expected names as text")
     given = {
         name: host_array(value)
         for name, value in state_dict.items()
@@ -163,13 +166,15 @@ def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) 
 
 def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
     """The entries of the state dict that hold the variable at a path."""
+    names = _names_of(model)
     inner = path[2:] if path[1] in ("encoder", "network") else path[1:]
     try:
-        return _names_of(model).entries(inner, _backbone(model))
-    except KeyError:
+        return names.entries(inner, _backbone(model))
+    except (KeyError, IndexError, ValueError):
         raise ValueError(
             f"{'.'.join(inner)} of {type(model).__name__} has no counterpart in the authors' code; "
-            "expected an option or a graph without it, such as one without velocities"
+            "expected the parameters of this model, with an option or a graph without it, such as "
+            "one without velocities"
         ) from None
 
 
@@ -202,10 +207,10 @@ def _names_of(model: nn.Module) -> Any:
             f"{type(model).__name__} is not how the authors of {type(backbone).__name__} read it "
             f"out; expected {head_of(backbone).__name__}"
         )
-    for option, default in getattr(names, "OPTIONS", {}).items():
-        if (value := getattr(backbone, option, default)) != default:
+    for option, known in getattr(names, "OPTIONS", {}).items():
+        if (value := getattr(backbone, option, known[0])) not in known:
             raise ValueError(
                 f"{option} is {value!r}, which has no counterpart in the authors' code; "
-                f"expected {default!r}"
+                f"expected {' or '.join(map(repr, known))}"
             )
     return names

@@ -25,8 +25,8 @@ _LEVEL = {
 }
 _DISTANCES = ("scales", "phases", "rho", "omega")
 
-OPTIONS = {"parity": "ignored", "self_pairs": True}
-"""Options of the authors' network; others would compute something else with its parameters."""
+OPTIONS = {"parity": ("ignored",), "self_pairs": (True,)}
+"""Values of options that the authors' code has; others compute something else."""
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:

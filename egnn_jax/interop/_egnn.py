@@ -21,8 +21,14 @@ _PARTS = {
     "phi_rf": "phi",
 }
 
-OPTIONS = {"cutoff": None, "num_rbf": None, "velocity": "input", "aggregation": "sum"}
-"""Options of the backbone that the authors' code does not have, with the value that it implies."""
+OPTIONS = {
+    "cutoff": (None,),
+    "num_rbf": (None,),
+    "velocity": ("input",),
+    "aggregation": ("sum",),
+    "coordinate_aggregation": ("mean", "sum"),
+}
+"""Values of options of the backbone that the authors' code has; others compute something else."""
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:

@@ -10,8 +10,8 @@ from egnn_jax.graph.graph import GraphsTuple
 from egnn_jax.interop._names import Entry, host_array, pair, width
 from egnn_jax.models.fuchs import FuchsTFN
 
-OPTIONS = {"parity": "ignored"}
-"""Options of the authors' network; others would compute something else with its parameters."""
+OPTIONS = {"parity": ("ignored",)}
+"""Values of options that the authors' code has; others compute something else."""
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:

@@ -10,8 +10,8 @@ from egnn_jax.interop._names import Entry, pair, width
 
 _MLP = {"kernel_0": "0.weight", "bias_0": "0.bias", "kernel_1": "2.weight", "bias_1": "2.bias"}
 
-OPTIONS = {"parity": "ignored"}
-"""Options of the authors' network; others would compute something else with its parameters."""
+OPTIONS = {"parity": ("ignored",)}
+"""Values of options that the authors' code has; others compute something else."""
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:

@@ -49,7 +49,10 @@ class Entry(NamedTuple):
 
 def host_array(value: Any) -> np.ndarray:
     """An array or a PyTorch tensor, on any device, as an array."""
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if "bfloat16" in str(value.dtype) else value  # NumPy has none
+    return np.asarray(value)
 
 
 def width(given: Mapping[str, np.ndarray], name: str, axis: int, default: int) -> int:

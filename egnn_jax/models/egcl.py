@@ -39,7 +39,11 @@ Velocity = Literal["input", "carried"]
 CoordinateAggregation = Literal["mean", "sum", "all_nodes"]
 Aggregation = Literal["sum", "mean", "max"]
 
-_AGGREGATIONS = {"sum": sum_at_receivers, "mean": mean_at_receivers, "max": max_at_receivers}
+_AGGREGATIONS: dict[Any, Any] = {
+    "sum": sum_at_receivers,
+    "mean": mean_at_receivers,
+    "max": max_at_receivers,
+}
 
 
 class EGCL(nn.Module):
@@ -143,9 +147,9 @@ class EGCL(nn.Module):
             return m_ij, moves
 
         if self.edge_block is None:
-            a: Any = self.aggregation
+            aggregate = _AGGREGATIONS.get(self.aggregation, self.aggregation)
             m_ij, moves = messages(self, graph)
-            m_i = a(graph, m_ij) if callable(a) else _AGGREGATIONS[a](graph, m_ij)  # eq. 5
+            m_i = aggregate(graph, m_ij)  # eq. 5
             dx = None if moves is None else sum_at_receivers(graph, moves)
         else:
             moved = jnp.zeros_like(x) if self.update_coordinates else None

@@ -227,6 +227,8 @@ class ASECalculator(Calculator):
 def _energies(references: Mapping[str, float]) -> dict[str, float]:
     from ase.data import atomic_numbers
 
+    if not isinstance(references, Mapping):
+        raise ValueError(f"references is {references!r}; expected energies in eV by element")
     for symbol, value in references.items():
         if symbol not in atomic_numbers:
             raise ValueError(f"references has {symbol!r}; expected symbols of elements")

@@ -68,6 +68,11 @@ def energy(
     require("jax_md")
     from jax_md import partition
 
+    if not isinstance(potential, Potential):
+        raise ValueError(
+            f"potential is a {type(potential).__name__}; expected an egnn.Potential; of a trained "
+            "network, network and params"
+        )
     _validation.require_not_negative(dr_threshold=dr_threshold)
     reach = cutoff_of(potential) + float(dr_threshold)
     numbers = np.asarray(numbers)
@@ -114,14 +119,15 @@ def energy(
         apart = jax.vmap(partial(displacement, **kwargs))
         # Exactly opposite for opposite edges, by which DimeNet++ recognizes them; those of jax-md
         # differ in the last bit in a periodic box.
-        r_ij = (apart(x_i, x_j) - apart(x_j, x_i)) / 2
+        r_ij = jnp.where((receivers < senders)[:, None], apart(x_i, x_j), -apart(x_j, x_i))
         # A backbone only sees differences x_i - x_j - shift, so the shift can hold -r_ij.
         graph = padded_graph(numbers, jnp.zeros_like(R), senders, receivers, -r_ij)
         energies: Any = potential.apply(params, graph, method="energies")
         total = jnp.sum(energies[: len(numbers)])
         for name in ("box", "new_box"):
             if name in kwargs:
-                total = jnp.where(_height(kwargs[name]) >= 2 * reach, total, jnp.nan)
+                # A factor, so that forces are NaN too.
+                total *= jnp.where(_height(kwargs[name]) >= 2 * reach, 1.0, jnp.nan)
         return total
 
     return neighbor_fn, energy_fn

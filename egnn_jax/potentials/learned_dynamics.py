@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from egnn_jax.graph._validation import require_count, require_positive_number
 from egnn_jax.graph.exchange import exchange, require_one_part
 from egnn_jax.graph.geometry import safe_norm
 from egnn_jax.graph.graph import (
@@ -30,8 +31,9 @@ class PairForce(nn.Module):
     """Force Σ_j f_ij, f_ij = r_ij/‖r_ij‖ sinh φ_f(h_i + h_j, log ‖r_ij‖, a_ij), ‖f_ij‖ ≤ bound.
 
     The logarithm and sinh turn a power law such as Coulomb's r⁻² into a linear function, so φ_f
-    extrapolates to particles closer than any in training. f_ij = -f_ji, so momentum is conserved;
-    with ``layers=0`` and constant h and a, f is also the negative gradient of an energy.
+    extrapolates to particles closer than any in training. If each edge has its reverse, with the
+    same a, then f_ij = -f_ji and momentum is conserved; with ``layers=0`` and constant h and a, f
+    is also the negative gradient of an energy.
 
     Args:
       features: width of the hidden layers.
@@ -39,6 +41,9 @@ class PairForce(nn.Module):
       bound: upper bound of ‖f_ij‖.
 
     Call: takes a graph with h (N, F) or None, x (N, n) and a (E, A) or None; returns forces (N, n).
+
+    Raises:
+      ValueError: ``layers`` is below 0, or above 0 for a graph without h.
     """
 
     features: int = 32
@@ -49,6 +54,9 @@ class PairForce(nn.Module):
     def __call__(self, graph: GraphsTuple) -> jax.Array:
         """Compute forces (N, n)."""
         h, dtype = graph.nodes.h, compute_dtype(graph)
+        require_count("layers", self.layers, 0)
+        if h is None and self.layers:
+            raise ValueError(f"layers is {self.layers} for a graph without h; expected 0, or h")
         r_ij = edge_vectors(graph, exchange(graph, graph.nodes.x))
         distance = safe_norm(r_ij, keepdims=True) + _LEAST
         s_ij = with_attributes(graph, jnp.log(distance)).astype(dtype)
@@ -87,8 +95,8 @@ class LearnedDynamics(nn.Module):
     or None and a (E, A) or None; returns it with x and v after ``time``.
 
     Raises:
-      ValueError: ``bound``, ``time`` or ``growth`` is not above 0, or ``growth`` is given for a
-        graph that is spread over devices.
+      ValueError: an option is out of range, ``layers`` is above 0 for a graph without h, or
+        ``growth`` is given for a graph that is spread over devices.
     """
 
     symmetry: ClassVar[Symmetry] = "E(n)"
@@ -105,10 +113,9 @@ class LearnedDynamics(nn.Module):
         """Compute the graph after ``time``."""
         require_geometric(graph)
         require_positive(features=self.features, steps=self.steps)
-        for name in ("bound", "time", "growth"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; expected a finite number above 0")
+        require_positive_number(bound=self.bound, time=self.time)
         if self.growth is not None:
+            require_positive_number(growth=self.growth)
             require_one_part(graph, "growth")
         force = PairForce(self.features, self.layers, self.bound, name="force")
         force(graph)  # creates the parameters that the steps share

@@ -107,13 +107,15 @@ def cutoff_of(potential: Potential) -> float:
 
 def _require_derivatives(encoder: nn.Module) -> None:
     """Raise ValueError for an EGNN whose energy has no forces or is not translation invariant."""
-    if getattr(encoder, "shrinkage", 0) and getattr(encoder, "update_coordinates", False):
+    layer = getattr(getattr(encoder, "layer", None), "keywords", {})  # of a functools.partial
+    option = lambda name: layer.get(name, getattr(encoder, name, None))
+    moves = option("update_coordinates")
+    if moves and option("shrinkage"):
         raise ValueError(
             f"the {type(encoder).__name__} has shrinkage, which moves nodes toward the origin but "
             "not their periodic images; expected shrinkage=0"
         )
-    moves = getattr(encoder, "normalize", False) and getattr(encoder, "update_coordinates", False)
-    if moves and getattr(encoder, "cutoff", None) is None:
+    if moves and option("normalize") and option("cutoff") is None:
         raise ValueError(
             f"the {type(encoder).__name__} has normalize and no cutoff, so forces would not be "
             "the derivatives of its energy; expected a cutoff, or update_coordinates=False"

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from egnn_jax.graph._validation import require_number
+
 _SHARE = 0.5  # below this share of effective frames, the weights are unreliable
 
 
@@ -66,8 +68,10 @@ def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
             f"energies and reference have shapes {energies.shape} and {reference.shape}; expected "
             "(S,) of both, one a frame"
         )
-    if not isinstance(kT, Tracer) and not (jnp.ndim(kT) == 0 and kT > 0):
-        raise ValueError(f"kT is {kT}; expected a number above 0")
+    if not isinstance(kT, Tracer):
+        require_number("kT", kT)
+        if not kT > 0:
+            raise ValueError(f"kT is {kT}; expected a number above 0")
     logits = jnp.asarray(reference - energies) / kT
     weights = jax.nn.softmax(logits)
     logs = jnp.where(weights > 0, jax.nn.log_softmax(logits), 0)

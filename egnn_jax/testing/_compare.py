@@ -41,12 +41,11 @@ def assert_close(got: Any, expected: Any, rtol: float, when: str) -> float:
     errors = {field: largest_error(got[field], expected[field]) for field in got}
     for field, (error, where) in errors.items():
         if error > rtol:
+            a, b = float(got[field][where]), float(expected[field][where])
             raise AssertionError(
-                f"{field or 'the output'}{place(field, where)} is {got[field][where]:.6g} "
-                f"{when}; expected "
-                f"{expected[field][where]:.6g}: "
-                f"{abs(got[field][where] - expected[field][where]):.2g} apart, {error:.1e} of the "
-                f"field's size (tolerance {rtol:.0e})"
+                f"{field or 'the output'}{place(field, where)} is {a:.6g} {when}; expected "
+                f"{b:.6g}: {abs(a - b):.2g} apart, {error:.1e} of the field's size (tolerance "
+                f"{rtol:.0e})"
             )
     return max((error for error, _ in errors.values()), default=0.0)
 

@@ -35,8 +35,9 @@ def assert_equivariant(
     """Assert that ``fn(Q x + t, Q v, h, edges)`` equals ``fn(x, v, h, edges)`` moved by Q and t.
 
     The expectation follows from what ``fn`` returns. In a graph, ``nodes.x`` must transform as
-    points and ``nodes.v`` as vectors, and all else must be invariant, as must every array of any
-    other output, such as an energy.
+    points, ``nodes.v``, ``edges.shift`` and ``globals.cell`` as vectors, ``globals.stress`` as a
+    tensor. All else must be invariant, as must every array of any other output, such as an energy:
+    to check forces, return them as ``nodes.v``.
 
     Args:
       fn: function of a graph that returns a graph or invariant arrays.
@@ -284,6 +285,8 @@ def _require_arguments(fn: Any, graph: Any) -> None:
 def _checked(fn: Any, graph: Any, rtol: float | None) -> float:
     """Check the arguments, and return the tolerance."""
     _require_arguments(fn, graph)
+    if not len(graph.nodes.x):
+        raise ValueError("the graph has no nodes; expected at least one")
     dtype = str(graph.nodes.x.dtype)
     if rtol is None and dtype not in RTOL:
         raise ValueError(

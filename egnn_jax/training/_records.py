@@ -17,7 +17,7 @@ _AGAIN = "delete it, and the same command resumes"
 def digest_of_arrays(tree: Any, start: str = "") -> bytes:
     """SHA-256 digest of a text and of the names and contents of all arrays in a tree."""
     leaves = {
-        jax.tree_util.keystr(path, simple=True): np.asarray(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     digest = hashlib.sha256(start.encode())

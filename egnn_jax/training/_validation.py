@@ -54,7 +54,7 @@ def require_settings(settings: Any, name: str = "settings") -> None:
     elif isinstance(settings, list | tuple):
         for k, value in enumerate(settings):
             require_settings(value, f"{name}.{k}")
-    elif not (settings is None or isinstance(settings, str | int | float)):
+    elif type(settings) not in (type(None), bool, int, float, str):
         raise ValueError(
             f"{name} is a {type(settings).__name__}; expected text, a number, a boolean, None, a "
             "list or a mapping"

@@ -31,7 +31,8 @@ class Progress:
       monitor: the name of the metric that selects the best parameters.
       best_value, best_epoch: its smallest value so far, and the epoch of that value (0: none yet).
       seconds: training time, including the time before the run was resumed.
-      params: the parameters to evaluate (the moving average if there is one), on devices.
+      params: the parameters to evaluate (the moving average if there is one), on devices; None
+        before the first step. The next step reuses their memory: copy them to keep them.
       folder: the folder of the run, or None.
     """
 

@@ -80,7 +80,7 @@ class Evaluation:
         key = jax.random.fold_in(self._key, draw)
         sums = []
         if self._count:
-            if self._mesh.is_multi_process:
+            if jax.process_count() > 1:  # arrays of all processes, and perhaps a mesh of one
                 params = jax.device_get(params)
             everywhere = put(params, self._mesh, P())
             each = self._chunk

@@ -144,7 +144,7 @@ def fit(
             return training.run()
         if settings is None:
             settings = described
-            _extend(run, described)
+            from_first(lambda: _extend(run, described))
         run.start(dict(settings))
         try:
             return training.run()
@@ -222,7 +222,10 @@ def digest_of_samples(loader: Loader) -> str:
 
 
 def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
-    """Extend the run of a folder to more epochs if everything else is known to be the same."""
+    """Extend the run of a folder to more epochs if everything else is known to be the same.
+
+    Call it in one process: it reads the settings and writes them.
+    """
     try:
         before = run.settings()
     except ValueError:  # no run yet
@@ -236,7 +239,7 @@ def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
                 f"{run.path} holds a run of {epochs} epochs; expected as many or more, not "
                 f"{settings['epochs']}, or another folder"
             )
-        from_first(lambda: run.extend(settings["epochs"]))
+        run.extend(settings["epochs"])
 
 
 def _arithmetic() -> str:

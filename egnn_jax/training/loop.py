@@ -23,7 +23,7 @@ from egnn_jax.training.distributed import (
     own_batches,
     put,
 )
-from egnn_jax.training.evaluation import Evaluation, Metrics
+from egnn_jax.training.evaluation import KEPT_BYTES, Evaluation, Metrics
 from egnn_jax.training.plan import FitResult, Plan, chunk_length
 from egnn_jax.training.processes import from_first, is_first, largest, require_same
 from egnn_jax.training.signals import REASONS, Interrupted, stop_requested
@@ -49,10 +49,10 @@ class Training:
         self.per_epoch = plan.train.num_batches(0)
         total, seeds = plan.epochs * self.per_epoch, plan.seeds
         self.interval = min(plan.eval_every, plan.epochs) * self.per_epoch
-        self.chunk = chunk_length(self.interval, total, plan.chunk_steps)
         self.mesh, parts = batch_layout(plan.train.batch_size, plan.micro_batches)
         self.shards = self.mesh.size * parts
-        self._require_valid(loss, metrics, params)
+        most = min(plan.chunk_steps, KEPT_BYTES // self._require_valid(loss, metrics, params) or 1)
+        self.chunk = chunk_length(self.interval, total, most)
         keys = [jax.random.split(jax.random.PRNGKey(plan.seed + k))[1] for k in range(seeds)]
         init = partial(init_state, optimizer=optimizer, average=plan.ema_decay > 0)
         several = jax.vmap(lambda params, key: init(params, key=key))
@@ -62,9 +62,8 @@ class Training:
         self.state, self.best = put((state, init_best(state)), self.mesh, P())
         step = make_step(loss, optimizer, plan.ema_decay, self.mesh, parts)
         self.train = make_train(step, seeds, self.mesh)
-        self.evaluation = None
-        if plan.valid is not None:
-            self.evaluation = Evaluation(metrics, plan.valid, seeds, plan.seed)
+        valid, seed = plan.valid, plan.seed
+        self.evaluation = None if valid is None else Evaluation(metrics, valid, seeds, seed)
         self.keep_best = jax.jit(
             keep_best if seeds == 1 else jax.vmap(keep_best, in_axes=(0, 0, 0, None))
         )
@@ -285,14 +284,15 @@ class Training:
         returned = [np.asarray(method(self.progress)) for method in methods if method is not None]
         return any(value.dtype == bool and value.size and value.all() for value in returned)
 
-    def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> None:
-        """Raise ValueError if the loss or the metrics return something unexpected."""
+    def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> int:
+        """Return the bytes of a batch; ValueError if the loss or the metrics are not valid."""
         if self.plan.seeds > 1:
             params = jax.tree.map(lambda a: a[0], params)
         batch = jax.tree.map(lambda a: a[0, 0], self.plan.train.batches(0, 0, 1, self.shards))
         require_loss(loss, params, batch)
         if self.plan.valid is not None:
             require_metrics(metrics, params, batch, self.plan.monitor)
+        return self.shards * sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
 
 
 def _of_process(array: jax.Array) -> jax.Array:

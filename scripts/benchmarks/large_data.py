@@ -188,7 +188,9 @@ def main() -> None:
     parser.add_argument("--limit-gib", type=float, default=2.0, help="of the memory to train in")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--folder", type=Path, default=Path("runs/large_data"))
-    parser.add_argument("--keep", action="store_true", help="leave the data set, or take one")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the data set there, and take one that is there"
+    )
     parser.add_argument("--part", choices=("write", "mapped", "both"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.folder / f"graphs_{options.gib:g}GiB"
@@ -203,6 +205,10 @@ def main() -> None:
             found = both(folder, options.steps)
         print(json.dumps(found))
         return
+    if not options.gib >= 0.1:  # some thousands of batches
+        parser.error(f"--gib is {options.gib}; expected at least 0.1")
+    if folder.exists() and not options.keep:
+        parser.error(f"{folder} exists; expected --keep, or another --folder")
     results = {}
     try:
         for part in ("write", "mapped", "both"):

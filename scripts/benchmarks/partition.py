@@ -135,10 +135,12 @@ def require_agreement(folder: Path, numbers: list[int]) -> float:
       ValueError: the difference exceeds rounding.
     """
     first, *others = (dict(np.load(folder / f"gradient-{number}.npz")) for number in numbers)
-    worst = 0.0
-    for other in others:
-        for name, a in first.items():
-            worst = max(worst, float(np.abs(a - other[name]).max() / np.abs(a).max()))
+    each = [
+        np.abs(a - other[name]).max() / np.abs(a).max()
+        for other in others
+        for name, a in first.items()
+    ]
+    worst = float(np.max(each, initial=0.0))  # NaN if one is
     if not worst < TOLERANCE:
         raise ValueError(f"gradients differ by {worst:.1e}; expected less than {TOLERANCE:g}")
     return worst
