@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import yaml
 
 MAX_YAML = 1_000_000
@@ -171,7 +170,7 @@ def finite(plain: Any) -> Any:
     and NumPy's numbers become lists and numbers.
     """
     if hasattr(plain, "tolist"):
-        plain = np.asarray(plain).tolist()
+        plain = plain.tolist()
     if isinstance(plain, Mapping):
         return {key: finite(value) for key, value in plain.items()}
     if isinstance(plain, Sequence) and not isinstance(plain, str):

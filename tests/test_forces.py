@@ -424,6 +424,10 @@ def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("EGNN_JAX_DATA", str(tmp_path))
     make = functools.partial(xtb.simulated_frames, number=40)
     monkeypatch.setattr(xtb, "simulated_frames", make)
+    name = xtb.name_of
+    monkeypatch.setattr(
+        xtb, "name_of", lambda smiles, number=40, seed=0: name(smiles, number, seed)
+    )
     task = Forces(train="nothing.xyz", test="neither.xyz", simulate="nothing.xyz=O", cutoff=3.0)
     with pytest.warns(UserWarning, match=r"nothing.xyz is not a file.* O is simulated .* GFN2-xTB"):
         found = {split: task.samples(split) for split in ("train", "valid", "test")}

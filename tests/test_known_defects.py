@@ -126,7 +126,7 @@ def the_schedule_advances_once_a_step(module):
     np.testing.assert_allclose(sizes, 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20)), atol=1e-4)
 
 
-MESSAGES = "m_i: Any = aggregate(graph, m_ij)"
+MESSAGES = "m_i = aggregate(graph, m_ij)"
 MOVES = "dx = None if moves is None else sum_at_receivers(graph, moves)"
 DEFECTS = [
     (
@@ -162,8 +162,8 @@ DEFECTS = [
     (
         nodes_at_the_same_place_do_not_push_each_other,
         egcl,
-        "r_ij = edge_vectors(graph, places)",
-        "r_ij = edge_vectors(graph, places) + 1e-8",
+        "r_ij = edge_vectors(graph, x_all)",
+        "r_ij = edge_vectors(graph, x_all) + 1e-8",
     ),
     (
         only_neighbours_count,

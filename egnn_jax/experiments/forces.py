@@ -270,8 +270,7 @@ class Forces(Task):
         if smiles := self._simulated:
             warnings.warn(
                 f"{self.train} is not a file; {smiles} is simulated and labelled by GFN2-xTB "
-                "instead, half of the frames for the test; other files and names of labels are "
-                "not used",
+                "instead, half of the frames for the test; no other file is used",
                 stacklevel=2,
             )
             path = str(xtb.simulated_frames(smiles).absolute())
