@@ -39,10 +39,10 @@ def missing(package: str) -> str:
     """A sentence that says that a package is not installed, and what installs it."""
     extra = _EXTRAS.get(package)
     if extra is None:
-        brings = "pip install egnn-jax brings, or a module beside the plugin"
+        provider = "pip install egnn-jax brings, or a module beside the plugin"
     else:
-        brings = f"pip install 'egnn-jax[{extra}]' brings"
-    return f"{package} is not installed; expected what {brings}"
+        provider = f"pip install 'egnn-jax[{extra}]' brings"
+    return f"{package} is not installed; expected what {provider}"
 
 
 def import_plugin(plugin: str) -> None:

@@ -75,11 +75,13 @@ def resolved(path: Path) -> Path:
         raise ValueError(f"{path} leads nowhere ({error}); expected no circle of links") from error
 
 
-def printable(text: str, most: int = MAX_MESSAGE) -> str:
-    """Text of at most ``most`` characters, without line ends and terminal control characters."""
-    start = text[: most + 1]
-    clean = "".join(c if c.isprintable() else " " for c in start).strip()
-    return clean if len(start) <= most else f"{clean[: most - 1]}…"
+def printable(text: str, max_length: int = MAX_MESSAGE) -> str:
+    """Text of at most ``max_length`` characters, with spaces for line ends and terminal control
+    characters.
+    """
+    prefix = text[: max_length + 1]
+    clean = "".join(c if c.isprintable() else " " for c in prefix).strip()
+    return clean if len(prefix) <= max_length else f"{clean[: max_length - 1]}…"
 
 
 def make_folder(path: Path) -> None:
@@ -158,7 +160,7 @@ def read_json(text: str) -> Any:
     if len(text) > MAX_JSON:
         raise ValueError(f"the text has {len(text)} characters; expected at most {MAX_JSON}")
     try:
-        values = json.loads(text, object_pairs_hook=_object)
+        values = json.loads(text, object_pairs_hook=_dict_of_unique_keys)
         _require_plain(values, MAX_DEPTH)
     except RecursionError:
         raise ValueError(f"values are nested deeper than {MAX_DEPTH} levels") from None
@@ -187,12 +189,12 @@ def with_nan(plain: Any) -> Any:
     return math.nan if plain is None else plain
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:100]!r} appears twice; expected it once")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {duplicate[:100]!r} appears twice; expected it once")
     return result
 
 
@@ -230,20 +232,20 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"the key {min(twice)[:100]!r} appears twice; expected it once")
+        if duplicates := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"the key {min(duplicates)[:100]!r} appears twice; expected it once")
         if "<<" in keys:
             raise ValueError("a merge key (<<) is used; expected each value written out")
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: Any) -> int | float:
         text = str(self.construct_scalar(node))
-        whole = node.tag.endswith("int")
+        is_integer = node.tag.endswith("int")
         # YAML 1.1 reads 010 as 8 and 1:30 as 90.
-        if ":" in text or (whole and re.match(r"[-+]?0[0-9_]", text)):
+        if ":" in text or (is_integer and re.match(r"[-+]?0[0-9_]", text)):
             raise ValueError(f"a number is {text[:100]}; expected a decimal, or text in quotes")
-        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        return self.construct_yaml_int(node) if is_integer else self.construct_yaml_float(node)
 
 
-for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+for _number_type in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_number_type}", _Loader.construct_number)

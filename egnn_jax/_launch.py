@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_PATIENCE = 90.0
+_GRACE_SECONDS = 90.0
 """Seconds that the other processes get to end by themselves after one has failed."""
 
 
@@ -20,14 +20,16 @@ def process_of_cluster() -> int | None:
 
     Reads the same environment variables as ``jax.distributed.initialize``.
     """
-    for number, own, present in (
+    for size_variable, rank_variable, job_variable in (
         ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
         ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),
     ):
-        if present in os.environ and int(os.environ.get(number, 1)) > 1:
-            return int(os.environ[own])
-    indexed = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-    if indexed and importlib.util.find_spec("kubernetes"):  # which JAX asks about the job
+        if job_variable in os.environ and int(os.environ.get(size_variable, 1)) > 1:
+            return int(os.environ[rank_variable])
+    is_indexed_job = (
+        "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    )
+    if is_indexed_job and importlib.util.find_spec("kubernetes"):  # which JAX asks about the job
         return int(os.environ["JOB_COMPLETION_INDEX"])
     return None
 
@@ -54,15 +56,21 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
         raise ValueError(
             f"launch starts {arguments[0] if arguments else 'nothing'}; expected train CONFIG"
         )
-    if chosen := [word for word in arguments if word.partition("=")[0] in _OWN]:
-        raise ValueError(f"{chosen[0]} is given; launch chooses {', '.join(_OWN)} itself")
+    for argument in arguments:
+        if argument.partition("=")[0] in _RESERVED_OPTIONS:
+            raise ValueError(
+                f"{argument} is given; launch chooses {', '.join(_RESERVED_OPTIONS)} itself"
+            )
     program = [sys.executable, "-c", "from egnn_jax.cli import main; main()"]
     program += [*options, *arguments, "--coordinator", f"127.0.0.1:{free_port()}"]
     # XLA splits loops by the number of threads, which affects rounding: keep that of one process.
     environment = {"NPROC": str(number_of_cores())} | os.environ
     received: list[int] = []
-    heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores one
-    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in heard}
+    # nohup ignores one of them.
+    handled_signals = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    previous_handlers = {
+        n: signal.signal(n, lambda n, _: received.append(n)) for n in handled_signals
+    }
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for k in range(number):
@@ -78,41 +86,42 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
     finally:
         for process in running.values():
             process.kill()
-        for n, handler in before.items():
+        for n, handler in previous_handlers.items():
             signal.signal(n, handler)
 
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
-_OWN = ("--coordinator", "--processes", "--process-id")
+_RESERVED_OPTIONS = ("--coordinator", "--processes", "--process-id")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _wait(running: dict[int, subprocess.Popen[bytes]], received: list[int]) -> int:
-    code, deadline = 0, float("inf")
+    exit_code, deadline = 0, float("inf")
     while running:
         while received:
-            number = received.pop(0)
+            signal_number = received.pop(0)
             for process in running.values():
-                process.send_signal(number)
+                process.send_signal(signal_number)
         for k, process in list(running.items()):
-            found = process.poll()
-            if found is None:
+            status = process.poll()
+            if status is None:
                 continue
             del running[k]
-            if found and not code:
-                code, deadline = (found if found > 0 else 128 - found), time.monotonic() + _PATIENCE
-                if found < 0:
-                    name = signal.Signals(-found).name
+            if status and not exit_code:
+                exit_code = status if status > 0 else 128 - status
+                deadline = time.monotonic() + _GRACE_SECONDS
+                if status < 0:
+                    name = signal.Signals(-status).name
                     print(f"egnn: process {k} was ended by {name}", file=sys.stderr, flush=True)
         if time.monotonic() > deadline:
             for process in running.values():
                 process.kill()
         time.sleep(0.05)
-    return code
+    return exit_code
 
 
 def _prepare(k: int, number: int) -> None:
-    """Give process ``k``, before it starts, its cores, and let it end with its parent."""
+    """Bind process ``k`` to its cores before it starts, and let it end with its parent."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[k % len(cores) :: number])
@@ -125,13 +134,16 @@ def gpus_of(k: int, number: int) -> dict[str, str]:
 
     Without it, every process would use all GPUs.
     """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        found = list(map(str, range(len(list(_GPUS.glob("*"))))))
+    visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible_gpus is None:
+        gpus = list(map(str, range(len(list(_GPUS.glob("*"))))))
     else:
-        found = [name for name in chosen.split(",") if name.strip()]
-    each = len(found) // number
-    return {"CUDA_VISIBLE_DEVICES": ",".join(found[k * each : (k + 1) * each])} if each else {}
+        gpus = [name for name in visible_gpus.split(",") if name.strip()]
+    gpus_per_process = len(gpus) // number
+    if not gpus_per_process:
+        return {}
+    gpus = gpus[k * gpus_per_process : (k + 1) * gpus_per_process]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
 
 
 def number_of_cores() -> int:

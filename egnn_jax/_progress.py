@@ -20,6 +20,8 @@ def progress_bar(items: Any = None, **options: Any) -> Any:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if not any(getattr(handler, "stream", None) is sys.stderr for handler in logger.handlers):
-        others = [one for one in logger.handlers if type(one) is not logging.StreamHandler]
-        logger.handlers = [*others, logging.StreamHandler(sys.stderr)]
+        other_handlers = [
+            handler for handler in logger.handlers if type(handler) is not logging.StreamHandler
+        ]
+        logger.handlers = [*other_handlers, logging.StreamHandler(sys.stderr)]
     return tqdm_logging(items, **options)

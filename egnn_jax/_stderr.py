@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Iterable
 
-_OF_COORDINATION = re.compile(r"^[EF]\d{4} .*(coordination_service|/client\.h|client\.h:\d)")
+_COORDINATION_ERROR = re.compile(r"^[EF]\d{4} .*(coordination_service|/client\.h|client\.h:\d)")
 _FATAL = re.compile(r"^F\d{4} ", re.MULTILINE)
 _NOISE = "[Gloo] Rank"
 
@@ -44,26 +44,30 @@ def explain_aborts(process_id: int | None, coordinator: str | None) -> None:
 
 
 def _copy(read: int, process: str, coordinator: str) -> None:
-    held: list[str] = []
+    """Copy lines to stderr, and replace JAX's messages about a lost process by a sentence.
+
+    The lines from the first such message on are held back until the input ends.
+    """
+    held_lines: list[str] = []
     explained = False
     with os.fdopen(read, encoding="utf-8", errors="replace", newline="") as lines:
         for line in lines:
-            if held or _OF_COORDINATION.match(line):
-                held.append(line)
+            if held_lines or _COORDINATION_ERROR.match(line):
+                held_lines.append(line)
             elif _NOISE not in line:
                 _write(line)
             explained |= line.startswith("egnn: error:")
-    if not _FATAL.search("".join(held)):
-        _write("".join(held))
+    if not _FATAL.search("".join(held_lines)):
+        _write("".join(held_lines))
         return
-    _write("".join(line for line in held if line.startswith("egnn:")))
+    _write("".join(line for line in held_lines if line.startswith("egnn:")))
     if not explained:
-        _write(f"egnn: error: process{process} stops: {_explanation(held, coordinator)}\n")
+        _write(f"egnn: error: process{process} stops: {_explanation(held_lines, coordinator)}\n")
 
 
-def _explanation(held: Iterable[str], coordinator: str) -> str:
-    text = "".join(held)
-    again = "the same command on all continues from the last checkpoint"
+def _explanation(lines: Iterable[str], coordinator: str) -> str:
+    text = "".join(lines)
+    restart_advice = "the same command on all continues from the last checkpoint"
     if "RegisterTask" in text:
         if "ALREADY_EXISTS" in text or "Aborted connect attempt" in text:
             return "another process of the job has the same number; expected each number once"
@@ -71,19 +75,19 @@ def _explanation(held: Iterable[str], coordinator: str) -> str:
             f"not all processes came to the coordinator, process 0 at {coordinator}, in time; "
             "expected all to be started, with the same address and number of processes"
         )
-    if lost := re.search(
+    if lost_match := re.search(
         r"(?:stopped sending heartbeats\):|tasks are unhealthy)\D*([\d, \n]+)", text
     ):
-        numbers = re.findall(r"\d+", lost[1])
-        return f"process {', '.join(numbers)} was lost (killed, or out of reach); {again}"
-    if early := re.search(r"first task at the barrier: (\d+)", text):
-        return f"process {early[1]} ended before the others; see its message"
+        numbers = re.findall(r"\d+", lost_match[1])
+        return f"process {', '.join(numbers)} was lost (killed, or out of reach); {restart_advice}"
+    if barrier_match := re.search(r"first task at the barrier: (\d+)", text):
+        return f"process {barrier_match[1]} ended before the others; see its message"
     if "leader task" in text or "Failed to send RPC" in text:
         return (
             f"process 0, the coordinator at {coordinator}, was lost (killed, or out of reach); "
-            f"{again}"
+            f"{restart_advice}"
         )
-    return f"another process was lost; {again}. JAX says:\n{text}"
+    return f"another process was lost; {restart_advice}. JAX says:\n{text}"
 
 
 def _write(text: str) -> None:

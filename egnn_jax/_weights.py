@@ -38,11 +38,11 @@ def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) ->
       ValueError: an array is not finite, or its dtype is not one of :data:`DTYPES`.
     """
     # Unlike np.ascontiguousarray this keeps scalars scalars.
-    host = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    _require_finite(host)
+    host_arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    _require_finite(host_arrays)
     texts = {key: json.dumps(finite(value), allow_nan=False) for key, value in metadata.items()}
-    texts[_CHECKSUM] = json.dumps(_checksum(host, texts))
-    write_atomically(path, safetensors.save(host, metadata=texts))
+    texts[_CHECKSUM] = json.dumps(_checksum(host_arrays, texts))
+    write_atomically(path, safetensors.save(host_arrays, metadata=texts))
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -76,12 +76,12 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def digest(arrays: Mapping[str, Any]) -> str:
     """SHA-256 digest of names, dtypes, shapes and values, independent of the order of arrays."""
-    total = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
-        total.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-        total.update(array.tobytes())
-    return total.hexdigest()
+        sha256.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        sha256.update(array.tobytes())
+    return sha256.hexdigest()
 
 
 def _read_header(file: Any, size: int) -> bytes:
@@ -107,8 +107,8 @@ def _metadata(header: bytes) -> dict[str, str]:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
-    described = json.dumps(dict(texts), sort_keys=True)
-    return hashlib.sha256(f"{described} {digest(arrays)}".encode()).hexdigest()
+    metadata_text = json.dumps(dict(texts), sort_keys=True)
+    return hashlib.sha256(f"{metadata_text} {digest(arrays)}".encode()).hexdigest()
 
 
 def _require_finite(arrays: Mapping[str, np.ndarray]) -> None:

@@ -28,16 +28,16 @@ _OPTIONS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of ``egnn``; on failure, print one sentence and exit with 1."""
-    options = parser()
-    parsed, rest = options.parse_known_args(arguments)
-    if rest and parsed.command not in ("train", "benchmark"):
-        options.error(f"unrecognized arguments: {' '.join(rest)}")
-    usual = warnings.formatwarning
+    argument_parser = parser()
+    parsed, extra_arguments = argument_parser.parse_known_args(arguments)
+    if extra_arguments and parsed.command not in ("train", "benchmark"):
+        argument_parser.error(f"unrecognized arguments: {' '.join(extra_arguments)}")
+    default_format = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"egnn: warning: {message}\n"
     try:
         for plugin in parsed.plugin:
             import_plugin(plugin)
-        _COMMANDS[parsed.command](parsed, rest)
+        _COMMANDS[parsed.command](parsed, extra_arguments)
         print(end="", flush=True)  # sys.stdout is None if it was closed
     except BrokenPipeError:  # the reader, for example head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,16 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"egnn: error: {error}")
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"egnn: error: {where}{error.strerror or error}")
+        prefix = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"egnn: error: {prefix}{error.strerror or error}")
     except ImportError as error:
         sys.exit(f"egnn: error: {advice(error)}")
     finally:
-        warnings.formatwarning = usual
+        warnings.formatwarning = default_format
 
 
 def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
-    prints = _join(parsed)
+    prints_results = _join(parsed)
     from egnn_jax.experiments import config as configs
     from egnn_jax.experiments.run import train
 
@@ -66,26 +66,29 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     if parsed.options:
         overrides = [*overrides, "--help"]
     config = configs.override(recipe, overrides, f"egnn train {path}", _OPTIONS)
-    given = {"init": parsed.init, "freeze": parsed.freeze, "init_skip": parsed.init_skip}
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
+    fine_tuning = {"init": parsed.init, "freeze": parsed.freeze, "init_skip": parsed.init_skip}
+    changes: dict[str, Any] = {}
+    for option, value in fine_tuning.items():
+        if value is not None:
+            changes[option] = tuple(value) if isinstance(value, list) else value
     if parsed.init == "none":  # instead of the recipe's
         changes = {"init_skip": ()} | changes | {"init": None}
     config = dataclasses.replace(config, **changes)
-    _warn_of_other_files(recipe, config)
+    _warn_of_other_training_data(recipe, config)
     folder = parsed.run or default_folder(path, configs.differences(recipe, config))
     result = train(config, folder)
-    if not prints:
+    if not prints_results:
         return
     for split, metrics in result["metrics"].items():
         for name, value in metrics.items():
-            spread = ""
+            std_text = ""
             if config.seeds > 1:
-                spread = f" ± {result['std'][split][name]:.5f} over {config.seeds} seeds"
+                std_text = f" ± {result['std'][split][name]:.5f} over {config.seeds} seeds"
             unit = config.task.units.get(name, "")
-            scores = _at(result.get("details"), split, name)
-            if isinstance(scores, dict) and "mae_of_mean" in scores:
-                unit += f"mean absolute error; always the mean: {scores['mae_of_mean']:.5f}"
-            print(f"{split} {name}: {value:.5f}{spread} {unit}".rstrip())
+            details = _nested_get(result.get("details"), split, name)
+            if isinstance(details, dict) and "mae_of_mean" in details:
+                unit += f"mean absolute error; always the mean: {details['mae_of_mean']:.5f}"
+            print(f"{split} {name}: {value:.5f}{std_text} {unit}".rstrip())
     if trivial := result.get("trivial"):
         metric = config.task.metric
         print(
@@ -98,23 +101,23 @@ def _train(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
         sys.exit(f"egnn: error: the training exploded; {folder} keeps the best parameters")
 
 
-def _at(plain: Any, *path: str) -> Any:
-    for name in path:
-        plain = plain.get(name) if isinstance(plain, dict) else None
-    return plain
+def _nested_get(values: Any, *keys: str) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
-def _warn_of_other_files(recipe: Any, config: Any) -> None:
+def _warn_of_other_training_data(recipe: Any, config: Any) -> None:
     """Warn if only the training data differ from the recipe's."""
-    other = {
+    changed_splits = {
         split for split in ("train", "valid", "test")
         if getattr(config.task, split, None) != getattr(recipe.task, split, None)
     }  # fmt: skip
-    if "train" not in other:
+    if "train" not in changed_splits:
         return
     for split in ("valid", "test"):
         name = getattr(config.task, split, None)
-        if split not in other and name in config.task.files:
+        if split not in changed_splits and name in config.task.files:
             warnings.warn(
                 f"--task.train is not the recipe's, and --task.{split} still is, {name}; expected "
                 f"--task.{split} too: a file of the same kind, or a share of the training data "
@@ -125,18 +128,18 @@ def _warn_of_other_files(recipe: Any, config: Any) -> None:
 
 def _join(parsed: argparse.Namespace) -> bool:
     """Use all cores, and join the job if there is one; return whether this process prints."""
-    given = {"--coordinator": parsed.coordinator, "--processes": parsed.processes}
-    given |= {"--process-id": parsed.process_id}
-    missing = [name for name, value in given.items() if value is None]
-    alone = len(missing) == len(given) and process_of_cluster() is None
-    alone |= parsed.processes == 1 and len(missing) == len(given) - 1
-    if parsed.options or alone:
+    options = {"--coordinator": parsed.coordinator, "--processes": parsed.processes}
+    options |= {"--process-id": parsed.process_id}
+    missing = [name for name, value in options.items() if value is None]
+    is_single = len(missing) == len(options) and process_of_cluster() is None
+    is_single |= parsed.processes == 1 and len(missing) == len(options) - 1
+    if parsed.options or is_single:
         _use_all_cores()
         return True
     if "--processes" not in missing and parsed.processes < 1:
         raise ValueError(f"--processes is {parsed.processes}; expected 1 or more")
-    if 0 < len(missing) < len(given):
-        raise ValueError(f"{', '.join(missing)} is missing; expected all of {', '.join(given)}")
+    if 0 < len(missing) < len(options):
+        raise ValueError(f"{', '.join(missing)} is missing; expected all of {', '.join(options)}")
     if not missing and not 0 <= parsed.process_id < parsed.processes:
         raise ValueError(
             f"--process-id is {parsed.process_id} of {parsed.processes} processes; expected 0 to "
@@ -146,14 +149,14 @@ def _join(parsed: argparse.Namespace) -> bool:
     _use_all_cores()
     from egnn_jax.training.processes import is_first, join
 
-    join(*given.values())
+    join(*options.values())
     if not is_first():
         warnings.simplefilter("ignore")
     return is_first()
 
 
 def _launch(parsed: argparse.Namespace, _: Sequence[str]) -> None:
-    plugins = [word for plugin in parsed.plugin for word in ("--plugin", plugin)]
+    plugins = [argument for plugin in parsed.plugin for argument in ("--plugin", plugin)]
     sys.exit(launch(parsed.number, parsed.arguments, plugins))
 
 
@@ -181,9 +184,9 @@ def _evaluate(parsed: argparse.Namespace, _: Sequence[str]) -> None:
 
     config, network, params = load(parsed.run)
     require_same_files(config, parsed.run)
-    found = summary(config, network, params)
-    found |= config.task.details(network.apply, first_seed(config, params))
-    print(json.dumps(finite(found), indent=2, ensure_ascii=False))
+    results = summary(config, network, params)
+    results |= config.task.details(network.apply, first_seed(config, params))
+    print(json.dumps(finite(results), indent=2, ensure_ascii=False))
 
 
 def _predict(parsed: argparse.Namespace, _: Sequence[str]) -> None:
@@ -198,10 +201,10 @@ def _md(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     options = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Dynamics)}
     name = Path(parsed.structure.partition("@")[0]).name.partition(".")[0]
     folder = parsed.out or Path("runs/md") / name
-    found = simulate(parsed.structure, parsed.model, folder, Dynamics(**options))
+    results = simulate(parsed.structure, parsed.model, folder, Dynamics(**options))
     drift = ", drift {drift:.4f} meV per atom and ps" if parsed.ensemble == "nve" else ""
-    print(("mean {temperature:.1f} K" + drift).format(**found))
-    speed = f"{found['steps_per_second']:.0f} steps per second, compilation included"
+    print(("mean {temperature:.1f} K" + drift).format(**results))
+    speed = f"{results['steps_per_second']:.0f} steps per second, compilation included"
     print(f"{speed}; {folder}/trajectory.xyz, dynamics.png")
 
 
@@ -211,18 +214,18 @@ def _pack(parsed: argparse.Namespace, _: Sequence[str]) -> None:
 
     names = (field.name for field in dataclasses.fields(Labels))
     labels = Labels(**{name: getattr(parsed, name) for name in names})
-    number = pack(parsed.files, parsed.out, labels, parsed.cutoff)
-    print(f"{number:,} structures; train on them by --task.train {parsed.out}")
+    num_structures = pack(parsed.files, parsed.out, labels, parsed.cutoff)
+    print(f"{num_structures:,} structures; train on them by --task.train {parsed.out}")
 
 
-def _benchmark(_: argparse.Namespace, rest: Sequence[str]) -> None:
+def _benchmark(_: argparse.Namespace, arguments: Sequence[str]) -> None:
     script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
     if not script.is_file():
         raise ValueError(
             "the benchmark compares with code that is not in the installed package; expected a "
             "clone of the repository, with pip install -e '.[bench]'"
         )
-    os.execv(sys.executable, [sys.executable, str(script), *rest])
+    os.execv(sys.executable, [sys.executable, str(script), *arguments])
 
 
 def _export(parsed: argparse.Namespace, _: Sequence[str]) -> None:
@@ -247,14 +250,14 @@ def _reproduce(parsed: argparse.Namespace, _: Sequence[str]) -> None:
     _use_all_cores()
     from egnn_jax.experiments import reproduce
 
-    given = vars(parsed)
-    options = reproduce.Options(parsed.runs, parsed.out, parsed.seeds, given.get("epochs"))
-    extra = {
-        name: given[name]
+    arguments = vars(parsed)
+    options = reproduce.Options(parsed.runs, parsed.out, parsed.seeds, arguments.get("epochs"))
+    extra_options = {
+        name: arguments[name]
         for name in ("only", "quick", "steps", "targets", "model", "together", "half_periods")
-        if name in given
+        if name in arguments
     }
-    getattr(reproduce, parsed.what.replace("-", "_"))(options, **extra)
+    getattr(reproduce, parsed.what.replace("-", "_"))(options, **extra_options)
 
 
 def _use_all_cores() -> None:

@@ -66,32 +66,32 @@ def energy_forces(
 
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         _require_labels(batch)
-        out: Any = apply(params, batch)
-        graphs, nodes = graph_mask(batch), node_mask(batch)
+        outputs: Any = apply(params, batch)
+        real_graphs, real_nodes = graph_mask(batch), node_mask(batch)
         n_node = jnp.maximum(total_nodes(batch), 1)[:, None]
         total, metrics = jnp.zeros(()), {}
-        for name, predicted, label, real, scale in (
-            ("energy", out.globals.y, batch.globals.y, graphs, 1 / n_node),
-            ("forces", out.nodes.y, batch.nodes.y, nodes, 1),
-            ("stress", out.globals.stress, batch.globals.stress, graphs, 1),
+        for name, predictions, labels, row_mask, scale in (
+            ("energy", outputs.globals.y, batch.globals.y, real_graphs, 1 / n_node),
+            ("forces", outputs.nodes.y, batch.nodes.y, real_nodes, 1),
+            ("stress", outputs.globals.stress, batch.globals.stress, real_graphs, 1),
         ):
             if not weights[name]:
                 continue
-            if label is None or predicted is None or jnp.shape(label) != jnp.shape(predicted):
-                shapes = [None if a is None else jnp.shape(a) for a in (label, predicted)]
+            if labels is None or predictions is None or jnp.shape(labels) != jnp.shape(predictions):
+                shapes = [None if a is None else jnp.shape(a) for a in (labels, predictions)]
                 raise ValueError(
                     f"the labels of {name} have shape {shapes[0]} and the predictions {shapes[1]}; "
                     "expected one shape"
                 )
-            mask = real.reshape(-1, *(1,) * (label.ndim - 1))
-            error = jnp.where(mask, predicted - label, 0)
-            sums = (jnp.sum((error * scale) ** 2), jnp.sum(jnp.abs(error)), jnp.sum(real))
-            if real is nodes:
+            mask = row_mask.reshape(-1, *(1,) * (labels.ndim - 1))
+            error = jnp.where(mask, predictions - labels, 0)
+            sums = (jnp.sum((error * scale) ** 2), jnp.sum(jnp.abs(error)), jnp.sum(row_mask))
+            if row_mask is real_nodes:
                 sums = sum_over_parts(batch, sums)
-            squared, absolute, number = sums
-            count = jnp.maximum(number * (label.size // label.shape[0]), 1)
-            total += weights[name] * squared / count
-            metrics[name] = (absolute, count)
+            squared_error, absolute_error, num_rows = sums
+            count = jnp.maximum(num_rows * (labels.size // labels.shape[0]), 1)
+            total += weights[name] * squared_error / count
+            metrics[name] = (absolute_error, count)
         return total, metrics
 
     return loss
@@ -107,24 +107,30 @@ def _require_labels(batch: GraphsTuple) -> None:
 
 
 def _regression(
-    network: nn.Module | Callable[..., Any], penalty: Callable[[jax.Array], jax.Array], name: str
+    network: nn.Module | Callable[..., Any],
+    error_function: Callable[[jax.Array], jax.Array],
+    name: str,
 ) -> Loss:
     apply = getattr(network, "apply", network)
 
     def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         _require_labels(batch)
-        y: Any = batch.globals.y
-        out: Any = apply(params, batch)
-        predicted = out.globals.y
-        if y is None or jnp.ndim(y) != 2 or jnp.shape(predicted) != jnp.shape(y):
+        targets: Any = batch.globals.y
+        outputs: Any = apply(params, batch)
+        predictions = outputs.globals.y
+        if (
+            targets is None
+            or jnp.ndim(targets) != 2
+            or jnp.shape(predictions) != jnp.shape(targets)
+        ):
             raise ValueError(
-                f"the targets have shape {None if y is None else jnp.shape(y)} and the predictions "
-                f"{jnp.shape(predicted)}; expected one shape (G, T): y of each graph, and as many "
-                "outputs"
+                f"the targets have shape {None if targets is None else jnp.shape(targets)} and "
+                f"the predictions {jnp.shape(predictions)}; expected one shape (G, T): y of each "
+                "graph, and as many outputs"
             )
-        real = graph_mask(batch)[:, None]
-        total = jnp.sum(jnp.where(real, penalty(predicted - y), 0))
-        count = jnp.sum(real) * y.shape[1]
+        mask = graph_mask(batch)[:, None]
+        total = jnp.sum(jnp.where(mask, error_function(predictions - targets), 0))
+        count = jnp.sum(mask) * targets.shape[1]
         return total / jnp.maximum(count, 1), {name: (total, count)}
 
     return loss

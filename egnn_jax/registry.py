@@ -47,10 +47,10 @@ class Registry(Mapping[str, type]):
         def decorate(cls: T) -> T:
             if not isinstance(cls, type):
                 raise ValueError(f"{cls!r} is registered as {name!r}; expected a class")
-            taken = self._classes.get(name)
+            existing = self._classes.get(name)
             # Running a notebook cell again makes a new class each time.
-            same = taken is not None and taken.__qualname__ == cls.__qualname__
-            if name in self._builtin or (taken is not None and not same):
+            is_redefinition = existing is not None and existing.__qualname__ == cls.__qualname__
+            if name in self._builtin or (existing is not None and not is_redefinition):
                 raise ValueError(f"the {self._kind} {name!r} exists; expected another name")
             self._classes[name] = cls
             return cls
@@ -66,12 +66,12 @@ class Registry(Mapping[str, type]):
         for name, registered in self._classes.items():
             if registered is cls:
                 return name
-        path = f"{cls.__module__}:{cls.__qualname__}"
-        for name, where in self._builtin.items():
-            if where == path:
+        class_path = f"{cls.__module__}:{cls.__qualname__}"
+        for name, builtin_path in self._builtin.items():
+            if builtin_path == class_path:
                 return name
-        for name, entry in self._entry_points().items():
-            if entry.value == path:
+        for name, entry_point in self._entry_points().items():
+            if entry_point.value == class_path:
                 return name
         raise ValueError(
             f"{cls.__qualname__} is not a registered {self._kind}; expected one of {sorted(self)}, "
@@ -88,7 +88,7 @@ class Registry(Mapping[str, type]):
         return self._classes[name]
 
     def __contains__(self, name: object) -> bool:
-        return any(name == known for known in self)
+        return any(name == registered for registered in self)
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self._builtin, **self._classes, **self._entry_points()})

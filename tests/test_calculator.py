@@ -132,13 +132,13 @@ def test_a_list_is_kept_until_an_atom_moves_by_half_the_skin(water):
     network, params = potential(water)
     calc = egnn.ASECalculator(network, params, skin=0.4)
     calc.get_potential_energy(water)
-    first = calc._list
+    first = calc._neighbor_list
     water.positions[0, 0] += 0.19
     calc.get_potential_energy(water)
-    assert calc._list is first
+    assert calc._neighbor_list is first
     water.positions[0, 0] += 0.02
     calc.get_potential_energy(water)
-    assert calc._list is not first
+    assert calc._neighbor_list is not first
 
 
 def test_geometries_of_one_system_compile_once():

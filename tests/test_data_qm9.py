@@ -281,7 +281,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="not all of QM9: its molecules is 1;"):
             qm9.load("~/dsgdb9nsd.xyz.tar.bz2", listed, folder=tmp_path)
     found = dict.fromkeys(qm9_bonds.Bonds._fields, np.zeros(0))
-    monkeypatch.setattr(qm9_bonds, "_all", lambda _: found)
+    monkeypatch.setattr(qm9_bonds, "_all_bonds", lambda _: found)
     monkeypatch.chdir(tmp_path)
     qm9_bonds.load(None, "~/cache")
     assert (tmp_path / "cache" / "qm9" / "qm9-bonds.npz").is_file()

@@ -239,7 +239,7 @@ def test_a_batch_too_large_for_the_budget_loses_nothing():
 
 def test_one_large_graph_takes_the_memory_of_one():
     graphs = of_kinds([400])
-    assert [len(ends) for ends in graphs._ends] == [400 * 399] * 2
+    assert [len(ends) for ends in graphs._endpoints] == [400 * 399] * 2
     packed = graphs.pack(np.array([0]))
     np.testing.assert_array_equal(np.stack([packed.senders, packed.receivers]), complete_edges(400))
 

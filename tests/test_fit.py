@@ -596,7 +596,7 @@ def test_an_evaluation_in_parts_has_the_keys_and_samples_of_the_whole(monkeypatc
     whole = egnn.evaluate(loss, {}, data.loader(4), seed=1)
     monkeypatch.setattr(evaluation, "KEPT_BYTES", 3_000)
     parts = evaluation.Evaluation(evaluation.metrics_of(loss), data.loader(4), seed=1)
-    assert 1 < parts._chunk < 7, "of seven batches, some at once, and a rest"
+    assert 1 < parts._chunk_size < 7, "of seven batches, some at once, and a rest"
     assert {k: float(v) for k, v in parts({}).items()} == pytest.approx(whole, rel=1e-6)
     monkeypatch.setattr(evaluation, "KEPT_BYTES", 1)
     assert egnn.evaluate(loss, {}, data.loader(4), seed=1) == pytest.approx(whole, rel=1e-6)

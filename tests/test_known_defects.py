@@ -127,13 +127,13 @@ def the_schedule_advances_once_a_step(module):
 
 
 MESSAGES = "m_i = aggregate(graph, m_ij)"
-MOVES = "dx = None if moves is None else sum_at_receivers(graph, moves)"
+MOVES = "dx = None if dx_ij is None else sum_at_receivers(graph, dx_ij)"
 DEFECTS = [
     (
         messages_and_moves_arrive_at_receivers,
         egcl,
         MOVES,
-        "dx = jax.ops.segment_sum(moves, graph.senders, len(x))",
+        "dx = jax.ops.segment_sum(dx_ij, graph.senders, len(x))",
     ),
     (
         velocity_gate_reads_h_before_its_update,
@@ -174,8 +174,8 @@ DEFECTS = [
     (
         the_schedule_advances_once_a_step,
         optimizer_module,
-        "return optax.chain(*parts)",
-        "return optax.chain(*parts, optax.scale_by_schedule(lambda k: rate(3 * k) / rate(k)))",
+        "return optax.chain(*transforms)",
+        "return optax.chain(*transforms, optax.scale_by_schedule(lambda k: rate(3 * k) / rate(k)))",
     ),
 ]
 each_defect = pytest.mark.parametrize(

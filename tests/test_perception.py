@@ -227,7 +227,7 @@ def test_the_search_for_whole_bonds_agrees_with_the_integer_program(monkeypatch,
             del kept[rng.permutation(hydrogens)[:lost]]
             cases.append((kept.numbers, kept.positions))
     found = [_perception.of_geometry(*case, 0) for case in cases]
-    monkeypatch.setattr(_perception, "_completed", lambda *_: False)
+    monkeypatch.setattr(_perception, "_search_bond_orders", lambda *_: False)
     assert found == [_perception.of_geometry(*case, 0) for case in cases]
     assert 20 < sum(not reasons for reasons in found) < len(cases) - 20
 

@@ -427,18 +427,18 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
 def test_differences_between_processes_are_named(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     texts = [json.dumps({"versions": {"jax": v}, "same": 1}) for v in ("1", "1", "2")]
-    monkeypatch.setattr(processes, "_texts", lambda _: texts)
+    monkeypatch.setattr(processes, "_gather_texts", lambda _: texts)
     message = "process 2 of 3 would train something else: versions.jax is '2' there and '1' in"
     with pytest.raises(ValueError, match=message):
         processes.require_same({})
-    monkeypatch.setattr(processes, "_texts", lambda _: texts[:2])
+    monkeypatch.setattr(processes, "_gather_texts", lambda _: texts[:2])
     processes.require_same({})
 
 
 def test_whatever_fails_in_the_first_process_fails_in_all(monkeypatch):
     told = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "_texts", lambda text: told.append(text) or told[:1])
+    monkeypatch.setattr(processes, "_gather_texts", lambda text: told.append(text) or told[:1])
     with pytest.raises(ZeroDivisionError):
         processes.from_first(lambda: 1 / 0)
     with pytest.raises(TypeError):  # no plain value

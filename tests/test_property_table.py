@@ -394,7 +394,7 @@ def test_a_column_of_equal_values_has_scale_one(texts):
 
 def test_a_geometry_that_took_too_long_can_be_tried_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    file, embedded = write(SMILES=[*SMILES[:-1], "C1CC"]), _embedding._embedded
+    file, embedded = write(SMILES=[*SMILES[:-1], "C1CC"]), _embedding._embed_molecule
 
     def slow(molecule, name, conformers):
         if name == "CO":
@@ -402,7 +402,7 @@ def test_a_geometry_that_took_too_long_can_be_tried_again(tmp_path, monkeypatch)
         return embedded(molecule, name, conformers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_embedding, "_embedded", slow)
+        patch.setattr(_embedding, "_embed_molecule", slow)
         for _ in range(2):
             with pytest.warns(UserWarning, match=r"2 of 30 .*\(to try 1 of them again, d") as said:
                 assert len(property_table.read(file, ["logP"], folder="~/own")) == 28

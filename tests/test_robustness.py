@@ -134,7 +134,7 @@ def test_memory_of_a_complete_graph_is_said_before_it_is_taken(monkeypatch):
         ValueError, match=r"of 1,000,000 nodes .* takes 3\.3e\+04 GB of memory; exp"
     ):
         egnn.complete_graph(np.zeros((1_000_000, 3)))
-    monkeypatch.setattr(_memory, "_SAID", 1_000)
+    monkeypatch.setattr(_memory, "_WARNING_SIZE", 1_000)
     with pytest.warns(UserWarning, match="complete graph of 50 nodes with 2,450 edges"):
         egnn.complete_graph(np.zeros((50, 3)))
     assert _memory.total_memory() > 1e8

@@ -73,7 +73,7 @@ def from_smiles(smiles: str, name: str, conformers: int = CONFORMERS) -> Structu
       ValueError: this is not a SMILES, the molecule is impossible or too large, there are several
         molecules, or no geometry is found in :data:`SECONDS`.
     """
-    return _embedded(parsed(smiles), name, conformers)
+    return _embed_molecule(parsed(smiles), name, conformers)
 
 
 def parsed(text: str) -> Any:
@@ -127,8 +127,8 @@ def problem(molecule: Any) -> str:
 
     if molecule is None:
         return ""
-    found = Chem.DetectChemistryProblems(molecule)
-    return " ".join(found[0].Message().split()) if found else ""
+    problems = Chem.DetectChemistryProblems(molecule)
+    return " ".join(problems[0].Message().split()) if problems else ""
 
 
 def remark(text: str, formula: str) -> str:
@@ -142,13 +142,13 @@ def remark(text: str, formula: str) -> str:
     if len(elements) < 2 or "".join(elements) != text or len(set(elements)) < len(elements):
         return ""
     if text in _FORMULAS:
-        name, other = _FORMULAS[text]
-        return f"{text} is read as a SMILES, {name} ({formula}), not as a formula: {other}"
+        name, hint = _FORMULAS[text]
+        return f"{text} is read as a SMILES, {name} ({formula}), not as a formula: {hint}"
     return f"{text} is read as a SMILES, {formula}, not as a formula"
 
 
 def useful_processes(waiting: int) -> int:
-    """The fastest number of processes to generate ``waiting`` geometries; 1 for only this one."""
+    """The fastest number of processes to generate ``waiting`` geometries; 1 for no new process."""
     if waiting < MANY:  # starting new processes would take longer
         return 1
     return min(number_of_cores(), 2 * waiting // MANY)
@@ -165,36 +165,36 @@ def made(
         process is refused.
       conformers: see :func:`from_smiles`.
     """
-    make = partial(_made, conformers=conformers)
+    embed = partial(_embed_entry, conformers=conformers)
     if processes == 1:
-        yield from map(make, entries)
+        yield from map(embed, entries)
         return
-    every = list(entries)
-    chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
-    done = 0
-    while done < len(chunks):
+    entry_list = list(entries)
+    chunks = [entry_list[k : k + _CHUNK] for k in range(0, len(entry_list), _CHUNK)]
+    num_finished = 0
+    while num_finished < len(chunks):
         try:
-            for found in _in_processes(make, chunks[done:], processes):
-                done += 1
-                yield from found
+            for results in _in_processes(embed, chunks[num_finished:], processes):
+                num_finished += 1
+                yield from results
         except BrokenProcessPool as error:
-            if isinstance(error, NoProcessError) and not done:
+            if isinstance(error, NoProcessError) and not num_finished:
                 warnings.warn(f"{error}; geometries are generated in this process", stacklevel=2)
-                yield from map(make, every)
+                yield from map(embed, entry_list)
                 return
             # Any molecule of this or a later chunk may have crashed its process.
-            for one in chunks[done]:
-                yield _alone(make, one)
-            done += 1
+            for entry in chunks[num_finished]:
+                yield _embed_alone(embed, entry)
+            num_finished += 1
 
 
 def _in_processes(
-    make: Callable[[Any], Structure | Refused], chunks: list[list[Any]], processes: int
+    embed: Callable[[Any], Structure | Refused], chunks: list[list[Any]], processes: int
 ) -> Iterator[list[Structure | Refused]]:
     pool = workers(min(processes, len(chunks)))
     try:
         futures: list[Future[list[Structure | Refused]]] = [
-            pool.submit(_made_chunk, make, chunk) for chunk in chunks
+            pool.submit(_embed_chunk, embed, chunk) for chunk in chunks
         ]
         for future in futures:
             yield future.result()
@@ -202,23 +202,23 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(make: Callable[[Any], Structure | Refused], entry: Any) -> Structure | Refused:
+def _embed_alone(embed: Callable[[Any], Structure | Refused], entry: Any) -> Structure | Refused:
     if not isinstance(entry, Smiles):
         return entry
     try:
-        return next(_in_processes(make, [[entry]], 1))[0]
+        return next(_in_processes(embed, [[entry]], 1))[0]
     except BrokenProcessPool:
         reason = f"{entry.where}it ended the process that made its geometry"
         return Refused(entry.name, reason, passing=True)  # memory may not have sufficed
 
 
-def _made_chunk(
-    make: Callable[[Any], Structure | Refused], entries: list[Any]
+def _embed_chunk(
+    embed: Callable[[Any], Structure | Refused], entries: list[Any]
 ) -> list[Structure | Refused]:
-    return [make(entry) for entry in entries]
+    return [embed(entry) for entry in entries]
 
 
-def _made(entry: Any, conformers: int) -> Structure | Refused:
+def _embed_entry(entry: Any, conformers: int) -> Structure | Refused:
     if not isinstance(entry, Smiles):
         return entry
     try:
@@ -229,14 +229,14 @@ def _made(entry: Any, conformers: int) -> Structure | Refused:
     return dataclasses.replace(molecule, remark=entry.remark, values=entry.values)
 
 
-def _embedded(molecule: Any, name: str, conformers: int) -> Structure:
+def _embed_molecule(molecule: Any, name: str, conformers: int) -> Structure:
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
-    if (parts := len(Chem.GetMolFrags(molecule))) > 1:
+    if (fragments := len(Chem.GetMolFrags(molecule))) > 1:
         raise ValueError(
-            f"it is {parts} molecules, whose relative positions are unknown; give each alone, or "
-            "all with coordinates"
+            f"it is {fragments} molecules, whose relative positions are unknown; give each alone, "
+            "or all with coordinates"
         )
     size = molecule.GetNumAtoms(onlyExplicit=False)
     check_size(size, MOST_EMBEDDED, " where a geometry is to be made")
@@ -252,20 +252,20 @@ def _embedded(molecule: Any, name: str, conformers: int) -> Structure:
     settings.enableSequentialRandomSeeds = True  # seed k for conformer k, instead of 0 for all
     settings.useRandomCoords = True  # finds more of the strained cages that are common in QM9
     settings.timeout = SECONDS
-    field, energies = "ETKDG", np.zeros(conformers)
+    method, energies = "ETKDG", np.zeros(conformers)
     with rdBase.BlockLogs():
-        found = list(rdDistGeom.EmbedMultipleConfs(molecule, conformers, settings))
+        conformer_ids = list(rdDistGeom.EmbedMultipleConfs(molecule, conformers, settings))
         if not molecule.GetNumConformers():
-            within = f" in {SECONDS} s" if found else ""  # RDKit then returns -1
-            kind = OutOfTimeError if found else ValueError
-            raise kind(f"no geometry was found{within}; give one as .xyz or .sdf")
+            time_limit = f" in {SECONDS} s" if conformer_ids else ""  # RDKit then returns -1
+            error_class = OutOfTimeError if conformer_ids else ValueError
+            raise error_class(f"no geometry was found{time_limit}; give one as .xyz or .sdf")
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
-            relaxed = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule, maxIters=5_000)
-            field, energies = "MMFF94", np.array([energy for _, energy in relaxed])
-    each = list(molecule.GetConformers())
-    order = np.argsort(energies[: len(each)], kind="stable").tolist()
-    positions = np.stack([each[k].GetPositions() for k in order])
-    return of_rdkit(molecule, name, field, positions, each[order[0]].GetId())
+            results = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule, maxIters=5_000)
+            method, energies = "MMFF94", np.array([energy for _, energy in results])
+    rdkit_conformers = list(molecule.GetConformers())
+    order = np.argsort(energies[: len(rdkit_conformers)], kind="stable").tolist()
+    positions = np.stack([rdkit_conformers[k].GetPositions() for k in order])
+    return of_rdkit(molecule, name, method, positions, rdkit_conformers[order[0]].GetId())
 
 
 def of_rdkit(

@@ -28,17 +28,23 @@ class Flat(NamedTuple):
 
 def flat(graphs: Sequence[GraphsTuple]) -> Flat:
     """Concatenate the arrays of graphs, which must be :func:`alike`."""
-    hosted = [jax.tree.map(np.asarray, graph) for graph in graphs]
-    first_node = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in hosted]
+    host_graphs = [jax.tree.map(np.asarray, graph) for graph in graphs]
+    node_offsets = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in host_graphs]
     senders, receivers = (
         np.concatenate(
-            [getattr(g, end) - start for g, start in zip(hosted, first_node, strict=True)]
+            [
+                getattr(graph, field) - offset
+                for graph, offset in zip(host_graphs, node_offsets, strict=True)
+            ]
         )
-        for end in ("senders", "receivers")
+        for field in ("senders", "receivers")
     )
     n_node, n_edge, nodes, edges, globals_ = (
-        jax.tree.map(lambda *leaves: np.concatenate(leaves), *(getattr(g, f) for g in hosted))
-        for f in ("n_node", "n_edge", "nodes", "edges", "globals")
+        jax.tree.map(
+            lambda *leaves: np.concatenate(leaves),
+            *(getattr(graph, field) for graph in host_graphs),
+        )
+        for field in ("n_node", "n_edge", "nodes", "edges", "globals")
     )
     return Flat(n_node, nodes, edges, globals_, (n_edge, senders, receivers))
 
@@ -66,7 +72,7 @@ def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
     """
     if isinstance(graphs, GraphsTuple):
         raise ValueError("graphs is one graph; expected a list of graphs")
-    expected, first = None, {}
+    expected_signature, first_shapes = None, {}
     for k, graph in enumerate(graphs):
         if not isinstance(graph, GraphsTuple):
             raise ValueError(
@@ -76,23 +82,25 @@ def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
         if isinstance(graph, PaddedGraphsTuple):
             raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
         require_whole(f"graph {k}", graph)
-        leaves, structure = jax.tree.flatten((graph.nodes, graph.edges, graph.globals))
-        kind = structure, [np.shape(leaf)[1:] for leaf in leaves]
-        if expected is None:
-            expected, first = kind, _shapes(graph)
-        if kind != expected:
-            raise ValueError(f"graph {k} carries {_shapes(graph)}; expected {first}, as graph 0")
+        leaves, treedef = jax.tree.flatten((graph.nodes, graph.edges, graph.globals))
+        signature = treedef, [np.shape(leaf)[1:] for leaf in leaves]
+        if expected_signature is None:
+            expected_signature, first_shapes = signature, _shapes(graph)
+        if signature != expected_signature:
+            raise ValueError(
+                f"graph {k} carries {_shapes(graph)}; expected {first_shapes}, as graph 0"
+            )
         yield graph
-    if expected is None:
+    if expected_signature is None:
         raise ValueError("GraphDataset received no graphs; expected at least one")
 
 
 def _shapes(graph: GraphsTuple) -> dict[str, tuple[int, ...]]:
     """The shape of a row of each array of a graph, by name."""
-    carried = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
+    trees = {"nodes": graph.nodes, "edges": graph.edges, "globals": graph.globals}
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)[1:]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(carried)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
     }
 
 
@@ -109,10 +117,10 @@ def scale_or_one(scale: Any, values: np.ndarray) -> np.ndarray:
 
     Missing values (nan) are ignored.
     """
-    least, most = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
-    rounding = max(1e-12, 4 * np.finfo(values.dtype).eps)
-    differ = most - least > rounding * np.fmax(np.abs(least), np.abs(most))
-    return np.where(differ & (scale > 0), scale, 1.0)
+    minimum, maximum = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
+    tolerance = max(1e-12, 4 * np.finfo(values.dtype).eps)
+    varies = maximum - minimum > tolerance * np.fmax(np.abs(minimum), np.abs(maximum))
+    return np.where(varies & (scale > 0), scale, 1.0)
 
 
 def require_flat(
@@ -133,62 +141,71 @@ def require_flat(
             raise ValueError(f"{name} is {count!r}; expected whole numbers (S,), none below 0")
     if not len(counts["n_node"]):
         raise ValueError("n_node is empty; expected the sizes of at least one graph")
-    total = int(counts["n_node"].sum(dtype=np.int64))
-    expected = [("nodes", nodes, total), ("globals_", globals_, len(counts["n_node"]))]
+    num_nodes = int(counts["n_node"].sum(dtype=np.int64))
+    expected_lengths = [("nodes", nodes, num_nodes), ("globals_", globals_, len(counts["n_node"]))]
     if edge_lists is None:
         sizes = counts["n_node"].astype(np.int64)
-        expected.append(("edges", edges, int((sizes * np.maximum(sizes - 1, 0)).sum())))
+        expected_lengths.append(("edges", edges, int((sizes * np.maximum(sizes - 1, 0)).sum())))
     else:
         n_edge = int(counts["n_edge"].sum(dtype=np.int64))
-        expected += [("edges", edges, n_edge), ("edge_lists", edge_lists[1:], n_edge)]
-        expected.append(("edge_lists", counts["n_edge"], len(counts["n_node"])))
-    for name, tree, length in expected:
+        expected_lengths += [("edges", edges, n_edge), ("edge_lists", edge_lists[1:], n_edge)]
+        expected_lengths.append(("edge_lists", counts["n_edge"], len(counts["n_node"])))
+    for name, tree, length in expected_lengths:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            part = f"{name} {jax.tree_util.keystr(path, simple=True, separator='.')}"
+            array_name = f"{name} {jax.tree_util.keystr(path, simple=True, separator='.')}"
             if not hasattr(leaf, "dtype") or leaf.dtype.kind in "OSUMm" or not leaf.ndim:
-                raise ValueError(f"{part} is a {type(leaf).__name__}; expected an array of numbers")
+                raise ValueError(
+                    f"{array_name} is a {type(leaf).__name__}; expected an array of numbers"
+                )
             if len(leaf) != length:
-                raise ValueError(f"{part} has {len(leaf)} rows; expected {length}")
+                raise ValueError(f"{array_name} has {len(leaf)} rows; expected {length}")
     _require_values(nodes)
     if edge_lists is not None:
-        _require_ends(counts["n_node"], counts["n_edge"], *edge_lists[1:])
+        _require_edge_lists(counts["n_node"], counts["n_edge"], *edge_lists[1:])
 
 
 def _require_values(nodes: Any) -> None:
     x, h = nodes.x, nodes.h
     if x is None:
         return
-    for first in range(0, len(x), 1_000_000):  # in blocks, to bound the memory
-        rows = slice(first, first + 1_000_000)
-        if len(bad := np.flatnonzero(~np.isfinite(x[rows]).all(axis=1))):
-            raise ValueError(f"nodes x is not finite in row {first + bad[0]}; expected numbers")
+    for start in range(0, len(x), 1_000_000):  # in blocks, to bound the memory
+        rows = slice(start, start + 1_000_000)
+        bad_rows = np.flatnonzero(~np.isfinite(x[rows]).all(axis=1))
+        if len(bad_rows):
+            raise ValueError(
+                f"nodes x is not finite in row {start + bad_rows[0]}; expected numbers"
+            )
         if h is not None and h.ndim == 1:
             features("nodes h", h[rows], len(h[rows]))
 
 
-def _require_ends(
+def _require_edge_lists(
     n_node: np.ndarray, n_edge: np.ndarray, senders: np.ndarray, receivers: np.ndarray
 ) -> None:
-    for name, ends in (("senders", senders), ("receivers", receivers)):
-        if ends.dtype.kind not in "iu" or ends.ndim != 1:
+    for name, indices in (("senders", senders), ("receivers", receivers)):
+        if indices.dtype.kind not in "iu" or indices.ndim != 1:
             raise ValueError(
-                f"{name} are {ends.dtype} of shape {ends.shape}; expected whole numbers (ΣE,)"
+                f"{name} are {indices.dtype} of shape {indices.shape}; expected whole numbers (ΣE,)"
             )
-    starts = starts_of(n_edge.astype(np.int64))
-    for first in range(0, len(n_edge), 10_000):  # in blocks, to bound the memory
-        rows = slice(first, first + 10_000)
-        graph = np.repeat(np.arange(len(n_edge[rows])), n_edge[rows])
-        edges = slice(starts[first], starts[first] + len(graph))
-        sizes = n_node[rows][graph]
-        for name, ends in (("senders", senders[edges]), ("receivers", receivers[edges])):
-            if len(bad := np.flatnonzero((ends < 0) | (ends >= sizes))):
+    edge_offsets = starts_of(n_edge.astype(np.int64))
+    for start in range(0, len(n_edge), 10_000):  # in blocks, to bound the memory
+        rows = slice(start, start + 10_000)
+        graph_index = np.repeat(np.arange(len(n_edge[rows])), n_edge[rows])
+        edges = slice(edge_offsets[start], edge_offsets[start] + len(graph_index))
+        sizes = n_node[rows][graph_index]
+        for name, indices in (("senders", senders[edges]), ("receivers", receivers[edges])):
+            bad_edges = np.flatnonzero((indices < 0) | (indices >= sizes))
+            if len(bad_edges):
+                k = bad_edges[0]
                 raise ValueError(
-                    f"{name} of edge {edges.start + bad[0]} is {ends[bad[0]]}, in a graph of "
-                    f"{sizes[bad[0]]} nodes; expected the number of one of these, from 0"
+                    f"{name} of edge {edges.start + k} is {indices[k]}, in a graph of {sizes[k]} "
+                    "nodes; expected the number of one of these, from 0"
                 )
-        ends = receivers[edges]
-        if len(bad := np.flatnonzero((ends[1:] < ends[:-1]) & (graph[1:] == graph[:-1]))):
+        indices = receivers[edges]
+        same_graph = graph_index[1:] == graph_index[:-1]
+        bad_edges = np.flatnonzero((indices[1:] < indices[:-1]) & same_graph)
+        if len(bad_edges):
             raise ValueError(
-                f"receivers of edges {edges.start + bad[0]} and after are not in order; expected "
-                "edges sorted by receiver"
+                f"receivers of edges {edges.start + bad_edges[0]} and after are not in order; "
+                "expected edges sorted by receiver"
             )

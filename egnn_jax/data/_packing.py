@@ -24,7 +24,7 @@ def complete_edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     """
     sizes = np.unique(n_node)
     senders, receivers = (
-        np.concatenate(ends) for ends in zip(*map(complete_edges, sizes), strict=True)
+        np.concatenate(arrays) for arrays in zip(*map(complete_edges, sizes), strict=True)
     )
     starts = np.zeros(sizes.max() + 1, np.int64)
     starts[sizes] = starts_of(sizes * np.maximum(sizes - 1, 0))
@@ -35,26 +35,29 @@ def budgets(n_node: np.ndarray, n_edge: np.ndarray, graphs: int, shards: int) ->
     """Budgets of shards of ``graphs`` graphs, for graphs of these sizes (S,), smallest first."""
     if graphs == 1:
         order = np.argsort(n_edge, kind="stable")
-        places = np.ceil(len(order) * np.array([0.25, 0.5, 0.75, 1])).astype(int)
-        largest = [order[:place] for place in places]
-        shapes = {(int(n_node[part].max()), int(n_edge[part].max())) for part in largest}
+        counts = np.ceil(len(order) * np.array([0.25, 0.5, 0.75, 1])).astype(int)
+        smallest_rows = [order[:count] for count in counts]
+        shapes = {(int(n_node[rows].max()), int(n_edge[rows].max())) for rows in smallest_rows}
         return [Budget(nodes + 1, edges, 2) for nodes, edges in sorted(shapes)]
     # Sum the largest graph of each class of ``arrange``, which sorts by edges; with a cutoff,
-    # graphs of one class differ in their number of nodes. Graphs dropped from an epoch and empty
-    # places of an evaluation, each fewer than a batch, shift the classes a little, and graphs with
+    # graphs of one class differ in their number of nodes. Graphs dropped from an epoch and the
+    # padding of an evaluation, each fewer than a batch, shift the classes a little, and graphs with
     # equal numbers of edges can be in any order: so look at a window around each class.
-    size = graphs * shards
+    batch_size = graphs * shards
     order = np.argsort(n_edge, kind="stable")
-    edges = n_edge[order]
-    bounds = np.ceil(np.arange(size + 1) * len(order) / size).astype(int)
+    sorted_n_edge = n_edge[order]
+    class_bounds = np.ceil(np.arange(batch_size + 1) * len(order) / batch_size).astype(int)
     windows = []
-    for start, end in pairwise(bounds):
-        least, most = edges[max(start - 2 * size, 0)], edges[min(end + 2 * size, len(order)) - 1]
-        windows.append(order[slice(*np.searchsorted(edges, [least, most + 1]))])
-    nodes, edges = (
-        int(snake(largest.reshape(graphs, shards)).sum(axis=0).max())
-        for largest in (np.array([count[w].max() for w in windows]) for count in (n_node, n_edge))
-    )
+    for start, end in pairwise(class_bounds):
+        min_edges = sorted_n_edge[max(start - 2 * batch_size, 0)]
+        max_edges = sorted_n_edge[min(end + 2 * batch_size, len(order)) - 1]
+        window = np.searchsorted(sorted_n_edge, [min_edges, max_edges + 1])
+        windows.append(order[slice(*window)])
+    totals = []
+    for counts in (n_node, n_edge):
+        class_maxima = np.array([counts[rows].max() for rows in windows])
+        totals.append(int(snake(class_maxima.reshape(graphs, shards)).sum(axis=0).max()))
+    nodes, edges = totals
     return [Budget(nodes + 1, edges, graphs + 1)]
 
 
@@ -63,8 +66,8 @@ def fitting(budget: Budget, rows: np.ndarray, n_node: np.ndarray, n_edge: np.nda
     nodes, edges = (np.where(rows >= 0, n[rows], 0).sum(axis=-1).max() for n in (n_node, n_edge))
     if nodes < budget.n_node and edges <= budget.n_edge:
         return budget
-    size = rows.shape[-1]
-    return Budget(size * int(n_node.max()) + 1, size * int(n_edge.max()), size + 1)
+    graphs = rows.shape[-1]
+    return Budget(graphs * int(n_node.max()) + 1, graphs * int(n_edge.max()), graphs + 1)
 
 
 class Gather:
@@ -76,12 +79,12 @@ class Gather:
     """
 
     def __init__(self, counts: np.ndarray, first: np.ndarray) -> None:
-        flat = counts.reshape(-1)
-        self.graph = np.repeat(np.arange(len(flat)), flat)
-        within = np.arange(len(self.graph)) - starts_of(flat)[self.graph]
+        flat_counts = counts.reshape(-1)
+        self.graph = np.repeat(np.arange(len(flat_counts)), flat_counts)
+        index_in_graph = np.arange(len(self.graph)) - starts_of(flat_counts)[self.graph]
         self.batch = self.graph // counts.shape[1]
-        self.place = starts_of(counts).reshape(-1)[self.graph] + within
-        self.source = first.reshape(-1)[self.graph] + within
+        self.place = starts_of(counts).reshape(-1)[self.graph] + index_in_graph
+        self.source = first.reshape(-1)[self.graph] + index_in_graph
 
 
 class Runs:
@@ -97,10 +100,10 @@ class Runs:
 
     def __init__(self, counts: np.ndarray, first: np.ndarray, budget: int) -> None:
         self._shape = len(counts), budget
-        start = starts_of(counts) + budget * np.arange(len(counts))[:, None]
+        target_start = starts_of(counts) + budget * np.arange(len(counts))[:, None]
         self._targets, self._sources = (
-            list(map(slice, begin.ravel().tolist(), (begin + counts).ravel().tolist()))
-            for begin in (start, first)
+            list(map(slice, start.ravel().tolist(), (start + counts).ravel().tolist()))
+            for start in (target_start, first)
         )
 
     def fill(
@@ -121,12 +124,12 @@ class Runs:
         padded = np.zeros((*self._shape, *values.shape[1:]), dtype)
         if padding is not None:
             padded[:] = padding[:, None]
-        flat = padded.reshape(-1, *values.shape[1:])
+        flat_rows = padded.reshape(-1, *values.shape[1:])
         for target, source in zip(self._targets, self._sources, strict=True):
-            flat[target] = values[source]
+            flat_rows[target] = values[source]
         if add is not None:
-            for target, number in zip(self._targets, add.ravel().tolist(), strict=True):
-                flat[target] += number
+            for target, offset in zip(self._targets, add.ravel().tolist(), strict=True):
+                flat_rows[target] += offset
         return padded
 
 
@@ -138,11 +141,12 @@ def _prefetch(values: np.memmap, runs: Sequence[slice]) -> None:
     mapped: Any = getattr(values, "_mmap", None)
     if mapped is None or not hasattr(mmap, "MADV_WILLNEED") or not values.flags.c_contiguous:
         return
-    first, base = (
+    address, mapped_address = (
         array.__array_interface__["data"][0] for array in (values, np.frombuffer(mapped, np.uint8))
     )
+    offset = address - mapped_address
     for run in runs:
-        start, stop = (first - base + place * values.strides[0] for place in (run.start, run.stop))
+        start, stop = (offset + row * values.strides[0] for row in (run.start, run.stop))
         start -= start % mmap.PAGESIZE
         if run.stop > run.start:
             mapped.madvise(mmap.MADV_WILLNEED, start, stop - start)
@@ -175,24 +179,27 @@ def edges_within(
     Returns:
       The ``edge_lists`` of :meth:`egnn_jax.GraphDataset.from_arrays`.
     """
-    narrow = np.min_scalar_type(n_node.max())  # 8 bits for molecules
-    pairs = np.cumsum(n_node.astype(np.int64) * np.maximum(n_node - 1, 0))
-    blocks, first = [], 0
-    while first < len(n_node):
-        before = pairs[first - 1] if first else 0
-        end = max(int(np.searchsorted(pairs, before + block, side="right")), first + 1)
-        sizes = n_node[first:end]
-        *lists, starts = complete_edge_lists(sizes)
-        lists = [ends.astype(narrow) for ends in lists]
-        count = sizes * np.maximum(sizes - 1, 0)
-        graph = np.repeat(np.arange(len(sizes)), count)
-        within = np.arange(len(graph)) - starts_of(count)[graph]
-        senders, receivers = (ends[starts[sizes][graph] + within] for ends in lists)
-        origin = n_node[:first].sum() + starts_of(sizes)[graph]
-        near = ((x[origin + receivers] - x[origin + senders]) ** 2).sum(axis=1) <= cutoff**2
-        n_edge = np.bincount(graph[near], minlength=len(sizes))
-        blocks.append((n_edge, senders[near], receivers[near]))
-        first = end
+    index_dtype = np.min_scalar_type(n_node.max())  # 8 bits for molecules
+    cumulative_pairs = np.cumsum(n_node.astype(np.int64) * np.maximum(n_node - 1, 0))
+    blocks, start = [], 0
+    while start < len(n_node):
+        previous_pairs = cumulative_pairs[start - 1] if start else 0
+        end = int(np.searchsorted(cumulative_pairs, previous_pairs + block, side="right"))
+        end = max(end, start + 1)
+        sizes = n_node[start:end]
+        all_senders, all_receivers, pair_offsets = complete_edge_lists(sizes)
+        n_pair = sizes * np.maximum(sizes - 1, 0)
+        graph = np.repeat(np.arange(len(sizes)), n_pair)
+        index_in_graph = np.arange(len(graph)) - starts_of(n_pair)[graph]
+        pair = pair_offsets[sizes][graph] + index_in_graph
+        senders = all_senders.astype(index_dtype)[pair]
+        receivers = all_receivers.astype(index_dtype)[pair]
+        node_offset = n_node[:start].sum() + starts_of(sizes)[graph]
+        squared = ((x[node_offset + receivers] - x[node_offset + senders]) ** 2).sum(axis=1)
+        within_cutoff = squared <= cutoff**2
+        n_edge = np.bincount(graph[within_cutoff], minlength=len(sizes))
+        blocks.append((n_edge, senders[within_cutoff], receivers[within_cutoff]))
+        start = end
     n_edge, senders, receivers = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
     return n_edge.astype(np.int32), senders, receivers
 
@@ -212,12 +219,12 @@ def trimmed(
     def at_smallest(
         function: Callable[..., Any], params: Any, batch: GraphsTuple, key: jax.Array
     ) -> Any:
-        choices = [partial(_trim, budget=budget) for budget in smaller] + [lambda batch: batch]
+        branches = [partial(_trim, budget=budget) for budget in smaller] + [lambda batch: batch]
         real_nodes, real_edges = jnp.sum(batch.n_node[:-1]), jnp.sum(batch.n_edge[:-1])
         fits = [(real_nodes < budget.n_node) & (real_edges <= budget.n_edge) for budget in smaller]
         index = jnp.argmax(jnp.stack([*fits, jnp.ones((), bool)]))
         return jax.lax.switch(
-            index, [lambda trim=trim: function(params, trim(batch), key) for trim in choices]
+            index, [lambda trim=trim: function(params, trim(batch), key) for trim in branches]
         )
 
     @jax.custom_vjp

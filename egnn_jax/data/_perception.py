@@ -14,13 +14,13 @@ _CHARGE = re.compile(
     re.IGNORECASE,
 )
 """Names for the charge of a whole molecule."""
-_SAYS_CHARGE = re.compile(
+_CHARGE_MENTION = re.compile(
     r"(?<![^\s=:,;(\"'])(?:[^\s=:,;(\"']*(?:charge|chrg|chg)[^\s=:,;(\"']*"
     r"|q(?=[\"']?\s*[=:]))",
     re.IGNORECASE,
 )
 _MULTIPLICITY = re.compile(r"(?:spin_)?mult(?:iplicity)?", re.IGNORECASE)
-_SAYS_MULTIPLICITY = re.compile(
+_MULTIPLICITY_MENTION = re.compile(
     r"\b(?:spin_)?(?:multiplicity\b|mult(?=[\"']?\s*[=:]))", re.IGNORECASE
 )
 _VALUE = r"[\"']?\s*[=:,;(]?\s*(\"[^\"]*\"|'[^']*'|[^\s\"',;)}]*)"
@@ -29,13 +29,13 @@ _RADII[[1, 6, 7, 8, 9]] = 0.34, 0.76, 0.71, 0.67, 0.62
 """Half the length (Å) of a single bond between two atoms of an element, by atomic number."""
 _VALENCES = np.zeros(10)
 _VALENCES[[1, 6, 7, 8, 9]] = 1, 4, 3, 2, 1
-_LEAST = np.zeros(10)
-_LEAST[[1, 6, 7, 8, 9]] = 0.5, 3.45, 2.1, 1.35, 0.7
-_MOST = np.zeros(10)
-_MOST[[1, 6, 7, 8, 9]] = 1.25, 4.85, 4.6, 2.85, 1.4
+_MIN_BOND_ORDERS = np.zeros(10)
+_MIN_BOND_ORDERS[[1, 6, 7, 8, 9]] = 0.5, 3.45, 2.1, 1.35, 0.7
+_MAX_BOND_ORDERS = np.zeros(10)
+_MAX_BOND_ORDERS[[1, 6, 7, 8, 9]] = 1.25, 4.85, 4.6, 2.85, 1.4
 _NONMETALS = {"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Se", "Br", "I"}
-_FEW = "few bonds ({}): hydrogens are missing"
-_FLAT = 0.02
+_FEW_BONDS = "few bonds ({}): hydrogens are missing"
+_PLANE_TOLERANCE = 0.02
 """A molecule is flat if all atoms are closer than this (Å) to one plane."""
 
 
@@ -49,7 +49,7 @@ def charge(comment: str, columns: Mapping[str, np.ndarray]) -> int:
     Raises:
       ValueError: it is not a whole number, may not be the total charge, or two statements differ.
     """
-    found = _stated(comment, _SAYS_CHARGE, _CHARGE)
+    statements = _statements(comment, _CHARGE_MENTION, _CHARGE)
     for name, column in columns.items():
         if not re.search("charge|chrg|chg|^q$", name, re.IGNORECASE) or "nuclear" in name.lower():
             continue
@@ -60,8 +60,8 @@ def charge(comment: str, columns: Mapping[str, np.ndarray]) -> int:
             raise ValueError(
                 f"the charges of its atoms ({name}) add up to {total:g}; expected a whole number"
             )
-        found.append((f"sum of {name}", round(total)))
-    return _one(found, "charge", 0)
+        statements.append((f"sum of {name}", round(total)))
+    return _agreed_value(statements, "charge", 0)
 
 
 def multiplicity(comment: str) -> int:
@@ -70,7 +70,9 @@ def multiplicity(comment: str) -> int:
     Raises:
       ValueError: it is not a whole number, or two statements differ.
     """
-    return _one(_stated(comment, _SAYS_MULTIPLICITY, _MULTIPLICITY), "multiplicity", 1)
+    return _agreed_value(
+        _statements(comment, _MULTIPLICITY_MENTION, _MULTIPLICITY), "multiplicity", 1
+    )
 
 
 def of_rdkit(molecule: Any) -> list[str]:
@@ -101,25 +103,28 @@ def of_geometry(numbers: np.ndarray, positions: np.ndarray, charge: int) -> list
       charge: the charge of the molecule.
     """
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
-    single = _RADII[numbers][:, None] + _RADII[numbers]
-    bonded = (distances < single + 0.35) & ~np.eye(len(numbers), dtype=bool)
+    single_lengths = _RADII[numbers][:, None] + _RADII[numbers]
+    bonded = (distances < single_lengths + 0.35) & ~np.eye(len(numbers), dtype=bool)
     if (fragments := _fragments(bonded)) > 1:
         return [f"it is {fragments} molecules by its distances"]
     reasons = []
-    flat = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)[-1] < _FLAT
-    if flat and bonded.sum(axis=1).max() > 3:
+    thickness = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)[-1]
+    if thickness < _PLANE_TOLERANCE and bonded.sum(axis=1).max() > 3:
         reasons.append("it is flat, as a drawing, though an atom has four neighbors")
-    valences = np.where(bonded, np.exp((single - distances) / 0.3), 0).sum(axis=1)
+    valences = np.where(bonded, np.exp((single_lengths - distances) / 0.3), 0).sum(axis=1)
     symbols = dict(zip(qm9.ELEMENTS.values(), qm9.ELEMENTS, strict=True))
-    for wrong, what in (
-        (valences < _LEAST[numbers], _FEW),
-        (valences > _MOST[numbers], "many or too short bonds ({}): there are too many atoms"),
+    for mask, template in (
+        (valences < _MIN_BOND_ORDERS[numbers], _FEW_BONDS),
+        (
+            valences > _MAX_BOND_ORDERS[numbers],
+            "many or too short bonds ({}): there are too many atoms",
+        ),
     ):
-        if wrong.any():
-            named = [f"{symbols[int(numbers[k])]} {k + 1}" for k in np.flatnonzero(wrong)]
-            reasons.append(_wrong_bonds(what, named))
-    short = distances < single + 0.2
-    if not (reasons or charge or _has_whole_bonds(numbers, bonded, short)):
+        if mask.any():
+            labels = [f"{symbols[int(numbers[k])]} {k + 1}" for k in np.flatnonzero(mask)]
+            reasons.append(_unusual_bonds(template, labels))
+    short = distances < single_lengths + 0.2
+    if not (reasons or charge or _has_integer_bonds(numbers, bonded, short)):
         reasons.append(
             "its atoms cannot be bonded as in a neutral molecule without unpaired electrons: "
             "there are too few or too many hydrogens, or it is a radical or charged"
@@ -137,17 +142,17 @@ def of_carbons(symbols: Sequence[str], positions: np.ndarray) -> list[str]:
     if not set(symbols) <= _NONMETALS or not len(carbons):
         return []
     radii = covalent_radii[[atomic_numbers[symbol] for symbol in symbols]]
-    single = radii[carbons][:, None] + radii
+    single_lengths = radii[carbons][:, None] + radii
     distances = np.linalg.norm(positions[carbons][:, None] - positions, axis=-1)
-    bonded = (distances < single + 0.35) & (carbons[:, None] != np.arange(len(symbols)))
-    orders = np.where(bonded, np.exp((single - distances) / 0.3), 0).sum(axis=1)
+    bonded = (distances < single_lengths + 0.35) & (carbons[:, None] != np.arange(len(symbols)))
+    orders = np.where(bonded, np.exp((single_lengths - distances) / 0.3), 0).sum(axis=1)
     few = carbons[orders < 3.3]
-    return [_wrong_bonds(_FEW, [f"C {k + 1}" for k in few])] if len(few) else []
+    return [_unusual_bonds(_FEW_BONDS, [f"C {k + 1}" for k in few])] if len(few) else []
 
 
-def _wrong_bonds(what: str, atoms: Sequence[str]) -> str:
-    named = ", ".join(atoms[:3])
-    return f"atoms have too {what.format(named)}, or it is a radical or charged"
+def _unusual_bonds(template: str, atoms: Sequence[str]) -> str:
+    labels = ", ".join(atoms[:3])
+    return f"atoms have too {template.format(labels)}, or it is a radical or charged"
 
 
 def _fragments(bonded: np.ndarray) -> int:
@@ -158,7 +163,7 @@ def _fragments(bonded: np.ndarray) -> int:
     return len(set(connected.argmax(axis=1).tolist()))  # the first atom of each component
 
 
-def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray) -> bool:
+def _has_integer_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray) -> bool:
     """Whether integer bond orders exist with which each atom has its valence.
 
     N and O may have a charge of +1 and one more bond. The same number of N, O, or C next to such an
@@ -170,90 +175,96 @@ def _has_whole_bonds(numbers: np.ndarray, bonded: np.ndarray, short: np.ndarray)
       short: pairs that must have a bond (M, M).
     """
     i, j = np.nonzero(np.triu(bonded))
-    rest = _VALENCES[numbers] - short.sum(axis=1, where=bonded)
-    room = {(a, b): 2 if short[a, b] else 3 for a, b in zip(i.tolist(), j.tolist(), strict=True)}
-    if _completed(rest.astype(int).tolist(), room, 200):
+    free_valences = _VALENCES[numbers] - short.sum(axis=1, where=bonded)
+    capacities = {
+        (a, b): 2 if short[a, b] else 3 for a, b in zip(i.tolist(), j.tolist(), strict=True)
+    }
+    if _search_bond_orders(free_valences.astype(int).tolist(), capacities, 200):
         return True
     from scipy.optimize import Bounds, LinearConstraint, milp  # half a second, rarely needed
 
-    atoms, bonds = len(numbers), len(i)
-    ends, one = np.zeros((atoms, bonds)), np.eye(atoms)
-    ends[i, np.arange(bonds)] = ends[j, np.arange(bonds)] = 1
+    num_atoms, num_bonds = len(numbers), len(i)
+    incidence, identity = np.zeros((num_atoms, num_bonds)), np.eye(num_atoms)
+    incidence[i, np.arange(num_bonds)] = incidence[j, np.arange(num_bonds)] = 1
     valences: Any = _VALENCES[numbers]
     # The unknowns are the order of each bond, and whether each atom is positive or negative.
-    balance = np.concatenate([np.zeros(bonds), np.ones(atoms), -np.ones(atoms)])
-    beside = np.hstack([0 * ends, -1.0 * bonded, one])[numbers == 6]
-    apart = np.hstack([np.zeros((bonds, bonds + atoms)), ends.T])
-    least: Any = np.concatenate([short[i, j], np.zeros(2 * atoms)])
-    charged = [np.isin(numbers, (7, 8)), np.isin(numbers, (6, 7, 8))]
-    most: Any = np.concatenate([np.full(bonds, 3), *charged])
+    balance = np.concatenate([np.zeros(num_bonds), np.ones(num_atoms), -np.ones(num_atoms)])
+    carbanions = np.hstack([0 * incidence, -1.0 * bonded, identity])[numbers == 6]
+    negative_pairs = np.hstack([np.zeros((num_bonds, num_bonds + num_atoms)), incidence.T])
+    lower: Any = np.concatenate([short[i, j], np.zeros(2 * num_atoms)])
+    may_be_charged = [np.isin(numbers, (7, 8)), np.isin(numbers, (6, 7, 8))]
+    upper: Any = np.concatenate([np.full(num_bonds, 3), *may_be_charged])
     return milp(
-        np.zeros(bonds + 2 * atoms),
+        np.zeros(num_bonds + 2 * num_atoms),
         constraints=[
-            LinearConstraint(np.hstack([ends, -one, one]), valences, valences),
+            LinearConstraint(np.hstack([incidence, -identity, identity]), valences, valences),
             LinearConstraint(balance[None], 0, 0),
-            LinearConstraint(beside, -np.inf, 0),
-            LinearConstraint(apart, 0, 1),
+            LinearConstraint(carbanions, -np.inf, 0),  # each next to a positive atom
+            LinearConstraint(negative_pairs, 0, 1),  # no two negative atoms in one bond
         ],
-        bounds=Bounds(least, most),
-        integrality=np.ones(bonds + 2 * atoms),
+        bounds=Bounds(lower, upper),
+        integrality=np.ones(num_bonds + 2 * num_atoms),
     ).success
 
 
-def _completed(rest: list[int], room: dict[tuple[int, int], int], steps: int) -> bool:
+def _search_bond_orders(
+    free_valences: list[int], capacities: dict[tuple[int, int], int], steps: int
+) -> bool:
     """Whether a search finds bond orders that use up the remaining valences.
 
     For most molecules a few steps suffice, which take a tenth of a millisecond; the caller decides
     the others with an integer program, which takes some milliseconds.
 
     Args:
-      rest: for each atom, its valence minus its bonds so far.
-      room: by how much the order of each bond may grow.
+      free_valences: for each atom, its valence minus its bonds so far.
+      capacities: by how much the order of each bond may grow.
       steps: the largest number of steps; then the search gives up.
     """
-    todo = [(rest, room)]
-    while todo and steps:
+    stack = [(free_valences, capacities)]
+    while stack and steps:
         steps -= 1
-        rest, room = todo.pop()
-        room = {(a, b): min(n, rest[a], rest[b]) for (a, b), n in room.items()}
-        room = {bond: n for bond, n in room.items() if n > 0}
-        most = [0] * len(rest)
-        for (a, b), n in room.items():
-            most[a] += n
-            most[b] += n
-        if not all(0 <= left <= n for left, n in zip(rest, most, strict=True)):
+        free, capacities = stack.pop()
+        capacities = {(a, b): min(n, free[a], free[b]) for (a, b), n in capacities.items()}
+        capacities = {bond: n for bond, n in capacities.items() if n > 0}
+        totals = [0] * len(free)
+        for (a, b), n in capacities.items():
+            totals[a] += n
+            totals[b] += n
+        if not all(0 <= valence <= total for valence, total in zip(free, totals, strict=True)):
             continue
-        if not room:
+        if not capacities:
             return True
-        # Branch on the bond whose ends have the least to spare; with none, its order is known.
-        spare = {(a, b): min(most[a] - rest[a], most[b] - rest[b]) for a, b in room}
-        bond = min(spare, key=spare.__getitem__)
-        n = room.pop(bond)
-        for order in range(max(n - spare[bond], 0), n + 1):
-            left = list(rest)
-            for end in bond:
-                left[end] -= order
-            todo.append((left, room))
+        # Branch on the bond whose atoms have the least slack; with none, its order is known.
+        slack = {(a, b): min(totals[a] - free[a], totals[b] - free[b]) for a, b in capacities}
+        bond = min(slack, key=slack.__getitem__)
+        capacity = capacities.pop(bond)
+        for order in range(max(capacity - slack[bond], 0), capacity + 1):
+            remaining = list(free)
+            for atom in bond:
+                remaining[atom] -= order
+            stack.append((remaining, capacities))
     return False
 
 
-def _stated(comment: str, says: re.Pattern[str], sure: re.Pattern[str]) -> list[tuple[str, int]]:
-    """The names and whole numbers in a comment that match ``says``; all must match ``sure`` too."""
-    found = []
-    for name, value in re.findall(f"({says.pattern}){_VALUE}", comment, re.IGNORECASE):
-        if not sure.fullmatch(name):
+def _statements(
+    comment: str, mention: re.Pattern[str], exact: re.Pattern[str]
+) -> list[tuple[str, int]]:
+    """The names that match ``mention`` and their whole numbers; each must match ``exact`` too."""
+    statements = []
+    for name, value in re.findall(f"({mention.pattern}){_VALUE}", comment, re.IGNORECASE):
+        if not exact.fullmatch(name):
             raise ValueError(f"it states {name[:50]!r}; expected charge=… of the whole molecule")
         text = value.strip("\"'")
         number = float(text) if re.fullmatch(r"[+-]?\d{1,4}(\.\d*)?", text) else np.nan
         if not abs(number - np.rint(number)) < 1e-6:
             raise ValueError(f"its {name} is {text[:50]!r}; expected a whole number")
-        found.append((name, round(number)))
-    return found
+        statements.append((name, round(number)))
+    return statements
 
 
-def _one(found: list[tuple[str, int]], what: str, default: int) -> int:
+def _agreed_value(statements: list[tuple[str, int]], quantity: str, default: int) -> int:
     """The number on which all statements agree."""
-    if len(numbers := {number for _, number in found}) > 1:
-        names = ", ".join(dict.fromkeys(name for name, _ in found))
-        raise ValueError(f"its {what} is given as {sorted(numbers)} ({names}); expected one")
-    return numbers.pop() if numbers else default
+    if len(values := {value for _, value in statements}) > 1:
+        names = ", ".join(dict.fromkeys(name for name, _ in statements))
+        raise ValueError(f"its {quantity} is given as {sorted(values)} ({names}); expected one")
+    return values.pop() if values else default

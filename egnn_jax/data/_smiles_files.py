@@ -10,10 +10,10 @@ from egnn_jax.data._embedding import Smiles, parsed
 from egnn_jax.data._structure import Refused, shown
 
 _DELIMITERS = ",\t;|"
-_SMILES = ("smiles", "smi", "canonical_smiles", "isomeric_smiles", "inchi")
+_SMILES_COLUMNS = ("smiles", "smi", "canonical_smiles", "isomeric_smiles", "inchi")
 """Names of columns of molecules, in order of preference."""
-_NAMES = ("name", "id", "title", "molecule", "compound", "label", "identifier")
-_MOST_LINES = 100
+_NAME_COLUMNS = ("name", "id", "title", "molecule", "compound", "label", "identifier")
+_MAX_ROW_LINES = 100
 """The largest number of lines of one row, whose quoted cells may hold line breaks."""
 _LINE = re.compile(r"\s*(InChI=[^\s\"]+|[^\s,;\"]+)\"?[\s,;]*(.*)")
 
@@ -28,20 +28,20 @@ def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
       text: the content of the file.
       where: its path.
     """
-    lines = enumerate(text.split("\n"), 1)
-    molecules = ((k, line) for k, line in lines if line.strip() and not _is_comment(line))
-    first, head = next(molecules, (0, ""))
-    if not first:
+    numbered_lines = enumerate(text.split("\n"), 1)
+    rows = ((k, line) for k, line in numbered_lines if line.strip() and not _is_comment(line))
+    line_number, first_line = next(rows, (0, ""))
+    if not line_number:
         return
-    given = re.split(r"[\s,;]+", head.strip())
-    fields = [_plain(field) for field in given]
-    if not set(fields) & set(_SMILES) or _is_smiles(given[0].strip("\"'")):
-        yield _of_line(first, head, where)
-    elif fields[0] not in _SMILES:
+    cells = re.split(r"[\s,;]+", first_line.strip())
+    column_names = [_normalized(cell) for cell in cells]
+    if not set(column_names) & set(_SMILES_COLUMNS) or _is_smiles(cells[0].strip("\"'")):
+        yield _parse_line(line_number, first_line, where)
+    elif column_names[0] not in _SMILES_COLUMNS:
         yield from from_table(text, where)
         return
-    for k, line in molecules:
-        yield _of_line(k, line, where)
+    for k, line in rows:
+        yield _parse_line(k, line, where)
 
 
 def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
@@ -57,38 +57,38 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
       ValueError: no column, or more than one, can hold the molecules.
     """
     lines = text.split("\n")
-    while lines and not _names(lines[0])[1] and _is_before_header(lines[0]):
+    while lines and not _parse_header(lines[0])[1] and _is_before_header(lines[0]):
         lines.pop(0)
     skipped = text.count("\n") + 1 - len(lines)
     if not lines:
         return
-    delimiter, heads = _names(lines[0])
-    column = _molecules(heads, lines[0], where)
-    names = [heads.index(name) for name in _NAMES if name in heads]
+    delimiter, column_names = _parse_header(lines[0])
+    smiles_column = _smiles_column(column_names, lines[0], where)
+    name_columns = [column_names.index(name) for name in _NAME_COLUMNS if name in column_names]
     if delimiter == " ":
-        lines = ["\t".join(line.split(maxsplit=max(len(heads) - 1, 1))) for line in lines]
+        lines = ["\t".join(line.split(maxsplit=max(len(column_names) - 1, 1))) for line in lines]
     delimiter = "\t" if delimiter == " " else delimiter
-    (_, head), *rows = _rows(lines, delimiter)
-    if isinstance(head, str):
-        raise ValueError(f"{where}, line {skipped + 1}: {head}")
-    own = [cell.strip() for cell in head]
-    told = [k for k, name in enumerate(own) if own.count(name) == 1]
+    (_, header), *rows = _rows(lines, delimiter)
+    if isinstance(header, str):
+        raise ValueError(f"{where}, line {skipped + 1}: {header}")
+    original_names = [cell.strip() for cell in header]
+    unique_columns = [k for k, name in enumerate(original_names) if original_names.count(name) == 1]
     for number, row in rows:
         line = skipped + number
-        place = f"{where}, line {line}: "
+        location = f"{where}, line {line}: "
         if isinstance(row, str):
-            yield Refused(f"line {line}", f"{place}{row}")
+            yield Refused(f"line {line}", f"{location}{row}")
             continue
         if not any(cell.strip() for cell in row):
             continue
-        smiles = row[column].strip() if column < len(row) else ""
-        named = (row[k].strip() for k in names if k < len(row))
-        name = next((name for name in named if name), smiles or f"line {line}")
+        smiles = row[smiles_column].strip() if smiles_column < len(row) else ""
+        candidates = (row[k].strip() for k in name_columns if k < len(row))
+        name = next((name for name in candidates if name), smiles or f"line {line}")
         if smiles:
-            values = {own[k]: row[k].strip() for k in told if k < len(row)}
-            yield Smiles(smiles, name, place, values=values)
+            values = {original_names[k]: row[k].strip() for k in unique_columns if k < len(row)}
+            yield Smiles(smiles, name, location, values=values)
         else:
-            yield Refused(name, f"{place}the column {heads[column]!r} is empty")
+            yield Refused(name, f"{location}the column {column_names[smiles_column]!r} is empty")
 
 
 def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
@@ -96,11 +96,11 @@ def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | s
 
     A row that cannot be read is only its first line, since its quote may have no end.
     """
-    first, width = 0, 0
-    while first < len(lines):
-        block = (f"{line}\n" for line in lines[first : first + _MOST_LINES])
-        reader = csv.reader(block, delimiter=delimiter, skipinitialspace=True, strict=True)
-        number = 1
+    start, width = 0, 0
+    while start < len(lines):
+        row_lines = (f"{line}\n" for line in lines[start : start + _MAX_ROW_LINES])
+        reader = csv.reader(row_lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+        num_lines = 1
         try:
             row: list[str] | str = next(reader)
         except csv.Error as error:
@@ -115,9 +115,9 @@ def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | s
                     f"a cell that contains {delimiter!r}"
                 )
             else:
-                number = reader.line_num
-        yield first + 1, row
-        first += number
+                num_lines = reader.line_num
+        yield start + 1, row
+        start += num_lines
 
 
 def _is_before_header(line: str) -> bool:
@@ -125,14 +125,15 @@ def _is_before_header(line: str) -> bool:
     return not line.strip() or _is_comment(line) or bool(re.fullmatch(r'"?sep=."?\s*', line))
 
 
-def _of_line(number: int, line: str, where: str) -> Smiles | Refused:
+def _parse_line(line_number: int, line: str, where: str) -> Smiles | Refused:
     match = _LINE.match(line.replace('"', " ", 1) if line.lstrip()[:1] == '"' else line)
-    place = f"{where}, line {number}: "
+    location = f"{where}, line {line_number}: "
     if match is None:
-        return Refused(f"line {number}", f"{place}{shown(line)} has no SMILES")
-    smiles, rest = match.groups()
-    name = re.sub(r"^\|[^|]*\|", "", rest).strip(" \t\"'#,;")  # CXSMILES has |…| before the name
-    return Smiles(smiles, name or smiles, place)
+        return Refused(f"line {line_number}", f"{location}{shown(line)} has no SMILES")
+    smiles, remainder = match.groups()
+    remainder = re.sub(r"^\|[^|]*\|", "", remainder)  # CXSMILES has |…| before the name
+    name = remainder.strip(" \t\"'#,;")
+    return Smiles(smiles, name or smiles, location)
 
 
 def _is_smiles(text: str) -> bool:
@@ -146,35 +147,35 @@ def _is_comment(line: str) -> bool:
     return line.lstrip().startswith(("#", "//"))
 
 
-def _names(line: str) -> tuple[str, list[str]]:
+def _parse_header(line: str) -> tuple[str, list[str]]:
     """The delimiter of a header line, and its column names in lower case; no names if there is no
     column of molecules.
     """
-    found = []
+    headers = []
     for delimiter in _DELIMITERS:
         reader = csv.reader([line.strip()], delimiter=delimiter, skipinitialspace=True)
         with contextlib.suppress(csv.Error):  # without this delimiter, a long line is one cell
-            found.append((delimiter, [_plain(field) for field in next(reader, [])]))
-    found.append((" ", [_plain(field) for field in line.split()]))
-    usable = [(d, fields) for d, fields in found if _candidates(fields)]
-    return max(usable, key=lambda one: len(one[1]), default=(",", []))
+            headers.append((delimiter, [_normalized(field) for field in next(reader, [])]))
+    headers.append((" ", [_normalized(field) for field in line.split()]))
+    usable = [header for header in headers if _smiles_names(header[1])]
+    return max(usable, key=lambda header: len(header[1]), default=(",", []))
 
 
-def _candidates(fields: Sequence[str]) -> list[str]:
-    exact = [name for name in _SMILES if name in fields]
-    return exact[:1] or [field for field in fields if "smiles" in field and " " not in field]
+def _smiles_names(column_names: Sequence[str]) -> list[str]:
+    exact = [name for name in _SMILES_COLUMNS if name in column_names]
+    return exact[:1] or [name for name in column_names if "smiles" in name and " " not in name]
 
 
-def _molecules(heads: Sequence[str], line: str, where: str) -> int:
-    found = _candidates(heads)
-    if len(found) == 1 and heads.count(found[0]) == 1:
-        return heads.index(found[0])
+def _smiles_column(column_names: Sequence[str], line: str, where: str) -> int:
+    candidates = _smiles_names(column_names)
+    if len(candidates) == 1 and column_names.count(candidates[0]) == 1:
+        return column_names.index(candidates[0])
     shown_line = printable(line, 120)
     raise ValueError(
-        f"{where} has {'several columns' if found else 'no column'} of SMILES in its first line, "
-        f"{shown_line!r}; expected one named SMILES"
+        f"{where} has {'several columns' if candidates else 'no column'} of SMILES in its first "
+        f"line, {shown_line!r}; expected one named SMILES"
     )
 
 
-def _plain(field: str) -> str:
+def _normalized(field: str) -> str:
     return field.strip().strip("#\"'").strip().lower().replace(" ", "_")

@@ -11,25 +11,25 @@ def shares(valid: str, test: str) -> tuple[float | None, float | None]:
     Raises:
       ValueError: a share is not above 0 and below 1, or their sum is 1 or more.
     """
-    found = []
+    values = []
     for source in (valid, test):
         try:
-            found.append(float(source))
+            values.append(float(source))
         except ValueError:
-            found.append(None)
-    given = [share for share in found if share is not None]
-    if not all(0 < share < 1 for share in given) or not sum(given) < 1:
+            values.append(None)
+    fractions = [share for share in values if share is not None]
+    if not all(0 < share < 1 for share in fractions) or not sum(fractions) < 1:
         raise ValueError(
             f"valid is {valid} and test {test}; expected shares between 0 and 1 with a sum below "
             "1, or names of files"
         )
-    return found[0], found[1]
+    return values[0], values[1]
 
 
 def files(train: str, valid: str, test: str) -> tuple[str, ...]:
     """The file names among these; ``valid`` and ``test`` may be shares instead."""
-    own = zip((valid, test), shares(valid, test), strict=True)
-    return (train, *(source for source, share in own if share is None))
+    sources = zip((valid, test), shares(valid, test), strict=True)
+    return (train, *(source for source, share in sources if share is None))
 
 
 def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, np.ndarray]:
@@ -39,17 +39,17 @@ def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, np.ndarray]
       ValueError: as for :func:`shares`, or a split would be empty.
     """
     order = np.random.default_rng(seed).permutation(count)
-    found = {}
+    rows = {}
     for split, source, share in zip(
         ("valid", "test"), (valid, test), shares(valid, test), strict=True
     ):
         if share is None:
             continue
-        own = round(share * count)
-        found[split], order = order[:own], order[own:]
-        if not own or not len(order):
+        size = round(share * count)
+        rows[split], order = order[:size], order[size:]
+        if not size or not len(order):
             raise ValueError(
                 f"{split} is {source} of {count} samples, which leaves it or the training without "
                 "any; expected another share, or a file"
             )
-    return {"train": order} | found
+    return {"train": order} | rows

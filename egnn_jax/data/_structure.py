@@ -109,10 +109,10 @@ def checked(molecule: Structure) -> Structure:
     check_extent(positions)
     if len(molecule.symbols) == 1:
         return molecule
-    known = set(molecule.symbols) <= set(qm9.ELEMENTS)
-    if known and len(molecule.symbols) <= qm9.LARGEST:
+    only_qm9_elements = set(molecule.symbols) <= set(qm9.ELEMENTS)
+    if only_qm9_elements and len(molecule.symbols) <= qm9.LARGEST:
         numbers = np.array([qm9.ELEMENTS[symbol] for symbol in molecule.symbols])
-        found = _perception.of_geometry(numbers, positions, molecule.charge)
+        notes = _perception.of_geometry(numbers, positions, molecule.charge)
     else:  # the networks included here do not take it, but those of users may
-        found = _perception.of_carbons(molecule.symbols, positions)
-    return dataclasses.replace(molecule, notes=(*molecule.notes, *found))
+        notes = _perception.of_carbons(molecule.symbols, positions)
+    return dataclasses.replace(molecule, notes=(*molecule.notes, *notes))

@@ -44,13 +44,13 @@ def entries(path: Path) -> list[Entry]:
     """
     suffix, stem = kind(path)
     try:
-        text, cut = _text(path)
+        text, damage = _text(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
-    found: list[Entry] = list(KINDS[suffix](text, stem, str(path)))
-    if cut:
-        found.append(Refused(stem, f"{path} is damaged ({cut}); what follows is lost"))
-    return found
+    molecules: list[Entry] = list(KINDS[suffix](text, stem, str(path)))
+    if damage:
+        molecules.append(Refused(stem, f"{path} is damaged ({damage}); what follows is lost"))
+    return molecules
 
 
 def kind(path: Path) -> tuple[str, str]:
@@ -61,10 +61,10 @@ def kind(path: Path) -> tuple[str, str]:
 
 def _text(path: Path) -> tuple[str, str]:
     """The text of a file with line ends ``\\n``, and how it is damaged (empty if it is not)."""
-    cut = ""
+    damage = ""
     with path.open("rb") as file:
         if path.suffix.lower() == ".gz":
-            content, cut = _decompressed(gzip.GzipFile(fileobj=file))
+            content, damage = _decompressed(gzip.GzipFile(fileobj=file))
         else:
             content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
@@ -74,20 +74,20 @@ def _text(path: Path) -> tuple[str, str]:
         raise ValueError(f"{path} is not text; expected a file of molecules")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     # The last line of a truncated file may be incomplete.
-    return (text[: text.rfind("\n") + 1] if cut else text), cut
+    return (text[: text.rfind("\n") + 1] if damage else text), damage
 
 
 def _decompressed(file: gzip.GzipFile) -> tuple[bytes, str]:
-    parts, size = [], 0
+    chunks, size = [], 0
     try:
-        while size <= MOST_BYTES and (part := file.read1(1 << 20)):
-            parts.append(part)
-            size += len(part)
+        while size <= MOST_BYTES and (chunk := file.read1(1 << 20)):
+            chunks.append(chunk)
+            size += len(chunk)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        if not parts:
+        if not chunks:
             raise ValueError(f"{file.name} cannot be decompressed ({error})") from error
-        return b"".join(parts), str(error)
-    return b"".join(parts), ""
+        return b"".join(chunks), str(error)
+    return b"".join(chunks), ""
 
 
 def _decoded(content: bytes) -> str:
@@ -110,23 +110,23 @@ def _decoded(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def _attempt(make: Callable[..., Entry], given: Any, name: str, where: str = "") -> Entry:
+def _entry_or_refusal(read: Callable[..., Entry], source: Any, name: str, where: str = "") -> Entry:
     try:
-        return make(given, name)
+        return read(source, name)
     except ValueError as error:
         return Refused(name, f"{where}{error}")
 
 
 def _from_xyz(text: str, stem: str, path: str) -> Iterator[Entry]:
-    every = list(_xyz.frames(text))
-    if len(every) == 1 and isinstance(every[0], str) and "a number of atoms" in every[0]:
-        raise ValueError(f"{path} cannot be read as .xyz ({every[0]})")
-    for k, frame in enumerate(every, 1):
-        name = stem if len(every) == 1 else f"{stem} {k}"
+    frames = list(_xyz.frames(text))
+    if len(frames) == 1 and isinstance(frames[0], str) and "a number of atoms" in frames[0]:
+        raise ValueError(f"{path} cannot be read as .xyz ({frames[0]})")
+    for k, frame in enumerate(frames, 1):
+        name = stem if len(frames) == 1 else f"{stem} {k}"
         if isinstance(frame, str):
             yield Refused(name, f"{path}, {frame}")
         else:
-            yield _attempt(_xyz.read, frame, name)
+            yield _entry_or_refusal(_xyz.read, frame, name)
 
 
 def _from_sdf(text: str, stem: str, path: str) -> Iterator[Entry]:
@@ -164,8 +164,8 @@ def _cells_of_sdf(block: str) -> list[list[str]]:
         raise ValueError("it is several molecules; expected a line $$$$ after each")
     lines = block.split("\n")
     if "V3000" in lines[3]:
-        whole = re.sub(r"-\nM +V30 ", "", block)
-        atoms = whole.partition("BEGIN ATOM")[2].partition("END ATOM")[0]
+        joined = re.sub(r"-\nM +V30 ", "", block)
+        atoms = joined.partition("BEGIN ATOM")[2].partition("END ATOM")[0]
         return [row.split()[4:7] for row in atoms.split("\n")[1:-1]]
     return [[x[:10], x[10:20], x[20:30]] for x in lines[4 : 4 + int(lines[3][:3])]]
 
@@ -180,7 +180,7 @@ def _from_blocks(
     stem: str,
     path: str,
     read: Callable[..., Any],
-    cells: Callable[[str], list[list[str]]],
+    read_cells: Callable[[str], list[list[str]]],
 ) -> Iterator[Entry]:
     from rdkit import rdBase
 
@@ -192,21 +192,21 @@ def _from_blocks(
             if molecule is None:
                 reason = problem(read(block, removeHs=False, sanitize=False))
         if molecule is None:
-            where = f"{path}: molecule {k} cannot be read"
-            yield Refused(name, f"{where} ({reason})" if reason else where)
+            message = f"{path}: molecule {k} cannot be read"
+            yield Refused(name, f"{message} ({reason})" if reason else message)
         else:
-            own = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
+            title = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
             values = {key: lines.strip() for key, lines in _TAG.findall(block)}
-            make = partial(_from_block, values=values, cells=partial(cells, block))
-            yield _attempt(make, molecule, own.strip() or name, f"{path}: ")
+            read_block = partial(_from_block, values=values, read_cells=partial(read_cells, block))
+            yield _entry_or_refusal(read_block, molecule, title.strip() or name, f"{path}: ")
 
 
 def _from_block(
-    molecule: Any, name: str, values: Mapping[str, str], cells: Callable[[], list[list[str]]]
+    molecule: Any, name: str, values: Mapping[str, str], read_cells: Callable[[], list[list[str]]]
 ) -> Structure | Smiles:
     from rdkit import Chem
 
-    for k, row in enumerate(cells(), 1):  # RDKit parses the numeric start of an invalid number
+    for k, row in enumerate(read_cells(), 1):  # RDKit parses the numeric start of an invalid number
         if len(row) < 3 or not all(_COORDINATE.fullmatch(cell.strip()) for cell in row):
             raise ValueError(
                 f"the coordinates of atom {k} are {shown(' '.join(row))}; expected three numbers"
@@ -231,13 +231,14 @@ def _from_pdb(text: str, stem: str, path: str) -> Iterator[Entry]:
         rows = [line for line in block.split("\n") if line.startswith(("ATOM", "HETATM"))]
         if rows:
             models.append(rows)
-    cut = len(re.findall(r"^MODEL", text, re.MULTILINE)) - len(re.findall(r"^ENDMDL", text, re.M))
+    num_starts = len(re.findall(r"^MODEL", text, re.MULTILINE))
+    num_ends = len(re.findall(r"^ENDMDL", text, re.MULTILINE))
     for k, rows in enumerate(models, 1):
         name = stem if len(models) == 1 else f"{stem} {k}"
-        if cut > 0 and k == len(models):
+        if num_starts > num_ends and k == len(models):
             yield Refused(name, f"{path}: the file ends within it; expected ENDMDL after MODEL")
         else:
-            yield _attempt(_from_model, rows, name, f"{path}: ")
+            yield _entry_or_refusal(_from_model, rows, name, f"{path}: ")
 
 
 def _from_model(rows: list[str], name: str) -> Structure:
@@ -260,9 +261,11 @@ def _from_model(rows: list[str], name: str) -> Structure:
             f"{molecule.GetNumAtoms()} of its {len(rows)} atoms can be read; expected no "
             "alternate locations"
         )
-    found = of_rdkit(molecule, name)
-    notes = tuple(note for note in found.notes if "isotopes" in note)
-    return checked(Structure(name, found.symbols, found.positions, found.charge, notes=notes))
+    structure = of_rdkit(molecule, name)
+    notes = tuple(note for note in structure.notes if "isotopes" in note)
+    return checked(
+        Structure(name, structure.symbols, structure.positions, structure.charge, notes=notes)
+    )
 
 
 def _from_smi(text: str, stem: str, path: str) -> Iterator[Entry]:

@@ -20,9 +20,9 @@ OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 _COUNT = re.compile(r"\s*\+?\d{1,15}\s*")
 _NUMBER = re.compile(r"([+-]?(?:\d+[.,]?\d*|[.,]\d+))(?:(?:[eEdDqQ]|\*\^)([+-]?\d+))?")
-_USUAL = re.compile(r"\s*([CHNOF])" + 3 * r"\s+(-?\d+\.\d+)" + r"\s*")
+_ATOM_LINE = re.compile(r"\s*([CHNOF])" + 3 * r"\s+(-?\d+\.\d+)" + r"\s*")
 """An atom line in the usual form, which a single match reads in a quarter of the time."""
-_PLAIN = re.compile(r"[-+.\dEe]*")
+_PLAIN_NUMBER = re.compile(r"[-+.\dEe]*")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _LABEL = re.compile(r"([A-Za-z]{1,2})(?:[\d_'*.:(][\w'*.:()]*)?")
 _PROPERTIES = re.compile(r'Properties=(?:"([^"]*)"|(\S+))')
@@ -44,28 +44,28 @@ def frames(text: str) -> Iterator[Frame | str]:
     an unreadable part.
     """
     lines = text.split("\n")
-    place = 0
-    while place < len(lines):
-        if not lines[place].strip():
-            place += 1
+    index = 0
+    while index < len(lines):
+        if not lines[index].strip():
+            index += 1
             continue
-        if not _COUNT.fullmatch(lines[place]):
-            yield f"line {place + 1} is {shown(lines[place])}; expected a number of atoms"
-            place = _next_count(lines, place + 1)
+        if not _COUNT.fullmatch(lines[index]):
+            yield f"line {index + 1} is {shown(lines[index])}; expected a number of atoms"
+            index = _next_count(lines, index + 1)
             continue
-        count, first = int(lines[place]), place + 2
-        most = min(first + count, len(lines))
-        end = next((k for k in range(first, most) if _ends(lines[k])), most)
-        rows = lines[first:end]
-        trouble = _trouble(count, rows, lines[end : end + 2])
-        if trouble and end - first == count:  # skip the extra atoms
-            end = next((k for k in range(end, len(lines)) if _ends(lines[k])), len(lines))
-        elif end - first == count and "".join(lines[end + 2 : end + 3]).startswith("InChI="):
+        count, start = int(lines[index]), index + 2
+        limit = min(start + count, len(lines))
+        end = next((k for k in range(start, limit) if _ends_frame(lines[k])), limit)
+        rows = lines[start:end]
+        problem = _count_problem(count, rows, lines[end : end + 2])
+        if problem and end - start == count:  # skip the extra atoms
+            end = next((k for k in range(end, len(lines)) if _ends_frame(lines[k])), len(lines))
+        elif end - start == count and "".join(lines[end + 2 : end + 3]).startswith("InChI="):
             end += 3  # QM9: frequencies, SMILES, InChI
-        comment = "".join(lines[place + 1 : first])
-        yield f"line {place + 1}: {trouble}" if trouble else Frame(comment, rows)
-        cut = trouble and _COUNT.fullmatch(comment)  # truncated before its comment line
-        place = place + 1 if cut else max(end, place + 1)
+        comment = "".join(lines[index + 1 : start])
+        yield f"line {index + 1}: {problem}" if problem else Frame(comment, rows)
+        truncated = problem and _COUNT.fullmatch(comment)  # truncated before its comment line
+        index = index + 1 if truncated else max(end, index + 1)
 
 
 def read(frame: Frame, name: str) -> Structure:
@@ -76,11 +76,11 @@ def read(frame: Frame, name: str) -> Structure:
     """
     check_size(len(frame.rows), MOST_ATOMS)
     comment = _GAUSSIAN.sub(r"charge=\1 multiplicity=\2", frame.comment)
-    cells, heavy = _cells(frame)
+    cells, has_isotopes = _cells(frame)
     if "=" not in frame.comment:  # no keys, so ASE, which takes ten times as long, is not needed
         symbols, x = [row[0] for row in cells], np.array([row[1:] for row in cells], float)
-        return _structure(name, symbols, x, comment, heavy, {}, {})
-    atoms = _by_ase(frame, cells)
+        return _structure(name, symbols, x, comment, has_isotopes, {}, {})
+    atoms = _read_with_ase(frame, cells)
     if atoms.pbc.any():
         raise ValueError("it is periodic; expected a molecule")
     check_size(len(atoms), MOST_ATOMS)
@@ -88,7 +88,7 @@ def read(frame: Frame, name: str) -> Structure:
     columns = {k: v for k, v in {**atoms.arrays, **results}.items() if np.ndim(v)}
     values = {k: str(v) for k, v in {**results, **atoms.info}.items() if np.ndim(v) == 0}
     symbols, x = atoms.get_chemical_symbols(), atoms.get_positions()
-    return _structure(name, symbols, x, _PROPERTIES.sub("", comment), heavy, columns, values)
+    return _structure(name, symbols, x, _PROPERTIES.sub("", comment), has_isotopes, columns, values)
 
 
 def stream(path: Path) -> Iterator[Any]:
@@ -120,7 +120,7 @@ def stream(path: Path) -> Iterator[Any]:
                 raise ValueError(f"its header says {count:,} atoms; the file ends before")
             line = file.readline()
             uncertain = not line and count > 1 and not rows[-1].endswith("\n")
-            if uncertain and _is_cut([row.split() for row in rows[1:]]):
+            if uncertain and _is_truncated([row.split() for row in rows[1:]]):
                 raise ValueError(f"the file ends within its last atom, {shown(rows[-1])}")
             while line.startswith("VEC"):  # a cell after the atoms
                 rows.append(line)
@@ -128,77 +128,78 @@ def stream(path: Path) -> Iterator[Any]:
             yield ase.io.read(io.StringIO(f"{count}\n{''.join(rows)}"), index=0, format="extxyz")
 
 
-def _next_count(lines: list[str], place: int) -> int:
-    found = (k for k in range(place, len(lines)) if _COUNT.fullmatch(lines[k]))
-    return next(found, len(lines))
+def _next_count(lines: list[str], start: int) -> int:
+    matches = (k for k in range(start, len(lines)) if _COUNT.fullmatch(lines[k]))
+    return next(matches, len(lines))
 
 
-def _ends(line: str) -> bool:
+def _ends_frame(line: str) -> bool:
     """Whether a line ends a frame's atoms: it is blank, or the atom count of another frame."""
     return not line.strip() or _COUNT.fullmatch(line) is not None
 
 
-def _trouble(count: int, rows: list[str], following: list[str]) -> str:
+def _count_problem(count: int, rows: list[str], following: list[str]) -> str:
     """The error in the number of atoms of a frame; empty if there is none."""
     if len(rows) < count:
         return f"its header says {count:,} atoms; {len(rows):,} follow"
     # Two lines, since a truncated last atom line may be joined with the header of the next frame.
     if following and not _COUNT.fullmatch(following[0]) and any(map(_is_atom, following)):
         return f"its header says {count:,} atoms; more follow"
-    if not following and len(rows) > 2 and _is_cut([row.split() for row in rows]):
+    if not following and len(rows) > 2 and _is_truncated([row.split() for row in rows]):
         return f"the file ends within its last atom, {shown(rows[-1])}"
     return ""
 
 
-def _is_cut(rows: list[list[str]]) -> bool:
+def _is_truncated(rows: list[list[str]]) -> bool:
     """Whether the last line, which has no line end, has fewer columns or decimals than others."""
-    *columns, last = map(len, rows)
-    if last < 4 or last < min(columns):
+    *columns, last_columns = map(len, rows)
+    if last_columns < 4 or last_columns < min(columns):
         return True
-    *decimals, end = (len(row[-1].partition(".")[2]) for row in rows)
-    return len(set(decimals)) == 1 and decimals[0] > 3 and end < decimals[0]
+    *decimals, last_decimals = (len(row[-1].partition(".")[2]) for row in rows)
+    return len(set(decimals)) == 1 and decimals[0] > 3 and last_decimals < decimals[0]
 
 
 def _is_atom(line: str) -> bool:
     label, *cells = line.split() or [""]
-    named = label[:1].isalpha() or label.isdecimal()
-    return named and len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[:3]))
+    has_label = label[:1].isalpha() or label.isdecimal()
+    return has_label and len(cells) > 2 and all(map(_NUMBER.fullmatch, cells[:3]))
 
 
 def _cells(frame: Frame) -> tuple[list[list[Any]], bool]:
     """The cells of the atom lines: a symbol and three numbers, or the columns of an extended file,
     including a symbol; and whether any atom is deuterium or tritium.
     """
-    columns = _PROPERTIES.search(frame.comment)
-    place = 0
-    if columns:
-        kinds = "".join(columns.groups("")).split(":")
-        names, widths = kinds[::3], kinds[2::3]
-        place = names.index("species") if "species" in names else -1
-        if place >= 0:
-            place = sum(int(width) if width.isdigit() else 1 for width in widths[:place])
-    rows, heavy = [], False
+    properties = _PROPERTIES.search(frame.comment)
+    species_column = 0
+    if properties:
+        fields = "".join(properties.groups("")).split(":")
+        names, widths = fields[::3], fields[2::3]
+        species_column = -1
+        if "species" in names:
+            widths = widths[: names.index("species")]
+            species_column = sum(int(width) if width.isdigit() else 1 for width in widths)
+    rows, has_isotopes = [], False
     for k, row in enumerate(frame.rows, 1):
-        if not columns and (usual := _USUAL.fullmatch(row)):
-            symbol, *numbers = usual.groups()
+        if not properties and (match := _ATOM_LINE.fullmatch(row)):
+            symbol, *numbers = match.groups()
             rows.append([symbol, *map(float, numbers)])
             continue
         cells: list[Any] = row.split()
         if len(cells) == 1:
             cells = row.split(";" if ";" in row else ",")
         cells = [cell.strip().rstrip(",;") for cell in cells]
-        if len(cells) < 4 and not columns:
+        if len(cells) < 4 and not properties:
             raise ValueError(f"atom {k} is {shown(row)}; expected an element and three coordinates")
-        if not columns:
+        if not properties:
             cells = cells[:4]
-        for other, cell in enumerate(cells):
-            if other == place:
-                cells[other], isotope = _element(cell, k)
-                heavy |= isotope
-            elif not columns or (_NUMBER.fullmatch(cell) and not _PLAIN.fullmatch(cell)):
-                cells[other] = _number(cell, k)
+        for column, cell in enumerate(cells):
+            if column == species_column:
+                cells[column], is_isotope = _element(cell, k)
+                has_isotopes |= is_isotope
+            elif not properties or (_NUMBER.fullmatch(cell) and not _PLAIN_NUMBER.fullmatch(cell)):
+                cells[column] = _number(cell, k)
         rows.append(cells)
-    return rows, heavy
+    return rows, has_isotopes
 
 
 def _element(label: str, atom: int) -> tuple[str, bool]:
@@ -227,7 +228,7 @@ def _number(text: str, atom: int) -> float:
     raise ValueError(f"atom {atom} has the coordinate {shown(text)}; expected a number")
 
 
-def _by_ase(frame: Frame, cells: list[list[Any]]) -> Any:
+def _read_with_ase(frame: Frame, cells: list[list[Any]]) -> Any:
     """Read a frame as ASE's ``Atoms``, with the values in its comment."""
     import ase.io
 
@@ -253,7 +254,7 @@ def _structure(
     symbols: list[str],
     x: np.ndarray,
     comment: str,
-    heavy: bool,
+    has_isotopes: bool,
     columns: Mapping[str, np.ndarray],
     values: Mapping[str, str],
 ) -> Structure:
@@ -261,6 +262,6 @@ def _structure(
     notes = []
     if (multiplicity := _perception.multiplicity(comment)) != 1:
         notes.append(f"its spin multiplicity is {multiplicity}, not 1")
-    if heavy:
+    if has_isotopes:
         notes.append("it has deuterium or tritium, which the network takes for hydrogen")
     return checked(Structure(name, symbols, x, charge, notes=tuple(notes), values=values))

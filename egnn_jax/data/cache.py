@@ -57,7 +57,7 @@ def _content(path: Path, checksum: Path) -> bytes | None:
     """The bytes of a file, or None if they do not match the SHA-256 stored next to it."""
     try:
         content = path.read_bytes()
-        whole = checksum.read_text(encoding="utf-8").strip() == hashlib.sha256(content).hexdigest()
+        expected = checksum.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return content if whole else None
+    return content if hashlib.sha256(content).hexdigest() == expected else None

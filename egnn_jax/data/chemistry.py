@@ -68,19 +68,19 @@ def of_smiles(smiles: str, numbers: np.ndarray, positions: np.ndarray) -> tuple[
         molecule = Chem.MolFromSmiles(smiles)
     if molecule is not None:
         molecule = Chem.AddHs(molecule)
-        found = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
-        distances = _in_radii(numbers, positions)
-        if found == numbers.tolist() and _agrees(molecule, distances):
+        smiles_numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
+        distances = _relative_distances(numbers, positions)
+        if smiles_numbers == numbers.tolist() and _agrees(molecule, distances):
             return _of_rdkit(molecule), SOURCES.index("in order")
-        if order := _order(molecule, numbers, distances < BOUND):
+        if order := _matching_atoms(molecule, numbers, distances < BOUND):
             molecule = Chem.RenumberAtoms(molecule, order)
             return _of_rdkit(molecule), SOURCES.index("reordered")
     try:
         return perceived(numbers, positions), SOURCES.index("by positions")
     except ValueError:
-        nothing = np.zeros((0, 2), np.int32), np.zeros(0, np.int8)
+        no_bonds = np.zeros((0, 2), np.int32), np.zeros(0, np.int8)
         traits = np.zeros((len(numbers), len(TRAITS)), np.int8)
-        return Chemistry(*nothing, traits), SOURCES.index("none")
+        return Chemistry(*no_bonds, traits), SOURCES.index("none")
 
 
 def perceived(numbers: np.ndarray, positions: np.ndarray) -> Chemistry:
@@ -98,10 +98,10 @@ def perceived(numbers: np.ndarray, positions: np.ndarray) -> Chemistry:
         from rdkit.Chem import rdDetermineBonds
     except ImportError as error:
         raise ValueError(missing("rdkit")) from error
-    symbols = Chem.GetPeriodicTable().GetElementSymbol
+    symbol_of = Chem.GetPeriodicTable().GetElementSymbol
     lines = [
-        f"{symbols(int(z))} {x:.6f} {y:.6f} {w:.6f}"
-        for z, (x, y, w) in zip(numbers, positions, strict=True)
+        f"{symbol_of(int(number))} {x:.6f} {y:.6f} {z:.6f}"
+        for number, (x, y, z) in zip(numbers, positions, strict=True)
     ]
     with rdBase.BlockLogs():
         molecule = Chem.MolFromXYZBlock("\n".join([str(len(lines)), "", *lines, ""]))
@@ -123,7 +123,7 @@ def perceived(numbers: np.ndarray, positions: np.ndarray) -> Chemistry:
     return _of_rdkit(molecule)
 
 
-def _in_radii(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _relative_distances(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Distances (M, M) in units of the sum of two covalent radii; infinite on the diagonal."""
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     distances /= _RADII[numbers][:, None] + _RADII[numbers]
@@ -135,20 +135,21 @@ def _agrees(molecule: Any, distances: np.ndarray) -> bool:
     """Whether the bonds of an RDKit molecule are short, and all other distances are not."""
     from rdkit import Chem
 
-    bound = Chem.GetAdjacencyMatrix(molecule).astype(bool)
-    longest = distances[bound].max(initial=0)
-    return bool(longest < LONGEST and distances[~bound].min() > CLOSEST)
+    bonded = Chem.GetAdjacencyMatrix(molecule).astype(bool)
+    longest = distances[bonded].max(initial=0)
+    return bool(longest < LONGEST and distances[~bonded].min() > CLOSEST)
 
 
-def _order(molecule: Any, numbers: np.ndarray, adjacent: np.ndarray) -> list[int]:
+def _matching_atoms(molecule: Any, numbers: np.ndarray, adjacent: np.ndarray) -> list[int]:
     """For each atom of ``adjacent``, the matching atom of the molecule; empty without a match."""
     from rdkit import Chem
 
-    found = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
-    given = _skeleton(found, Chem.GetAdjacencyMatrix(molecule))
-    wanted = _skeleton(numbers, adjacent)
-    same = given.GetNumBonds() == wanted.GetNumBonds() and len(found) == len(numbers)
-    return list(given.GetSubstructMatch(wanted)) if same else []
+    molecule_numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
+    skeleton = _skeleton(molecule_numbers, Chem.GetAdjacencyMatrix(molecule))
+    target = _skeleton(numbers, adjacent)
+    if skeleton.GetNumBonds() != target.GetNumBonds() or len(molecule_numbers) != len(numbers):
+        return []
+    return list(skeleton.GetSubstructMatch(target))
 
 
 def _skeleton(numbers: np.ndarray, adjacent: np.ndarray) -> Any:
@@ -169,28 +170,28 @@ def _skeleton(numbers: np.ndarray, adjacent: np.ndarray) -> Any:
 
 def _of_rdkit(molecule: Any) -> Chemistry:
     """The chemistry of a sanitized RDKit molecule with all of its hydrogens."""
-    kinds = {"SINGLE": 1, "DOUBLE": 2, "TRIPLE": 3, "AROMATIC": 4}
-    ends, found = [], []
+    kind_numbers = {"SINGLE": 1, "DOUBLE": 2, "TRIPLE": 3, "AROMATIC": 4}
+    ends, kinds = [], []
     for bond in molecule.GetBonds():
         ends.append(sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())))
-        found.append(4 if bond.GetIsAromatic() else kinds[str(bond.GetBondType())])
+        kinds.append(4 if bond.GetIsAromatic() else kind_numbers[str(bond.GetBondType())])
     traits = np.zeros((molecule.GetNumAtoms(), len(TRAITS)), np.int8)
-    for feature in _factory().GetFeaturesForMol(molecule):
+    for feature in _feature_factory().GetFeaturesForMol(molecule):
         if (family := feature.GetFamily().lower()) in TRAITS:
             traits[list(feature.GetAtomIds()), TRAITS.index(family)] = 1
     for k, atom in enumerate(molecule.GetAtoms()):
         traits[k, TRAITS.index("aromatic")] = atom.GetIsAromatic()
-        if (hybrid := str(atom.GetHybridization()).lower()) in TRAITS:
-            traits[k, TRAITS.index(hybrid)] = 1
+        if (hybridization := str(atom.GetHybridization()).lower()) in TRAITS:
+            traits[k, TRAITS.index(hybridization)] = 1
         traits[k, TRAITS.index("hydrogens")] = atom.GetTotalNumHs(includeNeighbors=True)
     order = np.lexsort(np.array(ends, int).reshape(-1, 2).T[::-1])
     return Chemistry(
-        np.array(ends, np.int32).reshape(-1, 2)[order], np.array(found, np.int8)[order], traits
+        np.array(ends, np.int32).reshape(-1, 2)[order], np.array(kinds, np.int8)[order], traits
     )
 
 
 @functools.cache
-def _factory() -> Any:
+def _feature_factory() -> Any:
     """RDKit's definitions of hydrogen bond donors and acceptors."""
     from rdkit import RDConfig
     from rdkit.Chem import ChemicalFeatures

@@ -75,11 +75,12 @@ class GraphDataset:
         self._first_node = _packing.starts_of(self._n_node)
         if edge_lists is None:
             self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
-            *self._ends, starts = _packing.complete_edge_lists(self._n_node)
-            self._first_end = starts[self._n_node]
+            *self._endpoints, starts = _packing.complete_edge_lists(self._n_node)
+            self._first_endpoint = starts[self._n_node]  # graphs of one size share them
         else:
-            self._n_edge, *self._ends = np.asarray(edge_lists[0], np.int32), *edge_lists[1:]
-            self._first_end = _packing.starts_of(self._n_edge)
+            n_edge, *self._endpoints = edge_lists
+            self._n_edge = np.asarray(n_edge, np.int32)
+            self._first_endpoint = _packing.starts_of(self._n_edge)
         self._first_edge = _packing.starts_of(self._n_edge)
         self._rows = np.arange(len(self._n_node))
         self._budgets: dict[tuple[int, int], list[Budget]] = {}
@@ -90,12 +91,13 @@ class GraphDataset:
     def __getitem__(self, key: Any) -> Any:
         if np.ndim(key) == 0 and not isinstance(key, slice):
             return self._graph(range(len(self))[key])
-        other = self.__class__.__new__(self.__class__)
-        other.__dict__.update(self.__dict__)
-        for name in ("_rows", "_n_node", "_first_node", "_n_edge", "_first_end", "_first_edge"):
-            setattr(other, name, getattr(self, name)[key])
-        other._budgets = {}
-        return other
+        subset = self.__class__.__new__(self.__class__)
+        subset.__dict__.update(self.__dict__)
+        starts = ("_first_node", "_first_edge", "_first_endpoint")
+        for name in ("_rows", "_n_node", "_n_edge", *starts):
+            setattr(subset, name, getattr(self, name)[key])
+        subset._budgets = {}
+        return subset
 
     @property
     def n_node(self) -> np.ndarray:
@@ -115,11 +117,11 @@ class GraphDataset:
 
     def with_targets(self, y: np.ndarray) -> "GraphDataset":
         """The same graphs with other targets (S, T), or ValueError if these are not finite."""
-        own = jax.tree.map(lambda a: a[self._rows], self._globals)
-        other = self[:]
-        other._globals = own.replace(y=_flat.matrix_of_targets(y, len(self)))
-        other._rows = np.arange(len(self))
-        return other
+        globals_ = jax.tree.map(lambda a: a[self._rows], self._globals)
+        dataset = self[:]
+        dataset._globals = globals_.replace(y=_flat.matrix_of_targets(y, len(self)))
+        dataset._rows = np.arange(len(self))
+        return dataset
 
     def node_features(self) -> np.ndarray:
         """h of the nodes of all graphs (ΣM, …), in the order of the graphs."""
@@ -198,8 +200,8 @@ class GraphDataset:
           ValueError: this is not a data set, or a file is missing, has a wrong size or is damaged.
         """
         arrays = storage.read_arrays(expanded(folder), verify)
-        carried = storage.unflatten(arrays)
-        nodes, edges, globals_ = (carried[name] for name in ("nodes", "edges", "globals"))
+        trees = storage.unflatten(arrays)
+        nodes, edges, globals_ = (trees[name] for name in ("nodes", "edges", "globals"))
         lists = arrays["n_edge"], arrays["senders"], arrays["receivers"]
         self = cls.__new__(cls)  # from_arrays would read all arrays to check them
         self._set(arrays["n_node"], nodes, edges, globals_, lists)
@@ -250,50 +252,49 @@ class GraphDataset:
         rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
         real = rows >= 0
         n_node, n_edge = (np.where(real, n[rows], 0) for n in (self._n_node, self._n_edge))
-        node = _packing.Runs(n_node, self._first_node[rows], budget.n_node)
-        edge = _packing.Runs(n_edge, self._first_edge[rows], budget.n_edge)
-        end = _packing.Runs(n_edge, self._first_end[rows], budget.n_edge)
-        first_node = _packing.starts_of(n_node)
+        node_runs = _packing.Runs(n_node, self._first_node[rows], budget.n_node)
+        edge_runs = _packing.Runs(n_edge, self._first_edge[rows], budget.n_edge)
+        endpoint_runs = _packing.Runs(n_edge, self._first_endpoint[rows], budget.n_edge)
+        node_offsets = _packing.starts_of(n_node)
         first_padding = n_node.sum(axis=1, dtype=np.int32)
 
-        def counts(n: np.ndarray, total: int) -> np.ndarray:
+        def padded_counts(n: np.ndarray, total: int) -> np.ndarray:
             padded = np.append(n, np.zeros_like(n[:, :1]), axis=1).astype(np.int32)
             padded[np.arange(len(n)), real.sum(axis=1)] = total - n.sum(axis=1)
             return padded
 
-        def labels(a: np.ndarray) -> np.ndarray:
-            values = np.zeros((len(rows), size + 1, *a.shape[1:]), a.dtype)
-            values[:, :-1][real] = a[self._rows[rows[real]]]
-            return values
+        def padded_globals(a: np.ndarray) -> np.ndarray:
+            padded = np.zeros((len(rows), size + 1, *a.shape[1:]), a.dtype)
+            padded[:, :-1][real] = a[self._rows[rows[real]]]
+            return padded
 
         packed = PaddedGraphsTuple(
-            nodes=jax.tree.map(lambda a: node.fill(a), self._nodes),
-            edges=jax.tree.map(lambda a: edge.fill(a), self._edges),
-            senders=end.fill(self._ends[0], first_node, first_padding),
-            receivers=end.fill(self._ends[1], first_node, first_padding),
-            n_node=counts(n_node, budget.n_node),
-            n_edge=counts(n_edge, budget.n_edge),
-            globals=jax.tree.map(labels, self._globals),
+            nodes=jax.tree.map(lambda a: node_runs.fill(a), self._nodes),
+            edges=jax.tree.map(lambda a: edge_runs.fill(a), self._edges),
+            senders=endpoint_runs.fill(self._endpoints[0], node_offsets, first_padding),
+            receivers=endpoint_runs.fill(self._endpoints[1], node_offsets, first_padding),
+            n_node=padded_counts(n_node, budget.n_node),
+            n_edge=padded_counts(n_edge, budget.n_edge),
+            globals=jax.tree.map(padded_globals, self._globals),
         )
         return jax.tree.map(lambda a: a.reshape(leading + a.shape[1:]), packed)
 
-    @property
-    def _runs(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """Start and number of each graph's nodes, edges and edge ends in the flat arrays."""
-        first = (self._first_node, self._first_edge, self._first_end)
-        return tuple(zip(first, (self._n_node, self._n_edge, self._n_edge), strict=True))
-
     def _graph(self, row: int) -> GraphsTuple:
         """One graph, without padding."""
-        nodes, edges, ends = (slice(first[row], first[row] + n[row]) for first, n in self._runs)
-        place = self._rows[row]
-        lists = [np.asarray(a[ends], np.promote_types(a.dtype, np.int32)) for a in self._ends]
+        n_node, n_edge = self._n_node[row], self._n_edge[row]
+        nodes = slice(self._first_node[row], self._first_node[row] + n_node)
+        edges = slice(self._first_edge[row], self._first_edge[row] + n_edge)
+        endpoints = slice(self._first_endpoint[row], self._first_endpoint[row] + n_edge)
+        k = self._rows[row]
+        senders, receivers = (
+            np.asarray(a[endpoints], np.promote_types(a.dtype, np.int32)) for a in self._endpoints
+        )
         return GraphsTuple(
             nodes=jax.tree.map(lambda a: np.asarray(a[nodes]), self._nodes),
             edges=jax.tree.map(lambda a: np.asarray(a[edges]), self._edges),
-            senders=lists[0],
-            receivers=lists[1],
+            senders=senders,
+            receivers=receivers,
             n_node=self._n_node[row : row + 1],
             n_edge=self._n_edge[row : row + 1],
-            globals=jax.tree.map(lambda a: np.asarray(a[place : place + 1]), self._globals),
+            globals=jax.tree.map(lambda a: np.asarray(a[k : k + 1]), self._globals),
         )

@@ -69,21 +69,25 @@ class Labels:
         }
         if len(dummies := np.flatnonzero(atoms.numbers == 0)):
             raise ValueError(f"atom {dummies[0]} is X; expected a chemical element")
-        energy = energy_units[self.energy_unit]
-        length = {"Å": 1.0, "nm": units.nm, "Bohr": units.Bohr}[self.length_unit]
-        copy = atoms.copy()
-        copy.set_constraint()  # set_positions would not move fixed atoms to the new unit
-        copy.set_cell(atoms.cell * length)
-        copy.set_positions(atoms.get_positions() * length)
-        labels = {"energy": energy * label_of(atoms, self.energy, ())}
+        energy_unit = energy_units[self.energy_unit]
+        length_unit = {"Å": 1.0, "nm": units.nm, "Bohr": units.Bohr}[self.length_unit]
+        converted = atoms.copy()
+        converted.set_constraint()  # set_positions would not move fixed atoms to the new unit
+        converted.set_cell(atoms.cell * length_unit)
+        converted.set_positions(atoms.get_positions() * length_unit)
+        labels = {"energy": energy_unit * label_of(atoms, self.energy, ())}
         if self.forces:
-            labels["forces"] = energy / length * label_of(atoms, self.forces, (len(atoms), 3))
+            labels["forces"] = (
+                energy_unit / length_unit * label_of(atoms, self.forces, (len(atoms), 3))
+            )
         if name := self.stress or self.virial:
-            tensor = energy * as_tensor(label_of(atoms, name, (3, 3), (9,), (6,)))
-            labels["stress"] = tensor / length**3 if self.stress else -tensor / copy.get_volume()
-        copy.calc = SinglePointCalculator(copy)
-        copy.calc.results = labels
-        return copy
+            tensor = energy_unit * as_tensor(label_of(atoms, name, (3, 3), (9,), (6,)))
+            labels["stress"] = (
+                tensor / length_unit**3 if self.stress else -tensor / converted.get_volume()
+            )
+        converted.calc = SinglePointCalculator(converted)
+        converted.calc.results = labels
+        return converted
 
 
 def find(name: str) -> Path:
@@ -95,13 +99,13 @@ def find(name: str) -> Path:
       ValueError: there is none.
     """
     clone = Path(__file__).parents[2]
-    places = [Path(), default_folder() / "frames", clone.parent / "shared" / "data"]
-    for place in places:
-        path = place / expanded(name)
+    folders = [Path(), default_folder() / "frames", clone.parent / "shared" / "data"]
+    for folder in folders:
+        path = folder / expanded(name)
         if path.is_file() or (path / storage.MANIFEST).is_file():
             return path
-    shown = ", ".join(str(place.absolute()) for place in places)
-    raise ValueError(f"{name} is not a file; expected one of structures, looked for in {shown}")
+    searched = ", ".join(str(folder.absolute()) for folder in folders)
+    raise ValueError(f"{name} is not a file; expected one of structures, looked for in {searched}")
 
 
 def read(path: Path) -> Iterator[Any]:

@@ -72,11 +72,11 @@ class Labelled:
     def compositions(self) -> Iterator[np.ndarray]:
         """Yield blocks (b, 119) of the number of atoms of each element, by atomic number."""
         for first in range(0, len(self), BLOCK):
-            part = self.graphs[first : first + BLOCK]
-            of_atom = np.repeat(np.arange(len(part)), part.n_node)
-            places = of_atom * _ELEMENTS + part.node_features()
-            counts = np.bincount(places, minlength=len(part) * _ELEMENTS)
-            yield counts.reshape(len(part), _ELEMENTS)
+            graphs = self.graphs[first : first + BLOCK]
+            graph_of_atom = np.repeat(np.arange(len(graphs)), graphs.n_node)
+            bins = graph_of_atom * _ELEMENTS + graphs.node_features()
+            counts = np.bincount(bins, minlength=len(graphs) * _ELEMENTS)
+            yield counts.reshape(len(graphs), _ELEMENTS)
 
     def free_atoms(self) -> tuple[dict[str, float], bool]:
         """Fit energies of free atoms to those of the structures, E ≈ Σ_i E0_i.
@@ -88,21 +88,22 @@ class Labelled:
           The energies in eV by symbol, and whether the structures determine them.
         """
         present = np.any([counts.any(axis=0) for counts in self.compositions()], axis=0)
-        known = sorted(np.flatnonzero(present).tolist(), key=_symbol)
-        system = np.zeros((0, len(known) + 1))
+        elements = sorted(np.flatnonzero(present).tolist(), key=_symbol)
+        system = np.zeros((0, len(elements) + 1))
         for block, counts in enumerate(self.compositions()):
             if block:  # replace all rows so far by a triangle with the same least squares
                 system = np.linalg.qr(system, mode="r")
             energies = self.energy[block * BLOCK :][: len(counts)]
-            system = np.concatenate([system, np.column_stack([counts[:, known], energies])])
-        tolerance = np.finfo(float).eps * max(len(self), len(known))
-        found, _, rank, _ = np.linalg.lstsq(system[:, :-1], system[:, -1], rcond=tolerance)
-        return dict(zip(map(_symbol, known), found.tolist(), strict=True)), int(rank) == len(known)
+            system = np.concatenate([system, np.column_stack([counts[:, elements], energies])])
+        tolerance = np.finfo(float).eps * max(len(self), len(elements))
+        solution, _, rank, _ = np.linalg.lstsq(system[:, :-1], system[:, -1], rcond=tolerance)
+        atom_energies = dict(zip(map(_symbol, elements), solution.tolist(), strict=True))
+        return atom_energies, int(rank) == len(elements)
 
     def relative(self, references: Mapping[str, float]) -> np.ndarray:
         """The energies (S,) minus those of free atoms; elements without a reference count as 0."""
-        of_element = _by_number(references, 0.0)
-        return self.energy - np.concatenate([c @ of_element for c in self.compositions()])
+        energies = _by_atomic_number(references, 0.0)
+        return self.energy - np.concatenate([counts @ energies for counts in self.compositions()])
 
     def samples(self, references: Mapping[str, float]) -> GraphDataset:
         """The graphs with energies relative to free atoms as targets (S, 1).
@@ -111,16 +112,18 @@ class Labelled:
           ValueError: a structure has an element without reference, or its energy is not finite;
             the message names it.
         """
-        known = ~np.isnan(_by_number(references, np.nan))
+        has_reference = ~np.isnan(_by_atomic_number(references, np.nan))
         for block, counts in enumerate(self.compositions()):
-            for row, number in np.argwhere((counts > 0) & ~known)[:1]:
+            if len(missing := np.argwhere((counts > 0) & ~has_reference)):
+                row, number = missing[0]
                 raise ValueError(
                     f"{self.name(block * BLOCK + row)} has {_symbol(number)}; expected elements "
                     f"that are trained on or have a free-atom energy, {', '.join(references)}"
                 )
         with np.errstate(over="ignore"):
             y = self.relative(references).astype(self.graphs[0].nodes.x.dtype)
-        for k in np.flatnonzero(~np.isfinite(y))[:1]:
+        if len(invalid := np.flatnonzero(~np.isfinite(y))):
+            k = invalid[0]
             raise ValueError(f"{self.name(k)}: its energy less that of free atoms is {y[k]}")
         return self.graphs.with_targets(y[:, None])
 
@@ -140,12 +143,12 @@ def read(name: str, labels: Labels, cutoff: float | None) -> Labelled:
     """
     path = frames.find(name)
     if path.is_dir():
-        return _opened(path, labels, cutoff)
-    found: tuple[dict[str, int], dict[str, int]] = {}, {}
-    graphs, columns = zip(*_stream([path], labels, cutoff, *found), strict=True)
-    joined = {name: np.concatenate([row[name] for row in columns]) for name in _COLUMNS}
-    rows, files, kinds = np.arange(len(graphs)), tuple(found[0].items()), tuple(found[1])
-    return Labelled(GraphDataset(graphs), **joined, row=rows, kinds=kinds, files=files)
+        return _open_folder(path, labels, cutoff)
+    counts, kinds = dict[str, int](), dict[str, int]()
+    graphs, rows = zip(*_stream([path], labels, cutoff, counts, kinds), strict=True)
+    columns = {name: np.concatenate([row[name] for row in rows]) for name in _COLUMNS}
+    index, files = np.arange(len(graphs)), tuple(counts.items())
+    return Labelled(GraphDataset(graphs), **columns, row=index, kinds=tuple(kinds), files=files)
 
 
 def pack(
@@ -203,15 +206,15 @@ def splits(
       ValueError: as for :func:`read` and :func:`egnn_jax.data._splits.drawn`, or some structures
         are periodic and others are not.
     """
-    every = read(train, labels, cutoff)
-    rows = drawn(len(every), valid, test, seed)
-    found = {split: every[own] for split, own in rows.items()}
+    dataset = read(train, labels, cutoff)
+    split_rows = drawn(len(dataset), valid, test, seed)
+    datasets = {split: dataset[rows] for split, rows in split_rows.items()}
     for split, source in (("valid", valid), ("test", test)):
-        if split not in found:
-            found[split] = read(source, labels, cutoff)
-            other = found[split]
-            _require_alike(other.name(0), other.periodic, every.name(0), every.periodic)
-    return found
+        if split not in datasets:
+            held_out = read(source, labels, cutoff)
+            _require_alike(held_out.name(0), held_out.periodic, dataset.name(0), dataset.periodic)
+            datasets[split] = held_out
+    return datasets
 
 
 def _stream(
@@ -225,14 +228,14 @@ def _stream(
 
     Also count the structures of each file in ``files``, and number their kinds in ``kinds``.
     """
-    first = ""
+    first_name = ""
     periodic = False
     kinds[""] = 0
     for path in paths:
         for name, atoms in frames.named(path, labels):
-            first = first or name
-            periodic = bool(atoms.pbc.any()) if first == name else periodic
-            _require_alike(name, atoms.pbc.any(), first, periodic)
+            first_name = first_name or name
+            periodic = bool(atoms.pbc.any()) if first_name == name else periodic
+            _require_alike(name, atoms.pbc.any(), first_name, periodic)
             stress = "stress" if labels.stress or labels.virial else None
             try:
                 graph = from_ase(
@@ -245,24 +248,22 @@ def _stream(
                 kinds.setdefault(kind, len(kinds))
             squares = np.square(results.get("forces", 0.0))
             files[str(path)] = files.get(str(path), 0) + 1
-            yield (
-                graph,
-                {
-                    "energy": np.array([results["energy"]], np.float64),
-                    "squared_forces": np.array([np.sum(squares)], np.float64),
-                    "config_type": np.array([kinds.get(kind, 0)], np.int32),
-                },
-            )
+            row = {
+                "energy": np.array([results["energy"]], np.float64),
+                "squared_forces": np.array([np.sum(squares)], np.float64),
+                "config_type": np.array([kinds.get(kind, 0)], np.int32),
+            }
+            yield graph, row
 
 
-def _opened(folder: Path, labels: Labels, cutoff: float | None) -> Labelled:
+def _open_folder(folder: Path, labels: Labels, cutoff: float | None) -> Labelled:
     about, arrays = storage.about(folder), storage.read_arrays(folder, verify=True)
     if not isinstance(about.get("packed_with"), dict):
         raise ValueError(f"{folder} is a data set without labels; expected what egnn pack writes")
     for name, value in _options(labels, cutoff).items():
-        if (own := about["packed_with"].get(name)) != value:
+        if (packed := about["packed_with"].get(name)) != value:
             raise ValueError(
-                f"{folder} was packed with {name} {own!r}, not {value!r}; expected the same"
+                f"{folder} was packed with {name} {packed!r}, not {value!r}; expected the same"
             )
     graphs = GraphDataset.open(folder)
     if missing := [name for name in _COLUMNS if f"frames.{name}" not in arrays]:
@@ -282,15 +283,15 @@ def _require_alike(name: str, periodic: bool, first: str, expected: bool) -> Non
         raise ValueError(f"{name} is {kind}, unlike {first}; expected all alike")
 
 
-def _by_number(values: Mapping[str, float], default: float) -> np.ndarray:
+def _by_atomic_number(values: Mapping[str, float], default: float) -> np.ndarray:
     """An array of the values of elements, indexed by atomic number."""
     from ase.data import atomic_numbers
 
-    found = np.full(_ELEMENTS, default)
+    array = np.full(_ELEMENTS, default)
     for symbol, value in values.items():
         if symbol in atomic_numbers:
-            found[atomic_numbers[symbol]] = value
-    return found
+            array[atomic_numbers[symbol]] = value
+    return array
 
 
 def _symbol(number: int) -> str:

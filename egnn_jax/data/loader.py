@@ -121,8 +121,8 @@ class DatasetLoader:
 
     def num_batches(self, epoch: int | None) -> int:
         """See :meth:`Loader.num_batches`."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + 1 if epoch is None and rest and self.dataset.pads else full
+        full, remaining = divmod(len(self.dataset), self.batch_size)
+        return full + 1 if epoch is None and remaining and self.dataset.pads else full
 
     def batches(
         self, epoch: int | None, start: int, count: int, shards: int = 1, own: slice = slice(None)
@@ -202,10 +202,10 @@ class ArrayDataset:
             )
         for path, leaf in leaves:
             finite = np.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
-            if len(bad := np.flatnonzero(~finite)):
+            if len(bad_rows := np.flatnonzero(~finite)):
                 name = jax.tree_util.keystr(path, simple=True)
                 raise ValueError(
-                    f"{name} of sample {bad[0]} is not finite; expected finite numbers"
+                    f"{name} of sample {bad_rows[0]} is not finite; expected finite numbers"
                 )
         self.arrays = arrays
         (self._size,) = sizes

@@ -83,12 +83,12 @@ def force(charges: jax.Array, x: jax.Array) -> jax.Array:
       Forces (M, n); particles at the same position do not act on each other.
     """
     r_ij = x[:, None] - x[None]
-    squared = jnp.sum(r_ij**2, axis=-1)
-    apart = squared > 0
+    squared_distance = jnp.sum(r_ij**2, axis=-1)
+    separate = squared_distance > 0
     strength = (
         charges[:, None]
         * charges[None]
-        * jnp.where(apart, jnp.where(apart, squared, 1.0) ** -1.5, 0.0)
+        * jnp.where(separate, jnp.where(separate, squared_distance, 1.0) ** -1.5, 0.0)
     )
     return jnp.clip(jnp.sum(strength[..., None] * r_ij, axis=1), -0.1 / DT, 0.1 / DT)
 
@@ -208,20 +208,21 @@ def _generate(name: str, split: str, count: int | None = None) -> dict[str, np.n
     unused_frames = LENGTH // recipe.sample_every - 1
     for size in recipe.sizes[: SPLITS.index(split)]:
         initial_states(random, size, unused_frames=unused_frames)
-    kept = count or (recipe.kept if split == "train" else recipe.sizes[SPLITS.index(split)])
+    split_size = recipe.kept if split == "train" else recipe.sizes[SPLITS.index(split)]
+    num_trajectories = count or split_size
     print(
-        f"N-body '{name}' {split}: simulating {kept:,} trajectories of {recipe.target_step:,} "
-        f"steps",
+        f"N-body '{name}' {split}: simulating {num_trajectories:,} trajectories of "
+        f"{recipe.target_step:,} steps",
         file=sys.stderr,
     )
-    charges, x, v = initial_states(random, kept, unused_frames=unused_frames)
+    charges, x, v = initial_states(random, num_trajectories, unused_frames=unused_frames)
     with jax.enable_x64(True):
         x, v = (np.asarray(a) for a in reflect(x, v))
-    chunks = [slice(k, k + CHUNK) for k in range(0, kept, CHUNK)]
-    frames = [
+    chunks = [slice(k, k + CHUNK) for k in range(0, num_trajectories, CHUNK)]
+    chunk_frames = [
         _authors_frames(charges[s], x[s], v[s], recipe) for s in progress_bar(chunks, leave=False)
     ]
-    x, v, target = (np.concatenate(parts) for parts in zip(*frames, strict=True))
+    x, v, target = (np.concatenate(arrays) for arrays in zip(*chunk_frames, strict=True))
     return {"x": x, "v": v, "target": target, "charges": charges}
 
 
@@ -238,22 +239,22 @@ def _authors_frames(
     """
     n_particles = x.shape[1]
     i, j = np.tril_indices(n_particles, -1)
-    pair = np.zeros((n_particles, n_particles), int)
-    pair[i, j] = pair[j, i] = np.arange(len(i))
+    pair_index = np.zeros((n_particles, n_particles), int)
+    pair_index[i, j] = pair_index[j, i] = np.arange(len(i))
     products = np.ascontiguousarray((charges[:, i] * charges[:, j]).T)
     x, v = (np.ascontiguousarray(np.moveaxis(a, 0, -1)) for a in (x, v))
-    stacked = np.empty((len(charges), n_particles, x.shape[1]))
+    x_by_trajectory = np.empty((len(charges), n_particles, x.shape[1]))
 
     def force(x: np.ndarray) -> np.ndarray:
-        stacked[...] = np.moveaxis(x, -1, 0)
-        dots = np.matmul(stacked, stacked.transpose(0, 2, 1))[:, i, j].T
+        x_by_trajectory[...] = np.moveaxis(x, -1, 0)
+        dots = np.matmul(x_by_trajectory, x_by_trajectory.transpose(0, 2, 1))[:, i, j].T
         norms = (x[:, 0] ** 2 + x[:, 1] ** 2) + x[:, 2] ** 2
         strength = products / np.power(norms[i] + norms[j] - 2 * np.ascontiguousarray(dots), 1.5)
         total = np.zeros_like(x)
         for a in range(n_particles):
             for b in range(n_particles):
                 if a != b:
-                    total[a] += strength[pair[a, b]] * (x[a] - x[b])
+                    total[a] += strength[pair_index[a, b]] * (x[a] - x[b])
         return np.clip(total, -0.1 / DT, 0.1 / DT)
 
     v = v + DT * force(x)

@@ -50,8 +50,8 @@ class PropertyTable:
 
     def elements(self, rows: np.ndarray) -> list[np.ndarray]:
         """The atomic numbers of the molecules in these rows."""
-        each = np.split(self.atomic_numbers, np.cumsum(self.n_atoms)[:-1])
-        return [each[row] for row in rows.tolist()]
+        molecules = np.split(self.atomic_numbers, np.cumsum(self.n_atoms)[:-1])
+        return [molecules[row] for row in rows.tolist()]
 
 
 def read(
@@ -77,33 +77,37 @@ def read(
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected one of {', '.join(structures.READ)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    kept = folder / "tables" / f"{path.stem}-{digest}-4.npz"
+    cache_path = folder / "tables" / f"{path.stem}-{digest}-4.npz"
     entries = structures.entries(str(path))
-    names = {name for e in entries for name in getattr(e, "values", {})}
-    if lacking := [column for column in columns if column not in names]:
+    names = {name for entry in entries for name in getattr(entry, "values", {})}
+    if missing_columns := [column for column in columns if column not in names]:
         raise ValueError(
-            f"{path} has no {lacking[0]!r}, or several; expected one of "
+            f"{path} has no {missing_columns[0]!r}, or several; expected one of "
             f"{', '.join(sorted(names)) or 'none'}"
         )
-    made = cached_arrays(kept, lambda: _geometries(entries, path))
-    passing = made.pop("passing")
-    if len(refused := made["refused"]):
+    arrays = cached_arrays(cache_path, lambda: _geometries(entries, path))
+    num_retryable = arrays.pop("passing")
+    if len(refused := arrays["refused"]):
         # Not tried again without being told to: the splits are drawn from the usable molecules, so
         # with one more, a run would be resumed and evaluated on other splits.
-        again = f" (to try {passing} of them again, delete {kept})" if passing else ""
+        retry_hint = ""
+        if num_retryable:
+            retry_hint = f" (to try {num_retryable} of them again, delete {cache_path})"
         warnings.warn(
             f"{len(refused)} of {len(entries)} molecules of {path} cannot be used and are left "
-            f"out{again}: {'; '.join(refused)[:1_000]}",
+            f"out{retry_hint}: {'; '.join(refused)[:1_000]}",
             stacklevel=2,
         )
-    usable = [entries[k] for k in made["row"]]
+    usable_entries = [entries[k] for k in arrays["row"]]
     return PropertyTable(
-        **{name: array for name, array in made.items() if name not in ("row", "refused")},
+        **{name: array for name, array in arrays.items() if name not in ("row", "refused")},
         values={
-            column: np.array([getattr(e, "values", {}).get(column, "") for e in usable])
+            column: np.array(
+                [getattr(entry, "values", {}).get(column, "") for entry in usable_entries]
+            )
             for column in columns
         },
-        places=np.array([_place(entry, path) for entry in usable]),
+        places=np.array([_location(entry, path) for entry in usable_entries]),
     )
 
 
@@ -144,31 +148,34 @@ def splits(
             "either the column or other files"
         )
     table = read(find(train), [*columns, split] if split else columns)
-    rows = _rows_by_split(table, split, train) if split else drawn(len(table), valid, test, seed)
-    found = {name: (table, np.asarray(own)) for name, own in rows.items()}
+    if split:
+        split_rows = _rows_by_split(table, split, train)
+    else:
+        split_rows = drawn(len(table), valid, test, seed)
+    split_tables = {name: (table, np.asarray(rows)) for name, rows in split_rows.items()}
     for name, source in (("valid", valid), ("test", test)):
-        if name not in found:
-            other = read(find(source), columns)
-            found[name] = other, np.arange(len(other))
-    _warn_of_unlike(found)
-    return found
+        if name not in split_tables:
+            split_table = read(find(source), columns)
+            split_tables[name] = split_table, np.arange(len(split_table))
+    _warn_about_splits(split_tables)
+    return split_tables
 
 
 def _rows_by_split(table: PropertyTable, column: str, source: str) -> dict[str, np.ndarray]:
     """The rows of "train", "valid" and "test" according to a column, which may be empty.
 
     Raises:
-      ValueError: another word is in the column, or one of the three is nowhere.
+      ValueError: the column has another value, or a split has no row.
     """
-    words = np.char.lower(np.char.strip(table.values[column]))
-    if len(other := np.flatnonzero(~np.isin(words, (*SPLITS, "")))):
-        place, word = table.places[other[0]], str(words[other[0]])
+    labels = np.char.lower(np.char.strip(table.values[column]))
+    if len(invalid := np.flatnonzero(~np.isin(labels, (*SPLITS, "")))):
+        location, label = table.places[invalid[0]], str(labels[invalid[0]])
         raise ValueError(
-            f"{place}: {column} is {word!r}; expected train, valid or test, or nothing to leave "
-            "the molecule out"
+            f"{location}: {column} is {label!r}; expected train, valid or test, or nothing to "
+            "leave the molecule out"
         )
-    rows = {name: np.flatnonzero(words == name) for name in SPLITS}
-    if empty := [name for name, found in rows.items() if not len(found)]:
+    rows = {name: np.flatnonzero(labels == name) for name in SPLITS}
+    if empty := [name for name, split_rows in rows.items() if not len(split_rows)]:
         raise ValueError(
             f"the column {column!r} of {source} has no {empty[0]!r}; expected train, valid and "
             "test, each at least once"
@@ -176,63 +183,67 @@ def _rows_by_split(table: PropertyTable, column: str, source: str) -> dict[str, 
     return rows
 
 
-def _warn_of_unlike(tables: Mapping[str, tuple[PropertyTable, np.ndarray]]) -> None:
+def _warn_about_splits(tables: Mapping[str, tuple[PropertyTable, np.ndarray]]) -> None:
     """Warn if molecules of validation or test are also in training, or have elements that are not
     there.
     """
     table, rows = tables["train"]
-    trained, elements = table.key[rows], np.concatenate(table.elements(rows))
+    train_keys, train_elements = table.key[rows], np.concatenate(table.elements(rows))
     for split in SPLITS[1:]:
         table, rows = tables[split]
-        shared = np.isin(table.key[rows], trained)
-        unknown = np.array([not np.isin(own, elements).all() for own in table.elements(rows)])
-        for found, text in (
+        shared = np.isin(table.key[rows], train_keys)
+        unknown = np.array(
+            [not np.isin(numbers, train_elements).all() for numbers in table.elements(rows)]
+        )
+        for mask, message in (
             (shared, "are also in training; errors are those of new molecules only if each "
                      "molecule is in one split"),
             (unknown, "have elements that are not in training, and count in the errors"),
         ):  # fmt: skip
-            if found.any():
+            if mask.any():
                 warnings.warn(
-                    f"{found.sum()} of {len(rows)} {split} molecules (the first: "
-                    f"{table.places[rows[found][0]]}) {text}",
+                    f"{mask.sum()} of {len(rows)} {split} molecules (the first: "
+                    f"{table.places[rows[mask][0]]}) {message}",
                     stacklevel=2,
                 )
 
 
-def _place(entry: Any, path: Path) -> str:
+def _location(entry: Any, path: Path) -> str:
     return getattr(entry, "where", "").removesuffix(": ") or f"{path}, {entry.name}"
 
 
 def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
-    """The rows of the usable molecules, and their atoms, charges and notes."""
+    """The rows of the usable molecules, their atoms, charges and notes, and why others are not."""
     from ase.data import atomic_numbers
 
-    waiting = sum(isinstance(entry, structures.Smiles) for entry in entries)
-    made = structures.made(entries, structures.useful_processes(waiting), conformers=1)
-    rows, found, refused, passing = [], [], [], 0
-    for k, one in enumerate(
-        progress_bar(made, total=len(entries), unit="molecule", desc=path.name)
+    num_smiles = sum(isinstance(entry, structures.Smiles) for entry in entries)
+    results = structures.made(entries, structures.useful_processes(num_smiles), conformers=1)
+    rows, molecules, refused, num_retryable = [], [], [], 0
+    for k, molecule in enumerate(
+        progress_bar(results, total=len(entries), unit="molecule", desc=path.name)
     ):
-        if isinstance(one, structures.Refused):
-            refused.append(f"{one.name}: {one.reason}")
-            passing += one.passing
+        if isinstance(molecule, structures.Refused):
+            refused.append(f"{molecule.name}: {molecule.reason}")
+            num_retryable += molecule.passing
         else:
             rows.append(k)
-            found.append(one)
-    if not found:
+            molecules.append(molecule)
+    if not molecules:
         reasons = "; ".join(refused)[:1_000]
         raise ValueError(f"{path} has no molecule that can be used: {reasons}")
     return {
         "row": np.array(rows),
         "refused": np.array(refused, str),
-        "passing": np.array(passing),
-        "geometry": np.array([one.geometry for one in found]),
+        "passing": np.array(num_retryable),
+        "geometry": np.array([molecule.geometry for molecule in molecules]),
         "key": np.array([_key(entries[k]) for k in rows]),
-        "n_atoms": np.array([len(one.symbols) for one in found]),
-        "atomic_numbers": np.array([atomic_numbers[s] for one in found for s in one.symbols]),
+        "n_atoms": np.array([len(molecule.symbols) for molecule in molecules]),
+        "atomic_numbers": np.array(
+            [atomic_numbers[s] for molecule in molecules for s in molecule.symbols]
+        ),
         "positions": np.concatenate(
-            [one.positions - one.positions.mean(axis=0) for one in found]
+            [molecule.positions - molecule.positions.mean(axis=0) for molecule in molecules]
         ).astype(np.float32),
-        "charges": np.array([one.charge for one in found]),
-        "noted": np.array([bool(one.notes) for one in found]),
+        "charges": np.array([molecule.charge for molecule in molecules]),
+        "noted": np.array([bool(molecule.notes) for molecule in molecules]),
     }

@@ -82,17 +82,17 @@ def load(
     def build() -> dict[str, np.ndarray]:
         if archive is None:
             return check(arrays(from_package()))
-        whole = expanded(archive)
-        listed = (
-            whole.parent / "uncharacterized.txt"
+        archive_path = expanded(archive)
+        uncharacterized_path = (
+            archive_path.parent / "uncharacterized.txt"
             if uncharacterized is None
             else expanded(uncharacterized)
         )
-        return check(arrays(from_archive(whole, listed)))
+        return check(arrays(from_archive(archive_path, uncharacterized_path)))
 
-    stored = cached_arrays(folder / "qm9" / "qm9.npz", build)
-    targets = {name: stored.pop(f"targets/{name}") for name in TARGETS}
-    return QM9(**stored, targets=targets, splits=split_rows())
+    cached = cached_arrays(folder / "qm9" / "qm9.npz", build)
+    targets = {name: cached.pop(f"targets/{name}") for name in TARGETS}
+    return QM9(**cached, targets=targets, splits=split_rows())
 
 
 def split_rows() -> dict[str, np.ndarray]:

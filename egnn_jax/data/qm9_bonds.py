@@ -38,8 +38,8 @@ class Bonds(NamedTuple):
         """The QM9 numbers of molecules whose bonds are not from their SMILES in order, by the
         source that was used instead.
         """
-        rows = {name: self.source == k for k, name in enumerate(chemistry.SOURCES) if k}
-        return {name: molecules.index[found].tolist() for name, found in rows.items()}
+        masks = {name: self.source == k for k, name in enumerate(chemistry.SOURCES) if k}
+        return {name: molecules.index[mask].tolist() for name, mask in masks.items()}
 
 
 def load(molecules: QM9, folder: Path | None = None) -> Bonds:
@@ -55,7 +55,7 @@ def load(molecules: QM9, folder: Path | None = None) -> Bonds:
       ValueError: a package is missing.
     """
     folder = default_folder() if folder is None else expanded(folder)
-    return Bonds(**cached_arrays(folder / "qm9" / "qm9-bonds.npz", lambda: _all(molecules)))
+    return Bonds(**cached_arrays(folder / "qm9" / "qm9-bonds.npz", lambda: _all_bonds(molecules)))
 
 
 def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray) -> Bonds:
@@ -70,19 +70,19 @@ def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.
     Raises:
       ValueError: the bonds of a molecule cannot be determined; the message gives its place.
     """
-    found = []
+    results = []
     source = chemistry.SOURCES.index("by positions")
-    for k, (end, number) in enumerate(zip(np.cumsum(n_atoms), n_atoms, strict=True), 1):
-        atoms = slice(end - number, end)
+    for k, (end, count) in enumerate(zip(np.cumsum(n_atoms), n_atoms, strict=True), 1):
+        atoms = slice(end - count, end)
         try:
-            one = chemistry.perceived(atomic_numbers[atoms], positions[atoms])
+            bonds = chemistry.perceived(atomic_numbers[atoms], positions[atoms])
         except ValueError as error:
             raise ValueError(f"geometry {k} of {len(n_atoms)}: {error}") from error
-        found.append((one, source))
-    return Bonds(**_joined(found))
+        results.append((bonds, source))
+    return Bonds(**_concatenated(results))
 
 
-def _all(molecules: QM9) -> dict[str, np.ndarray]:
+def _all_bonds(molecules: QM9) -> dict[str, np.ndarray]:
     """Compute the arrays of :class:`Bonds` for all molecules."""
     smiles = smiles_of_package()
     bounds = np.cumsum(molecules.n_atoms)[:-1]
@@ -90,27 +90,27 @@ def _all(molecules: QM9) -> dict[str, np.ndarray]:
     numbers = np.split(molecules.atomic_numbers, bounds)
     positions = np.split(molecules.positions, bounds)
     starts = range(0, len(texts), _CHUNK)
-    chunks = [[part[k : k + _CHUNK] for part in (texts, numbers, positions)] for k in starts]
+    chunks = [[values[k : k + _CHUNK] for values in (texts, numbers, positions)] for k in starts]
     with workers() as pool:
-        made = pool.map(_of_chunk, *zip(*chunks, strict=True))
-        parts = list(progress_bar(made, total=len(chunks), unit_scale=_CHUNK, unit=" molecules"))
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in Bonds._fields}
-    return whole | {"ends": whole["ends"].astype(np.int8)}  # up to 29 atoms
+        results = pool.map(_chunk_bonds, *zip(*chunks, strict=True))
+        bar = progress_bar(results, total=len(chunks), unit_scale=_CHUNK, unit=" molecules")
+        bonds = list(bar)
+    arrays = {name: np.concatenate([chunk[name] for chunk in bonds]) for name in Bonds._fields}
+    return arrays | {"ends": arrays["ends"].astype(np.int8)}  # up to 29 atoms
 
 
-def _of_chunk(
+def _chunk_bonds(
     smiles: Sequence[str], numbers: Sequence[np.ndarray], positions: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    return _joined(
-        [chemistry.of_smiles(*one) for one in zip(smiles, numbers, positions, strict=True)]
-    )
+    molecules = zip(smiles, numbers, positions, strict=True)
+    return _concatenated([chemistry.of_smiles(*molecule) for molecule in molecules])
 
 
-def _joined(found: Sequence[tuple[chemistry.Chemistry, int]]) -> dict[str, np.ndarray]:
+def _concatenated(results: Sequence[tuple[chemistry.Chemistry, int]]) -> dict[str, np.ndarray]:
     return {
-        "n_bond": np.array([len(one.kinds) for one, _ in found], np.int16),
-        "ends": np.concatenate([one.ends for one, _ in found]),
-        "kinds": np.concatenate([one.kinds for one, _ in found]),
-        "traits": np.concatenate([one.traits for one, _ in found]),
-        "source": np.array([source for _, source in found], np.int8),
+        "n_bond": np.array([len(bonds.kinds) for bonds, _ in results], np.int16),
+        "ends": np.concatenate([bonds.ends for bonds, _ in results]),
+        "kinds": np.concatenate([bonds.kinds for bonds, _ in results]),
+        "traits": np.concatenate([bonds.traits for bonds, _ in results]),
+        "source": np.array([source for _, source in results], np.int8),
     }

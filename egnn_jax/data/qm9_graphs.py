@@ -53,43 +53,42 @@ def molecular_graphs(
         edges = edges_within(n_atoms, positions, cutoff)
     if bonds is not None:
         h = np.column_stack([atomic_numbers, bonds.traits])
-        edges, kinds = _kinds_of_edges(n_atoms, bonds, edges, only_bonds)
+        edges, kinds = _edge_kinds(n_atoms, bonds, edges, only_bonds)
     nodes = Nodes(h=h, x=positions)
     return GraphDataset.from_arrays(
         n_atoms, nodes, edges=Edges(a=kinds), globals_=Globals(y=y), edge_lists=edges
     )
 
 
-def _kinds_of_edges(
+def _edge_kinds(
     n_atoms: np.ndarray, bonds: Bonds, edges: EdgeLists | None, only_bonds: bool
 ) -> tuple[EdgeLists | None, np.ndarray]:
     """The edges, or only those with a bond, and the kind of bond of each (ΣE,)."""
     n_atoms = n_atoms.astype(np.int64)
-    kinds = _kinds_of_pairs(n_atoms, bonds)
-    molecules = np.arange(len(n_atoms))
+    kinds = _pair_kinds(n_atoms, bonds)
+    molecule_indices = np.arange(len(n_atoms))
     first_pair = starts_of(n_atoms**2)
     if only_bonds:
         pairs = np.flatnonzero(kinds)
-        graph = np.repeat(molecules, 2 * bonds.n_bond.astype(int))
-        receivers, senders = np.divmod(pairs - first_pair[graph], n_atoms[graph])
-        return (2 * bonds.n_bond, senders.astype(np.int32), receivers.astype(np.int32)), kinds[
-            pairs
-        ]
+        molecule = np.repeat(molecule_indices, 2 * bonds.n_bond.astype(int))
+        receivers, senders = np.divmod(pairs - first_pair[molecule], n_atoms[molecule])
+        edges = 2 * bonds.n_bond, senders.astype(np.int32), receivers.astype(np.int32)
+        return edges, kinds[pairs]
     if edges is not None:
         n_edge, senders, receivers = edges
-        graph = np.repeat(molecules, n_edge)
-        return edges, kinds[first_pair[graph] + receivers * n_atoms[graph] + senders]
+        molecule = np.repeat(molecule_indices, n_edge)
+        return edges, kinds[first_pair[molecule] + receivers * n_atoms[molecule] + senders]
     # Without its diagonal, a matrix of all pairs is in the order of complete_edges.
-    graph = np.repeat(molecules, n_atoms)
-    within = np.arange(len(graph)) - starts_of(n_atoms)[graph]
-    return None, np.delete(kinds, first_pair[graph] + within * (n_atoms[graph] + 1))
+    molecule = np.repeat(molecule_indices, n_atoms)
+    atom = np.arange(len(molecule)) - starts_of(n_atoms)[molecule]
+    return None, np.delete(kinds, first_pair[molecule] + atom * (n_atoms[molecule] + 1))
 
 
-def _kinds_of_pairs(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:
+def _pair_kinds(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:
     """The kind of bond of each pair of atoms: a matrix (M, M) for each molecule, flat (ΣM²,)."""
     squares = n_atoms**2
     kinds = np.zeros(squares.sum(), np.int8)
-    of = np.repeat(np.arange(len(n_atoms)), bonds.n_bond)
+    molecule = np.repeat(np.arange(len(n_atoms)), bonds.n_bond)
     for i, j in (bonds.ends.T, bonds.ends.T[::-1]):
-        kinds[starts_of(squares)[of] + i * n_atoms[of] + j] = bonds.kinds
+        kinds[starts_of(squares)[molecule] + i * n_atoms[molecule] + j] = bonds.kinds
     return kinds

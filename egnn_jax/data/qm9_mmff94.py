@@ -38,25 +38,26 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
     folder = (default_folder() if folder is None else expanded(folder)) / "qm9"
     path = folder / f"qm9-mmff94-{conformers}.npz"
     build = partial(_geometries, molecules, conformers, path.with_suffix(""))
-    made = cached_arrays(path, build)
-    if late := (made["usable"] < 0).sum():
+    arrays = cached_arrays(path, build)
+    if num_timeouts := (arrays["usable"] < 0).sum():
         warnings.warn(
-            f"{late} of QM9's molecules are left out, since no geometry was found in the time; "
-            f"to try again, delete {path} and {path.with_suffix('')}",
+            f"{num_timeouts} of QM9's molecules are left out, since no geometry was found in the "
+            f"time; to try again, delete {path} and {path.with_suffix('')}",
             stacklevel=2,
         )
-    count = made["count"]
+    count = arrays["count"]
     molecule = np.repeat(np.arange(len(count)), count)
     n_atoms = molecules.n_atoms[molecule]
     atoms = Gather(n_atoms[None], starts_of(molecules.n_atoms)[molecule][None]).source
-    first, usable = np.cumsum(count) - count, made["usable"] > 0
+    first, usable = np.cumsum(count) - count, arrays["usable"] > 0
+    splits = {split: first[rows[usable[rows]]] for split, rows in molecules.splits.items()}
     return QM9(
         index=molecules.index[molecule],
         n_atoms=n_atoms,
-        atomic_numbers=made["atomic_numbers"][atoms],
-        positions=made["positions"],
+        atomic_numbers=arrays["atomic_numbers"][atoms],
+        positions=arrays["positions"],
         targets={name: values[molecule] for name, values in molecules.targets.items()},
-        splits={split: first[rows[usable[rows]]] for split, rows in molecules.splits.items()},
+        splits=splits,
     )
 
 
@@ -67,36 +68,37 @@ def _geometries(molecules: QM9, conformers: int, folder: Path) -> dict[str, np.n
     ``usable`` is 1, 0, or -1 where the time did not suffice.
     """
     smiles = smiles_of_package()
-    ends = np.cumsum(molecules.n_atoms).tolist()
+    atom_ends = np.cumsum(molecules.n_atoms).tolist()
     n_atoms = molecules.n_atoms.tolist()
-    parts: list[dict[str, np.ndarray]] = []
-    with workers() as pool, progress_bar(total=len(ends)) as bar:
-        for first in range(0, len(ends), 10 * _CHUNK):
-            rows = range(first, min(first + 10 * _CHUNK, len(ends)))
+    chunks: list[dict[str, np.ndarray]] = []
+    with workers() as pool, progress_bar(total=len(atom_ends)) as bar:
+        for start in range(0, len(atom_ends), 10 * _CHUNK):
+            rows = range(start, min(start + 10 * _CHUNK, len(atom_ends)))
 
             def build(rows: range = rows) -> dict[str, np.ndarray]:
-                own = [slice(ends[k] - n_atoms[k], ends[k]) for k in rows]
-                numbers = [molecules.atomic_numbers[atoms] for atoms in own]
+                atom_slices = [slice(atom_ends[k] - n_atoms[k], atom_ends[k]) for k in rows]
+                numbers = [molecules.atomic_numbers[atoms] for atoms in atom_slices]
                 texts = [smiles[int(molecules.index[k])] for k in rows]
-                embed = partial(_embedded, conformers=conformers)
-                made = list(pool.map(embed, texts, numbers, chunksize=_CHUNK // 10))
-                found = [
-                    (numbers[k], molecules.positions[own[k]][None]) if one is None else one
-                    for k, (_, one) in enumerate(made)
-                ]
+                embed = partial(_embed, conformers=conformers)
+                results = list(pool.map(embed, texts, numbers, chunksize=_CHUNK // 10))
+                geometries = []
+                for k, (_, geometry) in enumerate(results):
+                    if geometry is None:
+                        geometry = numbers[k], molecules.positions[atom_slices[k]][None]
+                    geometries.append(geometry)
                 return {
-                    "usable": np.array([usable for usable, _ in made], np.int8),
-                    "count": np.array([len(x) for _, x in found]),
-                    "atomic_numbers": np.concatenate([z for z, _ in found]),
-                    "positions": np.concatenate([x.reshape(-1, 3) for _, x in found]),
+                    "usable": np.array([usable for usable, _ in results], np.int8),
+                    "count": np.array([len(x) for _, x in geometries]),
+                    "atomic_numbers": np.concatenate([z for z, _ in geometries]),
+                    "positions": np.concatenate([x.reshape(-1, 3) for _, x in geometries]),
                 }
 
-            parts.append(cached_arrays(folder / f"{first:06d}.npz", build))
+            chunks.append(cached_arrays(folder / f"{start:06d}.npz", build))
             bar.update(len(rows))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _embedded(
+def _embed(
     smiles: str, numbers: np.ndarray, conformers: int
 ) -> tuple[int, tuple[np.ndarray, np.ndarray] | None]:
     """Whether a SMILES is usable (see :func:`_geometries`), and its atomic numbers (M,) and
@@ -109,6 +111,8 @@ def _embedded(
     except ValueError:
         return 0, None
     assert molecule.conformers is not None
-    found = np.array([ELEMENTS.get(symbol, 0) for symbol in molecule.symbols], numbers.dtype)
-    same = len(found) == len(numbers) and (np.sort(found) == np.sort(numbers)).all()
-    return int(same), (found, molecule.conformers.astype(np.float32)) if same else None
+    elements = [ELEMENTS.get(symbol, 0) for symbol in molecule.symbols]
+    atomic_numbers = np.array(elements, numbers.dtype)
+    if len(atomic_numbers) != len(numbers) or (np.sort(atomic_numbers) != np.sort(numbers)).any():
+        return 0, None
+    return 1, (atomic_numbers, molecule.conformers.astype(np.float32))

@@ -48,6 +48,6 @@ def free_atoms(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np
     """
     if name not in REFERENCES:
         return np.zeros(len(n_atoms))
-    of_element = np.zeros(max(ELEMENTS.values()) + 1)
-    of_element[list(ELEMENTS.values())] = [REFERENCES[name][symbol] for symbol in ELEMENTS]
-    return np.add.reduceat(of_element[atomic_numbers], np.cumsum(n_atoms) - n_atoms)
+    element_values = np.zeros(max(ELEMENTS.values()) + 1)
+    element_values[list(ELEMENTS.values())] = [REFERENCES[name][symbol] for symbol in ELEMENTS]
+    return np.add.reduceat(element_values[atomic_numbers], np.cumsum(n_atoms) - n_atoms)

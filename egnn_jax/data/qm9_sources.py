@@ -15,7 +15,7 @@ from egnn_jax.data.qm9_properties import ELEMENTS, IN_MEV, MOLECULES, TARGETS
 
 ARCHIVE_ORDER = ("mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
 """The order of properties in both sources, in atomic units except mu and Cv."""
-_WHOLE = {
+_STATISTICS = {
     "molecules": str(MOLECULES),
     "atoms": "2359210",
     "index": "54e3c2872ae88920",
@@ -55,12 +55,12 @@ def from_package() -> Iterator[Molecule]:
     Raises:
       ValueError: the package is not installed, or a line is damaged.
     """
-    instead = (
+    alternative = (
         ", or, once, "
         "python -c \"from egnn_jax.data import qm9; qm9.load('dsgdb9nsd.xyz.tar.bz2')\" "
         "with the path of the original archive of QM9"
     )
-    for table in _tables(instead):
+    for table in _tables(alternative):
         yield from from_csv(table)
 
 
@@ -81,14 +81,14 @@ def smiles_of_package() -> dict[int, str]:
     return smiles
 
 
-def _tables(instead: str = "") -> list[Path]:
-    """The tables of the installed package ``qm9pack``; ``instead`` is added to the error if it is
-    not installed.
+def _tables(alternative: str = "") -> list[Path]:
+    """The tables of the installed package ``qm9pack``; ``alternative`` is added to the error if it
+    is not installed.
     """
-    found = importlib.util.find_spec("qm9pack")
-    if found is None or not found.submodule_search_locations:
-        raise ValueError(f"{missing('qm9pack')} (104 MB){instead}")
-    data = Path(found.submodule_search_locations[0]) / "data"
+    spec = importlib.util.find_spec("qm9pack")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{missing('qm9pack')} (104 MB){alternative}")
+    data = Path(spec.submodule_search_locations[0]) / "data"
     return [data / f"qm9_part{part}.csv" for part in (1, 2, 3)]
 
 
@@ -105,14 +105,14 @@ def from_csv(path: Path) -> Iterator[Molecule]:
         columns = {name: k for k, name in enumerate(next(rows, []))}
         if missing := {"Index", "N_atoms", "Elements", "XYZ_Ang", "Dipole_debye"} - set(columns):
             raise ValueError(f"{path} has no column {sorted(missing)[0]}; install qm9pack again")
-        first = columns["Dipole_debye"]
+        start = columns["Dipole_debye"]
         for row in rows:
             try:
                 index, count = int(row[columns["Index"]]), int(row[columns["N_atoms"]])
                 symbols = row[columns["Elements"]].strip("[]").replace("'", "").split(",")
                 coordinates = row[columns["XYZ_Ang"]].replace("[", "").replace("]", "").split(",")
                 positions = np.array([float(value) for value in coordinates]).reshape(-1, 3)
-                properties = [float(value) for value in row[first : first + len(ARCHIVE_ORDER)]]
+                properties = [float(value) for value in row[start : start + len(ARCHIVE_ORDER)]]
             except (ValueError, IndexError) as error:
                 raise ValueError(
                     f"{path}: the line of molecule {row[:2]} is damaged ({error})"
@@ -133,10 +133,10 @@ def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
                 f"the original QM9"
             )
     lines = uncharacterized.read_text(encoding="utf-8", errors="replace").splitlines()
-    left_out = {
+    excluded = {
         int(line.split()[0]) for line in lines if line.split() and line.split()[0].isdigit()
     }
-    if not left_out:
+    if not excluded:
         raise ValueError(
             f"{uncharacterized} lists no molecules; expected lines that start with a "
             f"molecule's number"
@@ -146,7 +146,7 @@ def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
             for member in tar:
                 if member.name.endswith(".xyz") and (file := tar.extractfile(member)) is not None:
                     molecule = _from_xyz(file.read().decode("utf-8", errors="replace"), member.name)
-                    if molecule.index not in left_out:
+                    if molecule.index not in excluded:
                         yield molecule
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{archive} is damaged ({error}); download it again") from error
@@ -163,8 +163,8 @@ def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
     if not ordered:
         raise ValueError("the source of QM9 holds no molecules; expected dsgdb9nsd_*.xyz files")
     numbers = np.array([molecule.index for molecule in ordered], np.int32)
-    if len(twice := numbers[1:][np.diff(numbers) == 0]):
-        raise ValueError(f"molecule {twice[0]} comes twice; expected each number once")
+    if len(duplicates := numbers[1:][np.diff(numbers) == 0]):
+        raise ValueError(f"molecule {duplicates[0]} comes twice; expected each number once")
     properties = np.array([molecule.properties for molecule in ordered])
     return {
         "index": numbers,
@@ -188,16 +188,16 @@ def check(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       ValueError: a count, the list of numbers, the elements or the mean of a target differs; the
         message gives both values.
     """
-    got = {"molecules": str(len(found["index"])), "atoms": str(len(found["atomic_numbers"]))}
-    got |= {
+    values = {"molecules": str(len(found["index"])), "atoms": str(len(found["atomic_numbers"]))}
+    values |= {
         name: hashlib.sha256(found[name].tobytes()).hexdigest()[:16]
         for name in ("index", "n_atoms", "atomic_numbers")
     }
-    got |= {f"mean {name}": f"{found[f'targets/{name}'].mean():.7g}" for name in TARGETS}
-    for name, expected in _WHOLE.items():
-        if got[name] != expected:
+    values |= {f"mean {name}": f"{found[f'targets/{name}'].mean():.7g}" for name in TARGETS}
+    for name, expected in _STATISTICS.items():
+        if values[name] != expected:
             raise ValueError(
-                f"this is not all of QM9: its {name} is {got[name]}; expected {expected}"
+                f"this is not all of QM9: its {name} is {values[name]}; expected {expected}"
             )
     return found
 
@@ -208,21 +208,17 @@ def _from_xyz(text: str, name: str) -> Molecule:
     """
     try:
         lines = text.replace("*^", "e").splitlines()
-        count, head = int(lines[0]), lines[1].split()
-        index = int(head[1])
+        count, header = int(lines[0]), lines[1].split()
+        index = int(header[1])
         if len(lines) != count + 5:
             raise ValueError(
                 f"molecule {index} has {len(lines)} lines; expected {count + 5}, since its "
                 f"count is {count}"
             )
-        atoms, properties = (
-            [line.split() for line in lines[2 : 2 + count]],
-            [float(value) for value in head[5 : 5 + len(ARCHIVE_ORDER)]],
-        )
-        symbols, positions = (
-            [atom[0] for atom in atoms],
-            np.array([[float(value) for value in atom[1:4]] for atom in atoms]),
-        )
+        atoms = [line.split() for line in lines[2 : 2 + count]]
+        properties = [float(value) for value in header[5 : 5 + len(ARCHIVE_ORDER)]]
+        symbols = [atom[0] for atom in atoms]
+        positions = np.array([[float(value) for value in atom[1:4]] for atom in atoms])
     except (ValueError, IndexError) as error:
         raise ValueError(f"{name}: {error}") from error
     return _checked(index, symbols, positions, properties, count, name)

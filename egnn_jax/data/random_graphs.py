@@ -53,22 +53,15 @@ def load(
             f"edge_probability is {edge_probability}; expected a number between 0 and 1"
         )
     if name == "overfit":
-        file, draw = (
-            f"overfit-{edge_probability!r}",
-            partial(erdos_renyi, OVERFIT_SEED, OVERFIT_GRAPHS, edge_probability),
-        )
+        file = f"overfit-{edge_probability!r}"
+        draw = partial(erdos_renyi, OVERFIT_SEED, OVERFIT_GRAPHS, edge_probability)
     else:
-        file, draw = (
-            f"{name}-{split}",
-            partial(communities if name == "community" else erdos_renyi, *SPLITS[split]),
-        )
+        file = f"{name}-{split}"
+        draw = partial(communities if name == "community" else erdos_renyi, *SPLITS[split])
     folder = default_folder() if folder is None else expanded(folder)
     arrays = cached_arrays(folder / "random_graphs" / f"{file}.npz", lambda: _flat(draw()))
-    ends = np.cumsum(arrays["n_edge"])
-    return [
-        _graph(n, edges)
-        for n, edges in zip(arrays["n_node"], np.split(arrays["edges"], ends[:-1]), strict=True)
-    ]
+    edge_lists = np.split(arrays["edges"], np.cumsum(arrays["n_edge"])[:-1])
+    return [_graph(n, edges) for n, edges in zip(arrays["n_node"], edge_lists, strict=True)]
 
 
 def erdos_renyi(seed: int, count: int, edge_probability: float = 0.25) -> list[nx.Graph]:
@@ -92,9 +85,10 @@ def _community(generator: np.random.RandomState) -> nx.Graph:
     graph = nx.disjoint_union_all(
         [nx.gnp_random_graph(int(size), 0.7, seed=k) for k, size in enumerate(sizes)]
     )
-    for one, other in combinations([sorted(part) for part in nx.connected_components(graph)], 2):
-        between = [pair for pair in product(one, other) if generator.rand() < 0.01]
-        graph.add_edges_from(between or [(one[0], other[0])])
+    components = [sorted(component) for component in nx.connected_components(graph)]
+    for first, second in combinations(components, 2):
+        edges = [pair for pair in product(first, second) if generator.rand() < 0.01]
+        graph.add_edges_from(edges or [(first[0], second[0])])
     return graph
 
 

@@ -33,8 +33,8 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.about: dict[str, Any] = {}
-        self._folder, self._number = folder, 0
-        self._kinds: dict[str, Any] | None = None
+        self._folder, self._num_graphs = folder, 0
+        self._layout: dict[str, Any] | None = None
         self._files: dict[str, _File] = {}
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -43,22 +43,30 @@ class Writer:
         Raises:
           ValueError: names, dtypes or row shapes differ from those of the first graph.
         """
-        kinds = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
-        if self._kinds is None:
-            self._kinds = kinds
+        layout = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
+        if self._layout is None:
+            self._layout = layout
             for name, array in arrays.items():
                 if array.dtype.kind == "V":  # for example bfloat16, which .npy does not support
                     raise ValueError(f"{name} is {array.dtype}; expected a dtype such as float32")
                 self._files[name] = _File(self._folder / f"{name}.npy", array)
-        if kinds != self._kinds:
-            found, wanted = (
-                {n: f"{k[n][0]} {k[n][1]}" for n in k if k[n] != other.get(n)}
-                for k, other in ((kinds, self._kinds), (self._kinds, kinds))
+        if layout != self._layout:
+            found = {
+                name: f"{dtype} {shape}"
+                for name, (dtype, shape) in layout.items()
+                if (dtype, shape) != self._layout.get(name)
+            }
+            expected = {
+                name: f"{dtype} {shape}"
+                for name, (dtype, shape) in self._layout.items()
+                if (dtype, shape) != layout.get(name)
+            }
+            raise ValueError(
+                f"graph {self._num_graphs} carries {found}; expected {expected}, as graph 0"
             )
-            raise ValueError(f"graph {self._number} carries {found}; expected {wanted}, as graph 0")
         for name, array in arrays.items():
             self._files[name].append(array)
-        self._number += 1
+        self._num_graphs += 1
 
     def finish(self) -> None:
         """Finish all files, and write the manifest last."""
@@ -131,9 +139,9 @@ def writing(folder: Path) -> Iterator[Writer]:
     make_folder(folder.parent)
     _remove_abandoned(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    writer, held = Writer(temporary), None
+    writer, lock_file = Writer(temporary), None
     try:
-        held = _locked(temporary)
+        lock_file = _locked(temporary)
         yield writer
         writer.finish()
         temporary.chmod(0o777 & ~_umask())
@@ -148,8 +156,8 @@ def writing(folder: Path) -> Iterator[Writer]:
             raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     finally:
-        if held is not None:
-            held.close()
+        if lock_file is not None:
+            lock_file.close()
 
 
 def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
@@ -169,10 +177,10 @@ def read_arrays(folder: Path, verify: bool = False) -> dict[str, np.ndarray]:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        found = [array.dtype.str, list(array.shape)]
-        wanted = [expected.get("dtype", found[0]), expected.get("shape", found[1])]
-        if found != wanted:
-            raise ValueError(f"{path} is damaged: it has {found}; expected {wanted}")
+        header = [array.dtype.str, list(array.shape)]
+        expected_header = [expected.get("dtype", header[0]), expected.get("shape", header[1])]
+        if header != expected_header:
+            raise ValueError(f"{path} is damaged: it has {header}; expected {expected_header}")
         # Version 1 of the format has checksums of whole files.
         start = 0 if manifest["version"] == 1 else size - array.nbytes
         if verify and sha256(path, start) != expected["sha256"]:
@@ -216,8 +224,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def flatten(**trees: Any) -> dict[str, np.ndarray]:
     """The arrays of nodes, edges and globals, by names like ``nodes.x``."""
     return {
-        f"{part}.{field}": array
-        for part, tree in trees.items()
+        f"{name}.{field}": array
+        for name, tree in trees.items()
         for field, array in vars(tree).items()
         if array is not None
     }
@@ -225,12 +233,12 @@ def flatten(**trees: Any) -> dict[str, np.ndarray]:
 
 def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """The inverse of :func:`flatten`: nodes, edges and globals by name."""
-    return {part: kind(**_fields(arrays, part, kind)) for part, kind in _TYPES.items()}
+    return {name: cls(**_fields(arrays, name, cls)) for name, cls in _TYPES.items()}
 
 
-def _fields(arrays: dict[str, np.ndarray], part: str, kind: type) -> dict[str, Any]:
-    wanted = kind.__dataclass_fields__
-    return {field: arrays.get(f"{part}.{field}") for field in wanted}
+def _fields(arrays: dict[str, np.ndarray], name: str, cls: type) -> dict[str, Any]:
+    field_names = cls.__dataclass_fields__
+    return {field: arrays.get(f"{name}.{field}") for field in field_names}
 
 
 def sha256(path: Path, start: int = 0) -> str:

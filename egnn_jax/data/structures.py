@@ -74,19 +74,19 @@ def _entries(source: str) -> list[Structure | Refused | Smiles]:
             raise ValueError(f"{path} is a folder; expected a file of molecules, or a SMILES")
         if suffix in READ:
             raise ValueError(f"{path} is not a file")
-        return [_typed(source)]
+        return [_from_text(source)]
     if suffix not in READ:
         raise ValueError(
             f"{path} is a file of an unknown kind; expected one of {', '.join(READ)}, or one of "
             "these with .gz after it"
         )
-    found = _structure_files.entries(path)
-    if not found:
+    molecules = _structure_files.entries(path)
+    if not molecules:
         raise ValueError(f"{path} holds no molecules")
-    return found
+    return molecules
 
 
-def _typed(text: str) -> Smiles | Refused:
+def _from_text(text: str) -> Smiles | Refused:
     from rdkit.Chem import rdMolDescriptors
 
     try:
@@ -109,29 +109,30 @@ def outside(molecule: Structure) -> list[str]:
 def _outside(molecule: Structure) -> Iterator[str]:
     if unknown := sorted(set(molecule.symbols) - set(qm9.ELEMENTS)):
         yield f"it has {', '.join(unknown)}; QM9 has {', '.join(qm9.ELEMENTS)}"
-    size, heavy = len(molecule.symbols), sum(symbol != "H" for symbol in molecule.symbols)
-    if not SMALLEST <= size <= qm9.LARGEST:
-        atoms = "1 atom" if size == 1 else f"{size} atoms"
+    num_atoms = len(molecule.symbols)
+    num_heavy = sum(symbol != "H" for symbol in molecule.symbols)
+    if not SMALLEST <= num_atoms <= qm9.LARGEST:
+        atoms = "1 atom" if num_atoms == 1 else f"{num_atoms} atoms"
         yield f"it has {atoms}; QM9's have {SMALLEST} to {qm9.LARGEST}"
-    if heavy > HEAVY:
-        yield f"it has {heavy} atoms other than H; QM9's have at most {HEAVY}"
+    if num_heavy > HEAVY:
+        yield f"it has {num_heavy} atoms other than H; QM9's have at most {HEAVY}"
     if molecule.charge:
         yield f"its charge is {molecule.charge:+d}; QM9's are neutral"
     elif not unknown and sum(qm9.ELEMENTS[symbol] for symbol in molecule.symbols) % 2:
         yield "its number of electrons is odd; QM9's are even"
-    if size > 1 and not unknown:
-        nearest = _nearest(molecule.positions)
+    if num_atoms > 1 and not unknown:
+        nearest = _nearest_distances(molecule.positions)
         for value in sorted({nearest.min(), nearest.max()}):
             if not NEAREST[0] <= value <= NEAREST[1]:
                 yield (
                     f"an atom is {value:.3f} Å from its nearest; in QM9 it is {NEAREST[0]} to "
                     f"{NEAREST[1]} Å"
                 )
-    if SMALLEST <= size < FEW:
-        yield f"it has {size} atoms; only 108 of QM9's molecules have fewer than {FEW}"
+    if SMALLEST <= num_atoms < FEW:
+        yield f"it has {num_atoms} atoms; only 108 of QM9's molecules have fewer than {FEW}"
 
 
-def _nearest(positions: np.ndarray) -> np.ndarray:
+def _nearest_distances(positions: np.ndarray) -> np.ndarray:
     """The distance (M,) from each of M > 1 atoms to its nearest neighbor."""
     if len(positions) > MOST_ATOMS:
         from scipy.spatial import KDTree

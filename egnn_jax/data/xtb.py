@@ -54,15 +54,15 @@ def simulated_frames(
     atoms = Atoms(molecule.symbols, molecule.positions)
     atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
     rng = np.random.default_rng(seed)
-    width = np.sqrt(atoms.get_masses() * units.kB * TEMPERATURE)
-    atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
-    engine = Langevin(
+    momentum_std = np.sqrt(atoms.get_masses() * units.kB * TEMPERATURE)
+    atoms.set_momenta(momentum_std[:, None] * rng.standard_normal((len(atoms), 3)))
+    dynamics = Langevin(
         atoms, units.fs, temperature_K=TEMPERATURE, friction=0.01 / units.fs, fixcm=False, rng=rng
     )
-    engine.run(_WARM_UP)
+    dynamics.run(_WARM_UP)
     text = io.StringIO()
     for _ in progress_bar(range(number), unit="frame", desc=f"{smiles}, GFN2-xTB"):
-        engine.run(EVERY)
+        dynamics.run(EVERY)
         write_xyz(text, [atoms], columns=["symbols", "positions", "forces"])
     write_atomically(path, text.getvalue().encode())
     return path

@@ -60,21 +60,21 @@ class Numbers:
         Raises:
           ValueError: a text is neither a number up to :data:`LARGEST` nor in :data:`NO_NUMBER`.
         """
-        found = np.full(len(texts), np.nan)
+        values = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
             if text.strip().lower() in NO_NUMBER:
                 continue
             try:
-                found[k] = float(text)
+                values[k] = float(text)
             except ValueError:
-                found[k] = np.inf
-            if not abs(found[k]) <= LARGEST:
+                values[k] = np.inf
+            if not abs(values[k]) <= LARGEST:
                 raise ValueError(
                     f"{places[k]}: {self.name} is {text[:50]!r}; expected a number up to "
                     f"{LARGEST:g}, or nothing where it is not known (for words: --task.kind "
                     "classification)"
                 )
-        return (found - self.mean) / self.scale
+        return (values - self.mean) / self.scale
 
     def loss(self, out: jax.Array, label: jax.Array) -> jax.Array:
         """The absolute error |ŷ - y| of standardized values: (G, 1) and (G,) to (G,)."""
@@ -100,17 +100,17 @@ class Numbers:
 
     def scores(self, labels: np.ndarray, out: np.ndarray) -> dict[str, Any]:
         """Errors over known labels (S,); ``mae_of_mean`` is the MAE of predicting the mean."""
-        known = np.isfinite(labels)
-        if not known.any():
+        finite = np.isfinite(labels)
+        if not finite.any():
             return {"known": 0}
-        true, error = labels[known], (out[:, 0] - labels)[known]
-        mse, spread = (error**2).mean(), ((true - true.mean()) ** 2).mean()
+        true, error = labels[finite], (out[:, 0] - labels)[finite]
+        mse, variance = (error**2).mean(), ((true - true.mean()) ** 2).mean()
         return {
-            "known": int(known.sum()),
+            "known": int(finite.sum()),
             "mae": float(self.scale * np.abs(error).mean()),
             "mae_of_mean": float(self.scale * np.abs(true).mean()),
             "rmse": float(self.scale * mse**0.5),
-            "r2": float(1 - mse / spread) if spread else None,
+            "r2": float(1 - mse / variance) if variance else None,
         }
 
 
@@ -133,21 +133,21 @@ class Classes:
         Raises:
           ValueError: there are fewer than 2 or more than 100 classes.
         """
-        every = {_class(text) for text in texts.tolist()}
-        missing = _missing(every)
-        found = {one for one in every if one.lower() not in missing}
-        if not 2 <= len(found) <= 100:
+        values = {_class_name(text) for text in texts.tolist()}
+        missing = _missing_texts(values)
+        classes = {value for value in values if value.lower() not in missing}
+        if not 2 <= len(classes) <= 100:
             raise ValueError(
-                f"{name!r} has {len(found)} classes ({', '.join(sorted(found)[:5])}) among the "
+                f"{name!r} has {len(classes)} classes ({', '.join(sorted(classes)[:5])}) among the "
                 "training molecules; expected 2 to 100"
             )
         try:
-            ordered = tuple(sorted(found, key=float))
+            ordered = tuple(sorted(classes, key=float))
         except ValueError:
-            return Classes(name, tuple(sorted(found)))
-        if broken := [one for one in ordered if not float(one).is_integer()]:
+            return Classes(name, tuple(sorted(classes)))
+        if fractions := [value for value in ordered if not float(value).is_integer()]:
             raise ValueError(
-                f"{name!r} has numbers such as {broken[0]}; expected words or whole numbers as "
+                f"{name!r} has numbers such as {fractions[0]}; expected words or whole numbers as "
                 "classes, or the kind regression"
             )
         return Classes(name, ordered)
@@ -155,7 +155,7 @@ class Classes:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the predicted values: the probability of each class."""
-        return tuple(f"{self.name} = {one}" for one in self.classes)
+        return tuple(f"{self.name} = {class_name}" for class_name in self.classes)
 
     def labels(self, texts: np.ndarray, places: np.ndarray) -> np.ndarray:
         """The class index of each text (S,), nan for missing values; for arguments see
@@ -164,23 +164,24 @@ class Classes:
         Raises:
           ValueError: a text is not one of the classes.
         """
-        found, missing = np.full(len(texts), np.nan), _missing(self.classes)
+        indices, missing = np.full(len(texts), np.nan), _missing_texts(self.classes)
         for k, text in enumerate(texts.tolist()):
             # Runs of earlier versions have classes as they are written.
-            own = [one for one in (text.strip(), _class(text)) if one in self.classes]
-            if own:
-                found[k] = self.classes.index(own[0])
+            spellings = (text.strip(), _class_name(text))
+            matches = [spelling for spelling in spellings if spelling in self.classes]
+            if matches:
+                indices[k] = self.classes.index(matches[0])
             elif text.strip().lower() not in missing:
                 raise ValueError(
                     f"{places[k]}: {self.name} is {text[:50]!r}; expected a class of the training "
                     f"molecules: {', '.join(self.classes)[:200]} (random splits: --task.split-seed)"
                 )
-        return found
+        return indices
 
     def loss(self, out: jax.Array, label: jax.Array) -> jax.Array:
         """The cross-entropy (G,) of logits (G, C) and class indices (G,)."""
-        place = label.astype(jnp.int32)[:, None]
-        return -jnp.take_along_axis(jax.nn.log_softmax(out), place, axis=1)[:, 0]
+        index = label.astype(jnp.int32)[:, None]
+        return -jnp.take_along_axis(jax.nn.log_softmax(out), index, axis=1)[:, 0]
 
     def error(self, out: jax.Array, label: jax.Array) -> jax.Array:
         """1 where the most probable class is wrong, else 0 (G,)."""
@@ -198,30 +199,30 @@ class Classes:
         """Accuracy over known labels (S,), accuracy of always predicting the most common class and,
         for two classes, the area under the receiver operating characteristic.
         """
-        known = np.isfinite(labels)
-        if not known.any():
+        finite = np.isfinite(labels)
+        if not finite.any():
             return {"known": 0}
-        true, found = labels[known].astype(int), out[known]
+        true, logits = labels[finite].astype(int), out[finite]
         scores: dict[str, Any] = {
-            "known": int(known.sum()),
-            "accuracy": float((found.argmax(axis=1) == true).mean()),
+            "known": int(finite.sum()),
+            "accuracy": float((logits.argmax(axis=1) == true).mean()),
             "accuracy_of_most_common": float(np.bincount(true).max() / len(true)),
         }
         if len(self.classes) == 2 and 0 < true.sum() < len(true):
-            scores["roc_auc"] = _roc_auc(true, found[:, 1] - found[:, 0])
+            scores["roc_auc"] = _roc_auc(true, logits[:, 1] - logits[:, 0])
         return scores
 
 
-def _missing(classes: Collection[str]) -> tuple[str, ...]:
+def _missing_texts(classes: Collection[str]) -> tuple[str, ...]:
     """The texts that mark missing values among these classes."""
     try:
-        _ = [float(one) for one in classes if one.lower() not in NO_NUMBER]
+        _ = [float(name) for name in classes if name.lower() not in NO_NUMBER]
     except ValueError:
         return MISSING
     return NO_NUMBER
 
 
-def _class(text: str) -> str:
+def _class_name(text: str) -> str:
     """The name of a class: 1.0 is the class 1."""
     text = text.strip()
     try:
@@ -238,6 +239,7 @@ def _roc_auc(true: np.ndarray, score: np.ndarray) -> float:
     """The probability that a sample of class 1 has a larger score than one of class 0."""
     from scipy.stats import rankdata
 
-    ones = true.sum()
-    ranks = rankdata(score)[true == 1].sum()
-    return float((ranks - ones * (ones + 1) / 2) / (ones * (len(true) - ones)))
+    positives = true.sum()
+    rank_sum = rankdata(score)[true == 1].sum()
+    u_statistic = rank_sum - positives * (positives + 1) / 2
+    return float(u_statistic / (positives * (len(true) - positives)))

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 
-_MAX_OF_MODEL = 1_000_000  # no integer option of a model may be larger
+_MAX_MODEL_INTEGER = 1_000_000  # no integer option of a model may be larger
 _MAX_SHOWN = 200
 
 
@@ -43,8 +43,8 @@ def _fields(cls: type) -> list[str]:
 def _plain_hint(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         members = [member for member in get_args(hint) if _plain_hint(member) is not None]
-        kept = functools.reduce(operator.or_, members) if members else None
-        return None if kept is type(None) else kept
+        union = functools.reduce(operator.or_, members) if members else None
+        return None if union is type(None) else union
     is_plain = hint in (bool, int, float, str, type(None)) or get_origin(hint) is Literal
     if get_origin(hint) is tuple:
         is_plain = all(arg is Ellipsis or _plain_hint(arg) is not None for arg in get_args(hint))
@@ -61,7 +61,8 @@ def to_plain(options: Any, where: str) -> dict[str, Any]:
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in _fields(type(options)):
         value = getattr(options, name)
-        if callable(value) if name in hints else value != defaults[name]:
+        is_not_plain = callable(value) if name in hints else value != defaults[name]
+        if is_not_plain:
             raise ValueError(
                 f"{where}{name} is {shown(value)}, which YAML cannot hold; expected plain values "
                 "for a run with a config: register a class of your own that sets it"
@@ -78,32 +79,33 @@ def as_dataclass(options: Any) -> Any:
         (name, hint, dataclasses.field(default=getattr(options, name)))
         for name, hint in hints.items()
     ]
-    made = dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
-    texts = [f"  {name}: {text}" for name, text in described(cls).items() if name in hints]
-    made.__doc__ = "\n".join([cls.__name__, "", "Args:", *texts])
-    return made()
+    new_class = dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
+    lines = [f"  {name}: {text}" for name, text in described(cls).items() if name in hints]
+    new_class.__doc__ = "\n".join([cls.__name__, "", "Args:", *lines])
+    return new_class()
 
 
 def shared(options: Any, cls: type) -> dict[str, Any]:
     """The options that another class also has, as plain values, if they fit its type hints."""
-    hints, found = plain_hints(cls), {}
+    hints = plain_hints(cls)
+    shared_values = {}
     for name, value in to_plain(options, "").items():
         with contextlib.suppress(ValueError, KeyError):
             convert(value, hints[name], name)
-            found[name] = value
-    return found
+            shared_values[name] = value
+    return shared_values
 
 
 def described(cls: type) -> dict[str, str]:
     """The plain-text description of each option from the docstrings of a class and its bases."""
     import docstring_parser
 
-    texts = {}
+    descriptions = {}
     for base in reversed(cls.__mro__):
-        for found in docstring_parser.parse(base.__doc__ or "").params:
-            plain = re.sub(r":\w+:`([^`]*)`|``([^`]*)``", r"\1\2", found.description or "")
-            texts[found.arg_name] = " ".join(plain.split())
-    return texts
+        for parameter in docstring_parser.parse(base.__doc__ or "").params:
+            text = re.sub(r":\w+:`([^`]*)`|``([^`]*)``", r"\1\2", parameter.description or "")
+            descriptions[parameter.arg_name] = " ".join(text.split())
+    return descriptions
 
 
 def replace(options: Any, changes: Mapping[str, Any]) -> Any:
@@ -113,13 +115,13 @@ def replace(options: Any, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(options, **changes)
 
 
-def build(cls: Any, plain: Mapping[str, Any], where: str, **given: Any) -> Any:
-    """Build an object of a class from plain values.
+def build(cls: Any, plain: Mapping[str, Any], where: str, **arguments: Any) -> Any:
+    """Build an object of a class from plain values, and ``arguments`` as they are.
 
     Raises:
       ValueError: a key is unknown, a required one is missing, or a value has the wrong type.
     """
-    hints = {name: hint for name, hint in plain_hints(cls).items() if name not in given}
+    hints = {name: hint for name, hint in plain_hints(cls).items() if name not in arguments}
     for key in plain:
         if key not in hints:
             raise ValueError(
@@ -130,10 +132,10 @@ def build(cls: Any, plain: Mapping[str, Any], where: str, **given: Any) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in hints:
         field = fields[name]
-        missing = field.default is field.default_factory is dataclasses.MISSING
-        if name not in values and missing:
-            raise ValueError(f"{where}{name} is missing; expected {_words(hints[name])}")
-    return cls(**given, **values)
+        is_required = field.default is field.default_factory is dataclasses.MISSING
+        if name not in values and is_required:
+            raise ValueError(f"{where}{name} is missing; expected {_hint_text(hints[name])}")
+    return cls(**arguments, **values)
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -147,17 +149,19 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         if choice is type(None) and value is None:
             return None
         if get_origin(choice) is Literal and any(
-            type(value) is type(known) and value == known for known in get_args(choice)
+            type(value) is type(literal) and value == literal for literal in get_args(choice)
         ):
             return value
         if choice in (bool, int, str) and type(value) is choice:
-            of_model = where.startswith("model.")
-            if of_model and isinstance(value, int) and abs(value) > _MAX_OF_MODEL:
-                raise ValueError(f"{where} is {shown(value)}; expected at most {_MAX_OF_MODEL:,}")
+            is_model_option = where.startswith("model.")
+            if is_model_option and isinstance(value, int) and abs(value) > _MAX_MODEL_INTEGER:
+                raise ValueError(
+                    f"{where} is {shown(value)}; expected at most {_MAX_MODEL_INTEGER:,}"
+                )
             return value
         if get_origin(choice) is tuple and isinstance(value, list | tuple):
-            kinds = get_args(choice)
-            return tuple(convert(v, kinds[0], f"{where}[{k}]") for k, v in enumerate(value))
+            item_hints = get_args(choice)
+            return tuple(convert(v, item_hints[0], f"{where}[{k}]") for k, v in enumerate(value))
         is_number = isinstance(value, int | float | str) and not isinstance(value, bool)
         if choice is float and is_number:
             try:
@@ -169,20 +173,20 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return number
     if callable(value):  # set in Python, where fields may also be functions
         return value
-    raise ValueError(f"{where} is {shown(value)}; expected {_words(hint)}")
+    raise ValueError(f"{where} is {shown(value)}; expected {_hint_text(hint)}")
 
 
-def _words(hint: Any) -> str:
+def _hint_text(hint: Any) -> str:
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    words = []
+    type_names = []
     for choice in choices:
         if choice is type(None):
-            words.append("none")
+            type_names.append("none")
         elif get_origin(choice) is Literal:
-            words.append(str(get_args(choice)))
+            type_names.append(str(get_args(choice)))
         else:
-            words.append("a list" if get_origin(choice) is tuple else choice.__name__)
-    return " or ".join(words)
+            type_names.append("a list" if get_origin(choice) is tuple else choice.__name__)
+    return " or ".join(type_names)
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -196,10 +200,10 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def nearest(key: Any, known: Any) -> str:
-    """A hint that suggests the known name closest to an unknown one, or an empty text."""
-    close = difflib.get_close_matches(str(key)[:_MAX_SHOWN], list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def nearest(key: Any, names: Any) -> str:
+    """A hint that suggests the name closest to an unknown one, or an empty text."""
+    matches = difflib.get_close_matches(str(key)[:_MAX_SHOWN], list(names), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def shown(value: Any) -> str:

@@ -50,11 +50,11 @@ def write(
     """
     suffix = kind(out)
     if suffix == ".json":
-        plain = finite({"units": units, "molecules": records})
-        text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        content = finite({"units": units, "molecules": records})
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     elif suffix == ".sdf":
         pairs = zip(molecules, rows, strict=True)
-        text = "".join(_record(m, row) for m, row in pairs if isinstance(m, Structure))
+        text = "".join(_sdf_record(m, row) for m, row in pairs if isinstance(m, Structure))
     else:
         text = _csv(rows)
     write_atomically(out, text.encode())
@@ -62,44 +62,44 @@ def write(
 
 def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     """CSV text in which no cell is a spreadsheet formula and missing numbers are empty."""
-    heads = list(dict.fromkeys(key for row in sorted(rows, key=len)[::-1] for key in row))
-    numbers = [key for key in heads if key not in TEXTS and not key.startswith("outside ")]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, heads)
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len)[::-1] for key in row))
+    numeric = [key for key in columns if key not in TEXTS and not key.startswith("outside ")]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
     for row in rows:
-        text = {key: f"'{v}" if v[:1] in ("=", "+", "-", "@") else v for key, v in row.items()}
-        writer.writerow(text | {key: row.get(key, "") for key in numbers})
-    return file.getvalue()
+        escaped = {key: f"'{v}" if v[:1] in ("=", "+", "-", "@") else v for key, v in row.items()}
+        writer.writerow(escaped | {key: row.get(key, "") for key in numeric})
+    return buffer.getvalue()
 
 
-def _record(molecule: Structure, row: Mapping[str, str]) -> str:
-    """A record of an SDF file: the geometry of lowest energy, with the row as tags."""
-    _, block = (molecule.block or _block(molecule)).split("\n", 1)
-    tags = [(k, printable(v, 2_000)) for k, v in row.items() if k != "molecule" and v]
-    lines = [f">  <{key}>\n{value}\n\n" for key, value in tags]
+def _sdf_record(molecule: Structure, row: Mapping[str, str]) -> str:
+    """A record of an SDF file: the geometry of lowest energy, with the row as data items."""
+    _, block = (molecule.block or _mol_block(molecule)).split("\n", 1)
+    items = [(k, printable(v, 2_000)) for k, v in row.items() if k != "molecule" and v]
+    lines = [f">  <{key}>\n{value}\n\n" for key, value in items]
     name = f"'{molecule.name}" if molecule.name.startswith("$$$$") else molecule.name
     return f"{name}\n{block}{''.join(lines)}$$$$\n"
 
 
-def _block(molecule: Structure) -> str:
+def _mol_block(molecule: Structure) -> str:
     """A mol block with bonds perceived from distances, or without bonds if that fails."""
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDetermineBonds
     from rdkit.Geometry import Point3D
 
-    bare = Chem.RWMol()
+    unbonded = Chem.RWMol()
     conformer = Chem.Conformer(len(molecule.symbols))
     for k, (symbol, position) in enumerate(
         zip(molecule.symbols, molecule.positions.tolist(), strict=True)
     ):
         atom = Chem.Atom(symbol)
         atom.SetNoImplicit(True)
-        bare.AddAtom(atom)
+        unbonded.AddAtom(atom)
         conformer.SetAtomPosition(k, Point3D(*position))
     conformer.Set3D(True)
-    bare.AddConformer(conformer)
-    bonded = Chem.Mol(bare)
+    unbonded.AddConformer(conformer)
+    bonded = Chem.Mol(unbonded)
     with rdBase.BlockLogs():
         if len(molecule.symbols) <= qm9.LARGEST:
             try:
@@ -107,4 +107,4 @@ def _block(molecule: Structure) -> str:
                 return Chem.MolToMolBlock(bonded)
             except (ValueError, RuntimeError):  # a radical, or a wrong charge
                 pass
-        return Chem.MolToMolBlock(bare)
+        return Chem.MolToMolBlock(unbonded)

@@ -12,14 +12,16 @@ from egnn_jax.experiments.task import Task
 def require_trainable(config: Config) -> None:
     """Raise ValueError if task or model lack a method, or their cutoffs are inconsistent."""
     _require_methods(config.task, config.model)
-    cutoffs: list[Any] = [getattr(part, "cutoff", None) for part in (config.task, config.model)]
+    cutoffs: list[Any] = [
+        getattr(options, "cutoff", None) for options in (config.task, config.model)
+    ]
     if all(isinstance(cutoff, int | float) for cutoff in cutoffs):
-        of_task, of_model = cutoffs
-        if of_model > of_task:
+        task_cutoff, model_cutoff = cutoffs
+        if model_cutoff > task_cutoff:
             raise ValueError(
-                f"model.cutoff is {of_model} and task.cutoff {of_task}, where the edges of the "
-                "graphs end, so that messages would end there abruptly; expected a model.cutoff of "
-                "at most task.cutoff"
+                f"model.cutoff is {model_cutoff} and task.cutoff {task_cutoff}, where the edges of "
+                "the graphs end, so that messages would end there abruptly; expected a "
+                "model.cutoff of at most task.cutoff"
             )
 
 
@@ -29,13 +31,13 @@ def samples(task: Task, split: str) -> Any:
     Raises:
       ValueError: they have no method ``loader``.
     """
-    found = task.samples(split)
-    if not callable(getattr(found, "loader", None)):
+    dataset = task.samples(split)
+    if not callable(getattr(dataset, "loader", None)):
         raise ValueError(
-            f"{type(task).__name__}.samples({split!r}) is a {type(found).__name__}; expected what "
-            "has loader(batch_size, seed), such as a GraphDataset"
+            f"{type(task).__name__}.samples({split!r}) is a {type(dataset).__name__}; expected "
+            "what has loader(batch_size, seed), such as a GraphDataset"
         )
-    return found
+    return dataset
 
 
 def _require_methods(task: Any, model: Any) -> None:
@@ -48,8 +50,8 @@ def _require_methods(task: Any, model: Any) -> None:
                 f"{name} has no method {method}; expected {method}({arguments}), see egnn_jax.Task"
             )
     name = type(model).__name__
-    calls = any("__call__" in vars(cls) for cls in type(model).__mro__ if cls is not nn.Module)
-    if not isinstance(model, nn.Module) or not calls:
+    has_call = any("__call__" in vars(cls) for cls in type(model).__mro__ if cls is not nn.Module)
+    if not isinstance(model, nn.Module) or not has_call:
         raise ValueError(
             f"model is a {name} without __call__(graph); expected a flax module, graph to graph"
         )

@@ -22,24 +22,25 @@ def listed(structures: Any, task: Any) -> list[Any]:
 
     Args:
       structures: one or several molecules.
-      task: the task, which knows how molecules differ from those of the training; a warning tells
-        this of molecules given as text.
+      task: the trained task. For molecules given as text, a warning says how they differ from the
+        training molecules.
 
     Raises:
       ValueError: there are none, one is not a structure, or text cannot be read.
     """
-    one = not np.iterable(structures) or isinstance(structures, str | bytes | Mapping)
-    one = one or hasattr(structures, "positions") or hasattr(structures, "nodes")
-    several, from_text = [], []
-    for given in [structures] if one else structures:
-        if isinstance(given, str | os.PathLike):
-            from_text += (found := read(os.fspath(given)))
-            several += found
+    single = not np.iterable(structures) or isinstance(structures, str | bytes | Mapping)
+    single = single or hasattr(structures, "positions") or hasattr(structures, "nodes")
+    result, from_text = [], []
+    for item in [structures] if single else structures:
+        if isinstance(item, str | os.PathLike):
+            molecules = read(os.fspath(item))
+            from_text += molecules
+            result += molecules
         else:
-            several.append(given)
-    if not several:
+            result.append(item)
+    if not result:
         raise ValueError("structures is empty; expected at least one")
-    for k, structure in enumerate(several):
+    for k, structure in enumerate(result):
         if isinstance(structure, Refused):
             raise ValueError(f"structure {k}, {structure.name}: {structure.reason}")
         if not hasattr(structure, "positions"):
@@ -49,24 +50,25 @@ def listed(structures: Any, task: Any) -> list[Any]:
             )
     if all(set(molecule.symbols) <= set(task.elements) for molecule in from_text):
         _warn_outside(from_text, task)
-    return several  # with another element, the network raises an error
+    return result  # with another element, the network raises an error
 
 
 def _warn_outside(molecules: Sequence[Structure], task: Any) -> None:
     """Warn of molecules unlike those of the training, once for each reason."""
-    names: dict[str, list[str]] = {}
-    for one in molecules:
-        for reason in task.outside(one):
-            names.setdefault(reason, []).append(one.name)
-    if names:
-        told = [
-            f"{first} and {len(others):,} more ({reason})" if others else f"{first} ({reason})"
-            for reason, (first, *others) in names.items()
-        ]
-        further = f"; and {len(told) - MOST_REASONS:,} more" if len(told) > MOST_REASONS else ""
+    names_by_reason: dict[str, list[str]] = {}
+    for structure in molecules:
+        for reason in task.outside(structure):
+            names_by_reason.setdefault(reason, []).append(structure.name)
+    if names_by_reason:
+        messages = []
+        for reason, names in names_by_reason.items():
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            messages.append(f"{names[0]}{more} ({reason})")
+        omitted = len(messages) - MOST_REASONS
+        suffix = f"; and {omitted:,} more" if omitted > 0 else ""
         warnings.warn(
             "predictions may be inaccurate for molecules unlike those of the training: "
-            f"{'; '.join(told[:MOST_REASONS])}{further}",
+            f"{'; '.join(messages[:MOST_REASONS])}{suffix}",
             stacklevel=4,
         )
 
@@ -80,7 +82,7 @@ def molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.nda
     positions = _validation.points(f"positions of structure {k}", positions)
     numbers = getattr(structure, "numbers", None)
     if numbers is None:
-        numbers = _numbers_of(getattr(structure, "symbols", None), k)
+        numbers = _atomic_numbers(getattr(structure, "symbols", None), k)
     numbers = _validation.host(f"numbers of structure {k}", numbers)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise ValueError(
@@ -99,7 +101,7 @@ def molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.nda
     return numbers.astype(np.int32), positions
 
 
-def _numbers_of(symbols: Any, k: int) -> list[int]:
+def _atomic_numbers(symbols: Any, k: int) -> list[int]:
     require("ase")
     from ase.data import atomic_numbers
 
@@ -112,21 +114,21 @@ def _numbers_of(symbols: Any, k: int) -> list[int]:
 
 def require_fitting(graph: GraphsTuple, trained: GraphsTuple | None) -> None:
     """Raise ValueError if a graph has other features, attributes or dimensions than one that the
-    network was trained on, or no velocities where that has some.
+    network was trained on, or no velocities although that one has some.
     """
     if trained is None:
         return
     for part, name in (("nodes", "h"), ("nodes", "x"), ("edges", "a")):
-        wanted, given = (getattr(getattr(g, part), name, None) for g in (trained, graph))
-        expected, found = (None if a is None else a.shape[1:] for a in (wanted, given))
-        if expected != found and (wanted is not None or part == "edges"):
+        arrays = [getattr(getattr(g, part), name, None) for g in (trained, graph)]
+        expected, shape = (None if a is None else a.shape[1:] for a in arrays)
+        if expected != shape and (expected is not None or part == "edges"):
             raise ValueError(
-                f"{part}.{name} of the graph is {_of_shape(found)}; expected "
-                f"{_of_shape(expected)}, as in training"
+                f"{part}.{name} of the graph is {_shape_text(shape)}; expected "
+                f"{_shape_text(expected)}, as in training"
             )
     if trained.nodes.v is not None and graph.nodes.v is None:
         raise ValueError("nodes.v of the graph is None; expected velocities, as in training")
 
 
-def _of_shape(widths: tuple[int, ...] | None) -> str:
+def _shape_text(widths: tuple[int, ...] | None) -> str:
     return "None" if widths is None else f"({', '.join(['…', *map(str, widths)])})"

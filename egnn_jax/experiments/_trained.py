@@ -9,7 +9,7 @@ from egnn_jax.experiments._columns import Classes, Numbers
 
 USUAL = 0.1
 """The share of training molecules with unusual bonds from which these are no longer reported."""
-_LISTS = ("elements", "atoms", "charges", "geometries")
+_LIST_FIELDS = ("elements", "atoms", "charges", "geometries")
 
 
 class Trained(NamedTuple):
@@ -27,23 +27,26 @@ class Trained(NamedTuple):
 
     def outside(self, molecule: Structure) -> list[str]:
         """How a molecule differs from all training molecules."""
-        reasons, (least, most) = [], self.atoms
-        if unknown := sorted(set(molecule.symbols) - set(self.elements)):
-            reasons.append(f"it has {', '.join(unknown)}; training had {', '.join(self.elements)}")
-        if not least <= (size := len(molecule.symbols)) <= most:
-            reasons.append(f"it has {size} atoms; training had {least} to {most}")
+        reasons: list[str] = []
+        min_atoms, max_atoms = self.atoms
+        if unknown_elements := sorted(set(molecule.symbols) - set(self.elements)):
+            reasons.append(
+                f"it has {', '.join(unknown_elements)}; training had {', '.join(self.elements)}"
+            )
+        if not min_atoms <= (size := len(molecule.symbols)) <= max_atoms:
+            reasons.append(f"it has {size} atoms; training had {min_atoms} to {max_atoms}")
         if molecule.charge not in self.charges:
-            had = ", ".join(f"{charge:+d}" for charge in self.charges)
-            reasons.append(f"its charge is {molecule.charge:+d}; training had {had}")
+            charges = ", ".join(f"{charge:+d}" for charge in self.charges)
+            reasons.append(f"its charge is {molecule.charge:+d}; training had {charges}")
         if self.geometries and molecule.geometry not in self.geometries:
-            had = " or ".join(self.geometries)
-            reasons.append(f"its geometry is {molecule.geometry}; training had {had}")
+            geometries = " or ".join(self.geometries)
+            reasons.append(f"its geometry is {molecule.geometry}; training had {geometries}")
         return reasons if self.noted else [*reasons, *molecule.notes]
 
     def plain(self) -> dict[str, Any]:
         """Convert to plain values."""
         columns = [dataclasses.asdict(column) for column in self.columns]
-        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        lists = {name: list(getattr(self, name)) for name in _LIST_FIELDS}
         return {**lists, "columns": columns, "noted": self.noted}
 
     @staticmethod
@@ -55,18 +58,18 @@ class Trained(NamedTuple):
         """
         columns: list[Numbers | Classes] = []
         try:
-            for name, own in zip(names, values["columns"], strict=True):
+            for name, column in zip(names, values["columns"], strict=True):
                 if kind == "regression":
-                    columns.append(Numbers(name, float(own["mean"]), float(own["scale"])))
+                    columns.append(Numbers(name, float(column["mean"]), float(column["scale"])))
                 else:
-                    columns.append(Classes(name, tuple(str(one) for one in own["classes"])))
-            least, most = values["atoms"]
+                    columns.append(Classes(name, tuple(str(label) for label in column["classes"])))
+            min_atoms, max_atoms = values["atoms"]
             elements = tuple(str(symbol) for symbol in values["elements"])
             # Runs of earlier versions did not record these.
             charges = tuple(int(charge) for charge in values.get("charges", (0,)))
             noted = bool(values.get("noted", False))
-            geometries = tuple(str(one) for one in values.get("geometries", ()))
-            atoms = (int(least), int(most))
+            geometries = tuple(str(geometry) for geometry in values.get("geometries", ()))
+            atoms = (int(min_atoms), int(max_atoms))
             return Trained(elements, atoms, tuple(columns), charges, noted, geometries)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(

@@ -128,13 +128,14 @@ class GraphAutoencoder(Task):
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
             logits = apply(params, self.graph(batch, key)).edges.a
-            true, real = batch.edges.a > 0.5, edge_mask(batch)[:, None]
-            decoded = logits > 0
-            hits, wrong = jnp.sum(real & true & decoded), jnp.sum(real & (true != decoded))
+            is_edge, mask = batch.edges.a > 0.5, edge_mask(batch)[:, None]
+            predicted = logits > 0
+            true_positives = jnp.sum(mask & is_edge & predicted)
+            wrong_pairs = jnp.sum(mask & (is_edge != predicted))
             return {
                 "bce": (jnp.sum(_cross_entropy(logits, batch)), jnp.sum(graph_mask(batch))),
-                "error": (100 * wrong, jnp.sum(real)),
-                "f1": (2 * hits, 2 * hits + wrong),
+                "error": (100 * wrong_pairs, jnp.sum(mask)),
+                "f1": (2 * true_positives, 2 * true_positives + wrong_pairs),
             }
 
         return metrics
@@ -142,28 +143,28 @@ class GraphAutoencoder(Task):
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
         """Predict every edge with the share of pairs that are edges in the training graphs."""
         graphs = self.graphs("train")
-        pairs = sum(len(graph) * (len(graph) - 1) // 2 for graph in graphs)
-        share = sum(graph.number_of_edges() for graph in graphs) / pairs
+        num_pairs = sum(len(graph) * (len(graph) - 1) // 2 for graph in graphs)
+        density = sum(graph.number_of_edges() for graph in graphs) / num_pairs
 
-        def equal(params: Any, graph: GraphsTuple) -> GraphsTuple:
-            logits = jnp.full((graph.receivers.shape[0], 1), np.log(share / (1 - share)))
+        def predict_density(params: Any, graph: GraphsTuple) -> GraphsTuple:
+            logits = jnp.full((graph.receivers.shape[0], 1), np.log(density / (1 - density)))
             return graph._replace(edges=graph.edges.replace(a=logits))
 
-        return f"an edge between any two nodes with probability {share:.3g}", equal
+        return f"an edge between any two nodes with probability {density:.3g}", predict_density
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path:
         """Draw four test graphs, their reconstructions and adjacency matrices."""
         graphs = self.graphs("test")
-        shown = {}
-        for number in np.linspace(0, len(graphs) - 1, 4).astype(int).tolist():
-            batch = self.samples("test").pack(np.array([number]))
-            out = apply(params, self.graph(batch, jax.random.PRNGKey(number)))
-            size = len(graphs[number])
-            probabilities = np.zeros((size, size))
-            logits = out.edges.a[: size * (size - 1), 0]
-            probabilities[~np.eye(size, dtype=bool)] = jax.nn.sigmoid(logits)
-            shown[f"test {number}"] = (graphs[number], probabilities)
-        return plots.reconstructions(shown, path)
+        panels = {}
+        for index in np.linspace(0, len(graphs) - 1, 4).astype(int).tolist():
+            batch = self.samples("test").pack(np.array([index]))
+            out = apply(params, self.graph(batch, jax.random.PRNGKey(index)))
+            n_node = len(graphs[index])
+            probabilities = np.zeros((n_node, n_node))
+            logits = out.edges.a[: n_node * (n_node - 1), 0]
+            probabilities[~np.eye(n_node, dtype=bool)] = jax.nn.sigmoid(logits)
+            panels[f"test {index}"] = (graphs[index], probabilities)
+        return plots.reconstructions(panels, path)
 
     def compare(self, results: Mapping[str, Any], folder: Path) -> list[Path]:
         """Draw ``figure5-overfit.png`` of runs on "overfit": F1 over p_e, one curve per encoder."""
@@ -224,18 +225,18 @@ class GraphAutoencoder(Task):
             a label is repeated.
         """
         z = np.asarray(z)
-        wanted = self.dimensions
+        size = self.dimensions
         if self.embedding == "h":
-            wanted = params["params"]["decoder"]["linear"]["kernel"].shape[0]
-        if z.ndim != 2 or z.shape[1] != wanted or not np.isfinite(z).all():
+            size = params["params"]["decoder"]["linear"]["kernel"].shape[0]
+        if z.ndim != 2 or z.shape[1] != size or not np.isfinite(z).all():
             raise ValueError(
-                f"z has shape {z.shape}; expected finite numbers (M, {wanted}), a row per node"
+                f"z has shape {z.shape}; expected finite numbers (M, {size}), a row per node"
             )
         labels = list(range(len(z)) if nodes is None else nodes)
         if len(labels) != len(z):
             raise ValueError(f"nodes has {len(labels)} labels; expected {len(z)}, one per row of z")
-        if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
-            raise ValueError(f"nodes has {twice[0]!r} twice; expected distinct labels")
+        if duplicates := [label for k, label in enumerate(labels) if label in labels[:k]]:
+            raise ValueError(f"nodes has {duplicates[0]!r} twice; expected distinct labels")
         logits: Any = network.apply(params, z[:, None], z[None], method="decode")
         probability = np.asarray(jax.nn.sigmoid(logits[..., 0]))
         graph = nx.Graph()
@@ -249,9 +250,9 @@ def complete(graphs: list[nx.Graph]) -> GraphDataset:
     """The complete graphs over the nodes of ``graphs``, with h = 1 and a_ij = A_ij."""
     matrices = [(nx.to_numpy_array(graph) != 0).astype(np.float32) for graph in graphs]
     n_node = np.array([len(matrix) for matrix in matrices])
-    pairs = [matrix[~np.eye(len(matrix), dtype=bool)] for matrix in matrices]
+    off_diagonals = [matrix[~np.eye(len(matrix), dtype=bool)] for matrix in matrices]
     nodes = Nodes(h=np.ones((n_node.sum(), 1), np.float32), x=None)
-    return GraphDataset.from_arrays(n_node, nodes, Edges(a=np.concatenate(pairs)[:, None]))
+    return GraphDataset.from_arrays(n_node, nodes, Edges(a=np.concatenate(off_diagonals)[:, None]))
 
 
 def _require_simple(graph: nx.Graph) -> None:

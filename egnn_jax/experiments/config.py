@@ -74,13 +74,13 @@ class Config:
         """Raise ValueError if an option has the wrong type or is out of range."""
         TASKS.name_of(type(self.task))
         MODELS.name_of(type(self.model))
-        for where, options in self._parts().items():
+        for prefix, options in self._options_by_prefix().items():
             hints = _options.plain_hints(type(options))
             for name, hint in hints.items():
                 value = getattr(options, name)
-                converted = _options.convert(value, hint, f"{where}{name}")
+                converted = _options.convert(value, hint, f"{prefix}{name}")
                 is_text = isinstance(value, str) and not isinstance(converted, str | None)
-                _check(not is_text, f"{where}{name}", repr(value), f"the number {converted}")
+                _check(not is_text, f"{prefix}{name}", repr(value), f"the number {converted}")
         for name in ("epochs", "batch_size", "micro_batches", "eval_every", "seeds", "chunk_steps"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         divisor = f"a divisor of {self.batch_size}, the batch_size"
@@ -88,24 +88,26 @@ class Config:
         _check(divides, "micro_batches", self.micro_batches, divisor)
         for name in ("patience", "checkpoint_seconds"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        last = 2**32 - self.seeds
-        _check(0 <= self.seed <= last, "seed", self.seed, f"0 to {last}")
-        shortest = f"0, or at least {self.eval_every}, the eval_every"
-        rare = self.patience == 0 or self.patience >= self.eval_every
-        _check(rare, "patience", self.patience, shortest)
+        max_seed = 2**32 - self.seeds
+        _check(0 <= self.seed <= max_seed, "seed", self.seed, f"0 to {max_seed}")
+        expected = f"0, or at least {self.eval_every}, the eval_every"
+        patience_valid = self.patience == 0 or self.patience >= self.eval_every
+        _check(patience_valid, "patience", self.patience, expected)
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 to below 1")
         _check(self.init != "", "init", repr(self.init), "a file, a run's folder or none")
-        useful = self.init is not None or not self.init_skip
-        _check(useful, "init_skip", self.init_skip, "no patterns where init is none")
+        init_skip_valid = self.init is not None or not self.init_skip
+        _check(init_skip_valid, "init_skip", self.init_skip, "no patterns where init is none")
         for name in ("learning_rate", "weight_decay", "warmup_epochs"):
             value = getattr(self.optimizer, name)
-            finite = math.isfinite(value) and value >= 0
-            _check(finite, f"optimizer.{name}", value, "a finite number, at least 0")
-        periods, clip = self.optimizer.half_periods, self.optimizer.clip_norm
-        _check(periods >= 1, "optimizer.half_periods", periods, "at least 1")
-        _check(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or none")
+            is_finite = math.isfinite(value) and value >= 0
+            _check(is_finite, f"optimizer.{name}", value, "a finite number, at least 0")
+        half_periods, clip_norm = self.optimizer.half_periods, self.optimizer.clip_norm
+        _check(half_periods >= 1, "optimizer.half_periods", half_periods, "at least 1")
+        _check(
+            clip_norm is None or clip_norm > 0, "optimizer.clip_norm", clip_norm, "above 0, or none"
+        )
 
-    def _parts(self) -> dict[str, Any]:
+    def _options_by_prefix(self) -> dict[str, Any]:
         return {"task.": self.task, "model.": self.model, "optimizer.": self.optimizer, "": self}
 
     def network(self) -> nn.Module:
@@ -127,7 +129,8 @@ def to_dict(config: Config) -> dict[str, Any]:
     plain = {name: getattr(config, name) for name in _options.plain_hints(Config)}
     for name in ("init", "init_skip", "freeze"):
         value = plain.pop(name)
-        plain |= {name: list(value) if isinstance(value, tuple) else value} if value else {}
+        if value:
+            plain[name] = list(value) if isinstance(value, tuple) else value
     task = {"name": TASKS.name_of(type(config.task))} | _options.to_plain(config.task, "task.")
     model = {"name": MODELS.name_of(type(config.model))} | _options.to_plain(config.model, "model.")
     optimizer = _options.to_plain(config.optimizer, "optimizer.")
@@ -142,24 +145,24 @@ def from_dict(plain: Any) -> Config:
         type, or task or model is missing.
     """
     plain = dict(_options.mapping(plain, "the config"))
-    chosen = {}
-    for part in ("task", "model"):
-        options = dict(_options.mapping(plain.pop(part, None), part))
-        cls = _registered(part, options.pop("name", None))
-        chosen[part] = _options.build(cls, options, f"{part}.")
-    given = _options.mapping(plain.pop("optimizer", {}), "optimizer")
-    optimizer = _options.build(Optimizer, given, "optimizer.")
-    return _options.build(Config, plain, "", **chosen, optimizer=optimizer)
+    task_and_model = {}
+    for section in ("task", "model"):
+        options = dict(_options.mapping(plain.pop(section, None), section))
+        cls = _registered_class(section, options.pop("name", None))
+        task_and_model[section] = _options.build(cls, options, f"{section}.")
+    optimizer_options = _options.mapping(plain.pop("optimizer", {}), "optimizer")
+    optimizer = _options.build(Optimizer, optimizer_options, "optimizer.")
+    return _options.build(Config, plain, "", **task_and_model, optimizer=optimizer)
 
 
-def _registered(part: str, name: Any) -> type:
+def _registered_class(section: str, name: Any) -> type:
     """The task or model class registered under a name."""
-    registry = TASKS if part == "task" else MODELS
+    registry = TASKS if section == "task" else MODELS
     if not isinstance(name, str) or name not in registry:
-        near = _options.nearest(name, registry)
+        suggestion = _options.nearest(name, registry)
         raise ValueError(
-            f"{part}.name is {_options.shown(name)}; expected one of {sorted(registry)}, "
-            f"or one that --plugin registers{near}"
+            f"{section}.name is {_options.shown(name)}; expected one of {sorted(registry)}, "
+            f"or one that --plugin registers{suggestion}"
         )
     return registry[name]
 
@@ -179,17 +182,17 @@ def load(path: Path | str) -> Config:
 
 def find(path: Path | str) -> Path:
     """The file of a config: the path itself, or a recipe included in this library."""
-    given = expanded(path)
-    if given.is_file():
-        return given
-    if given.is_dir():
-        raise ValueError(f"{given} is a folder; expected a YAML file")
-    name = given if given.suffix == ".yaml" else given.with_name(f"{given.name}.yaml")
-    relative = Path(*name.parts[1:]) if name.parts[0] == "configs" else name
-    if not name.is_absolute() and (recipe := recipes_folder() / relative).is_file():
+    file = expanded(path)
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; expected a YAML file")
+    yaml_path = file if file.suffix == ".yaml" else file.with_name(f"{file.name}.yaml")
+    relative = Path(*yaml_path.parts[1:]) if yaml_path.parts[0] == "configs" else yaml_path
+    if not yaml_path.is_absolute() and (recipe := recipes_folder() / relative).is_file():
         return recipe
     raise ValueError(
-        f"{given} is not a file; expected a config, before any options, or a recipe: "
+        f"{file} is not a file; expected a config, before any options, or a recipe: "
         f"{', '.join(recipes())}"
     )
 
@@ -236,32 +239,33 @@ def override(config: Config, arguments: Sequence[str], program: str, description
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model.name", dest="model")
-    chosen, arguments = parser.parse_known_args(arguments)
-    if chosen.model is not None:
-        cls = _registered("model", chosen.model)
+    namespace, arguments = parser.parse_known_args(arguments)
+    if namespace.model is not None:
+        cls = _registered_class("model", namespace.model)
         options = _options.shared(config.model, cls)
         config = dataclasses.replace(config, model=_options.build(cls, options, "model."))
     hints = get_type_hints(Config)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    parts = {name: _options.as_dataclass(values[name]) for name in ("task", "model", "optimizer")}
-    fields = [
-        (name, type(parts.get(name, value)) if name in parts else hints[name],
-         dataclasses.field(default=parts.get(name, value)))
-        for name, value in values.items()
-    ]  # fmt: skip
-    flags: Any = dataclasses.make_dataclass("Config", fields, frozen=True)
-    texts = [f"  {name}: {text}" for name, text in _options.described(Config).items()]
-    flags.__doc__ = "\n".join(["Options of a training.", "", "Args:", *texts])
-    parsed = tyro.cli(flags, args=list(arguments), prog=program, description=description)
-    changed = {name: getattr(parsed, name) for name in values}
-    for name in parts:
+    sections = {
+        name: _options.as_dataclass(values[name]) for name in ("task", "model", "optimizer")
+    }
+    fields = []
+    for name, value in values.items():
+        hint = type(sections[name]) if name in sections else hints[name]
+        fields.append((name, hint, dataclasses.field(default=sections.get(name, value))))
+    flags_class: Any = dataclasses.make_dataclass("Config", fields, frozen=True)
+    lines = [f"  {name}: {text}" for name, text in _options.described(Config).items()]
+    flags_class.__doc__ = "\n".join(["Options of a training.", "", "Args:", *lines])
+    parsed = tyro.cli(flags_class, args=list(arguments), prog=program, description=description)
+    new_values = {name: getattr(parsed, name) for name in values}
+    for name in sections:
         options = {
-            f.name: getattr(changed[name], f.name) for f in dataclasses.fields(changed[name])
+            f.name: getattr(new_values[name], f.name) for f in dataclasses.fields(new_values[name])
         }
-        changed[name] = _options.replace(values[name], options)
-    return Config(**changed)
+        new_values[name] = _options.replace(values[name], options)
+    return Config(**new_values)
 
 
-def _check(holds: bool, name: str, value: Any, expected: str) -> None:
-    if not holds:
+def _check(is_valid: bool, name: str, value: Any, expected: str) -> None:
+    if not is_valid:
         raise ValueError(f"{name} is {value}; expected {expected}")

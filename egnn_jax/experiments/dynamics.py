@@ -61,10 +61,10 @@ class Dynamics:
         for name in ("steps", "every"):
             require_count(name, getattr(self, name))
         require_count("seed", self.seed, 0)
-        for name, zero in (("temperature", True), ("timestep", False), ("friction", True)):
+        for name, zero_allowed in (("temperature", True), ("timestep", False), ("friction", True)):
             value = getattr(self, name)
-            if not 0 <= value < float("inf") or (value == 0 and not zero):
-                expected = "0 or above" if zero else "a number above 0"
+            if not 0 <= value < float("inf") or (value == 0 and not zero_allowed):
+                expected = "0 or above" if zero_allowed else "a number above 0"
                 raise ValueError(f"{name} is {value}; expected {expected}")
 
 
@@ -103,35 +103,35 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
         atoms.get_potential_energy()  # raises other errors before anything is written
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; expected a new folder")
-    engine = _engine(atoms, dynamics)
+    integrator = _integrator(atoms, dynamics)
     make_folder(folder)
     rows: list[tuple[float, ...]] = []
-    started = time.monotonic()
+    start_time = time.monotonic()
     try:
         with (
-            (folder / "trajectory.xyz").open("w", encoding="utf-8") as frames,
-            (folder / "dynamics.csv").open("w", encoding="utf-8", newline="") as table,
-            stop_requested() as signal,
+            (folder / "trajectory.xyz").open("w", encoding="utf-8") as xyz_file,
+            (folder / "dynamics.csv").open("w", encoding="utf-8", newline="") as csv_file,
+            stop_requested() as stop_reason,
         ):
-            csv.writer(table).writerow(_COLUMNS)
+            csv.writer(csv_file).writerow(_COLUMNS)
             for step in _progress(folder.name, dynamics):
                 try:
                     if step:
-                        engine.run(step - int(rows[-1][0]))
+                        integrator.run(step - int(rows[-1][0]))
                     rows.append(_row(atoms, step, dynamics))
                 except FloatingPointError as error:
                     raise _explosion(f"{error} before step {step:,}", folder) from error
                 except Uncertain as error:
-                    _write(atoms.copy(), frames)
-                    where = f"before step {step:,}" if step else "at the start"
-                    text = f"{error}, {where}; the frames so far, this one as the last, are in"
-                    raise Uncertain(f"{text} {folder}") from error
-                _write(atoms, frames)
-                csv.writer(table).writerow([f"{value:.10g}" for value in rows[-1]])
-                for file in (frames, table):
+                    _write(atoms.copy(), xyz_file)
+                    moment = f"before step {step:,}" if step else "at the start"
+                    message = f"{error}, {moment}; the frames so far, this one as the last, are in"
+                    raise Uncertain(f"{message} {folder}") from error
+                _write(atoms, xyz_file)
+                csv.writer(csv_file).writerow([f"{value:.10g}" for value in rows[-1]])
+                for file in (xyz_file, csv_file):
                     file.flush()
-                _require_sane(rows[-1], dynamics, folder)
-                if reason := signal():
+                _require_stable(rows[-1], dynamics, folder)
+                if reason := stop_reason():
                     raise Interrupted(
                         f"{reason} at step {step:,} of {dynamics.steps:,}; the frames so far are "
                         f"in {folder}",
@@ -140,7 +140,7 @@ def simulate(structure: str, model: Any, folder: Path, dynamics: Dynamics) -> di
     finally:
         if len(rows) > 1:
             plots.dynamics(np.array(rows), folder / "dynamics.png")
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start_time
     table = np.array(rows)
     slope = np.polyfit(table[:, 1], table[:, 4], 1)[0] if len(table) > 1 else 0.0
     return {
@@ -165,10 +165,12 @@ def _read(structure: str) -> Any:
         raise ValueError(f"{structure} ends with {index!r}; expected a number, such as {name}@-1")
     try:
         if is_xyz(path):  # ASE stops at the first blank line
-            place: Any = string2index(index)
-            every = _xyz.stream(path)
-            first = isinstance(place, int) and place >= 0
-            atoms = next(islice(every, place, None)) if first else list(every)[place]
+            index_or_slice: Any = string2index(index)
+            frames = _xyz.stream(path)
+            if isinstance(index_or_slice, int) and index_or_slice >= 0:
+                atoms = next(islice(frames, index_or_slice, None))
+            else:
+                atoms = list(frames)[index_or_slice]
         else:
             atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE's readers raise exceptions of any type
@@ -178,17 +180,17 @@ def _read(structure: str) -> Any:
         raise ValueError(f"{structure} is {len(atoms)} structures; expected one, such as {name}@-1")
     atoms.info.clear()  # its labels are not those of other geometries
     momenta, masses = atoms.get_momenta(), atoms.get_masses()
-    for what, values, good in (
+    for quantity, values, valid in (
         ("momentum", momenta, np.isfinite(momenta)),
         ("mass", masses, np.isfinite(masses) & (masses > 0)),
     ):
-        if len(bad := np.argwhere(~good)):
-            k = bad[0][0]
-            raise ValueError(f"atom {k} of {structure} has the {what} {values[k]}")
+        if len(invalid := np.argwhere(~valid)):
+            k = invalid[0][0]
+            raise ValueError(f"atom {k} of {structure} has the {quantity} {values[k]}")
     return atoms
 
 
-def _engine(atoms: Any, dynamics: Dynamics) -> Any:
+def _integrator(atoms: Any, dynamics: Dynamics) -> Any:
     from ase import units
     from ase.md.langevin import Langevin
     from ase.md.velocitydistribution import Stationary, ZeroRotation
@@ -196,8 +198,8 @@ def _engine(atoms: Any, dynamics: Dynamics) -> Any:
 
     rng = np.random.default_rng(dynamics.seed)
     if not atoms.has("momenta"):
-        width = np.sqrt(atoms.get_masses() * units.kB * dynamics.temperature)
-        atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
+        std = np.sqrt(atoms.get_masses() * units.kB * dynamics.temperature)
+        atoms.set_momenta(std[:, None] * rng.standard_normal((len(atoms), 3)))
         if len(atoms) > 1:
             Stationary(atoms)
         if len(atoms) > 2 and not atoms.pbc.any():
@@ -229,23 +231,26 @@ def _write(atoms: Any, file: Any) -> None:
     from ase.constraints import FixAtoms
     from ase.io.extxyz import write_xyz
 
-    text, columns = io.StringIO(), ["symbols", "positions", "momenta"]
+    buffer = io.StringIO()
+    columns = ["symbols", "positions", "momenta"]
     # To continue from a frame; ASE writes which atoms are fixed as move_mask.
     columns += [name for name in ("masses", "tags") if atoms.has(name)]
-    columns += ["move_mask"] * any(isinstance(one, FixAtoms) for one in atoms.constraints)
-    columns += ["forces"] * (atoms.calc is not None)
-    write_xyz(text, [atoms], columns=columns)
-    file.write(text.getvalue())
+    if any(isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
+        columns.append("move_mask")
+    if atoms.calc is not None:
+        columns.append("forces")
+    write_xyz(buffer, [atoms], columns=columns)
+    file.write(buffer.getvalue())
 
 
-def _require_sane(row: tuple[float, ...], dynamics: Dynamics, folder: Path) -> None:
-    most = 1_000 + 20 * dynamics.temperature
-    if not (np.isfinite(row).all() and row[-1] < most):
+def _require_stable(row: tuple[float, ...], dynamics: Dynamics, folder: Path) -> None:
+    max_temperature = 1_000 + 20 * dynamics.temperature
+    if not (np.isfinite(row).all() and row[-1] < max_temperature):
         raise _explosion(f"{row[-1]:.0f} K at step {row[0]:,}", folder)
 
 
-def _explosion(what: str, folder: Path) -> FloatingPointError:
+def _explosion(symptom: str, folder: Path) -> FloatingPointError:
     return FloatingPointError(
-        f"the simulation explodes: {what}; a smaller timestep may help, or a potential trained on "
-        f"such geometries. The frames so far are in {folder}"
+        f"the simulation explodes: {symptom}; a smaller timestep may help, or a potential trained "
+        f"on such geometries. The frames so far are in {folder}"
     )

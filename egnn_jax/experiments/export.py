@@ -40,7 +40,7 @@ def export(run_folder: Path | str, path: Path | str, seed: int | None = None) ->
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} ends in {path.suffix!r}; expected a name.safetensors")
     RunFolder(run_folder).result()  # raises if the run is not complete
-    model = _of_run(run_folder, seed)
+    model = _from_run(run_folder, seed)
     model = dataclasses.replace(model, card={**model.card, "seeds": 1})  # a file holds only one
     if model.input is None:
         model = dataclasses.replace(model, input=network_input(model.config))
@@ -69,26 +69,26 @@ def load_pretrained(path: Path | str, seed: int | None = None) -> Pretrained:
     """
     path = pretrained.find(path)
     if path.is_dir():
-        return _of_run(path, seed)
+        return _from_run(path, seed)
     if seed is not None:
         raise ValueError(f"seed is {seed} of {path}; expected none, since a file holds one network")
     return pretrained.read(path)
 
 
-def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
+def _from_run(folder: Path | str, seed: int | None) -> Pretrained:
     config, network, params = load(folder)
     seed = config.seed if seed is None else seed
-    if not 0 <= (place := seed - config.seed) < config.seeds:
+    if not 0 <= (index := seed - config.seed) < config.seeds:
         last = config.seed + config.seeds - 1
         raise ValueError(f"seed is {seed}; expected {config.seed} to {last}, the seeds of {folder}")
     run = RunFolder(folder)
     result = run.result() if run.result_file.exists() else {}
     metrics, best_epoch = result.get("metrics", {}), result.get("best_epoch")
     if config.seeds > 1:
-        params = jax.tree.map(lambda a: a[place], params)
-        best_epoch = best_epoch and best_epoch[place]
+        params = jax.tree.map(lambda a: a[index], params)
+        best_epoch = best_epoch and best_epoch[index]
         metrics = {
-            split: {name: values[place] for name, values in by_name.items()}
+            split: {name: values[index] for name, values in by_name.items()}
             for split, by_name in result.get("seeds", {}).items()
         }
     dtypes = sorted({np.asarray(leaf).dtype.name for leaf in named(params).values()})
@@ -102,7 +102,7 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
         "best_epoch": best_epoch,
         "metrics": metrics,
         "versions": result.get("versions", {}),
-        "details": result.get("details", {}) if place == 0 else {},  # of the first seed
+        "details": result.get("details", {}) if index == 0 else {},  # of the first seed
         "data_files": data_files(run),
         "parameters": result.get("parameters"),
         "seconds": result.get("seconds"),
@@ -117,5 +117,5 @@ def _of_run(folder: Path | str, seed: int | None) -> Pretrained:
 
 def _cutoff(config: Any) -> float | None:
     """The cutoff distance of the task or, if it has none, of the model."""
-    cutoffs = (getattr(part, "cutoff", None) for part in (config.task, config.model))
+    cutoffs = (getattr(options, "cutoff", None) for options in (config.task, config.model))
     return next((cutoff for cutoff in cutoffs if isinstance(cutoff, int | float)), None)

@@ -29,15 +29,15 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
       samples: labeled graphs, as from :func:`egnn_jax.from_ase`.
     """
     loader = samples.loader(batch_size_of(samples, 32))
-    ends = list(pairwise(np.cumsum([0, *samples.n_node]).tolist()))
-    found: Pairs = {}
+    atom_ranges = list(pairwise(np.cumsum([0, *samples.n_node]).tolist()))
+    result: Pairs = {}
     for k in range(loader.num_batches(None)):
         batch: Any = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
         out: Any = predict(batch)
         rows = loader.rows(None)[k, 0]
         rows = rows[rows >= 0]
-        of_graphs, of_nodes = np.asarray(graph_mask(batch)), np.asarray(node_mask(batch))
-        atoms = np.concatenate([np.arange(*ends[row]) for row in rows.tolist()])
+        real_graphs, real_nodes = np.asarray(graph_mask(batch)), np.asarray(node_mask(batch))
+        atoms = np.concatenate([np.arange(*atom_ranges[row]) for row in rows.tolist()])
         for name, label, predicted in (
             ("energy", batch.globals.y, out.globals.y),
             ("forces", batch.nodes.y, out.nodes.y),
@@ -45,16 +45,16 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
         ):
             if label is None:
                 continue
-            total, places, real = len(samples), rows, of_graphs
+            length, indices, mask = len(samples), rows, real_graphs
             if name == "forces":
-                total, places, real = int(samples.n_node.sum(dtype=np.int64)), atoms, of_nodes
-            both = [np.asarray(label), np.asarray(predicted)]
-            if name not in found:
-                true, other = (np.zeros((total, *a.shape[1:]), a.dtype) for a in both)
-                found[name] = true, other
-            for whole, own in zip(found[name], both, strict=True):
-                whole[places] = own[real]
-    return found
+                length, indices, mask = int(samples.n_node.sum(dtype=np.int64)), atoms, real_nodes
+            values = [np.asarray(label), np.asarray(predicted)]
+            if name not in result:
+                labels, predictions = (np.zeros((length, *a.shape[1:]), a.dtype) for a in values)
+                result[name] = labels, predictions
+            for array, batch_values in zip(result[name], values, strict=True):
+                array[indices] = batch_values[mask]
+    return result
 
 
 def errors(
@@ -77,39 +77,45 @@ def details(errors: Mapping[str, np.ndarray], structures: Labelled) -> dict[str,
     from ase.data import chemical_symbols
 
     n_atoms = structures.graphs.n_node
-    every = dict(errors) | {"energy_per_atom": errors["energy"] / n_atoms[:, None]}
-    numbers, kinds = structures.graphs.node_features(), structures.config_type
-    of_atom = np.repeat(kinds, n_atoms)
+    all_errors = dict(errors) | {"energy_per_atom": errors["energy"] / n_atoms[:, None]}
+    atomic_numbers, config_types = structures.graphs.node_features(), structures.config_type
+    atom_config_types = np.repeat(config_types, n_atoms)
 
-    def both(name: str, chosen: np.ndarray) -> dict[str, float]:
-        error = every[name][chosen]
+    def mae_and_rmse(name: str, mask: np.ndarray) -> dict[str, float]:
+        error = all_errors[name][mask]
         return {"mae": float(np.abs(error).mean()), "rmse": float(np.sqrt((error**2).mean()))}
 
     return {
         "structures": len(structures),
-        "rmse": {name: float(np.sqrt((error**2).mean())) for name, error in every.items()},
+        "rmse": {name: float(np.sqrt((error**2).mean())) for name, error in all_errors.items()},
         "by_element": {
-            symbol: {"forces": both("forces", numbers == number)}
-            for symbol, number in sorted((chemical_symbols[n], n) for n in np.unique(numbers))
-            if "forces" in every
+            symbol: {"forces": mae_and_rmse("forces", atomic_numbers == number)}
+            for symbol, number in sorted(
+                (chemical_symbols[n], n) for n in np.unique(atomic_numbers)
+            )
+            if "forces" in all_errors
         },
         "by_config_type": {
-            kind: {
-                name: both(name, (of_atom if name == "forces" else kinds) == number)
-                for name in every
+            config_type: {
+                name: mae_and_rmse(
+                    name, (atom_config_types if name == "forces" else config_types) == index
+                )
+                for name in all_errors
             }
-            for kind, number in sorted((structures.kinds[n], n) for n in np.unique(kinds))
-            if kind
+            for config_type, index in sorted(
+                (structures.kinds[k], k) for k in np.unique(config_types)
+            )
+            if config_type
         },
     }
 
 
 def plot(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset, path: Path) -> Path:
     """Draw parity plots and errors of energies per atom and force components."""
-    found = pairs(predict, samples)
-    (true, predicted), n_atoms = found["energy"], samples.n_node[:, None]
-    shown = {"energy, eV/atom": (true / n_atoms, predicted / n_atoms)}
-    if "forces" in found:
-        true, predicted = found["forces"]
-        shown["forces, eV/Å"] = (true.ravel(), predicted.ravel())
-    return plots.parity_and_errors(shown, path)
+    result = pairs(predict, samples)
+    (true, predicted), n_atoms = result["energy"], samples.n_node[:, None]
+    panels = {"energy, eV/atom": (true / n_atoms, predicted / n_atoms)}
+    if "forces" in result:
+        true, predicted = result["forces"]
+        panels["forces, eV/Å"] = (true.ravel(), predicted.ravel())
+    return plots.parity_and_errors(panels, path)

@@ -75,7 +75,7 @@ class Forces(Task):
 
     def __post_init__(self) -> None:
         """Raise ValueError if an option is invalid."""
-        _ = self._labels, self._given
+        _ = self._labels, self._given_e0s
         if not 0 < self.cutoff < np.inf:
             raise ValueError(f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å")
         for name in ("energy_weight", "forces_weight", "stress_weight"):
@@ -106,8 +106,8 @@ class Forces(Task):
     @property
     def files(self) -> tuple[str, ...]:
         """The files among ``train``, ``valid`` and ``test``, or that of the simulated frames."""
-        if self._simulated:
-            return (xtb.name_of(self._simulated),)
+        if self._simulated_smiles:
+            return (xtb.name_of(self._simulated_smiles),)
         return files(self.train, self.valid, self.test)
 
     def samples(self, split: str) -> GraphDataset:
@@ -150,20 +150,20 @@ class Forces(Task):
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
             out = apply(params, self.graph(batch))
-            graphs, nodes = graph_mask(batch), node_mask(batch)
-            found: dict[str, Any] = {"loss": loss(params, batch, key)[0]}
-            error = jnp.where(graphs, jnp.abs(out.globals.y - batch.globals.y)[:, 0], 0)
-            n_graph, n_node = jnp.sum(graphs), jnp.maximum(jnp.asarray(batch.n_node), 1)
-            found["energy"] = (1e3 * jnp.sum(error), n_graph)
-            found["energy_per_atom"] = (1e3 * jnp.sum(error / n_node), n_graph)
+            real_graphs, real_nodes = graph_mask(batch), node_mask(batch)
+            result: dict[str, Any] = {"loss": loss(params, batch, key)[0]}
+            error = jnp.where(real_graphs, jnp.abs(out.globals.y - batch.globals.y)[:, 0], 0)
+            n_graph, n_node = jnp.sum(real_graphs), jnp.maximum(jnp.asarray(batch.n_node), 1)
+            result["energy"] = (1e3 * jnp.sum(error), n_graph)
+            result["energy_per_atom"] = (1e3 * jnp.sum(error / n_node), n_graph)
             if self.forces:
-                error = jnp.where(nodes[:, None], jnp.abs(out.nodes.y - batch.nodes.y), 0)
-                found["forces"] = (1e3 * jnp.sum(error), 3 * jnp.sum(nodes))
+                error = jnp.where(real_nodes[:, None], jnp.abs(out.nodes.y - batch.nodes.y), 0)
+                result["forces"] = (1e3 * jnp.sum(error), 3 * jnp.sum(real_nodes))
             if self._has_stress:
                 error = jnp.abs(out.globals.stress - batch.globals.stress)
-                error = jnp.where(graphs[:, None, None], error, 0)
-                found["stress"] = (force_errors.SCALES["stress"] * jnp.sum(error), 9 * n_graph)
-            return found
+                error = jnp.where(real_graphs[:, None, None], error, 0)
+                result["stress"] = (force_errors.SCALES["stress"] * jnp.sum(error), 9 * n_graph)
+            return result
 
         return metrics
 
@@ -171,12 +171,12 @@ class Forces(Task):
         """Root mean square errors, errors by element and ``config_type``, and the reference
         energies, see :func:`egnn_jax.experiments.force_errors.details`.
         """
-        found: dict[str, Any] = {"units": self.units} | self._statistics
+        result: dict[str, Any] = {"units": self.units} | self._statistics
         predict = self._predictor(apply, params)
         for split in ("valid", "test"):
             errors = force_errors.errors(predict, self.samples(split))
-            found[split] = force_errors.details(errors, self._structures[split])
-        return found
+            result[split] = force_errors.details(errors, self._structures[split])
+        return result
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
         """Predict the mean energy per atom, no forces and no stress."""
@@ -204,7 +204,7 @@ class Forces(Task):
           ValueError: the values are invalid.
         """
         try:
-            found = {
+            statistics = {
                 "free_atoms": {str(k): float(v) for k, v in constants["free_atoms"].items()},
                 "determined": bool(constants["determined"]),
                 "scale": float(constants["scale"]),
@@ -216,7 +216,7 @@ class Forces(Task):
                 "shift"
             ) from error
         task = dataclasses.replace(self)
-        vars(task)["_statistics"] = found
+        vars(task)["_statistics"] = statistics
         return task
 
     @property
@@ -241,24 +241,24 @@ class Forces(Task):
         return Labels(**{name: getattr(self, name) for name in names})
 
     @cached_property
-    def _given(self) -> dict[str, float]:
-        given = {}
+    def _given_e0s(self) -> dict[str, float]:
+        energies = {}
         for text in self.free_atoms:
             symbol, equals, energy = text.partition("=")
             try:
                 value = float(energy)
             except ValueError:
                 value = np.nan
-            if not (equals and np.isfinite(value)) or symbol in given:
+            if not (equals and np.isfinite(value)) or symbol in energies:
                 raise ValueError(
                     f"task.free_atoms has {text!r}; expected an entry such as H=-13.57 for each "
                     "element"
                 )
-            given[symbol] = value
-        return given
+            energies[symbol] = value
+        return energies
 
     @cached_property
-    def _simulated(self) -> str:
+    def _simulated_smiles(self) -> str:
         """The SMILES whose frames are simulated, since ``train`` is not a file; else empty."""
         return xtb.substitute(self.train, self.simulate)
 
@@ -267,7 +267,7 @@ class Forces(Task):
         """The structures of each split, in eV and Å."""
         if not self.train:
             raise ValueError("task.train is empty; expected a file of structures")
-        if smiles := self._simulated:
+        if smiles := self._simulated_smiles:
             warnings.warn(
                 f"{self.train} is not a file; {smiles} is simulated and labelled by GFN2-xTB "
                 "instead, half of the frames for the test; no other file is used",
@@ -282,17 +282,17 @@ class Forces(Task):
     @cached_property
     def _statistics(self) -> dict[str, Any]:
         train = self._structures["train"]
-        references, determined = (self._given, True) if self._given else train.free_atoms()
+        references, determined = (self._given_e0s, True) if self._given_e0s else train.free_atoms()
         n_node = train.graphs.n_node
-        rest = train.relative(references) / n_node
-        scale = float(np.std(rest))
+        energies = train.relative(references) / n_node
+        scale = float(np.std(energies))
         if self.forces:
             scale = float(np.sqrt(train.squared_forces.sum() / (3 * n_node.sum(dtype=np.int64))))
         return {
             "free_atoms": references,
             "determined": determined,
             "scale": scale or 1.0,
-            "shift": float(np.mean(rest)),
+            "shift": float(np.mean(energies)),
         }
 
     @cached_property

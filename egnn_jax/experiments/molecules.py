@@ -93,7 +93,7 @@ class MolecularTask(Task):
     geometry = "dft"  # of the training molecules
 
     def takes(self, molecule: Structure) -> bool:
-        """Whether predictions exist for a molecule: it has only QM9's elements and sizes."""
+        """Whether the task supports a molecule: its elements and its size are among QM9's."""
         return super().takes(molecule) and len(molecule.symbols) <= qm9.LARGEST
 
     def outside(self, molecule: Structure) -> list[str]:
@@ -122,7 +122,7 @@ class MolecularTask(Task):
         return {}
 
     @cached_property
-    def _all(self) -> GraphDataset:
+    def _dataset(self) -> GraphDataset:
         data = self.molecules
         baseline = self.baseline(data.n_atoms, data.atomic_numbers, data.positions)
         if not np.all(self.deviation > 0):
@@ -131,8 +131,8 @@ class MolecularTask(Task):
                 "expected more molecules"
             )
         labels = (self.labels - baseline) / self.deviation
-        if len(bad := np.argwhere(~np.isfinite(labels))):
-            row, column = bad[0]
+        if len(invalid := np.argwhere(~np.isfinite(labels))):
+            row, column = invalid[0]
             raise ValueError(
                 f"{self.targets[column]} of molecule {self.molecules.index[row]} is not finite"
             )
@@ -151,7 +151,7 @@ class MolecularTask(Task):
     def samples(self, split: str) -> GraphDataset:
         """The molecules of a split, with standardized labels."""
         if split not in self._samples:
-            self._samples[split] = self._all[self._rows(split)]
+            self._samples[split] = self._dataset[self._rows(split)]
         return self._samples[split]
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
@@ -162,11 +162,11 @@ class MolecularTask(Task):
         """The mean absolute error of each target in its unit; with several, also ``relative``."""
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
-            error, number = self._errors(self.predict(apply, params, batch), batch)
+            error, count = self._error_sums(self.predict(apply, params, batch), batch)
             scaled = [error[k] * d for k, d in enumerate(self.deviation)]
-            sums = {name: (e, number) for name, e in zip(self.targets, scaled, strict=True)}
+            sums = {name: (e, count) for name, e in zip(self.targets, scaled, strict=True)}
             if len(self.targets) > 1:
-                sums["relative"] = (jnp.mean(error), number)
+                sums["relative"] = (jnp.mean(error), count)
             return sums
 
         return metrics
@@ -191,21 +191,21 @@ class MolecularTask(Task):
         errors = {}
         widths: dict[str, np.ndarray] = {}
         covered = np.zeros(len(self.targets))
-        for split, classes in by_atoms.items():
+        for split, by_size in by_atoms.items():
             rows = self._rows(split)
             error = np.abs(self.predictions(apply, params, split) - self.labels[rows])
             errors[split] = dict(zip(self.targets, error.mean(axis=0).tolist(), strict=True))
             n_atoms = self.molecules.n_atoms[rows]
-            for least, most in SIZES:
-                inside = (n_atoms >= least) & (n_atoms <= most)
-                label = f"{least} to {most}"
-                means = error[inside].mean(axis=0).tolist() if inside.any() else []
-                named = dict(zip(self.targets, means, strict=False))
-                classes[label] = {"molecules": int(inside.sum())} | named
-                if split == "valid" and inside.any():
-                    widths[label] = conformal(error[inside])
+            for smallest, largest in SIZES:
+                mask = (n_atoms >= smallest) & (n_atoms <= largest)
+                label = f"{smallest} to {largest}"
+                means = error[mask].mean(axis=0).tolist() if mask.any() else []
+                by_target = dict(zip(self.targets, means, strict=False))
+                by_size[label] = {"molecules": int(mask.sum())} | by_target
+                if split == "valid" and mask.any():
+                    widths[label] = conformal(error[mask])
                 elif label in widths:
-                    covered += (error[inside] <= widths[label]).sum(axis=0) / len(rows)
+                    covered += (error[mask] <= widths[label]).sum(axis=0) / len(rows)
         intervals = {
             "coverage": COVERAGE,
             "by_atoms": {
@@ -231,7 +231,7 @@ class MolecularTask(Task):
 
     def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
         """Predict the targets (S, T) of a split in their units, relative to free atoms."""
-        return self._of_rows(apply, params, self._rows(split))
+        return self._predict_rows(apply, params, self._rows(split))
 
     def properties(
         self,
@@ -253,37 +253,37 @@ class MolecularTask(Task):
           ValueError: there is another element, or features that the network needs, for example
             bonds, cannot be determined.
         """
-        known = sorted(qm9.ELEMENTS.values())
-        if unknown := set(atomic_numbers.tolist()) - set(known):
+        allowed = sorted(qm9.ELEMENTS.values())
+        if unknown := set(atomic_numbers.tolist()) - set(allowed):
             raise ValueError(
-                f"atomic_numbers has {sorted(unknown)}; expected of {known}, the elements of QM9"
+                f"atomic_numbers has {sorted(unknown)}; expected of {allowed}, the elements of QM9"
             )
         graphs = self._graphs(n_atoms, atomic_numbers, positions.astype(np.float32))
         baseline = self.baseline(n_atoms, atomic_numbers, positions)
         baseline += self.references(n_atoms, atomic_numbers)
-        return self._predictions(apply, params, graphs) + baseline
+        return self._predict_graphs(apply, params, graphs) + baseline
 
     def references(self, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
         """The targets (S, T) summed over the free atoms of each molecule."""
         sums = [qm9.free_atoms(name, n_atoms, atomic_numbers) for name in self.targets]
         return np.stack(sums, axis=1)
 
-    def _errors(self, predicted: jax.Array, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:
+    def _error_sums(self, predicted: jax.Array, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:
         """Absolute errors summed over the molecules of a batch (T,), and their number."""
-        real = graph_mask(batch)[:-1]  # the last graph of a batch is always padding
+        mask = graph_mask(batch)[:-1]  # the last graph of a batch is always padding
         error = jnp.abs(predicted - batch.globals.y)[:-1]
-        return jnp.sum(jnp.where(real[:, None], error, 0.0), axis=0), jnp.sum(real)
+        return jnp.sum(jnp.where(mask[:, None], error, 0.0), axis=0), jnp.sum(mask)
 
-    def _of_rows(self, apply: Apply, params: Any, rows: np.ndarray) -> np.ndarray:
+    def _predict_rows(self, apply: Apply, params: Any, rows: np.ndarray) -> np.ndarray:
         """Predict the targets (S, T) of rows of the data set, relative to free atoms."""
         data = self.molecules
         atoms = Gather(data.n_atoms[rows][None], starts_of(data.n_atoms)[rows][None]).source
         baseline = self.baseline(
             data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms]
         )
-        return self._predictions(apply, params, self._all[rows]) + baseline
+        return self._predict_graphs(apply, params, self._dataset[rows]) + baseline
 
-    def _predictions(self, apply: Apply, params: Any, graphs: GraphDataset) -> np.ndarray:
+    def _predict_graphs(self, apply: Apply, params: Any, graphs: GraphDataset) -> np.ndarray:
         return predictions(self.predict, apply, params, graphs, len(self.targets)) * self.deviation
 
     def _rows(self, split: str) -> np.ndarray:
@@ -296,5 +296,5 @@ def conformal(errors: np.ndarray) -> np.ndarray:
 
     The ⌈(S + 1) COVERAGE⌉-th smallest error, or the largest if there are too few.
     """
-    place = min(int(np.ceil((len(errors) + 1) * COVERAGE)), len(errors)) - 1
-    return np.sort(errors, axis=0)[place]
+    index = min(int(np.ceil((len(errors) + 1) * COVERAGE)), len(errors)) - 1
+    return np.sort(errors, axis=0)[index]

@@ -115,14 +115,17 @@ class NBody(Task):
         n_graph, n_node, n_dim = batch.x.shape
         x, v = batch.x.reshape(-1, n_dim), batch.v.reshape(-1, n_dim)
         charges = batch.charges.reshape(-1, 1)
-        first = np.arange(0, n_graph * n_node, n_node, dtype=np.int32)[:, None]
+        offsets = np.arange(0, n_graph * n_node, n_node, dtype=np.int32)[:, None]
         senders, receivers = (
-            jnp.asarray((first + ends).reshape(-1)) for ends in complete_edges(n_node)
+            jnp.asarray((offsets + indices).reshape(-1)) for indices in complete_edges(n_node)
         )
         r_ij, v_i, v_j = x[receivers] - x[senders], v[receivers], v[senders]
-        pairs = [(r_ij, r_ij)] * self.edge_distance
-        pairs += [(r_ij, v_i), (r_ij, v_j), (v_i, v_j)] * self.edge_velocity
-        products = [jnp.sum(a * b, axis=-1, keepdims=True) for a, b in pairs]
+        vector_pairs = []
+        if self.edge_distance:
+            vector_pairs.append((r_ij, r_ij))
+        if self.edge_velocity:
+            vector_pairs += [(r_ij, v_i), (r_ij, v_j), (v_i, v_j)]
+        products = [jnp.sum(a * b, axis=-1, keepdims=True) for a, b in vector_pairs]
         a_ij = jnp.concatenate([charges[receivers] * charges[senders], *products], axis=-1)
         h = charges if self.node_feature == "charge" else safe_norm(v, keepdims=True)
         return GraphsTuple(
@@ -176,8 +179,8 @@ class NBody(Task):
         batch = self.samples("test").pack(np.arange(systems))
         predicted = np.asarray(self.predict(apply, params, batch))
         # The path is simulated again from the input frame; its end is the stored target.
-        truth, _ = jax.vmap(lambda c, x, v: nbody.simulate(c, x, v, 1_000, sample_every=20))(
-            batch.charges, batch.x, batch.v
-        )
-        paths = np.concatenate([batch.x[:, None], np.asarray(truth)], axis=1)
+        true_positions, _ = jax.vmap(
+            lambda c, x, v: nbody.simulate(c, x, v, 1_000, sample_every=20)
+        )(batch.charges, batch.x, batch.v)
+        paths = np.concatenate([batch.x[:, None], np.asarray(true_positions)], axis=1)
         return plots.trajectories(batch.charges, paths, batch.target, predicted, path)

@@ -46,10 +46,10 @@ class Optimizer:
                 f"optimizer.name is {self.name!r}; expected 'adam', 'adamw' or another optimizer "
                 "of optax that takes a learning_rate, which may be a schedule"
             )
-        positive = self.schedule == "exponential"
-        if not 0 <= self.final <= 1 or (positive and self.final == 0):
-            least = "above 0" if positive else "0"
-            raise ValueError(f"optimizer.final is {self.final}; expected {least} to 1")
+        is_exponential = self.schedule == "exponential"
+        if not 0 <= self.final <= 1 or (is_exponential and self.final == 0):
+            minimum = "above 0" if is_exponential else "0"
+            raise ValueError(f"optimizer.final is {self.final}; expected {minimum} to 1")
         unused = {"final": (self.final, 0.0)} if self.schedule == "constant" else {}
         if self.schedule != "cosine":
             unused["half_periods"] = (self.half_periods, 1)
@@ -67,30 +67,30 @@ class Optimizer:
           steps_per_epoch: optimizer steps per epoch, for the warm-up.
           steps: optimizer steps of the whole run.
         """
-        warmup = round(self.warmup_epochs * steps_per_epoch)
-        falling = max(steps - warmup, 1)
+        warmup_steps = round(self.warmup_epochs * steps_per_epoch)
+        decay_steps = max(steps - warmup_steps, 1)
         if self.schedule == "cosine":
-            frequency = math.pi * self.half_periods / falling
+            frequency = math.pi * self.half_periods / decay_steps
 
             def cosine(step: Any) -> Any:
-                share = (1 + jnp.cos(frequency * jnp.minimum(step, steps - warmup))) / 2
-                return self.learning_rate * (self.final + (1 - self.final) * share)
+                decay = (1 + jnp.cos(frequency * jnp.minimum(step, steps - warmup_steps))) / 2
+                return self.learning_rate * (self.final + (1 - self.final) * decay)
 
             rate: optax.Schedule = cosine
         elif self.schedule == "exponential":
-            rate = optax.exponential_decay(self.learning_rate, falling, self.final)
+            rate = optax.exponential_decay(self.learning_rate, decay_steps, self.final)
         else:
             rate = optax.constant_schedule(self.learning_rate)
-        if warmup:
-            rise = optax.linear_schedule(0.0, self.learning_rate, warmup)
-            rate = optax.join_schedules([rise, rate], [warmup])
-        parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        make: Any = _amsgrad if self.name == "amsgrad" else getattr(optax, self.name)
+        if warmup_steps:
+            warmup = optax.linear_schedule(0.0, self.learning_rate, warmup_steps)
+            rate = optax.join_schedules([warmup, rate], [warmup_steps])
+        transforms = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        make_optimizer: Any = _amsgrad if self.name == "amsgrad" else getattr(optax, self.name)
         if "weight_decay" in _parameters(self.name):
-            parts.append(make(rate, weight_decay=self.weight_decay))
+            transforms.append(make_optimizer(rate, weight_decay=self.weight_decay))
         else:
-            parts += [optax.add_decayed_weights(self.weight_decay), make(rate)]
-        return optax.chain(*parts)
+            transforms += [optax.add_decayed_weights(self.weight_decay), make_optimizer(rate)]
+        return optax.chain(*transforms)
 
 
 def _amsgrad(rate: optax.Schedule) -> optax.GradientTransformation:

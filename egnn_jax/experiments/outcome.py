@@ -24,41 +24,44 @@ def judge(config: Config, network: Any, result: FitResult) -> dict[str, Any]:
       more than :data:`EXPLODED` times the trivial one, or if the last value is more than that many
       times both the first and the trivial one while the training loss has not decreased either.
     """
-    metric, found, notes = config.task.metric, {}, list(result.notes)
-    best, value, words = np.atleast_1d(result.best_value), np.nan, ""
-    answer = config.task.trivial(network.apply)
-    if answer is not None:
-        words, apply = answer
+    metric = config.task.metric
+    entries: dict[str, Any] = {}
+    notes = list(result.notes)
+    best_values = np.atleast_1d(result.best_value)
+    trivial_value = np.nan
+    trivial = config.task.trivial(network.apply)
+    if trivial is not None:
+        description, apply = trivial
         evaluate = Evaluation(
             config.task.metrics(apply) or metrics_of(config.task.loss(apply)),
             config.task.samples("valid").loader(config.batch_size),
             seed=config.seed,
         )
-        value = float(evaluate(first_seed(config, result.params))[metric])
-        found["trivial"] = {"answer": words, metric: value}
-        if np.max(best) >= value:
+        trivial_value = float(evaluate(first_seed(config, result.params))[metric])
+        entries["trivial"] = {"answer": description, metric: trivial_value}
+        if np.max(best_values) >= trivial_value:
             notes.append(
-                f"the best {metric} of the validation samples is {np.max(best):.5g}, no better "
-                f"than {value:.5g} of a trivial prediction ({words})"
+                f"the best {metric} of the validation samples is {np.max(best_values):.5g}, no "
+                f"better than {trivial_value:.5g} of a trivial prediction ({description})"
             )
-    last, diverged = np.max(best), False
+    last_value, diverged = np.max(best_values), False
     if result.history:  # else metrics.jsonl was deleted
-        first, last = (
+        first_value, last_value = (
             np.max(np.nan_to_num(np.asarray(entry["valid"][metric]), nan=np.inf))
             for entry in (result.history[0], result.history[-1])
         )
-        allowed = EXPLODED * max(first, 0.0 if np.isnan(value) else value)
+        limit = EXPLODED * max(first_value, 0.0 if np.isnan(trivial_value) else trivial_value)
         # A training loss that decreases means overfitting.
-        learned = np.all(_loss(result.history[-1]) < _loss(result.history[0]))
-        diverged = last > allowed > 0 and not learned
-    if np.max(best) > EXPLODED * value > 0 or diverged:
-        found["exploded"] = True
+        loss_decreased = np.all(_loss(result.history[-1]) < _loss(result.history[0]))
+        diverged = last_value > limit > 0 and not loss_decreased
+    if np.max(best_values) > EXPLODED * trivial_value > 0 or diverged:
+        entries["exploded"] = True
         epochs = np.unique(result.best_epoch).tolist()
         notes.append(
-            f"the training exploded: {metric} of the validation samples is {last:.5g} at the end; "
-            f"the best parameters, of epoch {', '.join(map(str, epochs))}, are kept"
+            f"the training exploded: {metric} of the validation samples is {last_value:.5g} at the "
+            f"end; the best parameters, of epoch {', '.join(map(str, epochs))}, are kept"
         )
-    return found | ({"notes": notes} if notes else {})
+    return entries | ({"notes": notes} if notes else {})
 
 
 def _loss(entry: Mapping[str, Any]) -> np.ndarray:

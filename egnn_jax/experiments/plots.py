@@ -35,9 +35,9 @@ def table(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
     figure, axes = subplots((1.6 * len(rows[0]), 0.4 * (len(rows) + 1)))
     axes.axis("off")
     cells = [list(row.values()) for row in rows]
-    drawn = axes.table(cells, colLabels=list(rows[0]), loc="center", cellLoc="center")
-    drawn.auto_set_column_width(list(range(len(rows[0]))))
-    drawn.scale(1, 1.4)
+    artist = axes.table(cells, colLabels=list(rows[0]), loc="center", cellLoc="center")
+    artist.auto_set_column_width(list(range(len(rows[0]))))
+    artist.scale(1, 1.4)
     return save(figure, path)
 
 
@@ -57,8 +57,10 @@ def curves(
     axes.set(xscale=scale, yscale=scale, xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3, which="both")
     # A legend of many names would hide curves.
-    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(points) > 6 else {}
-    axes.legend(**beside)
+    legend_position = (
+        {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(points) > 6 else {}
+    )
+    axes.legend(**legend_position)
     return save(figure, path)
 
 
@@ -71,20 +73,20 @@ def loss_curves(
     positive is log.
     """
     figure, axes = subplots((7, 4.5))
-    losses, valid = {}, {}
+    losses, errors = {}, {}
     for name, history in histories.items():
         losses[name] = [float(np.mean(entry["train"]["loss"])) for entry in history]
-        valid[name] = [float(np.mean(entry["valid"][metrics[name]])) for entry in history]
-    shown = ", ".join(dict.fromkeys(metrics.values()))
-    of_losses, label = axes, f"{shown} (thin: training loss)"
+        errors[name] = [float(np.mean(entry["valid"][metrics[name]])) for entry in history]
+    metric_names = ", ".join(dict.fromkeys(metrics.values()))
+    loss_axes, label = axes, f"{metric_names} (thin: training loss)"
     if _scale(losses) == "linear":
-        of_losses, label = axes.twinx(), shown
-        of_losses.set_ylabel("training loss (thin)")
+        loss_axes, label = axes.twinx(), metric_names
+        loss_axes.set_ylabel("training loss (thin)")
     for k, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] for entry in history]
-        of_losses.plot(epochs, losses[name], color=f"C{k}", lw=0.8, alpha=0.5)
-        axes.plot(epochs, valid[name], color=f"C{k}", label=name)
-    axes.set(xscale="log", yscale=_scale(valid), xlabel="epoch", ylabel=label)
+        loss_axes.plot(epochs, losses[name], color=f"C{k}", lw=0.8, alpha=0.5)
+        axes.plot(epochs, errors[name], color=f"C{k}", label=name)
+    axes.set(xscale="log", yscale=_scale(errors), xlabel="epoch", ylabel=label)
     axes.set_title("Validation error while training")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -210,22 +212,24 @@ def reconstructions(graphs: Mapping[str, tuple["nx.Graph", np.ndarray]], path: P
     import networkx as nx
 
     figure, panels = subplots((12, 3 * len(graphs)), len(graphs), 4, squeeze=False)
-    for row, (title, (truth, probability)) in zip(panels, graphs.items(), strict=True):
+    for row, (title, (true_graph, probability)) in zip(panels, graphs.items(), strict=True):
         decoded = nx.from_numpy_array(probability > 0.5)
-        places = nx.spring_layout(truth, seed=0)
-        missed = nx.difference(truth, decoded).edges
-        false = nx.difference(decoded, truth).edges
-        for axes, graph in zip(row, (truth, decoded), strict=False):
+        layout = nx.spring_layout(true_graph, seed=0)
+        missed = nx.difference(true_graph, decoded).edges
+        false = nx.difference(decoded, true_graph).edges
+        for axes, graph in zip(row, (true_graph, decoded), strict=False):
             nx.draw_networkx(
-                graph, places, ax=axes, node_size=40, with_labels=False, edge_color="grey"
+                graph, layout, ax=axes, node_size=40, with_labels=False, edge_color="grey"
             )
             axes.axis("off")
-        nx.draw_networkx_edges(truth, places, missed, ax=row[1], edge_color="red", style="dashed")
-        nx.draw_networkx_edges(truth, places, false, ax=row[1], edge_color="red")
-        for axes, matrix in zip(row[2:], (nx.to_numpy_array(truth), probability), strict=True):
+        nx.draw_networkx_edges(
+            true_graph, layout, missed, ax=row[1], edge_color="red", style="dashed"
+        )
+        nx.draw_networkx_edges(true_graph, layout, false, ax=row[1], edge_color="red")
+        for axes, matrix in zip(row[2:], (nx.to_numpy_array(true_graph), probability), strict=True):
             axes.imshow(matrix, vmin=0, vmax=1, cmap="Greys")
             axes.tick_params(labelsize=6)
-        edges = f"{len(truth)} nodes, {truth.number_of_edges()} edges"
+        edges = f"{len(true_graph)} nodes, {true_graph.number_of_edges()} edges"
         row[0].set_title(f"{title}: {edges}", fontsize=9)
         row[1].set_title(f"decoded: {len(missed)} missed, {len(false)} false", fontsize=9)
         row[2].set_title("adjacency", fontsize=9)

@@ -24,13 +24,13 @@ BY_GEOMETRY = {"as given": "qm9", "MMFF94": "qm9-smiles", "ETKDG": "qm9-smiles"}
 """The network for each kind of geometry, see :func:`egnn_jax.load_pretrained`."""
 
 FEW_ATOMS = 500
-"""The largest number of atoms, with those of all conformers, predicted without optimizations."""
+"""The largest number of atoms, summed over conformers, predicted without XLA's optimizations."""
 
 SHOWN = 20
 """The largest number of molecules that are printed."""
 
 
-class _Found(NamedTuple):
+class _Prediction(NamedTuple):
     """The prediction for one molecule.
 
     Attributes:
@@ -67,58 +67,61 @@ def predict(
     molecules, failures = _read(sources)
     if len(failures) == len(sources):
         raise ValueError(printable("; ".join(failures)))
-    by_model: dict[str, list[Structure]] = {}
+    molecules_by_model: dict[str, list[Structure]] = {}
     for molecule in molecules:
         if isinstance(molecule, Structure):
             default = BY_GEOMETRY.get(molecule.geometry, "qm9-smiles")
-            by_model.setdefault(str(model or default), []).append(molecule)
-    networks = {name: load_pretrained(name) for name in by_model or [str(model or "qm9")]}
+            molecules_by_model.setdefault(str(model or default), []).append(molecule)
+    networks = {name: load_pretrained(name) for name in molecules_by_model or [str(model or "qm9")]}
     for name, network in networks.items():
         if not hasattr(network.config.task, "properties"):
-            kind = type(network.config.task).__name__
+            task_type = type(network.config.task).__name__
             raise ValueError(
-                f"{name} is a run of {kind}, which predicts no properties of molecules; expected "
-                "one on QM9 or on a table, or of another task that has properties"
+                f"{name} is a run of {task_type}, which predicts no properties of molecules; "
+                "expected one on QM9 or on a table, or of another task that has properties"
             )
     task: Any = next(iter(networks.values())).config.task
-    found = {id(m): _Found([m.reason], None, {}) for m in molecules if isinstance(m, Refused)}
-    for name, own in by_model.items():
-        found |= zip(map(id, own), _predicted(networks[name], own), strict=True)
-    each = [(molecule, found[id(molecule)]) for molecule in molecules]
-    rows = [_row(molecule, task, one) for molecule, one in each]
-    _print(rows, task)
+    predictions = {
+        id(m): _Prediction([m.reason], None, {}) for m in molecules if isinstance(m, Refused)
+    }
+    for name, group in molecules_by_model.items():
+        predictions |= zip(map(id, group), _predictions(networks[name], group), strict=True)
+    pairs = [(molecule, predictions[id(molecule)]) for molecule in molecules]
+    rows = [_row(molecule, task, prediction) for molecule, prediction in pairs]
+    _print_table(rows, task)
     for remark in dict.fromkeys(m.remark for m in molecules if isinstance(m, Structure)):
         if remark:
             print(f"\nnote: {remark}")
     for name, network in networks.items():
-        errors = _of_card(network, "details", "errors", "test")
-        if errors := errors or _of_card(network, "metrics", "test"):
-            shown = [f"{t} {errors[t]:.4g} {task.units.get(t, '')}".rstrip() for t in errors]
-            of = "" if model else f" ({name})"
-            print(f"\nmean absolute error on {task.test_set}{of}: {', '.join(shown)}")
-    if any(one.widths for one in found.values()):
+        errors = _card_numbers(network, "details", "errors", "test")
+        errors = errors or _card_numbers(network, "metrics", "test")
+        if errors:
+            texts = [f"{t} {errors[t]:.4g} {task.units.get(t, '')}".rstrip() for t in errors]
+            suffix = "" if model else f" ({name})"
+            print(f"\nmean absolute error on {task.test_set}{suffix}: {', '.join(texts)}")
+    if any(prediction.widths for prediction in predictions.values()):
         print(
             f"±: holds for {COVERAGE:.0%} of {task.alike}; none where a molecule is outside "
             f"{task.trained_on}, or too few values were known"
         )
     if out is not None:
-        records = [_record(molecule, task, one) for molecule, one in each]
+        records = [_record(molecule, task, prediction) for molecule, prediction in pairs]
         units = {name: task.units.get(name, "") for name in task.columns}
-        rows = [_row(molecule, task, one, exact=True) for molecule, one in each]
+        rows = [_row(molecule, task, prediction, exact=True) for molecule, prediction in pairs]
         _prediction_files.write(out, molecules, rows, records, units)
-    missing = [f"{m.name}: {'; '.join(one.outside)}" for m, one in each if one.values is None]
-    if missing:
-        kind = "molecules or files" if failures else "molecules"
+    unusable = [f"{m.name}: {'; '.join(p.outside)}" for m, p in pairs if p.values is None]
+    if unusable:
+        noun = "molecules or files" if failures else "molecules"
         raise ValueError(
             printable(
-                f"{len(missing)} of {len(molecules)} {kind} cannot be used: {'; '.join(missing)}"
+                f"{len(unusable)} of {len(molecules)} {noun} cannot be used: {'; '.join(unusable)}"
             )
         )
 
 
 def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]:
-    """Read the molecules of all sources, with an entry that says why for each that fails; also
-    return the errors of these.
+    """Read the molecules of all sources; return them and the errors of the sources that fail, for
+    which there is a :class:`Refused` among the molecules.
     """
     entries: list[Structure | Refused | Smiles] = []
     failures = []
@@ -128,31 +131,31 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
         except ValueError as error:
             failures.append(str(error))
             entries.append(Refused(source, failures[-1]))
-    waiting = sum(isinstance(entry, Smiles) for entry in entries)
-    if waiting < structures.MANY:
+    smiles_count = sum(isinstance(entry, Smiles) for entry in entries)
+    if smiles_count < structures.MANY:
         return list(structures.made(entries)), failures
-    made = structures.made(entries, structures.useful_processes(waiting))
-    shown = progress_bar(made, total=len(entries), unit="molecule", desc="geometries")
-    return list(shown), failures
+    molecules = structures.made(entries, structures.useful_processes(smiles_count))
+    molecules = progress_bar(molecules, total=len(entries), unit="molecule", desc="geometries")
+    return list(molecules), failures
 
 
-def _predicted(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[_Found]:
+def _predictions(network: Pretrained, molecules: Sequence[Structure]) -> Iterator[_Prediction]:
     task: Any = network.config.task
-    taken = [task.takes(molecule) for molecule in molecules]
-    known = list(compress(molecules, taken))
-    few = sum(map(_atoms, known)) <= FEW_ATOMS and jax.default_backend() == "cpu"
-    with _without_optimizations() if few else nullcontext():
-        values = iter(_values(network, known))
-    for molecule, known_elements in zip(molecules, taken, strict=True):
+    supported = [task.takes(molecule) for molecule in molecules]
+    inputs = list(compress(molecules, supported))
+    few_atoms = sum(map(_num_atoms, inputs)) <= FEW_ATOMS and jax.default_backend() == "cpu"
+    with _without_optimizations() if few_atoms else nullcontext():
+        values = iter(_values(network, inputs))
+    for molecule, is_supported in zip(molecules, supported, strict=True):
         outside = task.outside(molecule)
-        value = next(values) if known_elements else None
+        value = next(values) if is_supported else None
         if isinstance(value, str):
             value, outside = None, [*outside, value]
         elif value is not None and not np.isfinite(value).all():
             value, outside = None, [*outside, "the network's prediction is not a finite number"]
         # Intervals are measured on molecules like those in training, and do not hold for others.
         widths = {} if outside else _widths(network, molecule)
-        yield _Found(outside, value, widths)
+        yield _Prediction(outside, value, widths)
 
 
 def _values(network: Pretrained, molecules: Sequence[Structure]) -> list[np.ndarray | str]:
@@ -168,7 +171,7 @@ def _values(network: Pretrained, molecules: Sequence[Structure]) -> list[np.ndar
         return [*_values(network, molecules[:half]), *_values(network, molecules[half:])]
 
 
-def _atoms(molecule: Structure) -> int:
+def _num_atoms(molecule: Structure) -> int:
     return len(molecule.symbols) * (1 if molecule.conformers is None else len(molecule.conformers))
 
 
@@ -176,12 +179,12 @@ def _atoms(molecule: Structure) -> int:
 def _without_optimizations() -> Iterator[None]:
     """Compile without optimizations, which takes less time than one prediction would gain."""
     option = "jax_disable_most_optimizations"
-    before = jax.config.values[option]
+    previous = jax.config.values[option]
     jax.config.update(option, True)
     try:
         yield
     finally:
-        jax.config.update(option, before)
+        jax.config.update(option, previous)
 
 
 def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
@@ -190,36 +193,36 @@ def _widths(network: Pretrained, molecule: Structure) -> Mapping[str, float]:
     for name in ("intervals", "by_atoms"):
         intervals = intervals.get(name, {}) if isinstance(intervals, Mapping) else {}
     for sizes in intervals:
-        least, _, most = sizes.partition(" to ")
-        known = least.isdecimal() and most.isdecimal()
-        if known and int(least) <= len(molecule.symbols) <= int(most):
-            return _of_card(network, "details", "intervals", "by_atoms", sizes)
+        lower, _, upper = sizes.partition(" to ")
+        is_range = lower.isdecimal() and upper.isdecimal()
+        if is_range and int(lower) <= len(molecule.symbols) <= int(upper):
+            return _card_numbers(network, "details", "intervals", "by_atoms", sizes)
     return {}
 
 
-def _of_card(network: Pretrained, *path: str) -> dict[str, float]:
+def _card_numbers(network: Pretrained, *path: str) -> dict[str, float]:
     """The known numbers of columns in the card of a network; empty if it has none, for example in a
     file of another version or from another program.
     """
     task: Any = network.config.task
-    found: Any = network.card
+    values: Any = network.card
     try:
-        for name in path:
-            found = found[name]
-        known = [name for name in task.columns if found[name] is not None]
-        return {name: float(found[name]) for name in known}
+        for key in path:
+            values = values[key]
+        names = [name for name in task.columns if values[name] is not None]
+        return {name: float(values[name]) for name in names}
     except (KeyError, TypeError, ValueError):
         return {}
 
 
 def _row(
-    molecule: Structure | Refused, task: Any, found: _Found, exact: bool = False
+    molecule: Structure | Refused, task: Any, prediction: _Prediction, exact: bool = False
 ) -> dict[str, str]:
-    """One row of the table as text; missing values are empty. If ``exact``, numbers have the digits
-    of float32, otherwise those that matter.
+    """One row of the table as text; missing values are empty. If ``exact``, numbers have the nine
+    digits that determine a float32, otherwise fewer.
     """
     row = {"molecule": molecule.name, "formula": "", "geometry": ""}
-    reasons, values, widths = found
+    reasons, values, widths = prediction
     if isinstance(molecule, Structure):
         row |= {"formula": molecule.formula, "geometry": molecule.geometry}
         if molecule.conformers is not None and len(molecule.conformers) > 1:
@@ -236,24 +239,24 @@ def _row(
     return row
 
 
-def _record(molecule: Structure | Refused, task: Any, found: _Found) -> dict[str, Any]:
+def _record(molecule: Structure | Refused, task: Any, prediction: _Prediction) -> dict[str, Any]:
     """A molecule and its properties as plain values for JSON, with null for missing ones."""
     if isinstance(molecule, Refused):
         return {"molecule": molecule.name, "refused": molecule.reason, "properties": None}
     values = None
-    if found.values is not None:
-        values = dict(zip(task.columns, found.values.tolist(), strict=True))
+    if prediction.values is not None:
+        values = dict(zip(task.columns, prediction.values.tolist(), strict=True))
     return {
         "molecule": molecule.name,
-        "refused": "; ".join(found.outside) if values is None else None,
+        "refused": "; ".join(prediction.outside) if values is None else None,
         "formula": molecule.formula,
         "charge": molecule.charge,
         "geometry": molecule.geometry,
         "conformers": 1 if molecule.conformers is None else len(molecule.conformers),
-        "outside": found.outside,
+        "outside": prediction.outside,
         "remark": molecule.remark or None,
         "properties": values,
-        "half_widths": dict(found.widths) or None,
+        "half_widths": dict(prediction.widths) or None,
     }
 
 
@@ -261,9 +264,9 @@ def _column(name: str, unit: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def _print(rows: Sequence[Mapping[str, str]], task: Any) -> None:
+def _print_table(rows: Sequence[Mapping[str, str]], task: Any) -> None:
     """Print the first molecules as Markdown, one per row, or per column if properties are many."""
-    shown = []
+    table = []
     for row in rows[:SHOWN]:
         cells = {name: _cell(text) for name, text in row.items() if name != "remark"}
         for name in task.columns:
@@ -271,19 +274,19 @@ def _print(rows: Sequence[Mapping[str, str]], task: Any) -> None:
             width = cells.pop(_column(f"{name} ±", unit), None)
             if width is not None:
                 cells[_column(name, unit)] += f" ± {width}"
-        shown.append(cells)
+        table.append(cells)
     if len(task.columns) <= 3:
-        print(markdown(shown), end="")
+        print(markdown(table), end="")
     else:
-        for first in range(0, len(shown), 4):
-            group = shown[first : first + 4]
+        for start in range(0, len(table), 4):
+            group = table[start : start + 4]
             names = [row["molecule"] for row in group]
-            heads = [f"{n} ({k})" if names.count(n) > 1 else n for k, n in enumerate(names, 1)]
-            table = [
-                {"": name} | dict(zip(heads, (row[name] for row in group), strict=True))
+            headers = [f"{n} ({k})" if names.count(n) > 1 else n for k, n in enumerate(names, 1)]
+            transposed = [
+                {"": name} | dict(zip(headers, (row[name] for row in group), strict=True))
                 for name in list(group[0])[1:]
             ]
-            print(markdown(table), end="\n" if first + 4 < len(shown) else "")
+            print(markdown(transposed), end="\n" if start + 4 < len(table) else "")
     if len(rows) > SHOWN:
         print(f"\n{len(rows) - SHOWN:,} more molecules: --out FILE writes all")
 

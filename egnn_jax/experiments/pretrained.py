@@ -31,7 +31,7 @@ SHIPPED = {
 }
 """The networks included in this library."""
 
-_PARTS = {"nodes": Nodes, "edges": Edges, "globals": Globals}
+_FEATURES = {"nodes": Nodes, "edges": Edges, "globals": Globals}
 _INDICES = ("receivers", "senders", "n_node", "n_edge")
 
 
@@ -89,30 +89,31 @@ class Pretrained:
                 f"{type(task).__name__} predicts no properties of atoms; expected a graph, or a "
                 "network of a task that does, such as QM9 (energies and forces: ASECalculator)"
             )
-        several = listed(structures, task)
-        molecules, count = [], np.zeros(len(several), int)
-        for k, structure in enumerate(several):
-            conformers = getattr(structure, "conformers", None)
-            given: Any = [structure.positions] if conformers is None else conformers
-            given = list(given) if np.iterable(given) else []
-            if not given:
+        molecules = listed(structures, task)
+        geometries, counts = [], np.zeros(len(molecules), int)
+        for k, structure in enumerate(molecules):
+            conformers: Any = getattr(structure, "conformers", None)
+            conformers = [structure.positions] if conformers is None else conformers
+            conformers = list(conformers) if np.iterable(conformers) else []
+            if not conformers:
                 raise ValueError(f"structure {k} has no conformers; expected at least one")
-            molecules += [molecule(structure, positions, k) for positions in given]
-            count[k] = len(given)
+            geometries += [molecule(structure, positions, k) for positions in conformers]
+            counts[k] = len(conformers)
         values = task.properties(
             self._apply,
             self.params,
-            np.array([len(numbers) for numbers, _ in molecules]),
-            np.concatenate([numbers for numbers, _ in molecules]),
+            np.array([len(numbers) for numbers, _ in geometries]),
+            np.concatenate([numbers for numbers, _ in geometries]),
             # Centered, since float32 cannot resolve distances far from the origin.
-            np.concatenate([positions - positions.mean(axis=0) for _, positions in molecules]),
+            np.concatenate([positions - positions.mean(axis=0) for _, positions in geometries]),
         )
-        means = np.add.reduceat(np.asarray(values), np.cumsum(count) - count) / count[:, None]
+        means = np.add.reduceat(np.asarray(values), np.cumsum(counts) - counts) / counts[:, None]
         return dict(zip(task.columns, means.T, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled
-        return own | {"params": jax.device_get(self.params)}  # on the host, so that forks can read
+        state = {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled
+        # On the host, so that forked processes can read them.
+        return state | {"params": jax.device_get(self.params)}
 
     @cached_property
     def _apply(self) -> Any:
@@ -176,13 +177,13 @@ def read(path: Path) -> Pretrained:
             raise ValueError(f"its format version is {shown(version)}; expected {VERSION}")
         for name in ("config", "constants", "input", "units", "metrics", "versions"):
             if not isinstance(metadata.get(name), dict):
-                got = shown(metadata.get(name))
-                raise ValueError(f"{name} in its metadata is {got}; expected values by name")
+                value = shown(metadata.get(name))
+                raise ValueError(f"{name} in its metadata is {value}; expected values by name")
         config = configs.from_dict(metadata.pop("config"))
         if constants := metadata.pop("constants"):
             config = dataclasses.replace(config, task=config.task.with_constants(constants))
         network, graph = config.network(), abstract(metadata.pop("input"))
-        params = _fitted(network, arrays, graph)
+        params = _params_from(network, arrays, graph)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
@@ -204,18 +205,19 @@ def describe(graph: GraphsTuple | None) -> dict[str, Any]:
     Raises:
       ValueError: it is not a graph of this library.
     """
-    kinds = [type(getattr(graph, part, None)) for part in _PARTS]
-    if graph is None or kinds != list(_PARTS.values()):
+    types = [type(getattr(graph, name, None)) for name in _FEATURES]
+    if graph is None or types != list(_FEATURES.values()):
         raise ValueError(
-            f"the network's input is a {type(graph).__name__} of {[k.__name__ for k in kinds]}; "
-            f"expected a GraphsTuple of {[k.__name__ for k in _PARTS.values()]}"
+            f"the network's input is a {type(graph).__name__} of {[t.__name__ for t in types]}; "
+            f"expected a GraphsTuple of {[t.__name__ for t in _FEATURES.values()]}"
         )
     result: dict[str, Any] = {"padded": isinstance(graph, PaddedGraphsTuple)}
-    for part in _PARTS:
-        fields = dataclasses.fields(getattr(graph, part))
-        arrays = {field.name: getattr(getattr(graph, part), field.name) for field in fields}
-        result[part] = {
-            n: [str(a.dtype), list(a.shape)] for n, a in arrays.items() if a is not None
+    for name in _FEATURES:
+        features = getattr(graph, name)
+        fields = dataclasses.fields(features)
+        arrays = {field.name: getattr(features, field.name) for field in fields}
+        result[name] = {
+            key: [str(a.dtype), list(a.shape)] for key, a in arrays.items() if a is not None
         }
     for name in _INDICES:
         array = getattr(graph, name)
@@ -230,18 +232,17 @@ def abstract(described: Any) -> GraphsTuple:
       ValueError: ``described`` does not describe a graph.
     """
     try:
-        parts: dict[str, Any] = {
-            part: cls(**({"h": None, "x": None} if cls is Nodes else {}) | {
-                name: _abstract_array(array) for name, array in described[part].items()
-            })
-            for part, cls in _PARTS.items()
-        }  # fmt: skip
+        features: dict[str, Any] = {}
+        for name, cls in _FEATURES.items():
+            required: dict[str, Any] = {"h": None, "x": None} if cls is Nodes else {}
+            arrays = {key: _abstract_array(array) for key, array in described[name].items()}
+            features[name] = cls(**(required | arrays))
         indices: dict[str, Any] = {name: _abstract_array(described[name]) for name in _INDICES}
-        cls = PaddedGraphsTuple if described["padded"] is True else GraphsTuple
+        graph_class = PaddedGraphsTuple if described["padded"] is True else GraphsTuple
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"input is {shown(described)}; expected shapes of a graph") from error
-    fields: dict[str, Any] = parts | indices
-    return cls(**fields)
+    fields: dict[str, Any] = features | indices
+    return graph_class(**fields)
 
 
 def _abstract_array(described: Any) -> jax.ShapeDtypeStruct:
@@ -253,24 +254,26 @@ def _abstract_array(described: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
-def _fitted(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsTuple) -> Any:
+def _params_from(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: GraphsTuple) -> Any:
     """The tree of a network's parameters from arrays by name, none missing or left over."""
     tree: dict[str, Any] = {}
     for name, array in sorted(arrays.items()):
         *path, leaf = name.split("/")
         if path[:1] != [COLLECTION]:
             path = ["params", *path]
-        place = tree
+        subtree = tree
         for key in path:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
+            subtree = subtree.setdefault(key, {})
+            if not isinstance(subtree, dict):
                 raise ValueError(f"{name} is inside another parameter; expected a tree of names")
-        place[leaf] = jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
+        subtree[leaf] = jax.ShapeDtypeStruct(
+            array.shape, jax.dtypes.canonicalize_dtype(array.dtype)
+        )
     try:
         # First with the file's own parameters: this stops at the first missing one, so that a
         # config with a million layers costs nothing.
         jax.eval_shape(network.apply, tree, graph)
-        like = jax.eval_shape(network.init, jax.random.key(0), graph)
+        template = jax.eval_shape(network.init, jax.random.key(0), graph)
     except Exception as error:  # bad options and parameters can raise exceptions of any type
         raise ValueError(f"the network does not fit its parameters: {shown(str(error))}") from error
-    return from_names(arrays, like)
+    return from_names(arrays, template)

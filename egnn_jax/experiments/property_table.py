@@ -118,9 +118,9 @@ class Table(Task):
         """The mean over known values of |ŷ - y| of standardized numbers, or of cross-entropy."""
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
-            out, moved = in_training(apply, params, self.graph(batch))
-            each, known = self._of_values("loss", out, batch)
-            return jnp.sum(each) / jnp.maximum(jnp.sum(known), 1), {STATISTICS: moved}
+            out, batch_stats = in_training(apply, params, self.graph(batch))
+            losses, mask = self._masked_values("loss", out, batch)
+            return jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1), {STATISTICS: batch_stats}
 
         return loss
 
@@ -129,12 +129,12 @@ class Table(Task):
 
         def metrics(params: Any, batch: GraphsTuple, key: jax.Array) -> dict[str, Any]:
             out = apply(params, self.graph(batch))
-            each, known = self._of_values("loss", out, batch)
-            found: dict[str, Any] = {"loss": (jnp.sum(each), jnp.sum(known))}
-            errors, _ = self._of_values("error", out, batch)
+            losses, mask = self._masked_values("loss", out, batch)
+            sums: dict[str, Any] = {"loss": (jnp.sum(losses), jnp.sum(mask))}
+            errors, _ = self._masked_values("error", out, batch)
             for k, name in enumerate(self.targets):
-                found[name] = jnp.sum(errors[:, k]), jnp.sum(known[:, k])
-            return found
+                sums[name] = jnp.sum(errors[:, k]), jnp.sum(mask[:, k])
+            return sums
 
         return metrics
 
@@ -143,31 +143,30 @@ class Table(Task):
         :meth:`egnn_jax.experiments._columns.Numbers.scores`, or those of ``Classes``; for numbers
         also ``intervals``, as in :meth:`egnn_jax.experiments.molecules.MolecularTask.details`.
         """
-        found: dict[str, Any] = {"molecules": {s: len(self._samples[s]) for s in SPLITS}}
+        result: dict[str, Any] = {"molecules": {s: len(self._samples[s]) for s in SPLITS}}
         for split in SPLITS[1:]:
             outputs = self._outputs(apply, params, self._samples[split])
-            each = list(zip(self._trained.columns, self._labels[split].T, outputs, strict=True))
+            columns = list(zip(self._trained.columns, self._labels[split].T, outputs, strict=True))
             if split == "valid":
-                widths = {column.name: column.width(*values) for column, *values in each}
+                widths = {column.name: column.width(*values) for column, *values in columns}
                 sizes = "{} to {}".format(*self._trained.atoms)
-                found["intervals"] = {"coverage": COVERAGE, "by_atoms": {sizes: widths}}
-            found[split] = {column.name: column.scores(*values) for column, *values in each}
-        return found
+                result["intervals"] = {"coverage": COVERAGE, "by_atoms": {sizes: widths}}
+            result[split] = {column.name: column.scores(*values) for column, *values in columns}
+        return result
 
     def plot(self, apply: Apply, params: Any, path: Path) -> Path | None:
         """Draw predicted over true numbers of the test molecules, one panel per target."""
         if self.kind != "regression":
             return None
         outputs = self._outputs(apply, params, self._samples["test"])
-        every = zip(self._trained.columns, self._labels["test"].T, outputs, strict=True)
+        columns = zip(self._trained.columns, self._labels["test"].T, outputs, strict=True)
         pairs = {}
-        for column, labels, out in every:
-            known = np.isfinite(labels)
-            if not known.any():
-                continue
-            both = (labels[known, None], out[known])
-            pairs[column.name] = [column.predicted(v)[:, 0] for v in both]
-        return plots.parity_and_errors({k: (t, p) for k, (t, p) in pairs.items()}, path)
+        for column, labels, out in columns:
+            finite = np.isfinite(labels)
+            if finite.any():
+                true = column.predicted(labels[finite, None])[:, 0]
+                pairs[column.name] = (true, column.predicted(out[finite])[:, 0])
+        return plots.parity_and_errors(pairs, path)
 
     def trivial(self, apply: Apply) -> tuple[str, Apply]:
         """Predict the mean of the training molecules, or equal probabilities of all classes."""
@@ -217,16 +216,16 @@ class Table(Task):
         vars(task)["_trained"] = Trained.of_plain(self.kind, self.targets, constants)
         return task
 
-    def _of_values(
-        self, what: str, out: GraphsTuple, batch: GraphsTuple
+    def _masked_values(
+        self, method: str, out: GraphsTuple, batch: GraphsTuple
     ) -> tuple[jax.Array, jax.Array]:
-        """The "loss" or "error" (``what``) of each value (G, T), 0 if unknown, and a mask."""
-        number = len(self.targets)
-        known = (batch.globals.y[:, number:] > 0) & graph_mask(batch)[:, None]
-        outputs = self._split(out.globals.y)
-        every = zip(self._trained.columns, outputs, batch.globals.y[:, :number].T, strict=True)
-        each = [getattr(column, what)(out, label) for column, out, label in every]
-        return jnp.where(known, jnp.stack(each, axis=1), 0), known
+        """The "loss" or "error" (``method``) of each label (G, T), 0 if missing, and a mask."""
+        count = len(self.targets)
+        mask = (batch.globals.y[:, count:] > 0) & graph_mask(batch)[:, None]
+        outputs = self._split_outputs(out.globals.y)
+        columns = zip(self._trained.columns, outputs, batch.globals.y[:, :count].T, strict=True)
+        values = [getattr(column, method)(out, label) for column, out, label in columns]
+        return jnp.where(mask, jnp.stack(values, axis=1), 0), mask
 
     def _outputs(self, apply: Apply, params: Any, graphs: GraphDataset) -> list[np.ndarray]:
         """The network's outputs for each target of all molecules, in float64."""
@@ -234,11 +233,11 @@ class Table(Task):
         def outputs(apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
             return apply(params, self.graph(batch)).globals.y
 
-        return self._split(predictions(outputs, apply, params, graphs, len(self.columns)))
+        return self._split_outputs(predictions(outputs, apply, params, graphs, len(self.columns)))
 
-    def _split(self, outputs: Any) -> list[Any]:
-        ends = np.cumsum([len(column.columns) for column in self._trained.columns]).tolist()
-        return [outputs[:, a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    def _split_outputs(self, outputs: Any) -> list[Any]:
+        stops = np.cumsum([len(column.columns) for column in self._trained.columns]).tolist()
+        return [outputs[:, a:b] for a, b in zip([0, *stops], stops, strict=False)]
 
     @cached_property
     def _tables(self) -> dict[str, tuple[PropertyTable, np.ndarray]]:
@@ -253,10 +252,10 @@ class Table(Task):
     @cached_property
     def _trained(self) -> Trained:
         table, rows = self._tables["train"]
-        elements, of = _symbols(np.concatenate(table.elements(rows))), KINDS[self.kind].of
-        sizes, places = table.n_atoms[rows], table.places[rows]
-        columns = tuple(of(name, table.values[name][rows], places) for name in self.targets)
-        atoms = (int(sizes.min()), int(sizes.max()))
+        elements, make_column = _symbols(np.concatenate(table.elements(rows))), KINDS[self.kind].of
+        n_atoms, places = table.n_atoms[rows], table.places[rows]
+        columns = tuple(make_column(k, table.values[k][rows], places) for k in self.targets)
+        atoms = (int(n_atoms.min()), int(n_atoms.max()))
         charges = tuple(np.unique(table.charges[rows]).tolist())
         noted = bool(table.noted[rows].mean() >= USUAL)
         geometries = tuple(np.unique(table.geometry[rows]).tolist())
@@ -265,19 +264,19 @@ class Table(Task):
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
         """The labels of each split (S, T), nan for unknown values."""
-        found = {
+        labels = {
             split: np.stack(
                 [c.labels(t.values[c.name][rows], t.places[rows]) for c in self._trained.columns],
                 axis=1,
             )
             for split, (t, rows) in self._tables.items()
         }
-        for split, labels in found.items():
-            if not np.isfinite(labels).any():
+        for split, values in labels.items():
+            if not np.isfinite(values).any():
                 raise ValueError(
                     f"no {split} molecule has a value of {', '.join(self.targets)}; expected some"
                 )
-        return found
+        return labels
 
     @cached_property
     def _samples(self) -> dict[str, GraphDataset]:
@@ -288,8 +287,9 @@ class Table(Task):
             y[rows] = np.concatenate([np.nan_to_num(labels), np.isfinite(labels)], axis=1)
         for table, _ in self._tables.values():
             if id(table) not in graphs:  # splits may share a table
-                y, atoms = targets[id(table)], (table.n_atoms, table.atomic_numbers)
-                graphs[id(table)] = molecular_graphs(*atoms, table.positions, y, self.cutoff)
+                molecules = table.n_atoms, table.atomic_numbers, table.positions
+                y = targets[id(table)]
+                graphs[id(table)] = molecular_graphs(*molecules, y, self.cutoff)
         return {split: graphs[id(table)][rows] for split, (table, rows) in self._tables.items()}
 
 

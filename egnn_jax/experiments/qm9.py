@@ -94,9 +94,9 @@ class QM9(MolecularTask):
         target, *others = self.targets
         if others:
             return {}
-        place = paper.TABLE3_TARGETS.index(target)
+        index = paper.TABLE3_TARGETS.index(target)
         networks = {row: paper.TABLE3_NETWORKS.get(row, row) for row in paper.TABLE3}
-        column = {networks[name]: row[place] for name, row in paper.TABLE3.items()}
+        column = {networks[name]: row[index] for name, row in paper.TABLE3.items()}
         return {model: error for model, error in column.items() if error is not None}
 
     @cached_property
@@ -135,8 +135,8 @@ class QM9(MolecularTask):
         except (TypeError, ValueError, AttributeError):
             finite, mean, deviation = False, np.zeros(0), np.zeros(0)
         if not finite or mean.shape != (len(self.targets),) or deviation.shape != mean.shape:
-            shown = repr(constants)[:200]
-            raise ValueError(f"constants are {shown}; expected those of {self.targets}")
+            text = repr(constants)[:200]
+            raise ValueError(f"constants are {text}; expected those of {self.targets}")
         vars(task)["statistics"] = Statistics(mean, deviation)
         return task
 
@@ -145,9 +145,9 @@ class QM9(MolecularTask):
         head = head_of(model)
         if not self.independent:
             return head(model, len(self.targets))
-        each: Any = nn.vmap
+        vmap: Any = nn.vmap
         axes = {"variable_axes": {"params": 0, COLLECTION: 0}, "split_rngs": {"params": True}}
-        vmapped = each(head, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
+        vmapped = vmap(head, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
         return vmapped(model, 1)
 
     @cached_property
@@ -162,31 +162,31 @@ class QM9(MolecularTask):
         positions: np.ndarray,
         labels: np.ndarray | None = None,
     ) -> GraphDataset:
-        given = n_atoms, atomic_numbers, positions
+        molecules = n_atoms, atomic_numbers, positions
         if self.bonds == "none" and self.features != "chemistry":
-            return super()._graphs(*given, labels)
-        bonds = qm9_bonds.of_molecules(*given) if labels is None else self.chemistry
-        return molecular_graphs(*given, labels, self.cutoff, bonds, self.bonds == "only")
+            return super()._graphs(*molecules, labels)
+        bonds = qm9_bonds.of_molecules(*molecules) if labels is None else self.chemistry
+        return molecular_graphs(*molecules, labels, self.cutoff, bonds, self.bonds == "only")
 
     def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
-        """The input: h ``features``, a the kinds of ``bonds``, x in Å; ``key`` is not used."""
+        """The input: h ``features``, a one-hot of bond types, x in Å; ``key`` is not used."""
         graph = super().graph(batch, key)
-        kinds, known = graph.edges.a, graph.nodes.h
-        numbers = known if known.ndim == 1 else known[:, 0]
+        bond_types, features = graph.edges.a, graph.nodes.h
+        numbers = features if features.ndim == 1 else features[:, 0]
         if self.features == "numbers":
             h = numbers
         else:
             h = atom_features(numbers) if self.features == "powers" else element_features(numbers)
         if self.features == "chemistry":
-            h = jnp.concatenate([h, known[:, 1:].astype(h.dtype)], axis=1)
-        a = None if self.bonds == "none" else bond_features(kinds)
+            h = jnp.concatenate([h, features[:, 1:].astype(h.dtype)], axis=1)
+        a = None if self.bonds == "none" else bond_features(bond_types)
         return graph._replace(nodes=graph.nodes.replace(h=h), edges=graph.edges.replace(a=a))
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
         """Predict standardized labels (G, T)."""
-        return self._labels(apply(params, self.graph(batch)))
+        return self._predicted_labels(apply(params, self.graph(batch)))
 
-    def _labels(self, out: GraphsTuple) -> jax.Array:
+    def _predicted_labels(self, out: GraphsTuple) -> jax.Array:
         y = out.globals.y
         return jnp.moveaxis(y[..., 0], 0, -1) if self.independent else y
 
@@ -200,11 +200,11 @@ class QM9(MolecularTask):
                 q = jax.vmap(lambda key: random_orthogonal(key, 3, determinant=1))(keys)
                 x = jnp.einsum("nij,nj->ni", q[graph_of_node(graph)], graph.nodes.x)
                 graph = graph._replace(nodes=graph.nodes.replace(x=x))
-            out, moved = in_training(apply, params, graph)
-            error, number = self._errors(self._labels(out), batch)
+            out, batch_stats = in_training(apply, params, graph)
+            error, count = self._error_sums(self._predicted_labels(out), batch)
             # The gradient of an independent network must not depend on the number of networks.
             networks = len(self.targets) if self.independent else 1
-            value = jnp.sum(error) / number / (len(self.targets) / networks)
-            return value, {STATISTICS: moved}
+            value = jnp.sum(error) / count / (len(self.targets) / networks)
+            return value, {STATISTICS: batch_stats}
 
         return loss

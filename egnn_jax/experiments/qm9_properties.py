@@ -64,19 +64,19 @@ class MolecularReadout(nn.Module):
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """Compute the graph with its predictions, see the class."""
         out = self.encoder(graph)
-        h, x, of = out.nodes.h, graph.nodes.x, graph_of_node(graph)
+        h, x, graph_index = out.nodes.h, graph.nodes.x, graph_of_node(graph)
         width = h.shape[-1]
         sums = sum_nodes(out, MLP(width, 6, name="extensive")(h))
         orbitals = MLP(width, 2, name="orbitals")(self._weighted_mean(out, h))
 
         moments = MLP(width, 3, name="moments")(h)
         n_node = jnp.maximum(jnp.asarray(graph.n_node), 1).astype(x.dtype)[:, None]
-        dipoles = moments[:, :1] * (x - (sum_nodes(graph, x) / n_node)[of])
+        dipoles = moments[:, :1] * (x - (sum_nodes(graph, x) / n_node)[graph_index])
         if out.nodes.v is not None:
             dipoles += out.nodes.v
         charge = graph.nodes.h.astype(x.dtype)[:, None]
-        total = jnp.maximum(sum_nodes(graph, charge), 1)
-        center = (sum_nodes(graph, charge * x) / total)[of]
+        total_charge = jnp.maximum(sum_nodes(graph, charge), 1)
+        center = (sum_nodes(graph, charge * x) / total_charge)[graph_index]
         squared = jnp.sum((x - center) ** 2, axis=-1, keepdims=True)
         extent = sum_nodes(graph, moments[:, 1:2] * squared / 10 + moments[:, 2:])
         mu = safe_norm(sum_nodes(graph, dipoles), keepdims=True)
@@ -86,14 +86,14 @@ class MolecularReadout(nn.Module):
     def _weighted_mean(self, graph: GraphsTuple, h: jax.Array) -> jax.Array:
         """Map (N, F) to (G, F + heads): for each head, Σ_i w_i h'_i / Σ_i w_i and ln Σ_i w_i."""
         width = h.shape[-1]
-        of_nodes = MLP(width, self.heads + width, name="orbital_nodes")(h)
+        node_outputs = MLP(width, self.heads + width, name="orbital_nodes")(h)
         # Bounded, so that exp is safe without subtracting the maximum over atoms.
-        weights = jnp.exp(10 * jnp.tanh(of_nodes[:, : self.heads] / 10))[:, :, None]
-        values = of_nodes[:, self.heads :].reshape(len(h), self.heads, -1)
+        weights = jnp.exp(10 * jnp.tanh(node_outputs[:, : self.heads] / 10))[:, :, None]
+        values = node_outputs[:, self.heads :].reshape(len(h), self.heads, -1)
         total = jnp.maximum(sum_nodes(graph, weights), 1e-6)
         mean = sum_nodes(graph, weights * values) / total
-        parts = [part.reshape(len(part), -1) for part in (mean, jnp.log(total))]
-        return nn.silu(jnp.concatenate(parts, axis=-1))
+        features = [a.reshape(len(a), -1) for a in (mean, jnp.log(total))]
+        return nn.silu(jnp.concatenate(features, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,25 +141,25 @@ class QM9Properties(MolecularTask):
     def samples(self, split: str) -> GraphDataset:
         """The molecules of a split; the training split has all of their conformers."""
         if split == "train" and split not in self._samples:
-            self._samples[split] = self._all[self._conformers(self._rows(split))[0]]
+            self._samples[split] = self._dataset[self._conformer_rows(self._rows(split))[0]]
         return super().samples(split)
 
     def predictions(self, apply: Apply, params: Any, split: str) -> np.ndarray:
         """Predict the targets (S, T) of a split in their units, relative to free atoms, as the mean
         over the conformers of each molecule.
         """
-        rows, count = self._conformers(self._rows(split))
-        each = self._of_rows(apply, params, rows)
-        return np.add.reduceat(each, np.cumsum(count) - count) / count[:, None]
+        rows, counts = self._conformer_rows(self._rows(split))
+        values = self._predict_rows(apply, params, rows)
+        return np.add.reduceat(values, np.cumsum(counts) - counts) / counts[:, None]
 
-    def _conformers(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _conformer_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of all conformers of molecules, given their first rows, and the number of
         conformers of each.
         """
         index = self.molecules.index
-        count = np.searchsorted(index, index[rows], side="right") - rows
-        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        return np.repeat(rows, count) + within, count
+        counts = np.searchsorted(index, index[rows], side="right") - rows
+        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(rows, counts) + offsets, counts
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -167,19 +167,18 @@ class QM9Properties(MolecularTask):
         data, rows = self.molecules, self._rows("train")
         features = composition(data.n_atoms, data.atomic_numbers, data.positions)
         labels = self.labels[rows]
-        columns = dict.fromkeys(qm9.TARGETS, 6) | {"homo": 1, "lumo": 1, "gap": 1, "mu": 0}
-        columns["r2"] = features.shape[1]
+        num_features = dict.fromkeys(qm9.TARGETS, 6) | {"homo": 1, "lumo": 1, "gap": 1, "mu": 0}
+        num_features["r2"] = features.shape[1]
         coefficients = np.zeros((features.shape[1], len(qm9.TARGETS)))
         for k, name in enumerate(qm9.TARGETS):
-            n = columns[name]
-            if n:
+            if n := num_features[name]:
                 solution = np.linalg.lstsq(features[rows, :n], labels[:, k], rcond=None)
                 coefficients[:n, k] = solution[0]
         residuals = labels - features[rows] @ coefficients
         return Statistics(
             coefficients,
             np.abs(residuals).mean(axis=0),
-            np.abs(residuals @ _selection(OUTPUTS)).mean(axis=0),
+            np.abs(residuals @ _selection_matrix(OUTPUTS)).mean(axis=0),
         )
 
     @property
@@ -228,23 +227,24 @@ class QM9Properties(MolecularTask):
         return self._targets(apply(params, self.graph(batch)).globals.y)
 
     def _targets(self, outputs: jax.Array) -> jax.Array:
-        scales = self.statistics.output_deviation[:, None] * _combination() / self.deviation
+        scales = self.statistics.output_deviation[:, None] * _combination_matrix() / self.deviation
         return outputs @ jnp.asarray(scales, outputs.dtype)
 
     def loss(self, apply: Apply) -> Loss:
         """Σ_k w_k ln(mean |error_k|), where the w_k sum to 1."""
         weights = np.array(list(_LOSS_WEIGHTS.values()))
         names = tuple(_LOSS_WEIGHTS)
-        scales = np.append(self.statistics.output_deviation, self.deviation[_place("gap")])
-        selection = self.deviation[:, None] * _selection(names) / scales
+        scales = np.append(self.statistics.output_deviation, self.deviation[_target_index("gap")])
+        selection = self.deviation[:, None] * _selection_matrix(names) / scales
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
-            real = graph_mask(batch)[:-1, None]
-            out, moved = in_training(apply, params, self.graph(batch))
-            wrong = (self._targets(out.globals.y) - batch.globals.y)[:-1]
-            each = jnp.abs(wrong @ jnp.asarray(selection, wrong.dtype))
-            mean = jnp.sum(jnp.where(real, each, 0), axis=0) / jnp.maximum(jnp.sum(real), 1)
-            return jnp.sum(jnp.log(mean + 1e-4) * (weights / weights.sum())), {STATISTICS: moved}
+            mask = graph_mask(batch)[:-1, None]
+            out, batch_stats = in_training(apply, params, self.graph(batch))
+            residuals = (self._targets(out.globals.y) - batch.globals.y)[:-1]
+            errors = jnp.abs(residuals @ jnp.asarray(selection, residuals.dtype))
+            mean = jnp.sum(jnp.where(mask, errors, 0), axis=0) / jnp.maximum(jnp.sum(mask), 1)
+            value = jnp.sum(jnp.log(mean + 1e-4) * (weights / weights.sum()))
+            return value, {STATISTICS: batch_stats}
 
         return loss
 
@@ -260,41 +260,41 @@ def composition(
       atomic_numbers: (ΣM,).
       positions: (ΣM, 3) in Å.
     """
-    number = len(n_atoms)
-    of = np.repeat(np.arange(number), n_atoms)
+    count = len(n_atoms)
+    molecule_index = np.repeat(np.arange(count), n_atoms)
     z, x = atomic_numbers.astype(float), positions.astype(float)
-    total = np.maximum(np.bincount(of, z, number), 1)
-    center = np.stack([np.bincount(of, z * x[:, k], number) for k in range(3)], axis=1)
-    squared = ((x - (center / total[:, None])[of]) ** 2).sum(axis=1)
+    total_charge = np.maximum(np.bincount(molecule_index, z, count), 1)
+    center = np.stack([np.bincount(molecule_index, z * x[:, k], count) for k in range(3)], axis=1)
+    squared = ((x - (center / total_charge[:, None])[molecule_index]) ** 2).sum(axis=1)
     elements = [(atomic_numbers == element).astype(float) for element in qm9.ELEMENTS.values()]
-    counts = [np.bincount(of, is_element, number) for is_element in elements]
-    extents = [np.bincount(of, is_element * squared, number) for is_element in elements]
-    return np.stack([np.ones(number), *counts, *extents], axis=1)
+    counts = [np.bincount(molecule_index, is_element, count) for is_element in elements]
+    extents = [np.bincount(molecule_index, is_element * squared, count) for is_element in elements]
+    return np.stack([np.ones(count), *counts, *extents], axis=1)
 
 
-def _place(name: str) -> int:
+def _target_index(name: str) -> int:
     return qm9.TARGETS.index(name)
 
 
-def _selection(names: tuple[str, ...]) -> np.ndarray:
+def _selection_matrix(names: tuple[str, ...]) -> np.ndarray:
     """The matrix (12, K) that maps targets to the named outputs."""
     matrix = np.zeros((len(qm9.TARGETS), len(names)))
     for k, name in enumerate(names):
-        first, *second = _DIFFERENCES.get(name, (name,))
-        matrix[_place(first), k] = 1
-        for other in second:
-            matrix[_place(other), k] = -1
+        minuend, *subtrahends = _DIFFERENCES.get(name, (name,))
+        matrix[_target_index(minuend), k] = 1
+        for subtrahend in subtrahends:
+            matrix[_target_index(subtrahend), k] = -1
     return matrix
 
 
-def _combination() -> np.ndarray:
+def _combination_matrix() -> np.ndarray:
     """The matrix (10, 12) that maps outputs, in their units, to targets."""
-    of = {name: {name} for name in qm9.TARGETS} | {
+    terms = {name: {name} for name in qm9.TARGETS} | {
         "U": {"U0", "U - U0"},
         "H": {"U0", "U - U0"},
         "G": {"U0", "U - U0", "G - H"},
         "gap": {"lumo"},
     }
-    matrix = np.array([[float(out in of[target]) for target in qm9.TARGETS] for out in OUTPUTS])
-    matrix[OUTPUTS.index("homo"), _place("gap")] = -1
+    matrix = np.array([[float(out in terms[name]) for name in qm9.TARGETS] for out in OUTPUTS])
+    matrix[OUTPUTS.index("homo"), _target_index("gap")] = -1
     return matrix

@@ -30,19 +30,21 @@ def report(runs: Sequence[Path], folder: Path) -> list[Path]:
     loaded = {name: load(run.path) for name, run in folders.items()}
     tasks = {type(config.task) for config, _, _ in loaded.values()}
     if len(tasks) > 1:
-        kinds = sorted(task.__name__ for task in tasks)
-        raise ValueError(f"the runs are of the tasks {kinds}; expected runs of one task")
+        task_names = sorted(task.__name__ for task in tasks)
+        raise ValueError(f"the runs are of the tasks {task_names}; expected runs of one task")
     histories = {name: run.history() for name, run in folders.items()}
-    if empty := [run for name, run in folders.items() if not histories[name]]:
-        raise ValueError(f"{empty[0].metrics_file} is missing or empty; expected a line or more")
+    if empty_runs := [run for name, run in folders.items() if not histories[name]]:
+        raise ValueError(
+            f"{empty_runs[0].metrics_file} is missing or empty; expected a line or more"
+        )
     for run, (config, _, _) in zip(runs, loaded.values(), strict=True):
         require_same_files(config, run)
     make_folder(folder)
     metrics = {name: config.task.metric for name, (config, _, _) in loaded.items()}
-    written = [plots.loss_curves(histories, metrics, folder / "loss.png")]
-    written += tables.write_table(tables.upright(tables.result_rows(results)), folder / "table")
+    files = [plots.loss_curves(histories, metrics, folder / "loss.png")]
+    files += tables.write_table(tables.upright(tables.result_rows(results)), folder / "table")
     for name, (config, network, params) in loaded.items():
         path = folder / f"{name}-predictions.png"
-        drawn = config.task.plot(network.apply, first_seed(config, params), path)
-        written += [] if drawn is None else [drawn]
-    return written + loaded[names[0]][0].task.compare(results, folder)
+        plot_file = config.task.plot(network.apply, first_seed(config, params), path)
+        files += [] if plot_file is None else [plot_file]
+    return files + loaded[names[0]][0].task.compare(results, folder)

@@ -91,7 +91,7 @@ def table2(options: Options, only: Sequence[str] = ()) -> None:
       only: the rows, for example egnn and gnn; all if not given.
     """
     rows = []
-    for name in _chosen(TABLE2_RECIPES, only):
+    for name in _select_rows(TABLE2_RECIPES, only):
         result = options.train(options.recipe(f"nbody/{name}"), f"nbody/{name}", name)
         (row,) = result_rows({name: result})
         row["parameters"] = f"{result['parameters']:,}"
@@ -100,7 +100,7 @@ def table2(options: Options, only: Sequence[str] = ()) -> None:
         row["the paper's forward (ms)"] = "–" if published is None else f"{published:g}"
         rows.append(row)
     rows.sort(key=lambda row: -float(row["test mse"].split()[0]))
-    _show(rows, options.out / "table2")
+    _write_and_print(rows, options.out / "table2")
 
 
 def figure2(options: Options, quick: bool = False, steps: int | None = None) -> None:
@@ -119,10 +119,10 @@ def figure2(options: Options, quick: bool = False, steps: int | None = None) -> 
     for name in FIGURE2_MODELS:
         for size in sizes:
             config = options.recipe(f"nbody/{name}", dataset="sweep", train_size=size)
-            per_epoch = size // min(config.batch_size, size)
+            steps_per_epoch = size // min(config.batch_size, size)
             # Evaluate about every 1 % of the steps, in whole epochs.
-            eval_every = max(1, round(steps / 100 / per_epoch))
-            epochs = max(1, round(steps / per_epoch / eval_every)) * eval_every
+            eval_every = max(1, round(steps / 100 / steps_per_epoch))
+            epochs = max(1, round(steps / steps_per_epoch / eval_every)) * eval_every
             config = dataclasses.replace(
                 config,
                 batch_size=min(config.batch_size, size),
@@ -138,7 +138,7 @@ def figure2(options: Options, quick: bool = False, steps: int | None = None) -> 
     ]
     points = {name: list(zip(sizes, e, strict=True)) for name, e in errors.items()}
     labels = ("training trajectories", "test mse", f"Figure 2, {steps:,} steps a point")
-    _show(rows, options.out / "figure2-table")
+    _write_and_print(rows, options.out / "figure2-table")
     print(plots.curves(points, *labels, options.out / "figure2.png", log=True))
 
 
@@ -151,25 +151,25 @@ def figure5(options: Options, only: Sequence[str] = ()) -> None:
     """
     for dataset, published in paper.FIGURE5.items():
         rows = []
-        for name in _chosen(FIGURE5_RECIPES, only):
+        for name in _select_rows(FIGURE5_RECIPES, only):
             recipe, task = FIGURE5_RECIPES[name]
             config = options.recipe(f"autoencoder/{recipe}", dataset=dataset, **task)
             run = f"autoencoder/{dataset}_{name}"
             result = options.train(config, run, f"{dataset}, {name}")
             test = result["metrics"]["test"]
-            first = result.get("first_draw", result["metrics"])["test"]
+            first_draw = result.get("first_draw", result["metrics"])["test"]
             row = {"encoder": name, "BCE": f"{test['bce']:.2f}"}
             row |= {"% error": f"{test['error']:.3f}", "F1": f"{test['f1']:.4f}"}
-            row |= {"draws": str(config.task.draws), "one draw: BCE": f"{first['bce']:.2f}"}
-            row["one draw: % error"] = f"{first['error']:.3f}"
-            row["one draw: F1"] = f"{first['f1']:.4f}"
+            row |= {"draws": str(config.task.draws), "one draw: BCE": f"{first_draw['bce']:.2f}"}
+            row["one draw: % error"] = f"{first_draw['error']:.3f}"
+            row["one draw: F1"] = f"{first_draw['f1']:.4f}"
             encoder = name.removesuffix("_best")
             values = zip(("BCE", "% error", "F1"), published[encoder], strict=True)
             row |= {f"paper: {m}": "–" if v is None else f"{v:g}" for m, v in values}
             rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
         rows.sort(key=lambda row: -float(row["BCE"]))
         print(dataset)
-        _show(rows, options.out / f"figure5-{dataset}")
+        _write_and_print(rows, options.out / f"figure5-{dataset}")
 
 
 def figure5_overfit(options: Options, quick: bool = False) -> None:
@@ -192,10 +192,10 @@ def figure5_overfit(options: Options, quick: bool = False) -> None:
             run = f"autoencoder/overfit/{name}-{p}-{config.epochs}-epochs"
             results[run] = options.train(config, run, f"{name}, p_e {p}")
             rows[p][name] = f"{results[run]['metrics']['test']['f1']:.4f}"
-    _show(list(rows.values()), options.out / "figure5-overfit-table")
+    _write_and_print(list(rows.values()), options.out / "figure5-overfit-table")
     assert task is not None
-    (picture,) = task.compare(results, options.out)
-    print(picture)
+    (plot_path,) = task.compare(results, options.out)
+    print(plot_path)
 
 
 def table3(
@@ -225,7 +225,7 @@ def table3(
     for target in targets:
         rate = paper.QM9_LEARNING_RATES[target] if model in paper.QM9_RATES_OF else None
         groups.setdefault(rate if together else target, []).append(target)
-    configs = []
+    run_configs = []
     for group in groups.values():
         config = options.recipe(f"qm9/{model}", targets=tuple(group), independent=len(group) > 1)
         changes: dict[str, Any] = {}
@@ -234,10 +234,11 @@ def table3(
         if half_periods is not None:
             changes["half_periods"] = half_periods
         optimizer = dataclasses.replace(config.optimizer, **changes)
-        configs.append(dataclasses.replace(config, optimizer=optimizer))
-    _show(table3_systems(), options.out / "table3-systems")  # first, since training takes days
-    results, written = {}, []
-    for group, config in zip(groups.values(), configs, strict=True):
+        run_configs.append(dataclasses.replace(config, optimizer=optimizer))
+    # Described first, since training takes days.
+    _write_and_print(table3_systems(), options.out / "table3-systems")
+    results, paths = {}, []
+    for group, config in zip(groups.values(), run_configs, strict=True):
         run = f"{'-'.join(group)}-{config.epochs}-epochs"
         if config.optimizer.half_periods > 1:
             run += f"-{config.optimizer.half_periods}-half-periods"
@@ -246,12 +247,12 @@ def table3(
             for name in (*paper.TABLE3, model)
         }
         for name, folder in folders.items():
-            earlier = RunFolder(options.runs / folder)
-            if name != model and earlier.result_file.is_file():
-                results[folder] = earlier.result()
+            run_folder = RunFolder(options.runs / folder)
+            if name != model and run_folder.result_file.is_file():
+                results[folder] = run_folder.result()
         results[folders[model]] = options.train(config, folders[model], ", ".join(group))
-        written = config.task.compare(results, options.out)  # in the loop: the next may take days
-    print(f"{written[0].read_text(encoding='utf-8')}\n{', '.join(map(str, written))}")
+        paths = config.task.compare(results, options.out)  # in the loop: the next may take days
+    print(f"{paths[0].read_text(encoding='utf-8')}\n{', '.join(map(str, paths))}")
 
 
 def forward_ms(run: Path, repeats: int = 20) -> float:
@@ -270,7 +271,7 @@ def forward_ms(run: Path, repeats: int = 20) -> float:
     return 1e3 * float(np.median(times))
 
 
-def _chosen(names: Any, only: Sequence[str]) -> list[str]:
+def _select_rows(names: Any, only: Sequence[str]) -> list[str]:
     if unknown := set(only) - set(names):
         raise ValueError(
             f"--only got {', '.join(sorted(unknown))}; expected some of {', '.join(names)}"
@@ -278,6 +279,6 @@ def _chosen(names: Any, only: Sequence[str]) -> list[str]:
     return [name for name in names if not only or name in only]
 
 
-def _show(rows: list[dict[str, str]], stem: Path) -> None:
-    written = write_table(rows, stem)
-    print(f"{markdown(rows)}\n{', '.join(map(str, written))}")
+def _write_and_print(rows: list[dict[str, str]], stem: Path) -> None:
+    paths = write_table(rows, stem)
+    print(f"{markdown(rows)}\n{', '.join(map(str, paths))}")

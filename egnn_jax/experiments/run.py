@@ -64,16 +64,17 @@ def train(
       ValueError, FloatingPointError, Interrupted: as for :func:`egnn_jax.fit`.
     """
     require_trainable(config)
-    run, before = RunFolder(folder), None
+    run = RunFolder(folder)
+    previous_config = None
     with contextlib.suppress(ValueError):  # no run yet, or an unrelated one
-        before = read_config(run)
+        previous_config = read_config(run)
     start = Start(config, run, params)
     if jax.process_count() > 1:  # before anything is written
-        test = samples(config.task, "test").loader(config.batch_size)
-        found = {"config": start.settings, "versions": versions()}
-        require_same(found | {"test samples (SHA-256)": digest_of_samples(test)})
-    longer = before is not None and is_longer(run, before, config)
-    if not longer and from_first(run.result_file.exists):
+        test_loader = samples(config.task, "test").loader(config.batch_size)
+        settings = {"config": start.settings, "versions": versions()}
+        require_same(settings | {"test samples (SHA-256)": digest_of_samples(test_loader)})
+    is_extension = previous_config is not None and is_longer(run, previous_config, config)
+    if not is_extension and from_first(run.result_file.exists):
         run.start(_settings(run, start))
         try:
             result = run.result()
@@ -83,19 +84,19 @@ def train(
             raise ValueError(f"{run.result_file} is of another config; delete it to train again")
         return result
     task, network = config.task, config.network()
-    parts = batch_layout(config.batch_size, config.micro_batches)[1]
+    micro_batches = batch_layout(config.batch_size, config.micro_batches)[1]
     train_loader = samples(task, "train").loader(config.batch_size, config.seed)
-    valid_loader = samples(task, "valid").loader(config.batch_size // parts)
+    valid_loader = samples(task, "valid").loader(config.batch_size // micro_batches)
     graph = network_input(config)
     params = start.parameters(lambda arrays: initial_parameters(config, network, graph, arrays))
     steps_per_epoch = train_loader.num_batches(0)
     optimizer = config.optimizer.build(steps_per_epoch, config.epochs * steps_per_epoch)
     if config.freeze:
         optimizer = freeze(optimizer, config.freeze)
-    early = [EarlyStopping(config.patience)] if config.patience else []
-    if longer:  # after all that may fail, since this deletes the result
+    early_stopping = [EarlyStopping(config.patience)] if config.patience else []
+    if is_extension:  # after all that may fail, since this deletes the result
         from_first(lambda: run.extend(config.epochs))
-    result = fit(
+    fit_result = fit(
         task.loss(network.apply),
         params,
         train_loader,
@@ -106,7 +107,8 @@ def train(
         folder=folder,
         settings=_settings(run, start),
         callbacks=[
-            ProgressBar(), MetricsLog(), _Portable(config, graph), start, *early, *callbacks,
+            ProgressBar(), MetricsLog(), _ConstantsWriter(config, graph), start, *early_stopping,
+            *callbacks,
         ],
         **{
             name: getattr(config, name)
@@ -116,19 +118,19 @@ def train(
             )
         },
     )  # fmt: skip
-    found = summary(config, network, result.params) | {
-        "best_epoch": np.asarray(result.best_epoch).tolist(),
-        "seconds": round(result.seconds, 1),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)) // config.seeds,
+    results = summary(config, network, fit_result.params) | {
+        "best_epoch": np.asarray(fit_result.best_epoch).tolist(),
+        "seconds": round(fit_result.seconds, 1),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(fit_result.params)) // config.seeds,
         "config": configs.to_dict(config),
         "versions": versions(),
     }
-    if details := config.task.details(network.apply, first_seed(config, result.params)):
-        found["details"] = details
-    found |= judge(config, network, result)
+    if details := config.task.details(network.apply, first_seed(config, fit_result.params)):
+        results["details"] = details
+    results |= judge(config, network, fit_result)
     run.start(_settings(run, start))  # refused if another process has extended the run meanwhile
     try:
-        return from_first(lambda: run.finish(found) or found)
+        return from_first(lambda: run.finish(results) or results)
     finally:
         run.close()
 
@@ -151,13 +153,17 @@ def initial_parameters(
       arrays: trained parameters by name, which replace new ones except those of
         ``config.init_skip``, the same for all seeds.
     """
-    each = []
+    params_of_seeds = []
     for k in range(config.seeds):
         key = jax.random.split(jax.random.PRNGKey(config.seed + k))[0]
         # lazy_init skips the forward pass, which takes time and memory.
-        new = network.lazy_init(key, graph)
-        each.append(new if arrays is None else transfer(arrays, new, config.init_skip))
-    return each[0] if config.seeds == 1 else jax.tree.map(lambda *a: jnp.stack(a), *each)
+        params = network.lazy_init(key, graph)
+        params_of_seeds.append(
+            params if arrays is None else transfer(arrays, params, config.init_skip)
+        )
+    if config.seeds == 1:
+        return params_of_seeds[0]
+    return jax.tree.map(lambda *a: jnp.stack(a), *params_of_seeds)
 
 
 def read_config(run: RunFolder) -> Config:
@@ -228,22 +234,24 @@ def summary(config: Config, network: nn.Module, params: Any) -> dict[str, Any]:
     With several draws, also return ``first_draw``; with several seeds, ``std`` and ``seeds``.
     """
     task = config.task
-    parts = batch_layout(config.batch_size, config.micro_batches)[1]
+    micro_batches = batch_layout(config.batch_size, config.micro_batches)[1]
     metrics = task.metrics(network.apply) or metrics_of(task.loss(network.apply))
-    every: dict[str, dict[str, np.ndarray]] = {}
+    values_of_draws: dict[str, dict[str, np.ndarray]] = {}
     for split in ("valid", "test"):
-        loader = task.samples(split).loader(config.batch_size // parts)
+        loader = task.samples(split).loader(config.batch_size // micro_batches)
         evaluate = Evaluation(metrics, loader, config.seeds, config.seed)
         draws = [evaluate(params, draw) for draw in range(task.draws)]
-        every[split] = {n: np.array([d[n] for d in draws], np.float64) for n in draws[0]}
-    values = _each(every, lambda a: a.mean(axis=0))
-    over_seeds = lambda a: (a.mean(axis=0) if config.seeds > 1 else a).tolist()
-    result = {"metrics": _each(values, over_seeds)}
+        values_of_draws[split] = {
+            name: np.array([draw[name] for draw in draws], np.float64) for name in draws[0]
+        }
+    mean_values = _map_metrics(values_of_draws, lambda a: a.mean(axis=0))
+    mean_over_seeds = lambda a: (a.mean(axis=0) if config.seeds > 1 else a).tolist()
+    result = {"metrics": _map_metrics(mean_values, mean_over_seeds)}
     if task.draws > 1:
-        result |= {"first_draw": _each(every, lambda a: over_seeds(a[0]))}
+        result |= {"first_draw": _map_metrics(values_of_draws, lambda a: mean_over_seeds(a[0]))}
     if config.seeds > 1:
-        result |= {"std": _each(values, lambda a: a.std(axis=0, ddof=1).tolist())}
-        result |= {"seeds": _each(values, lambda a: a.tolist())}
+        result |= {"std": _map_metrics(mean_values, lambda a: a.std(axis=0, ddof=1).tolist())}
+        result |= {"seeds": _map_metrics(mean_values, lambda a: a.tolist())}
     return result
 
 
@@ -266,22 +274,22 @@ def _settings(run: RunFolder, start: Start) -> dict[str, Any]:
     return start.settings
 
 
-class _Portable(Callback):
+class _ConstantsWriter(Callback):
     """Write the data-dependent values that predictions need next to the weights."""
 
     def __init__(self, config: Config, graph: Any) -> None:
         self._task, self._graph = config.task, graph
 
     def started(self, progress: Any) -> None:
-        found = {"constants.json": self._task.constants()}
+        files = {"constants.json": self._task.constants()}
         with contextlib.suppress(ValueError):  # a user's task may not train on graphs
-            found["input.json"] = pretrained.describe(self._graph)
-        for name, plain in found.items():
+            files["input.json"] = pretrained.describe(self._graph)
+        for name, plain in files.items():
             if plain:
                 write_plain(progress.folder / name, plain)
 
 
-def _each(
+def _map_metrics(
     tree: dict[str, dict[str, np.ndarray]], f: Callable[[np.ndarray], Any]
 ) -> dict[str, dict[str, Any]]:
     return {

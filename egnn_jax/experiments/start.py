@@ -23,8 +23,8 @@ from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.parameters import from_names, named
 
 FORMAT = "egnn_jax.parameters"
-_KEY = "initial_parameters"
-_DATA = "data_files"
+_PARAMETERS_KEY = "initial_parameters"
+_FILES_KEY = "data_files"
 
 
 class Start(Callback):
@@ -52,18 +52,22 @@ class Start(Callback):
             )
         self.config, self._params = config, params
         self._file = run.path / "initial.safetensors"
-        self._to_keep: Any = None
-        self._given: Mapping[str, Any] | None = None
-        before = run.settings() if (run.path / "config.yaml").is_file() else None
-        data = _same_files(config, run, before)
-        recorded = before and before.get(_KEY)
+        self._unsaved_params: Any = None
+        self._given_arrays: Mapping[str, Any] | None = None
+        saved_settings = run.settings() if (run.path / "config.yaml").is_file() else None
+        file_digests = _file_digests(config, run, saved_settings)
+        recorded_digest = saved_settings and saved_settings.get(_PARAMETERS_KEY)
         if params is not None:
-            self._given = named(params)
-        elif config.init is not None and (recorded is None or _exists(config.init)):
-            self._given, model = weights_of(config.init)
-            _warn_of_other_options(config, model)
-        digest = recorded if self._given is None else _weights.digest(self._given)
-        self.settings = configs.to_dict(config) | ({_KEY: digest} if digest else {}) | data
+            self._given_arrays = named(params)
+        elif config.init is not None and (recorded_digest is None or _exists(config.init)):
+            self._given_arrays, model = weights_of(config.init)
+            _warn_of_changed_options(config, model)
+        digest = (
+            recorded_digest if self._given_arrays is None else _weights.digest(self._given_arrays)
+        )
+        self.settings = (
+            configs.to_dict(config) | ({_PARAMETERS_KEY: digest} if digest else {}) | file_digests
+        )
 
     def parameters(self, new: Callable[[Mapping[str, Any] | None], Any]) -> Any:
         """The initial parameters.
@@ -74,68 +78,69 @@ class Start(Callback):
         Raises:
           ValueError: the parameters that the run started from no longer exist.
         """
-        if _KEY not in self.settings:
+        if _PARAMETERS_KEY not in self.settings:
             return new(None)
         if self._file.is_file():
             arrays, _ = _weights.read(self._file)
-            like = new(None) if self._params is None else self._params
+            template = new(None) if self._params is None else self._params
             try:
-                return from_names(arrays, like)
+                return from_names(arrays, template)
             except ValueError as error:
                 raise ValueError(f"{self._file}: {error}; delete the folder") from error
-        if self._given is None:
+        if self._given_arrays is None:
             raise ValueError(
                 f"{self._file} is not a file, and the run started from "
                 f"{self.config.init or 'parameters'}; expected one of them to go on"
             )
-        self._to_keep = new(self._given) if self._params is None else self._params
-        return self._to_keep
+        self._unsaved_params = new(self._given_arrays) if self._params is None else self._params
+        return self._unsaved_params
 
     def started(self, progress: Progress) -> None:
         """Write the parameters that the run starts from."""
-        if self._to_keep is not None:
-            arrays = named(jax.device_get(self._to_keep))
+        if self._unsaved_params is not None:
+            arrays = named(jax.device_get(self._unsaved_params))
             _weights.write(self._file, arrays, {"format": FORMAT})
-            self._to_keep = None
+            self._unsaved_params = None
 
 
-def _same_files(config: Config, run: RunFolder, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The SHA-256 of the task's files, None for a file that is not there.
+def _file_digests(
+    config: Config, run: RunFolder, saved_settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The entry of the run's settings with the SHA-256 of the task's files; None for a missing one.
 
     Raises:
-      ValueError: a run with the settings ``before`` was trained on other files, or on other
-        contents.
+      ValueError: the run with ``saved_settings`` was trained on other files, or other contents.
     """
-    if before is None:
-        now = _digests(config)
-        if None in now.values():  # for example frames, which are simulated with the samples
+    if saved_settings is None:
+        digests = _current_digests(config)
+        if None in digests.values():  # for example frames, which are simulated with the samples
             config.task.samples("train")
-            now = _digests(config)
-        return {_DATA: now} if now else {}
-    recorded = before.get(_DATA)
-    _require_same(config, recorded, run.path)
-    return {_DATA: recorded} if recorded else {}
+            digests = _current_digests(config)
+        return {_FILES_KEY: digests} if digests else {}
+    recorded = saved_settings.get(_FILES_KEY)
+    _require_same_digests(config, recorded, run.path)
+    return {_FILES_KEY: recorded} if recorded else {}
 
 
-def _digests(config: Config) -> dict[str, str | None]:
-    found: dict[str, str | None] = dict.fromkeys(config.task.files)
-    for name in found:
+def _current_digests(config: Config) -> dict[str, str | None]:
+    digests: dict[str, str | None] = dict.fromkeys(config.task.files)
+    for name in digests:
         with contextlib.suppress(ValueError):  # the file is gone, which is fine for a finished run
-            found[name] = storage.digest(frames.find(name))
-    return found
+            digests[name] = storage.digest(frames.find(name))
+    return digests
 
 
-def _require_same(config: Config, recorded: Mapping[str, Any] | None, source: Path) -> None:
+def _require_same_digests(config: Config, recorded: Mapping[str, Any] | None, source: Path) -> None:
     if not recorded:  # a task without files, or a run of an older version
         return
-    now = _digests(config)
-    if recorded.keys() != now.keys():
+    current = _current_digests(config)
+    if recorded.keys() != current.keys():
         raise ValueError(
-            f"{source} was trained on {', '.join(recorded)}, and {', '.join(now)} would be read "
-            f"now; expected {', '.join(recorded)}, or another folder"
+            f"{source} was trained on {', '.join(recorded)}, and {', '.join(current)} would be "
+            f"read now; expected {', '.join(recorded)}, or another folder"
         )
     for name, digest in recorded.items():
-        if None not in (digest, now[name]) and now[name] != digest:
+        if None not in (digest, current[name]) and current[name] != digest:
             raise ValueError(
                 f"{name} has changed since {source} was trained on it (its SHA-256 is not "
                 f"{digest}); expected the same file, or another folder"
@@ -144,7 +149,7 @@ def _require_same(config: Config, recorded: Mapping[str, Any] | None, source: Pa
 
 def data_files(run: RunFolder) -> dict[str, Any]:
     """The names of the files that a run was trained on, and their SHA-256."""
-    return run.settings().get(_DATA) or {}
+    return run.settings().get(_FILES_KEY) or {}
 
 
 def require_same_files(config: Config, source: Path | str) -> None:
@@ -153,10 +158,10 @@ def require_same_files(config: Config, source: Path | str) -> None:
     """
     source = find(source)
     if source.is_file():
-        recorded = _weights.read(source)[1].get(_DATA)
+        recorded = _weights.read(source)[1].get(_FILES_KEY)
     else:
         recorded = data_files(RunFolder(source))
-    _require_same(config, recorded if isinstance(recorded, Mapping) else None, source)
+    _require_same_digests(config, recorded if isinstance(recorded, Mapping) else None, source)
 
 
 def _exists(source: str) -> bool:
@@ -186,20 +191,24 @@ def weights_of(source: Path | str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return arrays, model if isinstance(model, Mapping) else {}
 
 
-def _warn_of_other_options(config: Config, model: Mapping[str, Any]) -> None:
+def _warn_of_changed_options(config: Config, model: Mapping[str, Any]) -> None:
     """Warn if options of the model differ from those that its initial parameters had."""
-    own = configs.to_dict(config)["model"]
-    others = [name for name in own if own[name] != model.get(name, own[name])]
-    if others:
-        options = "; ".join(f"model.{name} is {own[name]}, not {model[name]}" for name in others)
+    options = configs.to_dict(config)["model"]
+    changed = [name for name in options if options[name] != model.get(name, options[name])]
+    if changed:
+        changes = "; ".join(
+            f"model.{name} is {options[name]}, not {model[name]}" for name in changed
+        )
         warnings.warn(
-            f"other options than in the training of {config.init}: {options}", stacklevel=5
+            f"other options than in the training of {config.init}: {changes}", stacklevel=5
         )
 
 
 def without_start(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that belong to its config, without those on its start."""
-    return {name: value for name, value in settings.items() if name not in (_KEY, _DATA)}
+    return {
+        name: value for name, value in settings.items() if name not in (_PARAMETERS_KEY, _FILES_KEY)
+    }
 
 
 def first_seed(config: Config, params: Any) -> Any:

@@ -29,10 +29,10 @@ def write_table(rows: Sequence[Mapping[str, str]], stem: Path) -> list[Path]:
 
 def upright(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """Transpose the table if it is wide; the first key names the rows."""
-    first, *others = rows[0]
-    if len(others) <= max(len(rows), 12):
+    name_column, *columns = rows[0]
+    if len(columns) <= max(len(rows), 12):
         return [dict(row) for row in rows]
-    return [{first: name} | {row[first]: row[name] for row in rows} for name in others]
+    return [{name_column: name} | {row[name_column]: row[name] for row in rows} for name in columns]
 
 
 def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -43,7 +43,7 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
     """
     tasks = {name: configs.from_dict(result["config"]).task for name, result in results.items()}
     units = {m: f" ({unit})" for task in tasks.values() for m, unit in task.units.items()}
-    compared = any(task.paper for task in tasks.values())
+    has_paper_values = any(task.paper for task in tasks.values())
     columns = dict.fromkeys(
         (split, metric)
         for result in results.values()
@@ -52,7 +52,7 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
     )
     rows = []
     for name, result in results.items():
-        model, paper = result["config"]["model"]["name"], tasks[name].paper
+        model, paper_values = result["config"]["model"]["name"], tasks[name].paper
         row = {"run": name}
         for split, metric in columns:
             value = result["metrics"][split].get(metric)
@@ -60,8 +60,8 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
             if value is not None and "std" in result:
                 text += f" ± {result['std'][split][metric]:.5f}"
             row[f"{split} {metric}{units.get(metric, '')}"] = text
-        if compared:
-            row["paper"] = f"{paper[model]:.4f}" if model in paper else "–"
+        if has_paper_values:
+            row["paper"] = f"{paper_values[model]:.4f}" if model in paper_values else "–"
         row["best epoch"] = str(result["best_epoch"])
         rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
     return rows
@@ -69,29 +69,29 @@ def result_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]
 
 def table3_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """The rows of Table 3 and of runs on QM9, one per model and number of epochs."""
-    found = {name for result in results.values() for name in result["metrics"]["test"]}
-    targets = [name for name in paper.TABLE3_TARGETS if name in found]
+    metric_names = {name for result in results.values() for name in result["metrics"]["test"]}
+    targets = [name for name in paper.TABLE3_TARGETS if name in metric_names]
     table: dict[str, dict[str, float | None]] = {
-        row: dict(zip(paper.TABLE3_TARGETS, errors, strict=True))
-        for row, errors in paper.TABLE3.items()
+        row_name: dict(zip(paper.TABLE3_TARGETS, errors, strict=True))
+        for row_name, errors in paper.TABLE3.items()
     }
     for run, result in results.items():
         config, test = result["config"], result["metrics"]["test"]
         errors = {name: error for name, error in test.items() if name in targets}
-        row = f"ours: {config['model']['name']}, {config['epochs']:,} epochs"
+        row_name = f"ours: {config['model']['name']}, {config['epochs']:,} epochs"
         if (periods := config["optimizer"]["half_periods"]) > 1:
-            row += f", {periods} half-periods"
-        if set(errors) & set(table.get(row, {})):
-            row = f"{row} ({run})"
-        table.setdefault(row, {}).update(errors)
+            row_name += f", {periods} half-periods"
+        if set(errors) & set(table.get(row_name, {})):
+            row_name = f"{row_name} ({run})"
+        table.setdefault(row_name, {}).update(errors)
     rows = []
     for model, errors in table.items():
         values = {name: errors.get(name) for name in targets}
-        shown = {
+        cells = {
             f"{name} ({UNITS[name]})": "–" if value is None else f"{value:.3g}"
             for name, value in values.items()
         }
-        rows.append({"model": model} | shown)
+        rows.append({"model": model} | cells)
     return rows
 
 

@@ -97,9 +97,13 @@ class Task:
         """How a molecule differs from the training molecules: by default, in its elements, a charge
         or its ``notes``.
         """
-        unknown = sorted(set(molecule.symbols) - set(self.elements))
-        own = ", ".join(self.elements)
-        reasons = [f"it has {', '.join(unknown)}; {self.trained_on} has {own}"] if unknown else []
+        unknown_elements = sorted(set(molecule.symbols) - set(self.elements))
+        reasons = []
+        if unknown_elements:
+            training_elements = ", ".join(self.elements)
+            reasons.append(
+                f"it has {', '.join(unknown_elements)}; {self.trained_on} has {training_elements}"
+            )
         if molecule.charge:
             reasons.append(f"its charge is {molecule.charge:+d}")
         return [*reasons, *molecule.notes]
@@ -159,29 +163,31 @@ def predictions(
       number: the number of values per graph.
     """
     # Small enough that the activations of a batch stay in a CPU's caches.
-    size = batch_size_of(graphs, 10 if jax.default_backend() == "cpu" else 100)
+    batch_size = batch_size_of(graphs, 10 if jax.default_backend() == "cpu" else 100)
     compiled, values = jax.jit(apply), np.zeros((len(graphs), number))
-    if len(graphs) <= size:
-        found = predict(compiled, params, jax.device_put(_in_few_shapes(graphs, size)))
-        values[:] = np.asarray(found)[: len(graphs)]
+    if len(graphs) <= batch_size:
+        outputs = predict(
+            compiled, params, jax.device_put(_pack_to_powers_of_two(graphs, batch_size))
+        )
+        values[:] = np.asarray(outputs)[: len(graphs)]
         return values
-    loader = graphs.loader(size)
-    batches = loader.num_batches(None)
-    devices = jax.local_devices()[:batches]
+    loader = graphs.loader(batch_size)
+    num_batches = loader.num_batches(None)
+    devices = jax.local_devices()[:num_batches]
     params = [jax.device_put(params, device) for device in devices]
-    running: deque[tuple[np.ndarray, jax.Array]] = deque()
-    steps = range(batches)
+    pending: deque[tuple[np.ndarray, jax.Array]] = deque()
+    batch_indices = range(num_batches)
     if len(graphs) >= MANY:
-        steps = progress_bar(steps, unit="batch", desc="predictions")
-    for k in steps:
+        batch_indices = progress_bar(batch_indices, unit="batch", desc="predictions")
+    for k in batch_indices:
         rows = loader.rows(None)[k, 0]
         batch = jax.tree.map(lambda a: a[0, 0], loader.batches(None, k, 1))
-        place = k % len(devices)
-        batch = jax.device_put(batch, devices[place])
-        running.append((rows[rows >= 0], predict(compiled, params[place], batch)))
-        while len(running) > (2 * len(devices) if k + 1 < batches else 0):
-            rows, found = running.popleft()
-            values[rows] = np.asarray(found)[: len(rows)]
+        device_index = k % len(devices)
+        batch = jax.device_put(batch, devices[device_index])
+        pending.append((rows[rows >= 0], predict(compiled, params[device_index], batch)))
+        while len(pending) > (2 * len(devices) if k + 1 < num_batches else 0):
+            rows, outputs = pending.popleft()
+            values[rows] = np.asarray(outputs)[: len(rows)]
     return values
 
 
@@ -192,21 +198,23 @@ def batch_size_of(graphs: GraphDataset, most: int) -> int:
     return max(min(most, len(graphs), MOST_EDGES // max(graphs.budgets(1)[-1].n_edge, 1)), 1)
 
 
-def _in_few_shapes(graphs: GraphDataset, most: int) -> GraphsTuple:
-    """Pack at most ``most`` graphs into one batch whose sizes are powers of 2, so that successive
-    predictions need few compilations.
+def _pack_to_powers_of_two(graphs: GraphDataset, max_graphs: int) -> GraphsTuple:
+    """Pack at most ``max_graphs`` graphs into one batch whose sizes are powers of 2, so that
+    successive predictions need few compilations.
     """
     packed = graphs.pack(np.arange(len(graphs)))
     counts = len(packed.nodes.x), len(packed.senders)
-    nodes, edges = ((1 << count.bit_length()) - count for count in counts)
-    return batching.padded(packed, Budget(nodes, edges, most + 2 - len(packed.n_node)))
+    padding_nodes, padding_edges = ((1 << count.bit_length()) - count for count in counts)
+    return batching.padded(
+        packed, Budget(padding_nodes, padding_edges, max_graphs + 2 - len(packed.n_node))
+    )
 
 
 def zeros_of(apply: Apply) -> Apply:
     """A substitute for a network's ``apply`` that returns zeros of the same shapes."""
 
     def zeros(params: Any, graph: Any) -> Any:
-        out = jax.eval_shape(apply, params, graph)
-        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), out)
+        shapes = jax.eval_shape(apply, params, graph)
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
     return zeros

@@ -4,35 +4,35 @@ import os
 import warnings
 from pathlib import Path
 
-_SAID = 2**30
+_WARNING_SIZE = 2**30
 """Larger allocations, in bytes, cause a warning."""
 
 
-def require_memory(what: str, size: int) -> None:
+def require_memory(name: str, size: int) -> None:
     """Warn before an allocation of more than 1 GiB.
 
     Raises:
       ValueError: the allocation exceeds the machine's memory.
     """
-    if size <= _SAID:
+    if size <= _WARNING_SIZE:
         return
     total = total_memory()
     if size > total:
-        raise ValueError(f"{what} takes {_gb(size)}; expected at most {_gb(total)}, all there is")
-    warnings.warn(f"{what} takes {_gb(size)} of the {_gb(total)} there are", stacklevel=4)
+        raise ValueError(f"{name} takes {_gb(size)}; expected at most {_gb(total)}, all there is")
+    warnings.warn(f"{name} takes {_gb(size)} of the {_gb(total)} there are", stacklevel=4)
 
 
 def total_memory() -> int:
     """The memory available to this process in bytes: the machine's or its container's limit."""
-    sizes = []
+    limits = []
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for filename in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
-            sizes.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="utf-8")))
+            limits.append(int((Path("/sys/fs/cgroup") / filename).read_text(encoding="utf-8")))
         except (OSError, ValueError):  # no such limit
             continue
-    return min(sizes, default=2**63)
+    return min(limits, default=2**63)
 
 
 def _gb(size: int) -> str:

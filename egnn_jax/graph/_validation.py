@@ -27,14 +27,14 @@ def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -
 
 
 def require_function(name: str, value: Any, expected: str) -> None:
-    """Raise ValueError unless ``value`` can be called, which a flax module without its parameters
-    cannot.
+    """Raise ValueError unless ``value`` can be called; a flax module that is not bound to its
+    parameters cannot.
     """
-    kind: Any = type(value)
-    without = isinstance(value, nn.Module) and value.scope is None
-    needs = without and (hasattr(kind.__call__, "compact") or kind.setup is not nn.Module.setup)
-    if needs or not callable(value):
-        raise ValueError(f"{name} is of type {kind.__name__}; expected a function {expected}")
+    cls: Any = type(value)
+    unbound = isinstance(value, nn.Module) and value.scope is None
+    needs_scope = unbound and (hasattr(cls.__call__, "compact") or cls.setup is not nn.Module.setup)
+    if needs_scope or not callable(value):
+        raise ValueError(f"{name} is of type {cls.__name__}; expected a function {expected}")
 
 
 def require_positive_number(**values: Any) -> None:
@@ -119,25 +119,25 @@ def matrix(
     name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None
 ) -> jax.Array:
     """Convert to a finite floating-point matrix (rows, columns); traced values are not checked."""
-    given: Any = value if isinstance(value, Tracer) else host(name, value)
+    array: Any = value if isinstance(value, Tracer) else host(name, value)
     expected = f"({'M' if rows is None else rows}, {'any width' if columns is None else columns})"
-    wrong_rows = rows is not None and given.shape[:1] != (rows,)
-    wrong_columns = columns is not None and given.shape[1:] != (columns,)
-    if given.ndim != 2 or wrong_rows or wrong_columns:
-        raise ValueError(f"{name} has shape {given.shape}; expected {expected}")
-    require_real(name, given.dtype)
-    dtype = float_dtype(given)
-    if not isinstance(given, Tracer):
+    wrong_rows = rows is not None and array.shape[:1] != (rows,)
+    wrong_columns = columns is not None and array.shape[1:] != (columns,)
+    if array.ndim != 2 or wrong_rows or wrong_columns:
+        raise ValueError(f"{name} has shape {array.shape}; expected {expected}")
+    require_real(name, array.dtype)
+    dtype = float_dtype(array)
+    if not isinstance(array, Tracer):
         with np.errstate(over="ignore"):
-            rounded = given.astype(dtype)
+            rounded = array.astype(dtype)
         if len(bad := np.argwhere(~np.isfinite(rounded))):
             row, column = bad[0]
             raise ValueError(
-                f"{name} is {given[row, column]} at row {row}, column {column}; expected finite "
+                f"{name} is {array[row, column]} at row {row}, column {column}; expected finite "
                 f"numbers of type {jnp.dtype(dtype)}"
             )
-        given = rounded
-    return jnp.asarray(given, dtype)
+        array = rounded
+    return jnp.asarray(array, dtype)
 
 
 def float_dtype(value: Any) -> jnp.dtype:
@@ -149,67 +149,67 @@ def float_dtype(value: Any) -> jnp.dtype:
 
 def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
     """Convert features (rows, F), or node types (rows,) as integers from 0 to 118."""
-    given: Any = value if isinstance(value, Tracer) else host(name, value)
-    if given.ndim == 2:
-        return matrix(name, given, rows=rows)
-    if given.shape != (rows,) or not jnp.issubdtype(given.dtype, jnp.integer):
+    array: Any = value if isinstance(value, Tracer) else host(name, value)
+    if array.ndim == 2:
+        return matrix(name, array, rows=rows)
+    if array.shape != (rows,) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
-            f"{name} has shape {given.shape} and dtype {given.dtype}; expected "
+            f"{name} has shape {array.shape} and dtype {array.dtype}; expected "
             f"({rows}, any width), or ({rows},) integers, one node type each"
         )
-    if not isinstance(given, Tracer) and len(bad := given[(given < 0) | (given >= NUM_KINDS)]):
+    if not isinstance(array, Tracer) and len(bad := array[(array < 0) | (array >= NUM_KINDS)]):
         raise ValueError(f"{name} holds {bad[0]}; expected node types from 0 to {NUM_KINDS - 1}")
-    given = given if isinstance(given, Tracer) else given.astype(np.int32)
-    return jnp.asarray(given, jnp.int32)
+    array = array if isinstance(array, Tracer) else array.astype(np.int32)
+    return jnp.asarray(array, jnp.int32)
 
 
 def targets(name: str, value: ArrayLike) -> jax.Array:
     """Convert finite numbers (T,), or a single number, to a row (1, T)."""
-    given: Any = value if isinstance(value, Tracer) else host(name, value)
-    if given.ndim > 1:
-        raise ValueError(f"{name} has shape {given.shape}; expected (T,), targets of the graph")
-    return matrix(name, given.reshape(1, -1))
+    array: Any = value if isinstance(value, Tracer) else host(name, value)
+    if array.ndim > 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected (T,), targets of the graph")
+    return matrix(name, array.reshape(1, -1))
 
 
 def adjacency(value: ArrayLike, n_node: int) -> np.ndarray:
     """Convert to a matrix (n_node, n_node) of real numbers other than NaN."""
-    given = host("adjacency", value)
-    if given.shape != (n_node, n_node):
+    array = host("adjacency", value)
+    if array.shape != (n_node, n_node):
         raise ValueError(
-            f"adjacency has shape {given.shape}; expected ({n_node}, {n_node}), one row per node "
+            f"adjacency has shape {array.shape}; expected ({n_node}, {n_node}), one row per node "
             "of x"
         )
-    if given.dtype != bool and not _is_real(given.dtype):
-        raise ValueError(f"adjacency has dtype {given.dtype}; expected booleans or numbers")
-    if np.isnan(given).any():
+    if array.dtype != bool and not _is_real(array.dtype):
+        raise ValueError(f"adjacency has dtype {array.dtype}; expected booleans or numbers")
+    if np.isnan(array).any():
         raise ValueError("adjacency holds NaN; expected numbers")
-    return given
+    return array
 
 
 def lattice_steps(value: ArrayLike, rows: int, columns: int) -> np.ndarray:
     """Convert to an int32 matrix (rows, columns) of lattice steps."""
-    given = host("steps", value)
-    if given.shape != (rows, columns) or given.dtype.kind not in "iu":
+    steps = host("steps", value)
+    if steps.shape != (rows, columns) or steps.dtype.kind not in "iu":
         raise ValueError(
-            f"steps has shape {given.shape} and dtype {given.dtype}; expected integers "
+            f"steps has shape {steps.shape} and dtype {steps.dtype}; expected integers "
             f"({rows}, {columns})"
         )
-    if len(far := given[(given >= 2**31) | (given <= -(2**31))]):
-        raise ValueError(f"steps holds {far[0]}; expected fewer than 2^31 steps")
-    return given.astype(np.int32)
+    if len(outside := steps[(steps >= 2**31) | (steps <= -(2**31))]):
+        raise ValueError(f"steps holds {outside[0]}; expected fewer than 2^31 steps")
+    return steps.astype(np.int32)
 
 
 def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
     """Convert to an int32 list of node indices from 0 to n_node - 1."""
-    given = host(name, value)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+    array = host(name, value)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(
-            f"{name} has shape {given.shape} and dtype {given.dtype}; expected a list of integers"
+            f"{name} has shape {array.shape} and dtype {array.dtype}; expected a list of integers"
         )
-    outside = given[(given < 0) | (given >= n_node)] if given.size else given
+    outside = array[(array < 0) | (array >= n_node)] if array.size else array
     if len(outside):
         raise ValueError(f"{name} holds {outside[0]}; expected node indices from 0 to {n_node - 1}")
-    return given.astype(np.int32)
+    return array.astype(np.int32)
 
 
 def fits_budget(counts: Sequence[tuple[int, int, int]], budget: Any) -> None:
@@ -231,17 +231,17 @@ def fits_budget(counts: Sequence[tuple[int, int, int]], budget: Any) -> None:
 
 def points(name: str, value: ArrayLike) -> np.ndarray:
     """Convert values that are not traced to a finite float64 matrix (M, n), n at least 1."""
-    given = host(name, value)
-    require_real(name, given.dtype)
-    if given.ndim != 2 or given.shape[1] == 0:
-        raise ValueError(f"{name} has shape {given.shape}; expected (M, n), n at least 1")
-    given = given.astype(np.float64)
-    if len(bad := np.argwhere(~np.isfinite(given))):
+    array = host(name, value)
+    require_real(name, array.dtype)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}; expected (M, n), n at least 1")
+    array = array.astype(np.float64)
+    if len(bad := np.argwhere(~np.isfinite(array))):
         row, column = bad[0]
         raise ValueError(
-            f"{name} is {given[row, column]} at row {row}, column {column}; expected finite numbers"
+            f"{name} is {array[row, column]} at row {row}, column {column}; expected finite numbers"
         )
-    return given
+    return array
 
 
 def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice:
@@ -254,34 +254,35 @@ def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice
       ValueError: a shape does not match, or the periodic vectors are zero or linearly dependent
         (up to 1e-10 of their lengths).
     """
-    vectors, repeats = points("cell", cell), host("periodic", periodic)
-    booleans = repeats.dtype.kind in "biuf" and np.isin(repeats, (False, True)).all()
-    if repeats.shape not in ((), (n,)) or not booleans:
+    vectors, is_periodic = points("cell", cell), host("periodic", periodic)
+    are_flags = is_periodic.dtype.kind in "biuf" and np.isin(is_periodic, (False, True)).all()
+    if is_periodic.shape not in ((), (n,)) or not are_flags:
         raise ValueError(
             f"periodic is {shown(periodic)}; expected one boolean, or {n}, one for each lattice "
             "vector"
         )
-    repeats = np.broadcast_to(repeats.astype(bool), n)
+    is_periodic = np.broadcast_to(is_periodic.astype(bool), n)
     if vectors.shape != (n, n):
         raise ValueError(
             f"cell is {shown(vectors.tolist())}; expected {n} independent lattice vectors of {n} "
             f"coordinates"
         )
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
-    units = vectors / np.where(largest > 1 / LARGEST, largest, np.inf)
+    scales = np.abs(vectors).max(axis=1, keepdims=True)
+    units = vectors / np.where(scales > 1 / LARGEST, scales, np.inf)
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1)  # zeros remain
 
-    def independent(rows: Sequence[int]) -> bool:
+    def are_independent(rows: Sequence[int]) -> bool:
         return not rows or bool(np.linalg.svd(units[rows], compute_uv=False)[-1] > 1e-10)
 
-    kept = np.flatnonzero(repeats).tolist()
-    if not independent(kept):
+    basis_rows = np.flatnonzero(is_periodic).tolist()
+    if not are_independent(basis_rows):
         raise ValueError(
-            f"cell is {vectors.tolist()} and periodic along {kept}; expected {n} independent "
+            f"cell is {vectors.tolist()} and periodic along {basis_rows}; expected {n} independent "
             f"lattice vectors (or zeros along directions that are not periodic)"
         )
-    for row in np.flatnonzero(~repeats).tolist():
-        kept = [*kept, row] if independent([*kept, row]) else kept
-    missing = [row for row in range(n) if row not in kept]
-    vectors[missing] = np.linalg.svd(units[kept])[2][len(kept) :]
-    return Lattice(vectors, repeats)
+    for row in np.flatnonzero(~is_periodic).tolist():
+        if are_independent([*basis_rows, row]):
+            basis_rows.append(row)
+    dependent_rows = [row for row in range(n) if row not in basis_rows]
+    vectors[dependent_rows] = np.linalg.svd(units[basis_rows])[2][len(basis_rows) :]
+    return Lattice(vectors, is_periodic)

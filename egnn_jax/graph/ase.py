@@ -37,8 +37,8 @@ def from_ase(
       forces: name of the forces, which become ``nodes.y`` (M, 3).
       stress: name of the stress, with ASE's sign, of shape (3, 3), (9,) or (6,) in Voigt order,
         which becomes ``globals.stress`` (1, 3, 3).
-      references: energies of free atoms by symbol. They are subtracted from the energy in float64,
-        since float32 would leave few digits of the difference.
+      references: atomic reference energies by symbol, which are subtracted from the energy in
+        float64, since float32 would leave few digits of the difference.
 
     Raises:
       ValueError: ``atoms`` is not an ``Atoms``; the atoms are periodic and there is no cutoff; a
@@ -51,7 +51,7 @@ def from_ase(
     if energy is not None:
         if y is not None:
             raise ValueError("both y and energy are given; expected one of them")
-        y = label_of(atoms, energy, ()) - _of_free_atoms(atoms, references)
+        y = label_of(atoms, energy, ()) - _reference_energy(atoms, references)
     elif references is not None:
         raise ValueError("references is given without energy; expected the name of the energy")
     graph = complete_graph(atoms, y=y) if cutoff is None else radius_graph(atoms, cutoff, y=y)
@@ -78,16 +78,16 @@ def label_of(atoms: Any, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
       ValueError: the label is missing, not finite, has none of the given shapes, or is a result of
         the calculator for other atoms.
     """
-    places = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
-    for place in places:
-        if isinstance(name, str) and name in place:
-            label = _validation.host(f"the label {name!r}", place[name])
-            if place is places[0]:
+    sources = [{} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays]
+    for source in sources:
+        if isinstance(name, str) and name in source:
+            label = _validation.host(f"the label {name!r}", source[name])
+            if source is sources[0]:
                 _require_current(atoms, name)
             break
     else:
-        found = sorted({key for place in places for key in place} - {"numbers", "positions"})
-        names = ", ".join(found) or "none"
+        labels = sorted({key for source in sources for key in source} - {"numbers", "positions"})
+        names = ", ".join(labels) or "none"
         raise ValueError(f"there is no label {name!r}; found {names}; expected one of these")
     if label.dtype.kind not in "fiu" or label.shape not in shapes:
         raise ValueError(
@@ -109,7 +109,7 @@ def _require_current(atoms: Any, name: str) -> None:
     if getattr(atoms.calc, "atoms", None) is None or not hasattr(atoms.calc, "check_state"):
         return
     geometry = ("positions", "numbers", "cell", "pbc")
-    if changed := [part for part in atoms.calc.check_state(atoms) if part in geometry]:
+    if changed := [name for name in atoms.calc.check_state(atoms) if name in geometry]:
         raise ValueError(
             f"the label {name!r} is a result of the calculator for other atoms (of other "
             f"{', '.join(changed)}); expected each structure with its own calculator, such as "
@@ -123,7 +123,8 @@ def as_tensor(stress: np.ndarray) -> np.ndarray:
     return stress.ravel()[order].reshape(3, 3)
 
 
-def _of_free_atoms(atoms: Any, references: Mapping[str, float] | None) -> float:
+def _reference_energy(atoms: Any, references: Mapping[str, float] | None) -> float:
+    """Sum the atomic reference energies of the atoms; 0 without references."""
     if references is None:
         return 0.0
     symbols = atoms.get_chemical_symbols()

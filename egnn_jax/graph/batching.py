@@ -46,22 +46,22 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
         raise ValueError("batch received a padded batch; expected egnn.unbatch of it")
     for k, graph in enumerate(graphs):
         require_whole(f"graph {k}", graph)
-    leaves, structures = zip(*map(jax.tree.flatten, graphs), strict=True)
+    leaves, treedefs = zip(*map(jax.tree.flatten, graphs), strict=True)
     # Transfers to the host take most of the time, so each graph is transferred only once.
     leaves = [[np.asarray(leaf) for leaf in arrays] for arrays in leaves]
-    kinds = [[(leaf.shape[1:], leaf.dtype) for leaf in arrays] for arrays in leaves]
-    if any(s != structures[0] or k != kinds[0] for s, k in zip(structures, kinds, strict=True)):
+    specs = [[(leaf.shape[1:], leaf.dtype) for leaf in arrays] for arrays in leaves]
+    if any(treedef != treedefs[0] for treedef in treedefs) or any(s != specs[0] for s in specs):
         raise ValueError(
             "the graphs differ in what they carry (v, a, shift, y, cell, a width or a dtype); "
             "expected all alike"
         )
-    host = [jax.tree.unflatten(structures[0], arrays) for arrays in leaves]
-    counts = [(int(g.n_node.sum()), int(g.n_edge.sum()), len(g.n_node)) for g in host]
-    joined = jax.tree.unflatten(structures[0], map(np.concatenate, zip(*leaves, strict=True)))
-    first_node = np.cumsum([0, *(n_node for n_node, _, _ in counts[:-1])])
-    first_node = np.repeat(first_node, [n_edge for _, n_edge, _ in counts]).astype(np.int32)
+    host_graphs = [jax.tree.unflatten(treedefs[0], arrays) for arrays in leaves]
+    counts = [(int(g.n_node.sum()), int(g.n_edge.sum()), len(g.n_node)) for g in host_graphs]
+    joined = jax.tree.unflatten(treedefs[0], map(np.concatenate, zip(*leaves, strict=True)))
+    node_offsets = np.cumsum([0, *(n_node for n_node, _, _ in counts[:-1])])
+    offset_of_edge = np.repeat(node_offsets, [n_edge for _, n_edge, _ in counts]).astype(np.int32)
     joined = joined._replace(
-        senders=joined.senders + first_node, receivers=joined.receivers + first_node
+        senders=joined.senders + offset_of_edge, receivers=joined.receivers + offset_of_edge
     )
     if budget is not None:
         _validation.fits_budget(counts, budget)
@@ -83,54 +83,56 @@ def require_whole(name: str, graph: GraphsTuple) -> None:
         "edges": (graph.receivers.shape[0], "n_edge"),
         "globals": (graph.n_node.shape[0], None),
     }
-    for part, (size, counted) in sizes.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(graph, part)):
+    for component, (size, count_field) in sizes.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(graph, component)):
             if np.shape(leaf)[:1] != (size,):
                 field = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise ValueError(
-                    f"{part}.{field} of {name} has shape {np.shape(leaf)}; expected {size} rows"
+                    f"{component}.{field} of {name} has shape {np.shape(leaf)}; "
+                    f"expected {size} rows"
                 )
-        counts = size if counted is None else getattr(graph, counted)
+        counts = size if count_field is None else getattr(graph, count_field)
         if counts is None:
-            raise ValueError(f"{counted} of {name} is None; expected the counts of each graph")
+            raise ValueError(f"{count_field} of {name} is None; expected the counts of each graph")
         counts = np.asarray(counts)
         if counts.min(initial=0) < 0 or counts.sum() != size:
             raise ValueError(
-                f"{counted} of {name} is {_validation.shown(counts.tolist())}; expected counts of "
-                f"{size} {part} in all"
+                f"{count_field} of {name} is {_validation.shown(counts.tolist())}; expected counts "
+                f"of {size} {component} in all"
             )
-    ends = np.stack([np.asarray(graph.senders), np.asarray(graph.receivers)])
-    if ends.size and not (ends.min() >= 0 and ends.max() < graph.nodes.x.shape[0]):
+    endpoints = np.stack([np.asarray(graph.senders), np.asarray(graph.receivers)])
+    n_node = graph.nodes.x.shape[0]
+    if endpoints.size and not (endpoints.min() >= 0 and endpoints.max() < n_node):
         raise ValueError(
-            f"edges of {name} end at nodes {ends.min()} to {ends.max()}; expected 0 to "
-            f"{graph.nodes.x.shape[0] - 1}"
+            f"edges of {name} end at nodes {endpoints.min()} to {endpoints.max()}; expected 0 to "
+            f"{n_node - 1}"
         )
-    if len(bad := np.flatnonzero(np.diff(ends[1]) < 0)):
+    if len(bad := np.flatnonzero(np.diff(endpoints[1]) < 0)):
         raise ValueError(
             f"receivers of edges {bad[0]} and after are not in order; expected edges sorted by "
             f"receiver in {name}, as egnn.graph_from_edges sorts them"
         )
-    if isinstance(graph, PaddedGraphsTuple) and not graph.nodes.x.shape[0]:
+    if isinstance(graph, PaddedGraphsTuple) and not n_node:
         raise ValueError(f"{name} is padded and has no nodes; expected at least one of padding")
 
 
 def _size(graph: GraphsTuple, budget: Budget) -> int:
     """The size in bytes of a batch padded to ``budget`` with the fields of ``graph``."""
     size = 8 * (budget.n_edge + budget.n_graph)  # senders and receivers, n_node and n_edge
-    for number, part in zip(budget, (graph.nodes, graph.edges, graph.globals), strict=True):
-        for leaf in jax.tree.leaves(part):
-            size += number * leaf.itemsize * int(np.prod(leaf.shape[1:]))
+    for rows, component in zip(budget, (graph.nodes, graph.edges, graph.globals), strict=True):
+        for leaf in jax.tree.leaves(component):
+            size += rows * leaf.itemsize * int(np.prod(leaf.shape[1:]))
     return size
 
 
 def padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
     """Append ``extra`` padding nodes, edges and graphs to a batch on the host."""
 
-    def append(number: int, fill: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda a: np.append(a, np.full((number, *a.shape[1:]), fill, a.dtype), axis=0)
+    def append(rows: int, fill: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda a: np.append(a, np.full((rows, *a.shape[1:]), fill, a.dtype), axis=0)
 
-    def count(sizes: np.ndarray, number: int) -> np.ndarray:
-        return np.concatenate([sizes, [number], np.zeros(extra.n_graph - 1)]).astype(np.int32)
+    def append_count(counts: np.ndarray, count: int) -> np.ndarray:
+        return np.concatenate([counts, [count], np.zeros(extra.n_graph - 1)]).astype(np.int32)
 
     first_padding = graph.nodes.x.shape[0]
     return PaddedGraphsTuple(
@@ -139,8 +141,8 @@ def padded(graph: GraphsTuple, extra: Budget) -> PaddedGraphsTuple:
         receivers=append(extra.n_edge, first_padding)(graph.receivers),
         senders=append(extra.n_edge, first_padding)(graph.senders),
         globals=jax.tree.map(append(extra.n_graph), graph.globals),
-        n_node=count(graph.n_node, extra.n_node),
-        n_edge=count(graph.n_edge, extra.n_edge),
+        n_node=append_count(graph.n_node, extra.n_node),
+        n_edge=append_count(graph.n_edge, extra.n_edge),
     )
 
 
@@ -152,25 +154,28 @@ def unbatch(graph: GraphsTuple) -> Sequence[GraphsTuple]:
     """
     require_usable_jax()
     require_whole("the batch", graph)
-    host = jax.tree.map(np.asarray, graph)
-    number = len(host.n_node)
+    host_graph = jax.tree.map(np.asarray, graph)
+    n_graph = len(host_graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):
-        number = int(np.flatnonzero(host.n_node)[-1])
-    node, edge = (np.cumsum([0, *sizes]) for sizes in (host.n_node, host.n_edge))
+        n_graph = int(np.flatnonzero(host_graph.n_node)[-1])
+    node_offsets = np.cumsum([0, *host_graph.n_node])
+    edge_offsets = np.cumsum([0, *host_graph.n_edge])
 
     def single(k: int) -> GraphsTuple:
-        def take(first: int, last: int) -> Any:
-            return lambda a: jnp.asarray(a[first:last])
+        def take(start: int, stop: int) -> Any:
+            return lambda a: jnp.asarray(a[start:stop])
 
-        nodes, edges, row = take(*node[k : k + 2]), take(*edge[k : k + 2]), take(k, k + 1)
+        take_nodes = take(*node_offsets[k : k + 2])
+        take_edges = take(*edge_offsets[k : k + 2])
+        take_graph = take(k, k + 1)
         return GraphsTuple(
-            nodes=jax.tree.map(nodes, host.nodes),
-            edges=jax.tree.map(edges, host.edges),
-            senders=edges(host.senders) - node[k].astype(np.int32),
-            receivers=edges(host.receivers) - node[k].astype(np.int32),
-            n_node=row(host.n_node),
-            n_edge=row(host.n_edge),
-            globals=jax.tree.map(row, host.globals),
+            nodes=jax.tree.map(take_nodes, host_graph.nodes),
+            edges=jax.tree.map(take_edges, host_graph.edges),
+            senders=take_edges(host_graph.senders) - node_offsets[k].astype(np.int32),
+            receivers=take_edges(host_graph.receivers) - node_offsets[k].astype(np.int32),
+            n_node=take_graph(host_graph.n_node),
+            n_edge=take_graph(host_graph.n_edge),
+            globals=jax.tree.map(take_graph, host_graph.globals),
         )
 
-    return [single(k) for k in range(number)]
+    return [single(k) for k in range(n_graph)]

@@ -25,8 +25,8 @@ def complete_edges(n_node: int) -> tuple[np.ndarray, np.ndarray]:
     """
     _validation.require_count("n_node", n_node, 0)
     n_edge = int(n_node) * max(int(n_node) - 1, 0)
-    what = f"the complete graph of {n_node:,} nodes with {n_edge:,} edges"
-    require_memory(f"{what} (see radius_graph and knn_graph for fewer)", 33 * n_edge)
+    name = f"the complete graph of {n_node:,} nodes with {n_edge:,} edges"
+    require_memory(f"{name} (see radius_graph and knn_graph for fewer)", 33 * n_edge)
     nodes = np.arange(n_node, dtype=np.int32)
     senders = nodes[None, :-1] + (nodes[None, :-1] >= nodes[:, None])
     return senders.ravel().astype(np.int32), np.repeat(nodes, max(n_node - 1, 0))
@@ -53,12 +53,12 @@ def complete_graph(
     Raises:
       ValueError: a shape does not match, or a value is not finite.
     """
-    x, h, cell, _ = _of_atoms(x, h, None, False)
+    x, h, cell, _ = _unpack_atoms(x, h, None, False)
     if cell is not None:
         raise ValueError("the atoms are periodic; expected a cutoff: radius_graph or from_ase")
-    given, x = x, _validation.matrix("x", x)
-    _warn_of_rounding(*_extent(given), x.dtype)
-    return graph_from_edges(*complete_edges(x.shape[0]), x=x, h=h, v=v, a=a, y=y)
+    rounded = _validation.matrix("x", x)
+    _warn_of_rounding(*_points_and_extent(x), rounded.dtype)
+    return graph_from_edges(*complete_edges(rounded.shape[0]), x=rounded, h=h, v=v, a=a, y=y)
 
 
 def graph_from_adjacency(
@@ -72,10 +72,10 @@ def graph_from_adjacency(
 
     Other arguments and errors are as in :func:`complete_graph`.
     """
-    given, x = x, _validation.matrix("x", x)
-    _warn_of_rounding(*_extent(given), x.dtype)
-    receivers, senders = np.nonzero(_validation.adjacency(adjacency, x.shape[0]))
-    return graph_from_edges(senders, receivers, x=x, h=h, v=v, y=y)
+    rounded = _validation.matrix("x", x)
+    _warn_of_rounding(*_points_and_extent(x), rounded.dtype)
+    receivers, senders = np.nonzero(_validation.adjacency(adjacency, rounded.shape[0]))
+    return graph_from_edges(senders, receivers, x=rounded, h=h, v=v, y=y)
 
 
 def graph_from_edges(
@@ -180,12 +180,12 @@ def radius_graph(
         volume, or there would be more than 10⁸ edges.
     """
     _validation.require_positive_number(cutoff=cutoff)
-    x, h, cell, periodic = _of_atoms(x, h, cell, periodic)
+    x, h, cell, periodic = _unpack_atoms(x, h, cell, periodic)
     x = _validation.host("x", x)
     points, lattice = _points(x, cell, periodic)
-    found = neighbors.within(points, cutoff, lattice)
+    edges = neighbors.within(points, cutoff, lattice)
     _warn_of_rounding(points, cutoff, _validation.float_dtype(x))
-    return _from_neighbors(found, points, lattice, cell, x, h, v, y)
+    return _from_neighbors(edges, points, lattice, cell, x, h, v, y)
 
 
 def knn_graph(
@@ -212,19 +212,19 @@ def knn_graph(
       ValueError: as in :func:`complete_graph`; or k is below 1, there are too few nodes, or the
         cell has no volume.
     """
-    x, h, cell, periodic = _of_atoms(x, h, cell, periodic)
+    x, h, cell, periodic = _unpack_atoms(x, h, cell, periodic)
     x = _validation.host("x", x)
     points, lattice = _points(x, cell, periodic)
-    others = len(points) - 1 if lattice is None or not lattice.periodic.any() else np.inf
+    max_k = len(points) - 1 if lattice is None or not lattice.periodic.any() else np.inf
     _validation.require_count("k", k, -(10**30))
-    if not 1 <= k <= others:
-        raise ValueError(f"k is {k}; expected 1 to {others}, the number of other nodes")
-    found = neighbors.nearest(points, k, lattice)
-    _warn_of_rounding(points, _shortest(found, points, lattice), _validation.float_dtype(x))
-    return _from_neighbors(found, points, lattice, cell, x, h, v, y)
+    if not 1 <= k <= max_k:
+        raise ValueError(f"k is {k}; expected 1 to {max_k}, the number of other nodes")
+    edges = neighbors.nearest(points, k, lattice)
+    _warn_of_rounding(points, _smallest_radius(edges, points, lattice), _validation.float_dtype(x))
+    return _from_neighbors(edges, points, lattice, cell, x, h, v, y)
 
 
-def _of_atoms(
+def _unpack_atoms(
     x: Any, h: ArrayLike | None, cell: ArrayLike | None, periodic: bool | Sequence[bool]
 ) -> tuple[Any, Any, Any, Any]:
     """x, h, cell and periodic as given, or taken from x if it is an ASE ``Atoms``."""
@@ -232,9 +232,9 @@ def _of_atoms(
         return x, h, cell, periodic
     if cell is not None:
         raise ValueError("a cell is given with ASE's Atoms; expected that of the atoms alone")
-    repeats = np.asarray(x.get_pbc(), bool).tolist()
-    cell = np.asarray(x.get_cell()) if any(repeats) else None
-    return x.get_positions(), x.get_atomic_numbers() if h is None else h, cell, repeats
+    pbc = np.asarray(x.get_pbc(), bool).tolist()
+    cell = np.asarray(x.get_cell()) if any(pbc) else None
+    return x.get_positions(), x.get_atomic_numbers() if h is None else h, cell, pbc
 
 
 def _points(
@@ -261,30 +261,30 @@ def _warn_of_rounding(points: np.ndarray, distance: float, dtype: jnp.dtype) -> 
         )
 
 
-def _extent(x: ArrayLike) -> tuple[np.ndarray, float]:
+def _points_and_extent(x: ArrayLike) -> tuple[np.ndarray, float]:
     """Coordinates, empty if traced, and the longest side of their box, infinite if it is 0."""
     points = np.zeros((1, 0)) if isinstance(x, Tracer) else np.asarray(x, np.float64)
     sides = points.max(axis=0, initial=-np.inf) - points.min(axis=0, initial=np.inf)
     return points, float(sides.max(initial=0)) or np.inf
 
 
-def _shortest(
-    found: neighbors.EdgeList, points: np.ndarray, lattice: neighbors.Lattice | None
+def _smallest_radius(
+    edges: neighbors.EdgeList, points: np.ndarray, lattice: neighbors.Lattice | None
 ) -> float:
     """The smallest distance from a node to its farthest neighbor; infinite if all are 0."""
-    senders, receivers, steps = found
+    senders, receivers, steps = edges
     if not len(points):
         return np.inf
-    offsets = points[receivers] - points[senders]
+    r_ij = points[receivers] - points[senders]
     if lattice is not None:
-        offsets -= steps @ lattice.cell
-    lengths = np.linalg.norm(offsets, axis=1).reshape(len(points), len(senders) // len(points))
-    farthest = lengths.max(axis=1)
+        r_ij -= steps @ lattice.cell
+    distances = np.linalg.norm(r_ij, axis=1).reshape(len(points), len(senders) // len(points))
+    farthest = distances.max(axis=1)
     return float(farthest[farthest > 0].min(initial=np.inf))
 
 
 def _from_neighbors(
-    found: neighbors.EdgeList,
+    edges: neighbors.EdgeList,
     points: np.ndarray,
     lattice: neighbors.Lattice | None,
     cell: ArrayLike | None,
@@ -293,6 +293,6 @@ def _from_neighbors(
     v: ArrayLike | None,
     y: ArrayLike | None,
 ) -> GraphsTuple:
-    senders, receivers, steps = found
+    senders, receivers, steps = edges
     x = x if lattice is None else points.astype(_validation.float_dtype(x))
     return graph_from_edges(senders, receivers, x=x, h=h, v=v, y=y, steps=steps, cell=cell)

@@ -59,15 +59,17 @@ def exchange(graph: Any, values: Any) -> Any:
       which their gradients flow back. Receivers are below N and index the same rows.
     """
     plan = _plan(graph)
-    return values if plan is None else jax.tree.map(lambda a: _with_others(plan, a), values)
+    return values if plan is None else jax.tree.map(lambda a: _gather_rows(plan, a), values)
 
 
-def _with_others(plan: Exchange, values: jax.Array) -> jax.Array:
-    sent, received, first = values[plan.sent], [values], 0
+def _gather_rows(plan: Exchange, values: jax.Array) -> jax.Array:
+    """Own values (N, …), followed by those that other devices send, (N + H, …)."""
+    sent = values[plan.sent]
+    gathered, start = [values], 0
     for rows, pairs in plan.rounds:
-        received.append(jax.lax.ppermute(sent[first : first + rows], AXIS, pairs))
-        first += rows
-    return jnp.concatenate(received)
+        gathered.append(jax.lax.ppermute(sent[start : start + rows], AXIS, pairs))
+        start += rows
+    return jnp.concatenate(gathered)
 
 
 def sum_over_parts(graph: Any, values: Any) -> Any:

@@ -23,20 +23,20 @@ def safe_norm(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> jax.Array
       ValueError: x is not real, or has no such axis.
     """
     require_usable_jax()
-    given: Any = x if isinstance(x, jax.Array) else _validation.host("x", x)
-    _validation.require_real("x", given.dtype)
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -given.ndim <= axis < given.ndim:
-        raise ValueError(f"axis is {axis!r}; expected one of the {given.ndim} axes of x")
-    dtype = _validation.float_dtype(given)
-    wide = jnp.asarray(given, dtype).astype(dtype_of_sums(given.astype(dtype)))
+    array: Any = x if isinstance(x, jax.Array) else _validation.host("x", x)
+    _validation.require_real("x", array.dtype)
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -array.ndim <= axis < array.ndim:
+        raise ValueError(f"axis is {axis!r}; expected one of the {array.ndim} axes of x")
+    dtype = _validation.float_dtype(array)
+    wide = jnp.asarray(array, dtype).astype(dtype_of_sums(array.astype(dtype)))
     # Scaling by powers of two is exact and keeps the squares within the range of the float type.
     limit = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 10)
-    lengths = jnp.abs(jax.lax.stop_gradient(wide))
-    largest = jnp.max(lengths, axis, keepdims=True, initial=0)
+    magnitudes = jnp.abs(jax.lax.stop_gradient(wide))
+    largest = jnp.max(magnitudes, axis, keepdims=True, initial=0)
     scale = jnp.where(largest > limit, 2.0**-20 / limit, 1.0)
     # Its square must be finite: XLA multiplies squared scales with squared constants such as 0.
-    enlarging = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 1)
-    scale = jnp.where(largest < 1 / limit, enlarging, scale).astype(wide.dtype)
+    upscale = 2.0 ** (jnp.finfo(wide.dtype).maxexp // 2 - 1)
+    scale = jnp.where(largest < 1 / limit, upscale, scale).astype(wide.dtype)
     squared = jnp.sum((wide * scale) ** 2, axis=axis, keepdims=True)
     is_zero = squared == 0
     norm = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squared))) / scale
@@ -101,33 +101,33 @@ def transform(graph: GraphsTuple, matrix: ArrayLike, translation: ArrayLike = 0.
             f"the graph's globals are of type {type(globals_).__name__}; expected egnn.Globals"
         )
     n = nodes.x.shape[1]
-    turn = _real("matrix", matrix, ((n, n),))
-    move = _real("translation", translation, ((), (1,), (n,)))
-    product = partial(jnp.matmul, precision="highest")  # on GPUs, the default is TensorFloat-32
+    linear = _real("matrix", matrix, ((n, n),))
+    offset = _real("translation", translation, ((), (1,), (n,)))
+    matmul = partial(jnp.matmul, precision="highest")  # on GPUs, the default is TensorFloat-32
 
-    def turned(vectors: jax.Array | None) -> jax.Array | None:
-        return None if vectors is None else product(vectors, turn.T).astype(vectors.dtype)
+    def transformed(vectors: jax.Array | None) -> jax.Array | None:
+        return None if vectors is None else matmul(vectors, linear.T).astype(vectors.dtype)
 
-    x, stress = product(nodes.x, turn.T) + move, globals_.stress
+    x, stress = matmul(nodes.x, linear.T) + offset, globals_.stress
     return graph._replace(
-        nodes=nodes.replace(x=x.astype(nodes.x.dtype), v=turned(nodes.v)),
-        edges=edges.replace(shift=turned(edges.shift)),
+        nodes=nodes.replace(x=x.astype(nodes.x.dtype), v=transformed(nodes.v)),
+        edges=edges.replace(shift=transformed(edges.shift)),
         globals=globals_.replace(
-            cell=turned(globals_.cell),
+            cell=transformed(globals_.cell),
             stress=None
             if stress is None
-            else product(product(turn, stress), turn.T).astype(stress.dtype),
+            else matmul(matmul(linear, stress), linear.T).astype(stress.dtype),
         ),
     )
 
 
 def _real(name: str, value: ArrayLike, shapes: tuple[tuple[int, ...], ...]) -> jax.Array:
     """Convert to a finite real array of one of the given shapes; traced values are not checked."""
-    given: Any = value if isinstance(value, Tracer) else _validation.host(name, value)
-    _validation.require_real(name, given.dtype)
-    if given.shape not in shapes:
+    array: Any = value if isinstance(value, Tracer) else _validation.host(name, value)
+    _validation.require_real(name, array.dtype)
+    if array.shape not in shapes:
         expected = " or ".join(map(str, shapes))
-        raise ValueError(f"{name} has shape {given.shape}; expected {expected}")
-    if isinstance(given, Tracer):
-        return given
-    return _validation.matrix(name, given.reshape(1, -1)).reshape(given.shape)
+        raise ValueError(f"{name} has shape {array.shape}; expected {expected}")
+    if isinstance(array, Tracer):
+        return array
+    return _validation.matrix(name, array.reshape(1, -1)).reshape(array.shape)

@@ -106,8 +106,8 @@ def node_mask(graph: GraphsTuple) -> jax.Array:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
     require_geometric(graph)
-    padding = _padding_graph(graph)
-    return _real(graph, padding, graph.nodes.x.shape[0], jnp.asarray(graph.n_node))
+    padding_graph = _padding_graph(graph)
+    return _real_mask(graph, padding_graph, graph.nodes.x.shape[0], jnp.asarray(graph.n_node))
 
 
 def edge_mask(graph: GraphsTuple) -> jax.Array:
@@ -116,8 +116,8 @@ def edge_mask(graph: GraphsTuple) -> jax.Array:
     Raises:
       ValueError: the batch is not a :class:`PaddedGraphsTuple`.
     """
-    padding = _padding_graph(graph)
-    return _real(graph, padding, graph.receivers.shape[0], jnp.asarray(graph.n_edge))
+    padding_graph = _padding_graph(graph)
+    return _real_mask(graph, padding_graph, graph.receivers.shape[0], jnp.asarray(graph.n_edge))
 
 
 def graph_mask(graph: GraphsTuple) -> jax.Array:
@@ -129,10 +129,10 @@ def graph_mask(graph: GraphsTuple) -> jax.Array:
     return _padding_graph(graph) > jnp.arange(graph.n_node.shape[0])
 
 
-def _real(graph: GraphsTuple, padding: Any, size: int, counts: jax.Array) -> jax.Array:
+def _real_mask(graph: GraphsTuple, padding_graph: Any, size: int, counts: jax.Array) -> jax.Array:
     """Mask of the nodes or edges (size,) that are not padding."""
-    number = size - jnp.sum(counts) if is_part(graph) else counts[padding]
-    return jnp.arange(size, dtype=counts.dtype) < size - number
+    padding = size - jnp.sum(counts) if is_part(graph) else counts[padding_graph]
+    return jnp.arange(size, dtype=counts.dtype) < size - padding
 
 
 def _padding_graph(graph: GraphsTuple) -> Any:
@@ -227,8 +227,8 @@ def max_at_receivers(graph: GraphsTuple, values: jax.Array) -> jax.Array:
 
 def add_at_receivers(graph: GraphsTuple, sums: jax.Array, values: jax.Array) -> jax.Array:
     """sums_i + Σ_j values_ij, (N, …) and (E, …) to (N, …); receivers of N or more are dropped."""
-    added = values.astype(sums.dtype)
-    return sums.at[graph.receivers].add(added, indices_are_sorted=True, mode="drop")
+    values = values.astype(sums.dtype)
+    return sums.at[graph.receivers].add(values, indices_are_sorted=True, mode="drop")
 
 
 def softmax_at_receivers(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
@@ -282,8 +282,8 @@ def max_nodes(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     require_one_part(graph, "a maximum over nodes")
     require_rows("values", values, graph.nodes.x.shape[0], "node")
     n_node = jnp.asarray(graph.n_node).reshape(-1, *(1,) * (values.ndim - 1))
-    number = n_node.shape[0]
-    largest = jax.ops.segment_max(values, graph_of_node(graph), number, indices_are_sorted=True)
+    n_graph = n_node.shape[0]
+    largest = jax.ops.segment_max(values, graph_of_node(graph), n_graph, indices_are_sorted=True)
     return jnp.where(n_node > 0, largest, 0)
 
 
@@ -293,8 +293,8 @@ def softmax_nodes(graph: GraphsTuple, logits: jax.Array) -> jax.Array:
     return _softmax(logits, graph_of_node(graph), graph.n_node.shape[0])
 
 
-def _softmax(logits: jax.Array, segments: jax.Array, number: int) -> jax.Array:
+def _softmax(logits: jax.Array, segments: jax.Array, num_segments: int) -> jax.Array:
     """Softmax over each segment, computed in at least 32 bits."""
     softmax: Any = jraph.segment_softmax
     wide = logits.astype(dtype_of_sums(logits))
-    return softmax(wide, segments, number, indices_are_sorted=True).astype(logits.dtype)
+    return softmax(wide, segments, num_segments, indices_are_sorted=True).astype(logits.dtype)

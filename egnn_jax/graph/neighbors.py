@@ -65,26 +65,24 @@ def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> Edge
     cutoff = float(cutoff)
     if not cutoff > 1 / LARGEST:
         raise ValueError(f"cutoff is {cutoff}; expected a distance above {1 / LARGEST}")
-    x, cells, basis = _fold(x, lattice)
-    reach = min(cutoff * (1 + TOLERANCE), LARGEST * x.shape[1] * 4)  # longer than any distance
-    copies = _images(x, basis, reach)
+    x, cell_steps, basis = _wrap(x, lattice)
+    radius = min(cutoff * (1 + TOLERANCE), LARGEST * x.shape[1] * 4)  # longer than any distance
+    images = _images(x, basis, radius)
     # Search only one edge of each pair of opposite edges: j > i without a step, or a positive step.
-    upper = _is_positive(copies.steps)
-    owners, shifts = copies.owners[upper], copies.steps[upper] @ basis.steps
-    here, there = KDTree(x), KDTree(copies.x[upper])
-    _refuse_many_edges((here, there), reach)
-    receivers, senders = here.query_pairs(reach, output_type="ndarray").T
+    positive = _is_positive(images.steps)
+    sources, image_steps = images.sources[positive], images.steps[positive] @ basis.steps
+    point_tree, image_tree = KDTree(x), KDTree(images.x[positive])
+    _refuse_many_edges(point_tree, image_tree, radius)
+    receivers, senders = point_tree.query_pairs(radius, output_type="ndarray").T
     steps = np.zeros((len(senders), x.shape[1]), np.int64)
-    if len(owners):
-        pairs = here.sparse_distance_matrix(there, reach, output_type="ndarray")
+    if len(sources):
+        pairs = point_tree.sparse_distance_matrix(image_tree, radius, output_type="ndarray")
         receivers = np.concatenate([receivers, pairs["i"]])
-        senders = np.concatenate([senders, owners[pairs["j"]]])
-        steps = np.concatenate([steps, shifts[pairs["j"]]])
-    if cells.any():
-        steps += cells[receivers] - cells[senders]
-    senders, receivers = (
-        np.concatenate(ends) for ends in ((senders, receivers), (receivers, senders))
-    )
+        senders = np.concatenate([senders, sources[pairs["j"]]])
+        steps = np.concatenate([steps, image_steps[pairs["j"]]])
+    if cell_steps.any():
+        steps += cell_steps[receivers] - cell_steps[senders]
+    senders, receivers = np.concatenate([senders, receivers]), np.concatenate([receivers, senders])
     return _sorted(senders, receivers, np.concatenate([steps, -steps]) if lattice else None)
 
 
@@ -109,24 +107,25 @@ def nearest(x: np.ndarray, k: int, lattice: Lattice | None = None) -> EdgeList:
             f"k = {k} neighbors of {len(x)} points are {len(x) * k} edges; expected at most "
             f"{MAX_EDGES}"
         )
-    x, cells, basis = _fold(x, lattice)
-    points, own = x, np.arange(len(x))
-    owners, steps = own, np.zeros(x.shape, np.int64)
+    x, cell_steps, basis = _wrap(x, lattice)
+    indices = np.arange(len(x))
+    points, sources, steps = x, indices, np.zeros(x.shape, np.int64)
     if len(x) and len(basis.vectors):
         # A point's own images are among its neighbors, so k of them bound the distance.
-        reach = _distance_of_images(basis.vectors, k)
+        radius = _distance_of_images(basis.vectors, k)
         if len(x) > k:
-            reach = min(reach, np.max(KDTree(x).query(x, k + 1)[0][:, -1]))
-        copies = _images(x, basis, reach)
-        points, owners = np.concatenate([x, copies.x]), np.concatenate([own, copies.owners])
-        steps = np.concatenate([steps, copies.steps @ basis.steps])
-    near = np.asarray(KDTree(points).query(x, k + 1)[1])
-    itself = near == own[:, None]
+            radius = min(radius, np.max(KDTree(x).query(x, k + 1)[0][:, -1]))
+        images = _images(x, basis, radius)
+        points = np.concatenate([x, images.x])
+        sources = np.concatenate([indices, images.sources])
+        steps = np.concatenate([steps, images.steps @ basis.steps])
+    nearest_points = np.asarray(KDTree(points).query(x, k + 1)[1])
+    is_self = nearest_points == indices[:, None]
     # If more than k others lie at the same place, a point may be missing among its own nearest.
-    itself[~itself.any(axis=1), -1] = True
-    near, receivers = near[~itself], np.repeat(own, k)
-    senders = owners[near]
-    steps = steps[near] + cells[receivers] - cells[senders]
+    is_self[~is_self.any(axis=1), -1] = True
+    neighbors, receivers = nearest_points[~is_self], np.repeat(indices, k)
+    senders = sources[neighbors]
+    steps = steps[neighbors] + cell_steps[receivers] - cell_steps[senders]
     return _sorted(senders, receivers, steps if lattice else None)
 
 
@@ -140,14 +139,14 @@ class _Basis(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """Images ``x`` (m, n) of points ``owners`` (m,), moved by ``steps`` (m, p) of the basis."""
+    """Images ``x`` (m, n) of points ``sources`` (m,), moved by ``steps`` (m, p) of the basis."""
 
     x: np.ndarray
-    owners: np.ndarray
+    sources: np.ndarray
     steps: np.ndarray
 
 
-def _fold(x: np.ndarray, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarray, _Basis]:
+def _wrap(x: np.ndarray, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarray, _Basis]:
     """Wrap points (M, n) into the reduced cell. Also return the steps of the user's cell (M, n),
     int64, that lead back, and the reduced cell.
     """
@@ -157,20 +156,20 @@ def _fold(x: np.ndarray, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarra
     for name, values in (("x", x), ("cell", vectors)):
         if not np.abs(values).max(initial=0) < LARGEST:
             raise ValueError(f"{name} reaches {np.abs(values).max()}; expected below {LARGEST}")
-    short = _reduce(vectors)
+    coefficients = _reduce(vectors)
     steps = np.zeros((len(periodic), n), np.int64)
-    steps[:, periodic] = short
-    basis = _Basis(short @ vectors, steps)
-    counts = np.floor(x @ _inverse(basis.vectors))
-    far = np.abs(counts).max(axis=1, initial=0) >= _MAX_STEP
-    if far.any():
-        row = int(np.argmax(far))
+    steps[:, periodic] = coefficients
+    basis = _Basis(coefficients @ vectors, steps)
+    cells = np.floor(x @ _inverse(basis.vectors))
+    too_far = np.abs(cells).max(axis=1, initial=0) >= _MAX_STEP
+    if too_far.any():
+        row = int(np.argmax(too_far))
         raise ValueError(
-            f"x is {x[row].tolist()} at row {row}, {np.abs(counts[row]).max():.1e} cells away from "
+            f"x is {x[row].tolist()} at row {row}, {np.abs(cells[row]).max():.1e} cells away from "
             f"the cell; expected fewer than {_MAX_STEP} cells"
         )
-    counts = counts.astype(np.int64)
-    return x - counts @ basis.vectors, counts @ basis.steps, basis
+    cells = cells.astype(np.int64)
+    return x - cells @ basis.vectors, cells @ basis.steps, basis
 
 
 def _reduce(vectors: np.ndarray) -> np.ndarray:
@@ -180,27 +179,28 @@ def _reduce(vectors: np.ndarray) -> np.ndarray:
     nearly orthogonal basis of the same lattice. In a skewed cell this avoids most images. Any such
     integers give correct edges, so the algorithm may stop early if rounding keeps it from ending.
     """
-    short, row = np.eye(len(vectors), dtype=np.int64), 1
+    coefficients, row = np.eye(len(vectors), dtype=np.int64), 1
     for _ in range(1_000):
         if row >= len(vectors):
             break
         # Row i holds the coordinates of vector i along the orthogonalized vectors.
-        along = np.asarray(np.linalg.qr((short @ vectors).T, mode="r")).T
-        for other in reversed(range(row)):
-            times = np.rint(along[row, other] / along[other, other])
-            if not (np.abs(short[row] - times * short[other]) < _MAX_STEP).all():
+        projections = np.asarray(np.linalg.qr((coefficients @ vectors).T, mode="r")).T
+        for k in reversed(range(row)):
+            multiple = np.rint(projections[row, k] / projections[k, k])
+            if not (np.abs(coefficients[row] - multiple * coefficients[k]) < _MAX_STEP).all():
                 raise ValueError(
                     f"cell has periodic vectors {vectors.tolist()}; expected vectors whose lengths "
                     f"and angles allow steps below {_MAX_STEP}"
                 )
-            along[row] -= times * along[other]
-            short[row] -= int(times) * short[other]
-        if np.hypot(along[row, row], along[row, row - 1]) < 0.99 * abs(along[row - 1, row - 1]):
-            short[[row - 1, row]] = short[[row, row - 1]]
+            projections[row] -= multiple * projections[k]
+            coefficients[row] -= int(multiple) * coefficients[k]
+        length = np.hypot(projections[row, row], projections[row, row - 1])
+        if length < 0.99 * abs(projections[row - 1, row - 1]):
+            coefficients[[row - 1, row]] = coefficients[[row, row - 1]]
             row = max(row - 1, 1)
         else:
             row += 1
-    return short
+    return coefficients
 
 
 def _inverse(vectors: np.ndarray) -> np.ndarray:
@@ -212,41 +212,41 @@ def _inverse(vectors: np.ndarray) -> np.ndarray:
     return (np.linalg.solve(units @ units.T, units) / lengths).T
 
 
-def _images(x: np.ndarray, basis: _Basis, reach: float) -> _Images:
-    """All images that may lie within ``reach`` of a point, excluding the points themselves."""
+def _images(x: np.ndarray, basis: _Basis, radius: float) -> _Images:
+    """All images that may lie within ``radius`` of a point, excluding the points themselves."""
     inverse = _inverse(basis.vectors)
     coordinates = x @ inverse
-    margin = 1e-9 + (1 + 1e-9) * reach * np.linalg.norm(inverse, axis=0)
+    margin = 1e-9 + (1 + 1e-9) * radius * np.linalg.norm(inverse, axis=0)
     first = np.ceil(coordinates.min(axis=0, initial=np.inf) - margin - coordinates)
     last = np.floor(coordinates.max(axis=0, initial=-np.inf) + margin - coordinates)
     with np.errstate(over="ignore"):
-        number = (last - first + 1).prod(axis=1).sum()
-    if not number <= MAX_EDGES:
+        n_images = (last - first + 1).prod(axis=1).sum()
+    if not n_images <= MAX_EDGES:
         raise ValueError(
-            f"{len(x)} points in this cell have {number:.1e} images within {reach:.6g}, for up to "
-            f"{len(x) * number:.1e} edges; expected at most {MAX_EDGES} images"
+            f"{len(x)} points in this cell have {n_images:.1e} images within {radius:.6g}, for up "
+            f"to {len(x) * n_images:.1e} edges; expected at most {MAX_EDGES} images"
         )
-    owners, steps = np.arange(len(x)), np.zeros(coordinates.shape, np.int64)
+    sources, steps = np.arange(len(x)), np.zeros(coordinates.shape, np.int64)
     for axis in range(coordinates.shape[1]):  # replicate all images so far along the next vector
-        low = first[owners, axis].astype(np.int64)
-        times = last[owners, axis].astype(np.int64) - low + 1
-        starts = np.cumsum(times) - times
-        along = np.arange(times.sum()) - np.repeat(starts - low, times)
-        owners, steps = np.repeat(owners, times), np.repeat(steps, times, axis=0)
-        steps[:, axis] = along
-    moved = steps.any(axis=1)
-    owners, steps = owners[moved], steps[moved]
-    return _Images(x[owners] + steps @ basis.vectors, owners, steps)
+        first_step = first[sources, axis].astype(np.int64)
+        counts = last[sources, axis].astype(np.int64) - first_step + 1
+        starts = np.cumsum(counts) - counts
+        axis_steps = np.arange(counts.sum()) - np.repeat(starts - first_step, counts)
+        sources, steps = np.repeat(sources, counts), np.repeat(steps, counts, axis=0)
+        steps[:, axis] = axis_steps
+    is_image = steps.any(axis=1)
+    sources, steps = sources[is_image], steps[is_image]
+    return _Images(x[sources] + steps @ basis.vectors, sources, steps)
 
 
 def _distance_of_images(vectors: np.ndarray, k: int) -> float:
     """A distance within which every point has at least ``k`` images of itself."""
     shortest = vectors[np.argsort(np.linalg.norm(vectors, axis=1))[:3]]  # limits the box below
     lengths = np.linalg.norm(shortest, axis=1)
-    radius, most = lengths[0], np.zeros(1)
-    while (2 * most + 1).prod() <= k:  # grow a box of steps to more than k lattice points
-        radius, most = 1.2 * radius, np.floor(radius / lengths)
-    steps = np.indices([int(2 * m + 1) for m in most]).reshape(len(most), -1).T - most
+    radius, largest = lengths[0], np.zeros(1)
+    while (2 * largest + 1).prod() <= k:  # grow a box of steps to more than k lattice points
+        radius, largest = 1.2 * radius, np.floor(radius / lengths)
+    steps = np.indices([int(2 * m + 1) for m in largest]).reshape(len(largest), -1).T - largest
     return float(np.sort(np.linalg.norm(steps @ shortest, axis=1))[k]) * (1 + 1e-9)
 
 
@@ -258,21 +258,21 @@ def _is_positive(steps: np.ndarray) -> np.ndarray:
     return sign > 0
 
 
-def _refuse_many_edges(trees: "tuple[KDTree, KDTree]", reach: float) -> None:
+def _refuse_many_edges(point_tree: "KDTree", image_tree: "KDTree", radius: float) -> None:
     """Raise ValueError if points and half of their images give more than MAX_EDGES edges."""
-    here, there = trees
-    if here.n * (here.n + 2 * there.n) <= MAX_EDGES:
+    n, trees = point_tree.n, (point_tree, image_tree)
+    if n * (n + 2 * image_tree.n) <= MAX_EDGES:
         return
     # Counting is slow if there are far too many edges, which a sample of the points reveals.
-    sample = here.data[:: max(1, here.n // 1_000)]
-    counts = [int(tree.query_ball_point(sample, reach, return_length=True).sum()) for tree in trees]
-    edges = (counts[0] + 2 * counts[1]) * here.n // len(sample)
+    sample = point_tree.data[:: max(1, n // 1_000)]
+    counts = [int(t.query_ball_point(sample, radius, return_length=True).sum()) for t in trees]
+    edges = (counts[0] + 2 * counts[1]) * n // len(sample)
     if edges <= 10 * MAX_EDGES:
-        counts = [int(here.count_neighbors(tree, reach)) for tree in trees]
+        counts = [int(point_tree.count_neighbors(t, radius)) for t in trees]
         edges = counts[0] + 2 * counts[1]
-    if edges - here.n > MAX_EDGES:
+    if edges - n > MAX_EDGES:
         raise ValueError(
-            f"cutoff {reach:.6g} gives about {edges - here.n:.1e} edges among {here.n} points; "
+            f"cutoff {radius:.6g} gives about {edges - n:.1e} edges among {n} points; "
             f"expected at most {MAX_EDGES}"
         )
 
@@ -280,21 +280,21 @@ def _refuse_many_edges(trees: "tuple[KDTree, KDTree]", reach: float) -> None:
 def _sorted(senders: np.ndarray, receivers: np.ndarray, steps: np.ndarray | None) -> EdgeList:
     """Sort edges by receiver, sender and step, as int32; all edges differ."""
     columns = [receivers, senders, *(() if steps is None else steps.T)]
-    if steps is not None and (most := np.abs(steps).max(initial=0)) >= 2**31:
-        raise ValueError(f"an edge leads {most} steps along the cell; expected fewer than 2^31")
-    low = [int(column.min(initial=0)) for column in columns]
-    high = [int(column.max(initial=0)) for column in columns]
-    bits = [(b - a).bit_length() for a, b in zip(low, high, strict=True)]
+    if steps is not None and (largest := np.abs(steps).max(initial=0)) >= 2**31:
+        raise ValueError(f"an edge leads {largest} steps along the cell; expected fewer than 2^31")
+    minima = [int(column.min(initial=0)) for column in columns]
+    maxima = [int(column.max(initial=0)) for column in columns]
+    bits = [(b - a).bit_length() for a, b in zip(minima, maxima, strict=True)]
     if sum(bits) < 64:  # sorting a single key for each edge is ten times as fast
         key = np.zeros(len(receivers), np.int64)
-        for column, least, width in zip(columns, low, bits, strict=True):
-            key = (key << width) | (column - least)
+        for column, minimum, width in zip(columns, minima, bits, strict=True):
+            key = (key << width) | (column - minimum)
         key.sort()
-        for at in reversed(range(len(columns))):
-            columns[at] = ((key & ((1 << bits[at]) - 1)) + low[at]).astype(np.int32)
-            key >>= bits[at]
+        for k in reversed(range(len(columns))):
+            columns[k] = ((key & ((1 << bits[k]) - 1)) + minima[k]).astype(np.int32)
+            key >>= bits[k]
     else:
         order = np.lexsort(columns[::-1])
         columns = [column[order].astype(np.int32) for column in columns]
-    receivers, senders, *along = columns
-    return senders, receivers, None if steps is None else np.stack(along, axis=1)
+    receivers, senders, *step_columns = columns
+    return senders, receivers, None if steps is None else np.stack(step_columns, axis=1)

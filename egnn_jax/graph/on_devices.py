@@ -47,42 +47,44 @@ def on_devices(function: Callable[..., Any]) -> Callable[..., Any]:
     require_function("function", function, "(params, graph, …), such as model.apply")
 
     @jax.jit
-    def run(params: Any, parts: PartitionedGraph, others: tuple[Any, ...]) -> Any:
-        def on_each(params: Any, globals_: Any, local: Any, others: Any) -> tuple[Any, Any]:
-            graph, plan, node = jax.tree.map(lambda a: a[0], local)
+    def run(params: Any, parts: PartitionedGraph, args: tuple[Any, ...]) -> Any:
+        def on_device(params: Any, globals_: Any, shard: Any, args: Any) -> tuple[Any, Any]:
+            graph, plan, node = jax.tree.map(lambda a: a[0], shard)
             graph = graph._replace(globals=globals_.replace(exchange=plan))
-            rows, whole = _rows_and_whole(function(params, graph, *others), graph, node)
-            _require_same(whole)
-            return jax.tree.map(lambda a: a[None], rows), whole
+            result = function(params, graph, *args)
+            rows, shared = _split_result(result, graph, node)
+            _require_replicated(shared)
+            return jax.tree.map(lambda a: a[None], rows), shared
 
-        spread, same = PartitionSpec(AXIS), PartitionSpec()
+        sharded, replicated = PartitionSpec(AXIS), PartitionSpec()
         mapped = jax.shard_map(
-            on_each,
+            on_device,
             mesh=parts.mesh,
-            in_specs=(same, same, spread, same),
-            out_specs=(spread, same),
+            in_specs=(replicated, replicated, sharded, replicated),
+            out_specs=(sharded, replicated),
         )
-        local = (parts.parts, parts.exchange, parts.node)
-        rows, whole = mapped(params, parts.globals, local, others)
+        shards = (parts.parts, parts.exchange, parts.node)
+        rows, shared = mapped(params, parts.globals, shards, args)
         if rows is None:
-            return whole
-        nodes = jax.tree.map(partial(_in_order, parts.node, parts.size[0]), rows[0])
-        edges = jax.tree.map(partial(_in_order, parts.edge, parts.size[1]), rows[1])
-        return GraphsTuple(nodes=nodes, **edges, **whole)
+            return shared
+        nodes = jax.tree.map(partial(_to_graph_order, parts.node, parts.size[0]), rows[0])
+        edges = jax.tree.map(partial(_to_graph_order, parts.edge, parts.size[1]), rows[1])
+        return GraphsTuple(nodes=nodes, **edges, **shared)
 
-    def on_parts(params: Any, parts: PartitionedGraph, *others: Any) -> Any:
+    def on_parts(params: Any, parts: PartitionedGraph, *args: Any) -> Any:
         if not isinstance(parts, PartitionedGraph):
             raise ValueError(
                 f"the graph is a {type(parts).__name__}; expected a PartitionedGraph, as "
                 "egnn.partition makes it"
             )
-        return run(params, parts, others)
+        return run(params, parts, args)
 
     return on_parts
 
 
-def _rows_and_whole(result: Any, graph: GraphsTuple, node: jax.Array) -> tuple[Any, Any]:
-    """Split a result into the device's own nodes and edges, and what all devices share.
+def _split_result(result: Any, graph: GraphsTuple, node: jax.Array) -> tuple[Any, Any]:
+    """Split a result into the rows of the device's nodes and edges, and the values that are the
+    same on all devices.
 
     Args:
       result: result of the function; anything but a graph is shared.
@@ -91,21 +93,21 @@ def _rows_and_whole(result: Any, graph: GraphsTuple, node: jax.Array) -> tuple[A
     """
     if not isinstance(result, GraphsTuple):
         return None, jax.tree.map(jnp.asarray, result)
-    ends = exchange(graph, node)
+    graph_node = exchange(graph, node)  # also of the nodes received from other devices
     edges = {
         "edges": result.edges,
-        "senders": ends[result.senders],
-        "receivers": ends[result.receivers],
+        "senders": graph_node[result.senders],
+        "receivers": graph_node[result.receivers],
     }
-    whole = {
+    shared = {
         "n_node": sum_over_parts(graph, result.n_node),
         "n_edge": sum_over_parts(graph, result.n_edge),
         "globals": None if result.globals is None else result.globals.replace(exchange=None),
     }
-    return (result.nodes, edges), whole
+    return (result.nodes, edges), shared
 
 
-def _require_same(values: Any) -> None:
+def _require_replicated(values: Any) -> None:
     """Raise ValueError if values vary between devices."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(values):
         try:
@@ -118,7 +120,7 @@ def _require_same(values: Any) -> None:
             ) from error
 
 
-def _in_order(which: jax.Array, number: int, values: jax.Array) -> jax.Array:
+def _to_graph_order(indices: jax.Array, size: int, values: jax.Array) -> jax.Array:
     """Reorder rows (D, M', …) of parts to those of the whole graph (M, …)."""
-    whole = jnp.zeros((number, *values.shape[2:]), values.dtype)
-    return whole.at[which].set(values, mode="drop")
+    rows = jnp.zeros((size, *values.shape[2:]), values.dtype)
+    return rows.at[indices].set(values, mode="drop")

@@ -72,8 +72,8 @@ class PartitionedGraph(flax.struct.PyTreeNode):
                 f"{name} has shape {np.shape(value)}; expected ({self.size[0]}, …), a row for each "
                 "node of the whole graph"
             )
-        whole = jax.device_put(jnp.asarray(value), NamedSharding(self.mesh, PartitionSpec()))
-        return jnp.concatenate([whole, jnp.zeros_like(whole[:1])])[self.node]
+        rows = jax.device_put(jnp.asarray(value), NamedSharding(self.mesh, PartitionSpec()))
+        return jnp.concatenate([rows, jnp.zeros_like(rows[:1])])[self.node]
 
 
 def partition(
@@ -99,20 +99,21 @@ def partition(
         edges are not sorted by receiver; or there are fewer devices than requested.
     """
     require_usable_jax()
-    found = _devices(devices)
-    mesh = jax.make_mesh((len(found),), (AXIS,), axis_types=(AxisType.Auto,), devices=found)
-    host = divide(graph, len(found), owners)
-    spread, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((AXIS,), ()))
-    placed = jax.device_put(host.replace(globals=None), spread)
-    return placed.replace(globals=jax.device_put(host.globals, same), mesh=mesh)
+    devices = _select_devices(devices)
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    host_parts = divide(graph, len(devices), owners)
+    sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    parts = jax.device_put(host_parts.replace(globals=None), sharded)
+    return parts.replace(globals=jax.device_put(host_parts.globals, replicated), mesh=mesh)
 
 
 def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> PartitionedGraph:
     """Compute :func:`partition` on the host, as NumPy arrays that are not on devices yet."""
-    host = _whole(graph)
-    n_node = len(host.nodes.x)
+    host_graph = _to_host(graph)
+    n_node = len(host_graph.nodes.x)
     if owners is None:
-        owner = _bisected(host, number)
+        owner = _bisect(host_graph, number)
     else:
         owner = _validation.host("owners", owners)
         if owner.shape != (n_node,) or owner.dtype.kind not in "iu":
@@ -124,49 +125,51 @@ def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> 
             raise ValueError(f"owners holds {bad[0]}; expected 0 to {number - 1}, one per device")
         owner = owner.astype(np.int64)
 
-    owner_of_edge = owner[host.receivers]
-    node, edge = _grouped(owner, number, padding=1), _grouped(owner_of_edge, number, padding=0)
-    place = np.zeros(n_node + 1, np.int32)  # row of each node on its device
-    place[node] = np.arange(node.shape[1])
-    senders, exchange = _exchange(host.senders, owner, owner_of_edge, place, node.shape)
-    first = (node < n_node).sum(axis=1, dtype=np.int32)[:, None]  # first padding node
-    padding = edge == len(host.senders)
+    senders, receivers = host_graph.senders, host_graph.receivers
+    edge_owner = owner[receivers]
+    node = _group_by_owner(owner, number, padding=1)
+    edge = _group_by_owner(edge_owner, number, padding=0)
+    row_of_node = np.zeros(n_node + 1, np.int32)  # row of each node on its device
+    row_of_node[node] = np.arange(node.shape[1])
+    sender_rows, exchange = _plan_exchange(senders, owner, edge_owner, row_of_node, node.shape)
+    padding_node = (node < n_node).sum(axis=1, dtype=np.int32)[:, None]  # the first on each device
+    is_padding = edge == len(senders)
     parts = GraphsTuple(
-        nodes=jax.tree.map(lambda a: _with_row(a)[node], host.nodes),
-        edges=jax.tree.map(lambda a: _with_row(a)[edge], host.edges),
-        senders=np.where(padding, first, _with_row(senders)[edge]),
-        receivers=np.where(padding, first, _with_row(place[host.receivers])[edge]),
-        n_node=np.stack([_counts(host.n_node, rows) for rows in node]),
-        n_edge=np.stack([_counts(host.n_edge, rows) for rows in edge]),
+        nodes=jax.tree.map(lambda a: _append_zero(a)[node], host_graph.nodes),
+        edges=jax.tree.map(lambda a: _append_zero(a)[edge], host_graph.edges),
+        senders=np.where(is_padding, padding_node, _append_zero(sender_rows)[edge]),
+        receivers=np.where(is_padding, padding_node, _append_zero(row_of_node[receivers])[edge]),
+        n_node=np.stack([_counts_per_graph(host_graph.n_node, rows) for rows in node]),
+        n_edge=np.stack([_counts_per_graph(host_graph.n_edge, rows) for rows in edge]),
         globals=None,  # pyright: ignore[reportArgumentType]
     )
     return PartitionedGraph(
         parts=parts,
-        globals=host.globals,
+        globals=host_graph.globals,
         exchange=exchange,
         node=node,
         edge=edge,
-        size=(n_node, len(host.senders)),
+        size=(n_node, len(senders)),
     )
 
 
-def _devices(devices: int | Sequence[Any] | None) -> list[Any]:
+def _select_devices(devices: int | Sequence[Any] | None) -> list[Any]:
     if devices is None or isinstance(devices, int | np.integer):
-        number = len(jax.devices()) if devices is None else devices
-        _validation.require_count("devices", number, 1)
-        if number > len(jax.devices()):
+        n_devices = len(jax.devices()) if devices is None else devices
+        _validation.require_count("devices", n_devices, 1)
+        if n_devices > len(jax.devices()):
             raise ValueError(
-                f"devices is {number}; expected at most {len(jax.devices())}, as many as JAX has "
-                "(on CPUs see egnn.use_all_cores)"
+                f"devices is {n_devices}; expected at most {len(jax.devices())}, as many as JAX "
+                "has (on CPUs see egnn.use_all_cores)"
             )
-        return jax.devices()[:number]
-    found: Any = list(devices) if np.iterable(devices) else []
-    if not found or len(set(found)) < len(found):
+        return jax.devices()[:n_devices]
+    selected: Any = list(devices) if np.iterable(devices) else []
+    if not selected or len(set(selected)) < len(selected):
         raise ValueError(f"devices are {devices}; expected one or more, each once")
-    return found
+    return selected
 
 
-def _whole(graph: GraphsTuple) -> GraphsTuple:
+def _to_host(graph: GraphsTuple) -> GraphsTuple:
     """Transfer a graph to the host.
 
     Raises:
@@ -182,55 +185,55 @@ def _whole(graph: GraphsTuple) -> GraphsTuple:
     return jax.tree.map(np.asarray, graph)
 
 
-def _bisected(graph: GraphsTuple, number: int) -> np.ndarray:
+def _bisect(graph: GraphsTuple, n_devices: int) -> np.ndarray:
     """Assign nodes (N,) to devices by recursive bisection of space."""
     x = graph.nodes.x.astype(np.float64)
     sizes = np.asarray(graph.n_node)
     if len(sizes) > 1 and len(x):  # place graphs side by side, so that few of them are cut
         x[:, 0] += np.repeat(np.arange(len(sizes)), sizes) * (1 + np.ptp(x, axis=0).sum())
-    edges = np.bincount(graph.receivers, minlength=len(x))
+    in_degree = np.bincount(graph.receivers, minlength=len(x))
     owners = np.zeros(len(x), np.int64)
 
-    def bisect(rows: np.ndarray, first: int, number: int) -> None:
-        if number == 1 or not len(rows):
-            owners[rows] = first
+    def bisect(rows: np.ndarray, first_device: int, n_devices: int) -> None:
+        if n_devices == 1 or not len(rows):
+            owners[rows] = first_device
             return
-        longest = np.argmax(np.ptp(x[rows], axis=0))
-        rows = rows[np.argsort(x[rows, longest], kind="stable")]
-        load = np.cumsum(edges[rows] + 1)
-        half = number // 2
-        cut = int(np.searchsorted(load, load[-1] * half / number, side="right"))
-        bisect(rows[:cut], first, half)
-        bisect(rows[cut:], first + half, number - half)
+        longest_side = np.argmax(np.ptp(x[rows], axis=0))
+        rows = rows[np.argsort(x[rows, longest_side], kind="stable")]
+        load = np.cumsum(in_degree[rows] + 1)
+        half = n_devices // 2
+        cut = int(np.searchsorted(load, load[-1] * half / n_devices, side="right"))
+        bisect(rows[:cut], first_device, half)
+        bisect(rows[cut:], first_device + half, n_devices - half)
 
-    bisect(np.arange(len(x)), 0, number)
+    bisect(np.arange(len(x)), 0, n_devices)
     return owners
 
 
-def _grouped(owner: np.ndarray, number: int, padding: int) -> np.ndarray:
+def _group_by_owner(owner: np.ndarray, n_devices: int, padding: int) -> np.ndarray:
     """Group rows (M,) by owner, in order, to (D, largest group + padding), filled up with M."""
-    count = np.bincount(owner, minlength=number)
+    counts = np.bincount(owner, minlength=n_devices)
     order = np.argsort(owner, kind="stable")
-    rows = np.full((number, count.max(initial=0) + padding), len(owner), np.int32)
-    rows[np.arange(rows.shape[1]) < count[:, None]] = order
+    rows = np.full((n_devices, counts.max(initial=0) + padding), len(owner), np.int32)
+    rows[np.arange(rows.shape[1]) < counts[:, None]] = order
     return rows
 
 
-def _counts(sizes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The number of the given rows that belong to each graph (G,)."""
+def _counts_per_graph(sizes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The number of rows, in ascending order, that belong to each graph (G,) of these sizes."""
     return np.diff(np.searchsorted(rows, np.cumsum(sizes)), prepend=0).astype(np.int32)
 
 
-def _with_row(a: np.ndarray) -> np.ndarray:
+def _append_zero(a: np.ndarray) -> np.ndarray:
     """Append a row of zeros, which padding rows index."""
     return np.concatenate([a, np.zeros_like(a, shape=(1, *a.shape[1:]))])
 
 
-def _exchange(
+def _plan_exchange(
     senders: np.ndarray,
     owner: np.ndarray,
-    owner_of_edge: np.ndarray,
-    place: np.ndarray,
+    edge_owner: np.ndarray,
+    row_of_node: np.ndarray,
     shape: tuple[int, ...],
 ) -> tuple[np.ndarray, Exchange]:
     """Plan the exchange, and convert senders (E,) to the rows it returns on each edge's device.
@@ -238,29 +241,30 @@ def _exchange(
     Args:
       senders: nodes of the whole graph (E,).
       owner: device of each node (N,).
-      owner_of_edge: device of each edge, that of its receiver (E,).
-      place: row of each node on its device (N + 1,).
+      edge_owner: device of each edge, that of its receiver (E,).
+      row_of_node: row of each node on its device (N + 1,).
       shape: number of devices and of nodes on each (D, N').
     """
-    number, size = shape
-    far = np.flatnonzero(owner[senders] != owner_of_edge)
+    n_devices, n_rows = shape
+    remote_edges = np.flatnonzero(owner[senders] != edge_owner)
+    remote_senders = senders[remote_edges]
     # One key for each node that a device needs from another, in an order that both can derive.
-    pair_of_edge = owner[senders[far]] * number + owner_of_edge[far]
-    keys, of_edge = np.unique(pair_of_edge * len(owner) + senders[far], return_inverse=True)
+    edge_pair = owner[remote_senders] * n_devices + edge_owner[remote_edges]
+    keys, edge_key = np.unique(edge_pair * len(owner) + remote_senders, return_inverse=True)
     pair, sent_node = np.divmod(keys, max(len(owner), 1))
-    counts = np.bincount(pair, minlength=number**2).reshape(number, number)
-    rounds, first = _rounds(counts)
+    counts = np.bincount(pair, minlength=n_devices**2).reshape(n_devices, n_devices)
+    rounds, first_row = _schedule_rounds(counts)
     rank = np.arange(len(keys)) - (np.cumsum(counts) - counts.ravel())[pair]
-    row = first.ravel()[pair] + rank
+    row = first_row.ravel()[pair] + rank
     # Pairs that need fewer rows than their round has send a padding node.
-    sent = np.full((number, sum(r.rows for r in rounds)), size - 1, np.int32)
-    sent[pair // number, row] = place[sent_node]
-    found = place[senders]
-    found[far] = size + row[of_edge]
-    return found, Exchange(sent, rounds)
+    sent = np.full((n_devices, sum(r.rows for r in rounds)), n_rows - 1, np.int32)
+    sent[pair // n_devices, row] = row_of_node[sent_node]
+    sender_rows = row_of_node[senders]
+    sender_rows[remote_edges] = n_rows + row[edge_key]
+    return sender_rows, Exchange(sent, rounds)
 
 
-def _rounds(counts: np.ndarray) -> tuple[tuple[Round, ...], np.ndarray]:
+def _schedule_rounds(counts: np.ndarray) -> tuple[tuple[Round, ...], np.ndarray]:
     """Schedule the rounds of an exchange in which device i sends counts[i, j] rows to device j.
 
     Also returns the first row of each pair (D, D) among all rows sent. Pairs go, largest first,
@@ -268,20 +272,20 @@ def _rounds(counts: np.ndarray) -> tuple[tuple[Round, ...], np.ndarray]:
     size, which keeps padding small.
     """
     pairs = [(int(i), int(j)) for i, j in zip(*np.nonzero(counts), strict=True)]
-    rounds: list[list[tuple[int, int]]] = []
+    pairs_of_rounds: list[list[tuple[int, int]]] = []
     for i, j in sorted(pairs, key=lambda pair: -counts[pair]):
-        free = (r for r in rounds if all(i != other and j != to for other, to in r))
-        chosen = next(free, None)
-        if chosen is None:
-            rounds.append([(i, j)])
+        for round_pairs in pairs_of_rounds:
+            if all(i != source and j != target for source, target in round_pairs):
+                round_pairs.append((i, j))
+                break
         else:
-            chosen.append((i, j))
-    first, total = np.zeros(counts.shape, np.int64), 0
-    made = []
-    for members in rounds:
-        rows = int(counts[members[0]])
-        made.append(Round(rows, tuple(members)))
-        for pair in members:
-            first[pair] = total
+            pairs_of_rounds.append([(i, j)])
+    first_row, total = np.zeros(counts.shape, np.int64), 0
+    rounds = []
+    for round_pairs in pairs_of_rounds:
+        rows = int(counts[round_pairs[0]])
+        rounds.append(Round(rows, tuple(round_pairs)))
+        for pair in round_pairs:
+            first_row[pair] = total
         total += rows
-    return tuple(made), first
+    return tuple(rounds), first_row

@@ -65,7 +65,7 @@ Leaves = dict[tuple[str, ...], Any]
 "kernel").
 """
 
-_NAMES: dict[type[nn.Module], Any] = {
+_NAME_MODULES: dict[type[nn.Module], Any] = {
     EGNN: _egnn,
     GNN: _egnn,
     RadialField: _egnn,
@@ -101,20 +101,20 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> di
     for name in state_dict:
         if not isinstance(name, str):
             raise ValueError(f"the state dict has the key {name!r}; expected names as text")
-    given = {
+    arrays = {
         name: host_array(value)
         for name, value in state_dict.items()
         if not name.endswith(".num_batches_tracked")  # PyTorch's, of batch normalization
     }
-    leaves = _expected(given, model)
-    if problems := _misfits(given, leaves, model):
+    shapes = _variable_shapes(arrays, model)
+    if problems := _mismatches(arrays, shapes, model):
         raise ValueError(f"the state dict does not fit {type(model).__name__}: {problems}")
     variables = {}
-    for path, leaf in leaves.items():
+    for path, leaf in shapes.items():
         entries = _entries(path, model)
-        variables[path] = np.empty(leaf.shape, given[entries[0].name].dtype)
+        variables[path] = np.empty(leaf.shape, arrays[entries[0].name].dtype)
         for entry in entries:
-            entry.put(variables[path], given[entry.name])
+            entry.put(variables[path], arrays[entry.name])
     return unflatten_dict(variables)
 
 
@@ -125,19 +125,19 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
       ValueError: the model has no counterpart, or the parameters do not fit it, for example
         because they are those of several seeds.
     """
-    _names_of(model)
+    _names_module(model)
     if not isinstance(params, Mapping) or not isinstance(params.get("params"), Mapping):
         raise ValueError(
             f"params is a {type(params).__name__} without 'params'; expected all variables of the "
             "model, {'params': …}, as model.init gives them"
         )
-    arrays: Leaves = flatten_dict(dict(params))
+    variables: Leaves = flatten_dict(dict(params))
     state = {
         entry.name: entry.of(np.asarray(value))
-        for path, value in arrays.items()
+        for path, value in variables.items()
         for entry in _entries(path, model)
     }
-    if problems := _misfits(state, _expected(state, model), model):
+    if problems := _mismatches(state, _variable_shapes(state, model), model):
         raise ValueError(
             f"the parameters are not those of one {type(model).__name__} (of several seeds, take "
             f"one): {problems}"
@@ -145,42 +145,46 @@ def to_torch_state_dict(params: Mapping[str, Any], model: nn.Module) -> dict[str
     return state
 
 
-def _misfits(given: Mapping[str, np.ndarray], leaves: Leaves, model: nn.Module) -> str:
+def _mismatches(arrays: Mapping[str, np.ndarray], shapes: Leaves, model: nn.Module) -> str:
     """A description of all entries that are missing, left over or misshapen; empty if none."""
-    wanted = {
+    expected = {
         entry.name: entry.shape(leaf.shape)
-        for path, leaf in leaves.items()
+        for path, leaf in shapes.items()
         for entry in _entries(path, model)
     }
-    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in given]
-    problems += [
-        f"{name} {value.shape} is left over" for name, value in given.items() if name not in wanted
+    problems = [
+        f"{name} {shape} is missing" for name, shape in expected.items() if name not in arrays
     ]
     problems += [
-        f"{name} has shape {given[name].shape}, expected {shape}"
-        for name, shape in wanted.items()
-        if name in given and given[name].shape != shape
+        f"{name} {array.shape} is left over"
+        for name, array in arrays.items()
+        if name not in expected
+    ]
+    problems += [
+        f"{name} has shape {arrays[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
     ]
     return "; ".join(problems)
 
 
 def _entries(path: tuple[str, ...], model: nn.Module) -> list[Entry]:
     """The entries of the state dict that hold the variable at a path."""
-    names = _names_of(model)
-    inner = path[2:] if path[1] in ("encoder", "network") else path[1:]
+    names = _names_module(model)
+    backbone_path = path[2:] if path[1] in ("encoder", "network") else path[1:]
     try:
-        return names.entries(inner, _backbone(model))
+        return names.entries(backbone_path, _backbone(model))
     except (KeyError, IndexError, ValueError):
         raise ValueError(
-            f"{'.'.join(inner)} of {type(model).__name__} has no counterpart in the authors' code; "
-            "expected the parameters of this model, with an option or a graph without it, such as "
-            "one without velocities"
+            f"{'.'.join(backbone_path)} of {type(model).__name__} has no counterpart in the "
+            "authors' code; expected the parameters of this model, with an option or a graph "
+            "without it, such as one without velocities"
         ) from None
 
 
-def _expected(given: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
+def _variable_shapes(arrays: Mapping[str, np.ndarray], model: nn.Module) -> Leaves:
     """The shapes of the model's variables on a graph with the widths of the state dict."""
-    graph = _names_of(model).graph(given, _backbone(model))
+    graph = _names_module(model).graph(arrays, _backbone(model))
     return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), graph))
 
 
@@ -188,29 +192,31 @@ def _backbone(model: nn.Module) -> nn.Module:
     return backbone_of(getattr(model, "encoder", model))
 
 
-def _names_of(model: nn.Module) -> Any:
+def _names_module(model: nn.Module) -> Any:
     """The module that knows the names of a model's parameters.
 
     Raises:
       ValueError: there is none, or the model's head is not the authors' own.
     """
     backbone = _backbone(model)
-    names = next((module for cls, module in _NAMES.items() if isinstance(backbone, cls)), None)
+    names = next(
+        (module for cls, module in _NAME_MODULES.items() if isinstance(backbone, cls)), None
+    )
     if names is None:
-        *others, last = (cls.__name__ for cls in _NAMES)
+        *classes, last_class = (cls.__name__ for cls in _NAME_MODULES)
         raise ValueError(
             f"{type(backbone).__name__} has no counterpart in the authors' code; expected "
-            f"{', '.join(others)} or {last}"
+            f"{', '.join(classes)} or {last_class}"
         )
     if type(model) not in (type(backbone), MixedPrecision, head_of(backbone), Autoencoder):
         raise ValueError(
             f"{type(model).__name__} is not how the authors of {type(backbone).__name__} read it "
             f"out; expected {head_of(backbone).__name__}"
         )
-    for option, known in getattr(names, "OPTIONS", {}).items():
-        if (value := getattr(backbone, option, known[0])) not in known:
+    for option, allowed in getattr(names, "OPTIONS", {}).items():
+        if (value := getattr(backbone, option, allowed[0])) not in allowed:
             raise ValueError(
                 f"{option} is {value!r}, which has no counterpart in the authors' code; "
-                f"expected {' or '.join(map(repr, known))}"
+                f"expected {' or '.join(map(repr, allowed))}"
             )
     return names

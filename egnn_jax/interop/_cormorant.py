@@ -32,18 +32,18 @@ OPTIONS = {"parity": ("ignored",), "self_pairs": (True,)}
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a parameter of ``CormorantReadout(Cormorant(…))``."""
     *modules, leaf = path
-    kind, _, level = modules[0].partition("_") if modules else ("", "", "")
-    if kind == "level":
-        part, _, l = leaf.partition("_")
-        name = _LEVEL[part].format(k=level, l=l)
+    module, _, level = modules[0].partition("_") if modules else ("", "", "")
+    if module == "level":
+        parameter, _, l = leaf.partition("_")
+        name = _LEVEL[parameter].format(k=level, l=l)
     else:
-        inner = [f"linear.{name.removeprefix('Dense_')}" for name in modules[1:]]
-        names = [_MODULES[modules[0] if modules else leaf], *inner]
+        layers = [f"linear.{name.removeprefix('Dense_')}" for name in modules[1:]]
+        names = [_MODULES[modules[0] if modules else leaf], *layers]
         name = ".".join([*names, "weight" if leaf == "kernel" else leaf])
     return [Entry(name, leading=3 if leaf in _DISTANCES else 0)]
 
 
-def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+def graph(state_dict: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph with the widths of a state dict."""
     weight = "input_func_atom.rad_filts.0.linear.0.weight"
-    return pair(width(given, weight, 0, 1), width(given, weight, 1, 32) - 32)
+    return pair(width(state_dict, weight, 0, 1), width(state_dict, weight, 1, 32) - 32)

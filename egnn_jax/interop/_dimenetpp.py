@@ -26,33 +26,33 @@ _LAYER = {
     "after_1_2": "layers_after_skip.1.lin2",
 }
 _OUTPUT = {"rbf": "lin_rbf", "up": "lin_up"} | {f"dense_{k}": f"lins.{k}" for k in range(3)}
-_FIRST = {"rbf": "emb.lin_rbf", "messages": "emb.lin"}
+_EMBEDDING = {"rbf": "emb.lin_rbf", "messages": "emb.lin"}
 
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a parameter of ``SumReadout(DimeNetPP(…))``."""
-    part, *inner = path
-    if inner == ["table"]:  # of 119 node types, 95 there
+    module, *layer = path
+    if layer == ["table"]:  # of 119 node types, 95 there
         raise KeyError("table")
-    leaf = "bias" if inner[-1:] == ["bias"] else "weight"
-    if part == "frequencies":
+    leaf = "bias" if layer[-1:] == ["bias"] else "weight"
+    if module == "frequencies":
         return [Entry("rbf.freq")]
-    if part == "embedding":
+    if module == "embedding":
         return [Entry("emb.emb.weight", transposed=False)]
-    if part == "node_dec":  # a separate matrix there for each part of h'
+    if module == "node_dec":  # there, a separate matrix for each part of h'
         rows = backbone.output_features
         return [
             Entry(f"output_blocks.{k}.lin.weight", slice(k * rows, (k + 1) * rows))
             for k in range(backbone.layers + 1)
         ]
-    kind, _, number = part.partition("_")
-    if kind == "output":
-        return [Entry(f"output_blocks.{number}.{_OUTPUT[inner[0]]}.{leaf}")]
-    if kind == "layer":
-        return [Entry(f"interaction_blocks.{number}.{_LAYER[inner[0]]}.{leaf}")]
-    return [Entry(f"{_FIRST[part]}.{leaf}")]
+    block, _, number = module.partition("_")
+    if block == "output":
+        return [Entry(f"output_blocks.{number}.{_OUTPUT[layer[0]]}.{leaf}")]
+    if block == "layer":
+        return [Entry(f"interaction_blocks.{number}.{_LAYER[layer[0]]}.{leaf}")]
+    return [Entry(f"{_EMBEDDING[module]}.{leaf}")]
 
 
-def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+def graph(state_dict: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph with the widths of a state dict: h is the one-hot of its elements."""
-    return pair(width(given, "emb.emb.weight", 0, 95))
+    return pair(width(state_dict, "emb.emb.weight", 0, 95))

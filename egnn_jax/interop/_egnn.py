@@ -12,7 +12,7 @@ from egnn_jax.models.egnn import EGNN
 from egnn_jax.models.gnn import GNN
 from egnn_jax.models.radial_field import RadialField
 
-_PARTS = {
+_MLPS = {
     "phi_e": "edge_mlp",
     "phi_x": "coord_mlp",
     "phi_h": "node_mlp",
@@ -51,9 +51,9 @@ def _name(path: tuple[str, ...], backbone: Any) -> str:
     position = (
         0 if dense is None else 2 * int(dense.removeprefix("Dense_")) + 2 * name.endswith("phi_e")
     )
-    if layer := re.fullmatch(r"layer_(\d+)_(\w+)", name):
-        k, part = layer.groups()
-        name = f"gcl_{k}.{_PARTS[part]}.{position}"
+    if match := re.fullmatch(r"layer_(\d+)_(\w+)", name):
+        k, mlp = match.groups()
+        name = f"gcl_{k}.{_MLPS[mlp]}.{position}"
     elif name in ("decoder", "node_dec", "graph_dec"):
         name = f"{name}.{position}"
     elif name == "embedding" and isinstance(backbone, GNN):
@@ -67,14 +67,14 @@ def _name(path: tuple[str, ...], backbone: Any) -> str:
     return f"{name}.{'weight' if leaf == 'kernel' else leaf}"
 
 
-def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+def graph(state_dict: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph with the widths of a state dict."""
 
-    def columns(name: str, less: int, least: int) -> int:
-        shape = given[name].shape if name in given else ()
-        return max(shape[1] - less, least) if len(shape) == 2 else least
+    def columns(name: str, offset: int, minimum: int) -> int:
+        shape = state_dict[name].shape if name in state_dict else ()
+        return max(shape[1] - offset, minimum) if len(shape) == 2 else minimum
 
-    velocity = any("coord_mlp_vel" in name for name in given)
+    velocity = any("coord_mlp_vel" in name for name in state_dict)
     if isinstance(backbone, RadialField):
         return pair(1, columns("gcl_0.phi.0.weight", 1, 0), velocity=velocity)
     features = (
@@ -84,7 +84,7 @@ def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     )
     n = 3
     if isinstance(backbone, GNN) and backbone.coordinates:
-        n = given["decoder.2.weight"].shape[0] if "decoder.2.weight" in given else 3
+        n = state_dict["decoder.2.weight"].shape[0] if "decoder.2.weight" in state_dict else 3
         velocity = features != n
     width = backbone.features if backbone.embed else features
     attributes = columns("gcl_0.edge_mlp.0.weight", 2 * width + isinstance(backbone, EGNN), 0)

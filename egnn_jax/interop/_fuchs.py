@@ -17,34 +17,35 @@ OPTIONS = {"parity": ("ignored",)}
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a parameter of a ``MaxReadout`` of one of these two networks."""
     block, head = ("block0", "block2") if isinstance(backbone, FuchsTFN) else ("Gblock", "FCblock")
-    part, *inner = path
+    module, *layers = path
     leaf = "bias" if path[-1] == "bias" else "weight"
-    if part == "graph_dec":
-        return [Entry(f"{head}.{2 * int(inner[0].removeprefix('Dense_'))}.{leaf}")]
-    kind, _, k = part.partition("_")
-    if kind == "norm":
-        return [Entry(f"{block}.{2 * int(k) + 1}.transform.{inner[0]}.0.bn.{leaf}")]
-    if kind != "layer":
-        raise KeyError(part)
-    layer, part = f"{block}.{2 * int(k)}", inner[0]
-    if part == "self":
-        return [Entry(f"{layer}.kernel_self.{inner[1]}", leading=1)]
-    if part in ("q", "project"):
-        return [Entry(f"{layer}.{'GMAB.' * (part == 'q')}{part}.transform.{inner[1]}")]
-    module, _, place = inner[2].partition("_")
-    normalized = module == "LayerNorm"
-    net = f"{3 * int(place) + normalized}{'.bn' * normalized}"
-    where = f"GMAB.{part}." if part in ("v", "k") else ""
-    return [Entry(f"{layer}.{where}kernel_unary.{inner[1]}.rp.net.{net}.{leaf}")]
+    if module == "graph_dec":
+        return [Entry(f"{head}.{2 * int(layers[0].removeprefix('Dense_'))}.{leaf}")]
+    prefix, _, k = module.partition("_")
+    if prefix == "norm":
+        return [Entry(f"{block}.{2 * int(k) + 1}.transform.{layers[0]}.0.bn.{leaf}")]
+    if prefix != "layer":
+        raise KeyError(module)
+    layer, submodule = f"{block}.{2 * int(k)}", layers[0]
+    if submodule == "self":
+        return [Entry(f"{layer}.kernel_self.{layers[1]}", leading=1)]
+    if submodule in ("q", "project"):
+        return [Entry(f"{layer}.{'GMAB.' * (submodule == 'q')}{submodule}.transform.{layers[1]}")]
+    radial_layer, _, number = layers[2].partition("_")
+    is_norm = radial_layer == "LayerNorm"
+    net = f"{3 * int(number) + is_norm}{'.bn' * is_norm}"
+    attention = f"GMAB.{submodule}." if submodule in ("v", "k") else ""
+    return [Entry(f"{layer}.{attention}kernel_unary.{layers[1]}.rp.net.{net}.{leaf}")]
 
 
-def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+def graph(state_dict: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph with the widths of a state dict: that of h from the first map W h_i, that of a from
     the first radial network.
     """
 
-    def columns(ending: str) -> int:
-        return width(given, next((n for n in given if n.endswith(ending)), ""), -1, 1)
+    def columns(suffix: str) -> int:
+        name = next((name for name in state_dict if name.endswith(suffix)), "")
+        return width(state_dict, name, -1, 1)
 
     first = "kernel_self.0" if isinstance(backbone, FuchsTFN) else "q.transform.0"
     return pair(columns(first), columns("(0,0).rp.net.0.weight") - 1)
@@ -71,10 +72,11 @@ def _signed(
     name: str, array: np.ndarray, signs: Mapping[tuple[int, int, int], float]
 ) -> np.ndarray:
     """Multiply the rows (C C' J, …) of the last layer of a radial network by the signs of J."""
-    last = re.search(r"\((\d+),(\d+)\)\.rp\.net\.6", name)
-    if last is None:
+    match = re.search(r"\((\d+),(\d+)\)\.rp\.net\.6", name)
+    if match is None:
         return array
-    l_in, l_out = map(int, last.groups())
-    own = [signs.get((l_out, l_in, j), 1) for j in range(abs(l_out - l_in), l_out + l_in + 1)]
-    factors = np.tile(np.asarray(own, array.dtype), len(array) // len(own))
+    l_in, l_out = map(int, match.groups())
+    degrees = range(abs(l_out - l_in), l_out + l_in + 1)
+    degree_signs = [signs.get((l_out, l_in, j), 1) for j in degrees]
+    factors = np.tile(np.asarray(degree_signs, array.dtype), len(array) // len(degrees))
     return array * factors.reshape(-1, *(1,) * (array.ndim - 1))

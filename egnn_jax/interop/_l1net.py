@@ -21,16 +21,16 @@ def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
         return [Entry("net.layers.0.weight", transposed=False)]
     if len(path) == 1:
         return [Entry(f"out.mlp.{_MLP[leaf]}")]
-    kind, _, k = leaf.partition("_")
-    if kind != "W":
+    parameter, _, k = leaf.partition("_")
+    if parameter != "W":
         raise KeyError(module)
-    number = backbone.layers if module == "out" else int(module.removeprefix("layer_"))
-    extra = number - backbone.layers
-    layer = f"net.layers.{number + 1}" if extra < 0 else f"out.layers.{extra}"
+    index = backbone.layers if module == "out" else int(module.removeprefix("layer_"))
+    output_index = index - backbone.layers
+    layer = f"net.layers.{index + 1}" if output_index < 0 else f"out.layers.{output_index}"
     return [Entry(f"{layer}.0.R.f.weights.{k}")]
 
 
-def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+def graph(state_dict: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph with the widths of a state dict."""
-    columns = width(given, "net.layers.1.0.R.f.weights.0", 1, backbone.num_rbf)
-    return pair(width(given, "net.layers.0.weight", 0, 1), columns - backbone.num_rbf)
+    columns = width(state_dict, "net.layers.1.0.R.f.weights.0", 1, backbone.num_rbf)
+    return pair(width(state_dict, "net.layers.0.weight", 0, 1), columns - backbone.num_rbf)

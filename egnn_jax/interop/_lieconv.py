@@ -33,23 +33,28 @@ _LEAF = {
 
 def entries(path: tuple[str, ...], backbone: Any) -> list[Entry]:
     """The entries that hold a variable of ``MeanReadout(LieConv(…))``."""
-    part, leaf = path
+    module, leaf = path
     rows = None
     last = backbone.layers + 1
-    outside = {"embedding": "0.module", "norm_out": f"{last}", "node_dec": f"{last + 2}.module"}
-    if part in outside:
-        place = outside[part]
+    outer_modules = {
+        "embedding": "0.module",
+        "norm_out": f"{last}",
+        "node_dec": f"{last + 2}.module",
+    }
+    if module in outer_modules:
+        torch_module = outer_modules[module]
     else:
-        _, layer, name = part.split("_", 2)
-        place = f"{int(layer) + 1}.net.{_LAYER[name]}"
-        if name == "linear" and leaf == "kernel":  # they flatten (C, K), we (K, C)
-            sizes = backbone.kernel_channels, backbone.features // 4
-            rows = np.arange(sizes[0] * sizes[1]).reshape(sizes).T.reshape(-1)
-    return [Entry(f"net.{place}.{_LEAF[leaf]}", rows)]
+        _, layer, name = module.split("_", 2)
+        torch_module = f"{int(layer) + 1}.net.{_LAYER[name]}"
+        if name == "linear" and leaf == "kernel":  # flattened (C, K) there, (K, C) here
+            shape = backbone.kernel_channels, backbone.features // 4
+            rows = np.arange(shape[0] * shape[1]).reshape(shape).T.reshape(-1)
+    return [Entry(f"net.{torch_module}.{_LEAF[leaf]}", rows)]
 
 
-def graph(given: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
+def graph(state_dict: Mapping[str, np.ndarray], backbone: Any) -> GraphsTuple:
     """A graph with the widths of a state dict."""
-    features = width(given, "net.0.module.weight", 1, 15)
-    read = width(given, "net.1.net.5.weightnet.0.module.weight", 1, 6 if backbone.lifts else 3)
-    return pair(features, read - 6) if backbone.lifts else pair(features, n=read)
+    features = width(state_dict, "net.0.module.weight", 1, 15)
+    weight = "net.1.net.5.weightnet.0.module.weight"
+    columns = width(state_dict, weight, 1, 6 if backbone.lifts else 3)
+    return pair(features, columns - 6) if backbone.lifts else pair(features, n=columns)

@@ -5,7 +5,7 @@ Each other module of this package knows the names of one architecture. It has tw
 - ``entries(path, backbone)``: the state dict entries that hold the variable at a path, for example
   ("layer_0", "kernel"), without the collection and the name of the backbone in its head. Raises
   KeyError if the authors' code has no such variable.
-- ``graph(given, backbone)``: an input graph with the widths of a state dict.
+- ``graph(state_dict, backbone)``: an input graph with the widths of a state dict.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ class Entry(NamedTuple):
 
     def of(self, array: np.ndarray) -> np.ndarray:
         """The value of this entry, from the Flax array."""
-        kept = array if self.rows is None else array[self.rows]
-        return (kept.T if self.transposed else kept)[(None,) * self.leading].copy()
+        rows = array if self.rows is None else array[self.rows]
+        return (rows.T if self.transposed else rows)[(None,) * self.leading].copy()
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of this entry, from the shape of the Flax array."""
@@ -55,9 +55,9 @@ def host_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def width(given: Mapping[str, np.ndarray], name: str, axis: int, default: int) -> int:
+def width(state_dict: Mapping[str, np.ndarray], name: str, axis: int, default: int) -> int:
     """The size of an axis of an entry that may be missing or misshapen."""
-    shape = given[name].shape if name in given else ()
+    shape = state_dict[name].shape if name in state_dict else ()
     return shape[axis] if len(shape) > 1 and shape[axis] else default
 
 

@@ -80,18 +80,18 @@ class CormorantLevel(nn.Module):
         self, graph: GraphsTuple, rows: EdgeRows, f: jax.Array, g: Sequence[jax.Array]
     ) -> tuple[jax.Array, list[jax.Array]]:
         g = self._edges(graph, f, g)
-        messages = couple(self._sums(graph, rows, f, g), self.degree, self.parity)
+        messages = couple(self._message_products(graph, rows, f, g), self.degree, self.parity)
         squares = [outer(part(f, l), f) for l in range(degree_of(f.shape[-1]) + 1)]
         squares = couple(squares, self.degree, self.parity)
-        parts = []
+        new_f = []
         for l in range(self.degree + 1):
-            kept = [part(f, l)] if l <= degree_of(f.shape[-1]) else []
-            joined = jnp.concatenate([messages[l], *kept, squares[l]], axis=1)
-            parts.append(self._mix(f"U_{l}", joined, _uniform))
-        return jnp.concatenate(parts, axis=-1), g
+            f_l = [part(f, l)] if l <= degree_of(f.shape[-1]) else []
+            inputs = jnp.concatenate([messages[l], *f_l, squares[l]], axis=1)
+            new_f.append(self._mix(f"U_{l}", inputs, _uniform))
+        return jnp.concatenate(new_f, axis=-1), g
 
     def _edges(self, graph: GraphsTuple, f: jax.Array, g: Sequence[jax.Array]) -> list[jax.Array]:
-        """G_ij^l (2, C, E) for each degree l."""
+        """Edge activations G_ij^l (2, C, E) for each degree l."""
         distance = safe_norm(edge_vectors(graph, graph.nodes.x))
         radial = with_attributes(graph, DampedWaves(name="R")(distance))
         radial = jnp.pad(radial, ((0, 0), (0, radial.shape[-1] % 2))).astype(f.dtype)
@@ -105,39 +105,39 @@ class CormorantLevel(nn.Module):
             jnp.maximum(jnp.abs(z), 1e-3).astype(distance.dtype)[:, None] for z in (rho, omega)
         )
         mask = nn.sigmoid((rho - distance) / omega).astype(f.dtype)
-        new = []
+        new_g = []
         for l in range(self.degree + 1):
-            joined = [g[l]] if l < len(g) else []
-            joined += [dots] if l <= degree_of(f.shape[-1]) else []
-            joined = jnp.concatenate([*joined, radial], axis=1)
-            new.append(mask * self._mix(f"W_{l}", joined, _normal))
-        return new
+            inputs = [g[l]] if l < len(g) else []
+            inputs += [dots] if l <= degree_of(f.shape[-1]) else []
+            inputs = jnp.concatenate([*inputs, radial], axis=1)
+            new_g.append(mask * self._mix(f"W_{l}", inputs, _normal))
+        return new_g
 
-    def _sums(
+    def _message_products(
         self, graph: GraphsTuple, rows: EdgeRows, f: jax.Array, g: Sequence[jax.Array]
     ) -> list[jax.Array]:
         """Σ_j G_ij^l1 Υ^l1(r_ij) F_j (2, C, N, 2 l1 + 1, K) for each l1."""
         r_ij = edge_vectors(graph, graph.nodes.x)
         real, imaginary = solid_harmonics(r_ij, self.degree).astype(f.dtype)
-        by_real = jnp.concatenate([real, imaginary], axis=-1)  # G Υ = Re G (Re Υ, Im Υ)
-        by_imaginary = jnp.concatenate([-imaginary, real], axis=-1)  # + Im G (-Im Υ, Re Υ)
+        factor_re = jnp.concatenate([real, imaginary], axis=-1)  # G Υ = Re G (Re Υ, Im Υ)
+        factor_im = jnp.concatenate([-imaginary, real], axis=-1)  # + Im G (-Im Υ, Re Υ)
         g_re, g_im = jnp.stack(g, axis=-1)  # (C, E, L + 1)
         f = f[..., : (2 * self.degree + 1) ** 2]  # products with l1, l ≤ L use l2 ≤ 2 L
-        sent = jnp.concatenate([*f], axis=-1)  # (C, N, 2 K)
+        f_parts = jnp.concatenate([*f], axis=-1)  # (C, N, 2 K)
 
         def sums(rows: EdgeRows) -> jax.Array:
-            left = 0
-            for g_ij, upsilon in ((g_re, by_real), (g_im, by_imaginary)):
-                orders = jnp.tile(repeat_orders(g_ij[:, rows.edges]), 2)
-                left += orders * jnp.where(rows.mask[:, :, None], upsilon[rows.edges], 0)
-            right = sent[:, graph.senders[rows.edges]]
-            return jnp.einsum("crtp,crtq->crpq", left, right)
+            g_upsilon = 0
+            for g_ij, upsilon in ((g_re, factor_re), (g_im, factor_im)):
+                g_orders = jnp.tile(repeat_orders(g_ij[:, rows.edges]), 2)
+                g_upsilon += g_orders * jnp.where(rows.mask[:, :, None], upsilon[rows.edges], 0)
+            f_j = f_parts[:, graph.senders[rows.edges]]
+            return jnp.einsum("crtp,crtq->crpq", g_upsilon, f_j)
 
-        pairs = sum_over_rows(rows, sums, f.shape[2], axis=1)
-        pairs = pairs.reshape(*pairs.shape[:2], 2, -1, 2, f.shape[-1])
-        real = pairs[:, :, 0, :, 0] - pairs[:, :, 1, :, 1]
-        pairs = jnp.stack([real, pairs[:, :, 0, :, 1] + pairs[:, :, 1, :, 0]])
-        return [pairs[..., l**2 : (l + 1) ** 2, :] for l in range(self.degree + 1)]
+        products = sum_over_rows(rows, sums, f.shape[2], axis=1)
+        products = products.reshape(*products.shape[:2], 2, -1, 2, f.shape[-1])
+        real = products[:, :, 0, :, 0] - products[:, :, 1, :, 1]
+        products = jnp.stack([real, products[:, :, 0, :, 1] + products[:, :, 1, :, 0]])
+        return [products[..., l**2 : (l + 1) ** 2, :] for l in range(self.degree + 1)]
 
     def _mix(self, name: str, values: jax.Array, init: Initializer) -> jax.Array:
         shape = (2, values.shape[1], self.features)
@@ -192,18 +192,18 @@ class Cormorant(nn.Module):
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         degrees = self._degrees(graph)
-        looped, kept = pairs_of(graph, self.self_pairs)
-        x, f = looped.nodes.x, node_features(looped.nodes, self.features, "kinds")
-        f = self._first(looped, kept, f)
-        rows, g, levels = edge_rows(looped, kept), [], []
+        pair_graph, pair_mask = pairs_of(graph, self.self_pairs)
+        x, f = pair_graph.nodes.x, node_features(pair_graph.nodes, self.features, "kinds")
+        f = self._initial_f(pair_graph, pair_mask, f)
+        rows, g, levels = edge_rows(pair_graph, pair_mask), [], []
         for k, degree in enumerate(degrees):
             options = self.features, degree, self.radius, self.parity
-            f, g = CormorantLevel(*options, name=f"level_{k}")(looped, rows, f, g)
+            f, g = CormorantLevel(*options, name=f"level_{k}")(pair_graph, rows, f, g)
             levels.append(f)
         if self.update_coordinates:
             vectors = jnp.concatenate([part(f, 1) for f in levels if f.shape[-1] > 1], axis=1)
-            small = lambda *a: 1e-3 * _normal(*a)  # keeps x nearly fixed before training
-            kernel = self.param("out", small, (2, vectors.shape[1], 1), f.dtype)
+            small_normal = lambda *a: 1e-3 * _normal(*a)  # keeps x nearly fixed before training
+            kernel = self.param("out", small_normal, (2, vectors.shape[1], 1), f.dtype)
             x = x + cartesian(mix(kernel, vectors)[:, 0]).astype(x.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=_invariants(levels), x=x))
 
@@ -220,13 +220,13 @@ class Cormorant(nn.Module):
             raise ValueError("no level has features of degree 1 to move x; expected one")
         return degrees
 
-    def _first(self, graph: GraphsTuple, kept: jax.Array, h: jax.Array) -> jax.Array:
+    def _initial_f(self, graph: GraphsTuple, pair_mask: jax.Array, h: jax.Array) -> jax.Array:
         """Initial F of degree 0, and of degree 1 if nodes have velocities, (2, C, N, K)."""
         distance = safe_norm(edge_vectors(graph, graph.nodes.x))
-        near = kept & (distance < self.radius)
-        soft = jnp.where(near, nn.sigmoid((self.radius - distance) / WIDTH), 0)
+        within_radius = pair_mask & (distance < self.radius)
+        envelope = jnp.where(within_radius, nn.sigmoid((self.radius - distance) / WIDTH), 0)
         radial = with_attributes(graph, DampedWaves(name="R")(distance))
-        w = Dense(h.shape[-1], name="w")(radial.astype(h.dtype)) * soft[:, None].astype(h.dtype)
+        w = Dense(h.shape[-1], name="w")(radial.astype(h.dtype)) * envelope[:, None].astype(h.dtype)
         sums = sum_at_receivers(graph, w * h[graph.senders])
         mlp = MLP(self.hidden, 2 * self.features, "leaky_relu", name="embedding")
         f = mlp(jnp.concatenate([sums, h], axis=-1))
@@ -234,17 +234,17 @@ class Cormorant(nn.Module):
         if (v := graph.nodes.v) is None:
             return f
         kernel = self.param("velocity", _normal, (2, 1, self.features), h.dtype)
-        first = mix(kernel, part(solid_harmonics(v, 1), 1).astype(h.dtype)[:, None])
-        return jnp.concatenate([f, first], axis=-1)
+        f_1 = mix(kernel, part(solid_harmonics(v, 1), 1).astype(h.dtype)[:, None])
+        return jnp.concatenate([f, f_1], axis=-1)
 
 
 def _invariants(levels: Sequence[jax.Array]) -> jax.Array:
     """Re F^0 and Im F^0 of all levels, and Re F · F and ‖F‖² of each degree and channel, (N, …)."""
-    found = [jnp.concatenate([f[..., 0] for f in levels], axis=1).transpose(1, 0, 2)]
+    invariants = [jnp.concatenate([f[..., 0] for f in levels], axis=1).transpose(1, 0, 2)]
     dots = [sum_orders(multiply(f, dual(f)))[0] for f in levels]
     squares = [sum_orders(jnp.sum(f**2, axis=0)) for f in levels]
     for l in range(max(dot.shape[-1] for dot in dots)):
         for dot, square in zip(dots, squares, strict=True):
             if l < dot.shape[-1]:
-                found.append(jnp.stack([dot[..., l], square[..., l]], axis=1))
-    return jnp.concatenate([z.reshape(-1, z.shape[-1]) for z in found]).T
+                invariants.append(jnp.stack([dot[..., l], square[..., l]], axis=1))
+    return jnp.concatenate([z.reshape(-1, z.shape[-1]) for z in invariants]).T

@@ -55,9 +55,9 @@ class DimeNetPP(nn.Module):
     all edges k → j are summed at j, and each edge j → i multiplies the sum with Y_l(r̂_ji). The
     term k = i is subtracted.
 
-    Edges beyond the cutoff, and edges between nodes at the same place, are ignored; without others,
-    h' of a node does not depend on its h. With
-    :class:`egnn_jax.SumReadout`, the authors' readout, the contribution of an atom is linear in h'.
+    Edges beyond the cutoff and edges of length 0 are ignored; h' of a node without other edges does
+    not depend on its h. With :class:`egnn_jax.SumReadout`, the authors' readout, the contribution
+    of an atom is linear in h'.
 
     Args:
       features: width of the messages.
@@ -130,12 +130,12 @@ class DimeNetPP(nn.Module):
 
         s_ij, rbf = silu(Linear(F, name="rbf")(s_ij)), rbf.astype(h.dtype)
         m = silu(EdgeLinear(F, glorot_orthogonal, zeros, name="messages")(graph, h, s_ij))
-        read = partial(Output, F, self.output_features)
-        outputs = [read(name="output_0")(graph, m, rbf)]
+        output = partial(Output, F, self.output_features)
+        outputs = [output(name="output_0")(graph, m, rbf)]
         for k in range(self.layers):
             layer = Interaction(F, self.angular_features, self.basis_features, name=f"layer_{k}")
             m = layer(graph, m, rbf, sbf, harmonics)
-            outputs.append(read(name=f"output_{k + 1}")(graph, m, rbf))
+            outputs.append(output(name=f"output_{k + 1}")(graph, m, rbf))
         return jnp.concatenate(outputs, axis=-1)
 
 
@@ -151,19 +151,21 @@ class Interaction(nn.Module):
         self, graph: GraphsTuple, m: jax.Array, rbf: jax.Array, sbf: jax.Array, Y: jax.Array
     ) -> jax.Array:
         F, C = self.features, self.angular_features
-        w_rbf = self._factors("rbf", rbf.shape[1], F, m.dtype)
-        degrees, number = sbf.shape[1:]
-        w_sbf = self._factors("sbf", degrees * number, C, m.dtype).reshape(degrees, number, C)
+        w_rbf = self._low_rank_matrix("rbf", rbf.shape[1], F, m.dtype)
+        degrees, num_radial = sbf.shape[1:]
+        w_sbf = self._low_rank_matrix("sbf", degrees * num_radial, C, m.dtype).reshape(
+            degrees, num_radial, C
+        )
         u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w_rbf)))
         s_ji = silu(Matrix(F, name="up")(sum_over_angles(graph, u_kj, sbf, w_sbf, Y)))
         y = _residual(silu(Linear(F, name="ji")(m)) + s_ji, F, "before")
         m = m + silu(Linear(F, name="skip")(y))
         return _residual(_residual(m, F, "after_0"), F, "after_1")
 
-    def _factors(self, name: str, n_in: int, out: int, dtype: jnp.dtype) -> jax.Array:
+    def _low_rank_matrix(self, name: str, n_in: int, out: int, dtype: jnp.dtype) -> jax.Array:
         """Product of two weight matrices (n_in, out), of rank at most ``basis_features``."""
-        first = self.param(f"{name}_1", glorot_orthogonal, (n_in, self.basis_features), dtype)
-        return first @ self.param(f"{name}_2", glorot_orthogonal, (first.shape[1], out), dtype)
+        w_1 = self.param(f"{name}_1", glorot_orthogonal, (n_in, self.basis_features), dtype)
+        return w_1 @ self.param(f"{name}_2", glorot_orthogonal, (w_1.shape[1], out), dtype)
 
 
 def sum_over_angles(
@@ -178,14 +180,14 @@ def sum_over_angles(
       w: weights (L, n, C).
       Y: harmonics of the edge directions (E, L²), with Y_l(a) · Y_l(b) = P_l(a · b).
     """
-    over_k, back = jnp.zeros_like(u), jnp.zeros_like(u)
+    sum_k, term_i = jnp.zeros_like(u), jnp.zeros_like(u)
     for l in range(len(w)):
         Y_l = Y[:, l**2 : (l + 1) ** 2, None]
         v = u * (sbf[:, l] @ w[l])  # v^l_kj
         S = sum_at_receivers(graph, v[:, None] * Y_l)  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
-        over_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
-        back += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
-    return over_k - sum_over_reversed(graph, back)
+        sum_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
+        term_i += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
+    return sum_k - sum_over_reversed(graph, term_i)
 
 
 class Output(nn.Module):
@@ -204,8 +206,8 @@ class Output(nn.Module):
 
 
 def _residual(z: jax.Array, features: int, name: str) -> jax.Array:
-    inner = silu(Linear(features, name=f"{name}_1")(z))
-    return z + silu(Linear(features, name=f"{name}_2")(inner))
+    hidden = silu(Linear(features, name=f"{name}_1")(z))
+    return z + silu(Linear(features, name=f"{name}_2")(hidden))
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

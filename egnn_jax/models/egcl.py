@@ -134,26 +134,26 @@ class EGCL(nn.Module):
 
         def messages(layer: EGCL, graph: GraphsTuple) -> tuple[jax.Array, jax.Array | None]:
             r_ij = edge_vectors(graph, x_all)
-            s_ij = with_attributes(graph, layer._of_distance(r_ij))
+            s_ij = with_attributes(graph, layer._distance_features(r_ij))
             m_ij = layer.phi_e.at_edges(graph, projected, s_ij)  # eq. 3
             if layer.infer_edges:
                 m_ij *= nn.sigmoid(layer.phi_inf(m_ij))  # eq. 8
-            moves = layer._moves(r_ij, m_ij) if layer.update_coordinates else None
+            dx_ij = layer._coordinate_messages(r_ij, m_ij) if layer.update_coordinates else None
             if layer.cutoff is not None:
                 r_first = r_ij if first is None else edge_vectors(graph, first)
                 envelope = polynomial_envelope(safe_norm(r_first, keepdims=True), layer.cutoff)
                 m_ij *= envelope.astype(m_ij.dtype)
-                moves = None if moves is None else moves * envelope
-            return m_ij, moves
+                dx_ij = None if dx_ij is None else dx_ij * envelope
+            return m_ij, dx_ij
 
         if self.edge_block is None:
             aggregate = _AGGREGATIONS.get(self.aggregation, self.aggregation)
-            m_ij, moves = messages(self, graph)
+            m_ij, dx_ij = messages(self, graph)
             m_i = aggregate(graph, m_ij)  # eq. 5
-            dx = None if moves is None else sum_at_receivers(graph, moves)
+            dx = None if dx_ij is None else sum_at_receivers(graph, dx_ij)
         else:
-            moved = jnp.zeros_like(x) if self.update_coordinates else None
-            zeros = jnp.zeros_like(h, shape=(x.shape[0], self.features)), moved
+            dx_zeros = jnp.zeros_like(x) if self.update_coordinates else None
+            zeros = jnp.zeros_like(h, shape=(x.shape[0], self.features)), dx_zeros
             m_i, dx = sum_in_blocks(self, messages, graph, self.edge_block, zeros)
 
         if dx is not None:
@@ -169,14 +169,14 @@ class EGCL(nn.Module):
         h = h + dh if self.residual else dh
         return graph._replace(nodes=graph.nodes.replace(h=h, x=x, v=v))
 
-    def _of_distance(self, r_ij: jax.Array) -> jax.Array:
+    def _distance_features(self, r_ij: jax.Array) -> jax.Array:
         """‖r_ij‖² (E, 1), or Bessel functions of the distance (E, num_rbf)."""
         if self.num_rbf is None:
             return jnp.sum(r_ij**2, axis=-1, keepdims=True)
         assert self.cutoff is not None
         return bessel_basis(safe_norm(r_ij), self.num_rbf, self.cutoff)
 
-    def _moves(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
+    def _coordinate_messages(self, r_ij: jax.Array, m_ij: jax.Array) -> jax.Array:
         """Coordinate messages r_ij φ_x(m_ij), (E, n)."""
         weight = self.phi_x(m_ij).astype(r_ij.dtype)
         if self.tanh:
@@ -186,8 +186,8 @@ class EGCL(nn.Module):
             # As in the authors' code; with a cutoff, the output may be an energy with forces.
             length = jax.lax.stop_gradient(length) if self.cutoff is None else length
             r_ij /= above_zero(length)
-        moves = r_ij * weight
-        return moves if self.clip is None else jnp.clip(moves, -self.clip, self.clip)
+        dx_ij = r_ij * weight
+        return dx_ij if self.clip is None else jnp.clip(dx_ij, -self.clip, self.clip)
 
     def _coordinate_scale(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
         """Coefficient C of eq. 4, (N, 1) or a scalar."""
@@ -195,8 +195,8 @@ class EGCL(nn.Module):
             return 1 / jnp.maximum(in_degree(graph), 1)
         if self.coordinate_aggregation == "sum":
             return jnp.ones((), dtype)
-        others = jnp.maximum(total_nodes(graph) - 1, 1).astype(dtype)
-        return 1 / others[graph_of_node(graph)][:, None]
+        other_nodes = jnp.maximum(total_nodes(graph) - 1, 1).astype(dtype)
+        return 1 / other_nodes[graph_of_node(graph)][:, None]
 
     def _require_valid(self, graph: GraphsTuple) -> None:
         require_geometric(graph)
@@ -227,13 +227,13 @@ class EGCL(nn.Module):
                 raise ValueError(f"num_rbf is {self.num_rbf} without a cutoff; expected both")
             return
         require_positive_number(cutoff=self.cutoff)
-        over_neighbors = {"aggregation": self.aggregation}
+        aggregations = {"aggregation": self.aggregation}
         if self.update_coordinates:
-            over_neighbors["coordinate_aggregation"] = self.coordinate_aggregation
-        for name, value in over_neighbors.items():
+            aggregations["coordinate_aggregation"] = self.coordinate_aggregation
+        for name, value in aggregations.items():
             if value in ("mean", "max"):
-                smooth = "'sum'" if name == "aggregation" else "'sum' or 'all_nodes'"
+                expected = "'sum'" if name == "aggregation" else "'sum' or 'all_nodes'"
                 raise ValueError(
                     f"{name} is {value!r} with a cutoff, where the number of neighbors jumps; "
-                    f"expected {smooth}"
+                    f"expected {expected}"
                 )

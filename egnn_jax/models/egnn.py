@@ -94,8 +94,8 @@ class EGNN(nn.Module):
         x = graph.nodes.x
         for k in range(self.layers):
             options = self._layer_options(width=graph.nodes.h.shape[-1])
-            first = {"first": x} if uses_first and "cutoff" in options else {}
-            graph = self.layer(**options, name=f"layer_{k}")(graph, **first)
+            layer_kwargs = {"first": x} if uses_first and "cutoff" in options else {}
+            graph = self.layer(**options, name=f"layer_{k}")(graph, **layer_kwargs)
             if not hasattr(graph, "nodes"):
                 raise ValueError(
                     f"the layer returns a {type(graph).__name__}; expected the graph with new nodes"
@@ -107,29 +107,29 @@ class EGNN(nn.Module):
 
     def _layer_options(self, width: int) -> dict[str, Any]:
         """This network's options that its layers have; no residual if the width of h changes."""
-        own = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
+        option_names = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
         layer: Any = self.layer
         if isinstance(layer, functools.partial):
-            own -= layer.keywords.keys()
+            option_names -= layer.keywords.keys()
             layer = layer.func
-        modules = isinstance(layer, type) and issubclass(layer, nn.Module)
-        if not modules or issubclass(layer, EGNN):
+        is_module = isinstance(layer, type) and issubclass(layer, nn.Module)
+        if not is_module or issubclass(layer, EGNN):
             raise ValueError(
                 f"layer is {shown(layer)}; expected a class of flax modules, such as EGCL, or a "
                 "functools.partial of one"
             )
-        if "cutoff" not in own:
+        if "cutoff" not in option_names:
             raise ValueError("the layer sets cutoff; expected it as an option of EGNN")
-        fields = {field.name for field in dataclasses.fields(layer)}
-        of_layers = {field.name for field in dataclasses.fields(EGCL)} - {"features"}
-        for name in sorted(of_layers & own - fields):
+        layer_names = {field.name for field in dataclasses.fields(layer)}
+        egcl_names = {field.name for field in dataclasses.fields(EGCL)} - {"features"}
+        for name in sorted(egcl_names & option_names - layer_names):
             value = getattr(self, name)
             if value != getattr(EGNN, name):
                 raise ValueError(
                     f"{name} is {shown(value)}, which {layer.__name__} does not have; expected a "
                     "layer with this field, or the default"
                 )
-        options = {name: getattr(self, name) for name in fields & own}
+        options = {name: getattr(self, name) for name in layer_names & option_names}
         if "residual" in options:
             options["residual"] = self.residual and width == self.features
         return options

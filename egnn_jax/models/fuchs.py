@@ -36,11 +36,11 @@ class TFNLayer(nn.Module):
     @nn.compact
     def __call__(self, filters: Filters, h: Features) -> dict[int, jax.Array]:
         messages = Convolution(self.channels, self.radial, name="kernel")(filters, h)
-        kept = LinearMap(self.channels, name="self")(h)  # W h_i
+        self_interaction = LinearMap(self.channels, name="self")(h)  # W h_i
         out = {}
         for degree, message in messages.items():
             mean = mean_at_receivers(filters.graph, message)  # mean_j K h_j
-            out[degree] = mean + kept[degree] if degree in kept else mean
+            out[degree] = mean + self_interaction[degree] if degree in self_interaction else mean
         return out
 
 
@@ -60,25 +60,29 @@ class AttentionLayer(nn.Module):
     @nn.compact
     def __call__(self, filters: Filters, h: Features) -> dict[int, jax.Array]:
         graph = filters.graph
-        inner = tuple((degree, channels // self.div) for degree, channels in self.channels)
-        known = tuple((degree, channels) for degree, channels in inner if degree in h)
-        v = Convolution(inner, self.radial, name="v")(filters, h)  # v_ij
-        k = Convolution(known, self.radial, name="k")(filters, h)  # k_ij
-        q = LinearMap(known, name="q")(h)  # q_i
-        dots = [self._by_head(q[degree][graph.receivers] * k[degree]).sum((2, 3)) for degree in k]
-        size = sum(channels * (2 * degree + 1) for degree, channels in known)
-        alpha = softmax_at_receivers(graph, sum(dots[1:], start=dots[0]) / size**0.5)  # α_ij
-        joined = dict(h)
+        value_channels = tuple((degree, channels // self.div) for degree, channels in self.channels)
+        key_channels = tuple(
+            (degree, channels) for degree, channels in value_channels if degree in h
+        )
+        v = Convolution(value_channels, self.radial, name="v")(filters, h)  # v_ij
+        k = Convolution(key_channels, self.radial, name="k")(filters, h)  # k_ij
+        q = LinearMap(key_channels, name="q")(h)  # q_i
+        dots = [
+            self._split_heads(q[degree][graph.receivers] * k[degree]).sum((2, 3)) for degree in k
+        ]
+        key_size = sum(channels * (2 * degree + 1) for degree, channels in key_channels)
+        alpha = softmax_at_receivers(graph, sum(dots[1:], start=dots[0]) / key_size**0.5)  # α_ij
+        features = dict(h)
         for degree, values in v.items():
-            weighted = (alpha[:, :, None, None] * self._by_head(values)).reshape(values.shape)
+            weighted = (alpha[:, :, None, None] * self._split_heads(values)).reshape(values.shape)
             z = sum_at_receivers(graph, weighted)  # Σ_j α_ij v_ij
-            joined[degree] = jnp.concatenate([z, h[degree]], axis=1) if degree in h else z
-        return LinearMap(self.channels, name="project")(joined)
+            features[degree] = jnp.concatenate([z, h[degree]], axis=1) if degree in h else z
+        return LinearMap(self.channels, name="project")(features)
 
-    def _by_head(self, values: jax.Array) -> jax.Array:
+    def _split_heads(self, values: jax.Array) -> jax.Array:
         """(E, C, 2 l + 1) to (E, heads, C / heads, 2 l + 1)."""
-        number, channels, size = values.shape
-        return values.reshape(number, self.heads, channels // self.heads, size)
+        n_edge, channels, size = values.shape
+        return values.reshape(n_edge, self.heads, channels // self.heads, size)
 
 
 class FuchsTFN(nn.Module):
@@ -115,11 +119,11 @@ class FuchsTFN(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
-        filters, h, middle, last = _start(self, graph)
+        filters, h, hidden_channels, output_channels = _prepare(self, graph)
         for k in range(self.layers - 1):
-            h = TFNLayer(middle, self.radial, name=f"layer_{k}")(filters, h)
+            h = TFNLayer(hidden_channels, self.radial, name=f"layer_{k}")(filters, h)
             h = NormNonlinearity(name=f"norm_{k}")(h)
-        h = TFNLayer(last, self.radial, name=f"layer_{self.layers - 1}")(filters, h)
+        h = TFNLayer(output_channels, self.radial, name=f"layer_{self.layers - 1}")(filters, h)
         return graph._replace(nodes=graph.nodes.replace(h=h[0][..., 0]))
 
 
@@ -153,16 +157,16 @@ class FuchsSE3Transformer(nn.Module):
                 f"features / div is {self.features // self.div}; expected a multiple of heads, "
                 f"which is {self.heads}"
             )
-        filters, h, middle, last = _start(self, graph)
+        filters, h, hidden_channels, output_channels = _prepare(self, graph)
         for k in range(self.layers):
-            options = middle, self.radial, self.div, self.heads
+            options = hidden_channels, self.radial, self.div, self.heads
             h = AttentionLayer(*options, name=f"layer_{k}")(filters, h)
             h = NormNonlinearity(name=f"norm_{k}")(h)
-        h = TFNLayer(last, self.radial, name=f"layer_{self.layers}")(filters, h)
+        h = TFNLayer(output_channels, self.radial, name=f"layer_{self.layers}")(filters, h)
         return graph._replace(nodes=graph.nodes.replace(h=h[0][..., 0]))
 
 
-def _start(model: Any, graph: GraphsTuple) -> tuple[Filters, Features, Channels, Channels]:
+def _prepare(model: Any, graph: GraphsTuple) -> tuple[Filters, Features, Channels, Channels]:
     """Check a model's options; return filters, features of degree 0, and channels of the middle
     layers and of the last.
     """
@@ -170,6 +174,7 @@ def _start(model: Any, graph: GraphsTuple) -> tuple[Filters, Features, Channels,
     require_positive(features=model.features, layers=model.layers, radial=model.radial)
     require_option("parity", model.parity, Parity)
     h = {0: node_features(graph.nodes, model.features)[..., None]}
-    middle = tuple((degree, model.features) for degree in range(model.degree + 1))
-    last = ((0, model.features * (model.degree + 1)),)
-    return Filters(graph, model.degree, h[0].dtype, model.parity), h, middle, last
+    hidden_channels = tuple((degree, model.features) for degree in range(model.degree + 1))
+    output_channels = ((0, model.features * (model.degree + 1)),)
+    filters = Filters(graph, model.degree, h[0].dtype, model.parity)
+    return filters, h, hidden_channels, output_channels

@@ -68,31 +68,31 @@ class Convolution(nn.Module):
             phi_ij = jnp.where(rows.mask[..., None], phi[rows.edges], 0)
             return jnp.einsum("rtk,rtq->rkq", phi_ij, terms)
 
-        total = sum_over_rows(rows, sums, n_node)  # Σ_j φ times what R multiplies
+        phi_terms = sum_over_rows(rows, sums, n_node)  # Σ_j φ times what R multiplies
         w_s, w_v = self._weights(s.shape[-1], v.shape[-1], s.dtype)
-        of_scalars, of_vectors = jnp.split(total, [w_s.shape[1]], axis=-1)
-        new_s = of_scalars.reshape(n_node, -1) @ w_s.reshape(-1, w_s.shape[-1])
+        scalar_terms, vector_terms = jnp.split(phi_terms, [w_s.shape[1]], axis=-1)
+        new_s = scalar_terms.reshape(n_node, -1) @ w_s.reshape(-1, w_s.shape[-1])
         if not self.vectors:
             return new_s, jnp.zeros((n_node, 3, 0), s.dtype)
-        along = of_vectors.reshape(n_node, self.hidden, 3, -1).transpose(0, 2, 1, 3)
-        return new_s, along.reshape(n_node, 3, -1) @ w_v.reshape(-1, w_v.shape[-1])
+        components = vector_terms.reshape(n_node, self.hidden, 3, -1).transpose(0, 2, 1, 3)
+        return new_s, components.reshape(n_node, 3, -1) @ w_v.reshape(-1, w_v.shape[-1])
 
     def _phi(self, b: jax.Array) -> jax.Array:
         """Compute φ (E, hidden) from b (E, K)."""
         act = lambda z: self.scale * (softplus(z) - LN2 / SHARPNESS)
-        first = self.param("W_0", normal(1.0), (b.shape[-1], self.hidden), b.dtype)
-        second = self.param("W_1", normal(1.0), (self.hidden, self.hidden), b.dtype)
-        return act(act(b @ first) @ second / self.hidden**0.5)
+        w_0 = self.param("W_0", normal(1.0), (b.shape[-1], self.hidden), b.dtype)
+        w_1 = self.param("W_1", normal(1.0), (self.hidden, self.hidden), b.dtype)
+        return act(act(b @ w_0) @ w_1 / self.hidden**0.5)
 
     def _terms(self, u: jax.Array, s: jax.Array, v: jax.Array) -> jax.Array:
         """Terms that R multiplies, (…, terms), from u (…, 3, 1), s (…, S) and V (…, 3, V): s, V·u,
         and the x, y and z components of s u, V, u × V and 3 u (u·V) - V.
         """
-        along = jnp.sum(u * v, axis=-2)
-        terms = [s, along]
+        dots = jnp.sum(u * v, axis=-2)
+        terms = [s, dots]
         if self.vectors:
-            crossed = [] if self.parity == "natural" else [jnp.cross(u, v, axis=-2)]
-            products = [s[..., None, :] * u, v, *crossed, 3 * u * along[..., None, :] - v]
+            cross = [] if self.parity == "natural" else [jnp.cross(u, v, axis=-2)]
+            products = [s[..., None, :] * u, v, *cross, 3 * u * dots[..., None, :] - v]
             products = jnp.concatenate(products, axis=-1)
             terms.append(products.reshape(*products.shape[:-2], -1))
         return jnp.concatenate(terms, axis=-1)
@@ -102,28 +102,28 @@ class Convolution(nn.Module):
         The parameter has the authors' order of columns: for s', V' and gates, and in each for the
         inputs s and V, (outputs, inputs, products) in row-major order.
         """
-        crossed = [] if self.parity == "natural" else [1.5**0.5]
+        cross = [] if self.parity == "natural" else [1.5**0.5]
         outputs = (self.scalars, self.vectors, self.gates)
-        of_scalars, of_vectors = ([1.0], [-(3**0.5)]), ([-1.0], [1.0, *crossed, -(0.5**0.5)])
-        factors = (of_scalars, of_vectors, of_scalars)
+        scalar_factors, vector_factors = ([1.0], [-(3**0.5)]), ([-1.0], [1.0, *cross, -(0.5**0.5)])
+        factors = (scalar_factors, vector_factors, scalar_factors)
         blocks = [
-            [(n, width, f) for width, f in zip((n_s, n_v), of, strict=True)]
-            for n, of in zip(outputs, factors, strict=True)
+            [(n, width, f) for width, f in zip((n_s, n_v), output_factors, strict=True)]
+            for n, output_factors in zip(outputs, factors, strict=True)
         ]
-        total = sum(n * width * len(f) for block in blocks for n, width, f in block)
-        kernel = self.param("W_2", normal(self.stddev), (self.hidden, total), dtype)
-        made, start = [], 0
+        n_columns = sum(n * width * len(f) for block in blocks for n, width, f in block)
+        kernel = self.param("W_2", normal(self.stddev), (self.hidden, n_columns), dtype)
+        weights, start = [], 0
         for block in blocks:
-            parts = []
+            block_weights = []
             for n, width, f in block:
                 end = start + n * width * len(f)
                 w = kernel[:, start:end].reshape(self.hidden, n, width, len(f))
                 w = (w * jnp.asarray(f, dtype)).transpose(0, 3, 2, 1)
-                parts.append(w.reshape(self.hidden, width * len(f), n))
+                block_weights.append(w.reshape(self.hidden, width * len(f), n))
                 start = end
-            joined = jnp.concatenate(parts, axis=1)
-            made.append(joined / (self.hidden * joined.shape[1]) ** 0.5)
-        return jnp.concatenate([made[0], made[2]], axis=-1), made[1]
+            weight = jnp.concatenate(block_weights, axis=1)
+            weights.append(weight / (self.hidden * weight.shape[1]) ** 0.5)
+        return jnp.concatenate([weights[0], weights[2]], axis=-1), weights[1]
 
 
 class L1Net(nn.Module):
@@ -197,51 +197,51 @@ class L1Net(nn.Module):
             require_count(f"extra_layers[{k}]", size, least=1 - k % 2)
         if self.update_coordinates and extra[-1:] == (0,):
             raise ValueError(f"extra_layers is {extra}; expected vectors at the end, to move x")
-        looped, kept = pairs_of(graph, self.padded_nodes is not None)
-        x, v = looped.nodes.x, looped.nodes.v
-        s = embed(looped.nodes, self.embedding, use_bias=False, kernel_init=normal(1.0))
-        rows = edge_rows(looped, kept)
-        looped, edges = self._edges(looped, s.dtype)
+        pair_graph, pair_mask = pairs_of(graph, self.padded_nodes is not None)
+        x, v = pair_graph.nodes.x, pair_graph.nodes.v
+        s = embed(pair_graph.nodes, self.embedding, use_bias=False, kernel_init=normal(1.0))
+        rows = edge_rows(pair_graph, pair_mask)
+        pair_graph, edges = self._edge_inputs(pair_graph, s.dtype)
         vectors = jnp.zeros((*x.shape, 0), s.dtype) if v is None else v[..., None].astype(s.dtype)
 
         def convolve(n_s: int, n_v: int, name: str, stddev: float = 1.0) -> tuple[jax.Array, ...]:
             options = (self.hidden, self.radial_scale, self.parity, stddev)
-            sent = [s, vectors]
+            inputs = [s, vectors]
             if self.padded_nodes is not None:
-                sent[0] = jnp.pad(s, ((0, 1), (0, 0)), constant_values=padding_s)
-                sent[1] = jnp.pad(vectors, ((0, 1), (0, 0), (0, 0)))
-            sent = [z / self.average_nodes**0.5 for z in sent]
-            return Convolution(n_s, n_v, n_v, *options, name=name)(looped, rows, edges, *sent)
+                inputs[0] = jnp.pad(s, ((0, 1), (0, 0)), constant_values=padding_s)
+                inputs[1] = jnp.pad(vectors, ((0, 1), (0, 0), (0, 0)))
+            inputs = [z / self.average_nodes**0.5 for z in inputs]
+            return Convolution(n_s, n_v, n_v, *options, name=name)(pair_graph, rows, edges, *inputs)
 
         padding_s = 0.0  # s of a padding node
-        gated = zip(extra[::2], extra[1::2], strict=True)
-        for k, (n_s, n_v) in enumerate([(self.features, self.vectors)] * self.layers + [*gated]):
-            sums, turned = convolve(n_s, n_v, f"layer_{k}")
+        widths = zip(extra[::2], extra[1::2], strict=True)
+        for k, (n_s, n_v) in enumerate([(self.features, self.vectors)] * self.layers + [*widths]):
+            sums, new_vectors = convolve(n_s, n_v, f"layer_{k}")
             scalars, gates = jnp.split(sums, [n_s], axis=-1)
             ds = self.softplus_scale * softplus(scalars)
-            dv = GATE * nn.sigmoid(gates)[:, None] * turned
+            dv = GATE * nn.sigmoid(gates)[:, None] * new_vectors
             s, vectors = (s + ds, vectors + dv) if 0 < k < self.layers else (ds, dv)
             padding_s = self.softplus_scale * LN2 / SHARPNESS  # κ softplus(0)
         if self.update_coordinates:
-            moves = Dense(1, False, normal(1e-3), name="vectors_out")(vectors)
-            x = x + moves[..., 0].astype(x.dtype)
-            if v is not None:  # layers show a node only its neighbors' v
+            dx = Dense(1, False, normal(1e-3), name="vectors_out")(vectors)
+            x = x + dx[..., 0].astype(x.dtype)
+            if v is not None:  # convolutions use only the neighbors' v
                 x += self.param("t", nn.initializers.ones, (), v.dtype) * v
         if self.output_features is not None:
             # Zero weights: with normal ones, sums over nodes would start in the hundreds.
             s, _ = convolve(self.output_features, 0, "out", 0.0)
         return graph._replace(nodes=graph.nodes.replace(h=s, x=x))
 
-    def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> tuple[GraphsTuple, EdgeInputs]:
+    def _edge_inputs(self, graph: GraphsTuple, dtype: jnp.dtype) -> tuple[GraphsTuple, EdgeInputs]:
         """Return the graph with edges of padding nodes, and (b, u, multiplicity) of its edges."""
         r_ij, multiplicity = edge_vectors(graph, graph.nodes.x), jnp.ones(())
         if self.padded_nodes is not None:
             n_node, receivers = graph.nodes.x.shape[0], graph.receivers
-            added = (graph.senders == receivers) & jnp.all(r_ij == 0, axis=-1)
-            number = self.padded_nodes - jnp.asarray(graph.n_node)[graph_of_node(graph)]
-            multiplicity = jnp.where(added, jnp.maximum(number, 0)[receivers], 1)[:, None]
-            r_ij = jnp.where(added[:, None], graph.nodes.x[receivers], r_ij)
-            graph = graph._replace(senders=jnp.where(added, n_node, graph.senders))
+            is_loop = (graph.senders == receivers) & jnp.all(r_ij == 0, axis=-1)
+            padding_counts = self.padded_nodes - jnp.asarray(graph.n_node)[graph_of_node(graph)]
+            multiplicity = jnp.where(is_loop, jnp.maximum(padding_counts, 0)[receivers], 1)[:, None]
+            r_ij = jnp.where(is_loop[:, None], graph.nodes.x[receivers], r_ij)
+            graph = graph._replace(senders=jnp.where(is_loop, n_node, graph.senders))
         distance, u = length_and_direction(r_ij)
         b = bessel_basis(distance[:, 0], self.num_rbf, self.cutoff)
         b *= jnp.where(distance < self.cutoff, distance / above_zero(distance), 0)  # 0 at d = 0

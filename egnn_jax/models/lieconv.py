@@ -82,29 +82,29 @@ class LieConv(nn.Module):
         )
         lifts = max(self.lifts, 1)
         pairs = self._pairs(graph)  # (E + N, L, L, …), pairs of a node with itself last
-        real, real_pairs = None, None
+        mask, pair_mask = None, None
         if isinstance(graph, PaddedGraphsTuple):
-            real = node_mask(graph)
-            real_pairs = jnp.repeat(jnp.concatenate([edge_mask(graph), real]), lifts**2)
-            real = jnp.repeat(real, lifts)
+            mask = node_mask(graph)
+            pair_mask = jnp.repeat(jnp.concatenate([edge_mask(graph), mask]), lifts**2)
+            mask = jnp.repeat(mask, lifts)
         h = jnp.repeat(embed(graph.nodes, self.features), lifts, axis=0)
-        rows = pairs.reshape(-1, pairs.shape[-1]).astype(h.dtype)
-        number = jnp.repeat(lifts * (in_degree(graph) + 1), lifts, axis=0).astype(h.dtype)
+        kernel_inputs = pairs.reshape(-1, pairs.shape[-1]).astype(h.dtype)
+        n_neighbors = jnp.repeat(lifts * (in_degree(graph) + 1), lifts, axis=0).astype(h.dtype)
         for k in range(self.layers):
             name = f"layer_{k}_{{}}".format
-            t = silu(BatchNorm(name=name("norm_in"))(h, real))
+            t = silu(BatchNorm(name=name("norm_in"))(h, mask))
             t = Dense(self.features // 4, name=name("down"))(t)
-            t = silu(BatchNorm(name=name("norm_down"))(t, real))
-            w = rows
-            for part, width in enumerate((*(self.kernel_features,) * 2, self.kernel_channels)):
-                w = Dense(width, name=name(f"kernel_{part}"))(w)
-                w = silu(BatchNorm(name=name(f"kernel_norm_{part}"))(w, real_pairs))
+            t = silu(BatchNorm(name=name("norm_down"))(t, mask))
+            w = kernel_inputs
+            for depth, width in enumerate((*(self.kernel_features,) * 2, self.kernel_channels)):
+                w = Dense(width, name=name(f"kernel_{depth}"))(w)
+                w = silu(BatchNorm(name=name(f"kernel_norm_{depth}"))(w, pair_mask))
             w = w.reshape(*pairs.shape[:3], self.kernel_channels)
             sums = _convolve(graph, t.reshape(-1, lifts, t.shape[1]), w)
-            t = Dense(self.features // 4, name=name("linear"))(sums) / number
-            t = silu(BatchNorm(name=name("norm_up"))(t, real))
+            t = Dense(self.features // 4, name=name("linear"))(sums) / n_neighbors
+            t = silu(BatchNorm(name=name("norm_up"))(t, mask))
             h += Dense(self.features, name=name("up"))(t)
-        h = silu(BatchNorm(name="norm_out")(h, real))
+        h = silu(BatchNorm(name="norm_out")(h, mask))
         h = jnp.mean(h.reshape(-1, lifts, self.features), axis=1)
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
@@ -118,27 +118,29 @@ class LieConv(nn.Module):
             if x.shape[-1] != 3:
                 raise ValueError(f"x has {x.shape[-1]} coordinates; expected 3 with lifts to SE(3)")
             orientations = self._orientations(x)
-            ends = (orientations[graph.receivers], orientations[graph.senders])
-            of_edges = _logarithms(*ends, r_ij)
-            of_nodes = _logarithms(orientations, orientations, jnp.zeros_like(x))
+            endpoints = (orientations[graph.receivers], orientations[graph.senders])
+            edge_inputs = _logarithms(*endpoints, r_ij)
+            node_inputs = _logarithms(orientations, orientations, jnp.zeros_like(x))
         else:
-            of_edges, of_nodes = r_ij[:, None, None], jnp.zeros_like(x)[:, None, None]
+            edge_inputs, node_inputs = r_ij[:, None, None], jnp.zeros_like(x)[:, None, None]
         if graph.edges.a is not None:
-            one = jnp.ones((1, *of_edges.shape[1:3], 1), x.dtype)
-            of_edges = jnp.concatenate([of_edges, graph.edges.a[:, None, None] * one], axis=-1)
-            zeros = jnp.zeros((*of_nodes.shape[:3], graph.edges.a.shape[1]), x.dtype)
-            of_nodes = jnp.concatenate([of_nodes, zeros], axis=-1)
-        return jnp.concatenate([of_edges, of_nodes])
+            ones = jnp.ones((1, *edge_inputs.shape[1:3], 1), x.dtype)
+            edge_inputs = jnp.concatenate(
+                [edge_inputs, graph.edges.a[:, None, None] * ones], axis=-1
+            )
+            zeros = jnp.zeros((*node_inputs.shape[:3], graph.edges.a.shape[1]), x.dtype)
+            node_inputs = jnp.concatenate([node_inputs, zeros], axis=-1)
+        return jnp.concatenate([edge_inputs, node_inputs])
 
     def _orientations(self, x: jax.Array) -> jax.Array:
         """Random rotations as quaternions (N, L, 4)."""
-        each = self.has_rng("orientations")
-        key = self.make_rng("orientations") if each else jax.random.key(0)
-        shape = (len(x) if each else 1, self.lifts, 4)
+        per_node = self.has_rng("orientations")
+        key = self.make_rng("orientations") if per_node else jax.random.key(0)
+        shape = (len(x) if per_node else 1, self.lifts, 4)
         # In float32, so that a network has the same rotations in any precision.
-        drawn = jax.random.normal(key, shape, jnp.float32).astype(x.dtype)
-        drawn = drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True)
-        return jnp.broadcast_to(drawn, (len(x), self.lifts, 4))
+        quaternions = jax.random.normal(key, shape, jnp.float32).astype(x.dtype)
+        quaternions = quaternions / jnp.linalg.norm(quaternions, axis=-1, keepdims=True)
+        return jnp.broadcast_to(quaternions, (len(x), self.lifts, 4))
 
 
 _SERIES = np.array([691 / 1277025750, 1 / 187110, 1 / 18900, 1 / 1890, 1 / 180, 1 / 12])
@@ -147,11 +149,11 @@ _SERIES = np.array([691 / 1277025750, 1 / 187110, 1 / 18900, 1 / 1890, 1 / 180, 
 
 def _convolve(graph: GraphsTuple, t: jax.Array, w: jax.Array) -> jax.Array:
     """Sum w_ij ⊗ t_j over j ∈ N_i, (N, L, C) and (E + N, L, L, K) to (N · L, K · C)."""
-    number, lifts, _ = t.shape
+    n_node, lifts, _ = t.shape
     sums = sum(
         sum_of_products(graph, w[:, :, p].reshape(len(w), -1), t[:, p]) for p in range(lifts)
     )
-    return jnp.reshape(sums, (number * lifts, -1))
+    return jnp.reshape(sums, (n_node * lifts, -1))
 
 
 def _logarithms(q_i: jax.Array, q_j: jax.Array, r_ij: jax.Array) -> jax.Array:
@@ -163,18 +165,22 @@ def _logarithms(q_i: jax.Array, q_j: jax.Array, r_ij: jax.Array) -> jax.Array:
     q_i, q_j = q_i[:, :, None], q_j[:, None]
     s, u = q_j[..., :1], -q_j[..., 1:]  # the inverse of q_j
     r = jnp.broadcast_to(r_ij[:, None, None], (*jnp.broadcast_shapes(q_i.shape, q_j.shape)[:3], 3))
-    turned = 2 * jnp.cross(u, r)
-    t = r + s * turned + jnp.cross(u, turned)
+    twice_cross = 2 * jnp.cross(u, r)
+    t = r + s * twice_cross + jnp.cross(u, twice_cross)
     cosine = s * q_i[..., :1] - jnp.sum(u * q_i[..., 1:], axis=-1, keepdims=True)
     sine = s * q_i[..., 1:] + q_i[..., :1] * u + jnp.cross(u, q_i[..., 1:])  # times the axis
     sine = jnp.where(cosine < 0, -sine, sine)
     length = safe_norm(sine, keepdims=True)
     half = jnp.arctan2(length, jnp.abs(cosine))
     omega = jnp.where(length > 0, 2 * half / jnp.where(length > 0, length, 1.0), 2.0) * sine
-    far = half > 0.3
-    kept = jnp.where(far, half, 1.0)
+    is_large = half > 0.3
+    safe_half = jnp.where(is_large, half, 1.0)
     factor = jnp.where(
-        far, (1 - kept / jnp.tan(kept)) / (2 * kept) ** 2, jnp.polyval(_SERIES, half**2)
+        is_large,
+        (1 - safe_half / jnp.tan(safe_half)) / (2 * safe_half) ** 2,
+        jnp.polyval(_SERIES, half**2),
     )
-    crossed = jnp.cross(omega, t)
-    return jnp.concatenate([omega, t - crossed / 2 + factor * jnp.cross(omega, crossed)], axis=-1)
+    omega_cross_t = jnp.cross(omega, t)
+    return jnp.concatenate(
+        [omega, t - omega_cross_t / 2 + factor * jnp.cross(omega, omega_cross_t)], axis=-1
+    )

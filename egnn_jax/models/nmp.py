@@ -105,15 +105,17 @@ class NMP(nn.Module):
             max_nodes=self.max_nodes,
         )
         layout, too_large = checked_layout(graph, self.max_nodes)
-        # Rows (G M, d), since XLA transposes more axes for the gradients of products.
-        h, real = layout.to_dense(self._widened(graph.nodes)), layout.mask[:, None]
-        h = h.reshape(len(real), -1)
-        e = self._edges(graph, h.dtype)
+        # As rows (G M, d): XLA would transpose further axes in the gradients of products.
+        h, mask = layout.to_dense(self._padded_features(graph.nodes)), layout.mask[:, None]
+        h = h.reshape(len(mask), -1)
+        e = self._edge_inputs(graph, h.dtype)
         sizes = self.features, self.edge_features, self.edge_layers
         phi, w = EdgeNetwork(*sizes, name="A")(e)
         phi_out, w_out = EdgeNetwork(*sizes, name="A_out")(e)
-        pairs = _by_graph(layout.pair_matrices(graph.receivers, graph.senders, phi[:-1]))
-        pairs_out = _by_graph(layout.pair_matrices(graph.senders, graph.receivers, phi_out[:-1]))
+        pairs = _merge_last_axes(layout.pair_matrices(graph.receivers, graph.senders, phi[:-1]))
+        pairs_out = _merge_last_axes(
+            layout.pair_matrices(graph.senders, graph.receivers, phi_out[:-1])
+        )
         loop = jnp.einsum("k,dkf->df", phi[-1], w)  # A(e_ii), transposed
         loop_out = jnp.einsum("k,dkf->df", phi_out[-1], w_out)
         b, gru = self.param("b", glorot_bias, (2 * self.features,), h.dtype), GRU(name="gru")
@@ -121,12 +123,12 @@ class NMP(nn.Module):
             m_in = _messages(pairs, w, h) + h @ loop  # Σ_j A(e_ij) h_j
             m_out = _messages(pairs_out, w_out, h) + h @ loop_out  # Σ_j A'(e_ji) h_j
             m = jnp.concatenate([m_in, m_out], axis=-1) + b  # m_i
-            h = jnp.where(real, gru(h, m), 0)  # h_i'
-        left = layout.to_nodes(h.reshape(*layout.shape, -1))
-        h = jnp.where(too_large[:, None], jnp.nan, left).astype(h.dtype)
+            h = jnp.where(mask, gru(h, m), 0)  # h_i'
+        h_nodes = layout.to_nodes(h.reshape(*layout.shape, -1))
+        h = jnp.where(too_large[:, None], jnp.nan, h_nodes).astype(h.dtype)
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
-    def _widened(self, nodes: Nodes) -> jax.Array:
+    def _padded_features(self, nodes: Nodes) -> jax.Array:
         """Initial features h⁰ (N, features): h padded with zeros, or embedded node types."""
         h = node_features(nodes, self.features)
         if h.shape[-1] > self.features:
@@ -136,7 +138,7 @@ class NMP(nn.Module):
             )
         return jnp.pad(h, [(0, 0), (0, self.features - h.shape[-1])])
 
-    def _edges(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
+    def _edge_inputs(self, graph: GraphsTuple, dtype: jnp.dtype) -> jax.Array:
         """Edge inputs e_ij of each edge, and e_ii last, (E + 1, A + 2)."""
         distance = safe_norm(edge_vectors(graph, graph.nodes.x), keepdims=True)
         a = graph.edges.a if graph.edges.a is not None else distance[:, :0]
@@ -144,12 +146,12 @@ class NMP(nn.Module):
         return jnp.concatenate([e, jnp.eye(1, e.shape[1], dtype=e.dtype)]).astype(dtype)
 
 
-def _by_graph(pairs: jax.Array) -> jax.Array:
+def _merge_last_axes(pairs: jax.Array) -> jax.Array:
     """Merge the last two axes, (G, M, M, K) to (G, M, M K)."""
     return pairs.reshape(*pairs.shape[:2], -1)
 
 
 def _messages(pairs: jax.Array, w: jax.Array, h: jax.Array) -> jax.Array:
     """Messages Σ_jk φ_k(e_ij) (W_k h_j) (G M, d) of φ (G, M, M K), W (d, K, d) and h (G M, d)."""
-    sent = h @ w.reshape(len(w), -1)  # W_k h_j
-    return (pairs @ sent.reshape(len(pairs), -1, h.shape[-1])).reshape(h.shape)
+    w_h = h @ w.reshape(len(w), -1)  # W_k h_j
+    return (pairs @ w_h.reshape(len(pairs), -1, h.shape[-1])).reshape(h.shape)

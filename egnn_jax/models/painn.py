@@ -68,13 +68,13 @@ class PaiNN(nn.Module):
         for k in range(self.layers):
             filters = Dense(3 * self.features, name=f"layer_{k}_filters")(s_ij.astype(h.dtype))
             phi = MLP(self.features, 3 * self.features, name=f"layer_{k}_phi")(h)
-            sent = exchange(graph, phi)[graph.senders] * (filters * envelope)
-            dh, carried, along = jnp.split(sent, 3, axis=-1)
-            moves = u_ij * along[:, None]
+            phi_w = exchange(graph, phi)[graph.senders] * (filters * envelope)
+            dh_ij, phi_w_2, phi_w_3 = jnp.split(phi_w, 3, axis=-1)
+            dv_ij = u_ij * phi_w_3[:, None]
             if vectors is not None:
-                moves += exchange(graph, vectors)[graph.senders] * carried[:, None]
-            dv = sum_at_receivers(graph, moves)
-            h += sum_at_receivers(graph, dh)
+                dv_ij += exchange(graph, vectors)[graph.senders] * phi_w_2[:, None]
+            dv = sum_at_receivers(graph, dv_ij)
+            h += sum_at_receivers(graph, dh_ij)
             vectors = dv if vectors is None else vectors + dv
             h, vectors = self._update(h, vectors, f"layer_{k}_update")
         assert vectors is not None

@@ -92,8 +92,8 @@ class SchNet(nn.Module):
             filters = (
                 shifted_softplus(Dense(self.features, name=name("phi_cf_1"))(filters)) * envelope
             )
-            sent = Dense(self.features, use_bias=False, name=name("phi_s"))(h)
-            m_i = sum_at_receivers(graph, filters * exchange(graph, sent)[graph.senders])
+            phi_s = Dense(self.features, use_bias=False, name=name("phi_s"))(h)
+            m_i = sum_at_receivers(graph, filters * exchange(graph, phi_s)[graph.senders])
             h += Dense(self.features, name=name("phi_h_1"))(
                 shifted_softplus(Dense(self.features, name=name("phi_h_0"))(m_i))
             )

@@ -53,17 +53,17 @@ class AttentionLayer(nn.Module):
         products = product(graph, features, edges, self.degree)
         weights = MLP(self.radial, 2 * products.irreps.num_irreps, name="radial")(edges.invariants)
         weights_k, weights_v = jnp.split(weights, 2, axis=-1)
-        queries = linear(products.irreps, "query")(features)[graph.receivers]
-        agreement = e3nn.dot(queries, products, per_irrep=True).array * weights_k
+        q_i = linear(products.irreps, "query")(features)[graph.receivers]
+        dots = e3nn.dot(q_i, products, per_irrep=True).array * weights_k
         logits = (
-            jnp.sum(self._by_head(agreement), axis=(-3, -1))
+            jnp.sum(self._split_heads(dots), axis=(-3, -1))
             * (self.heads / products.irreps.dim) ** 0.5
         )
-        attention = softmax_at_receivers(graph, logits)[:, None, :, None]
-        values = products * (self._by_head(weights_v) * attention).reshape(weights_v.shape)
-        return update(graph, features, values, irreps(self.features, self.degree, self.parity))
+        alpha = softmax_at_receivers(graph, logits)[:, None, :, None]
+        v_ij = products * (self._split_heads(weights_v) * alpha).reshape(weights_v.shape)
+        return update(graph, features, v_ij, irreps(self.features, self.degree, self.parity))
 
-    def _by_head(self, weights: jax.Array) -> jax.Array:
+    def _split_heads(self, weights: jax.Array) -> jax.Array:
         """Split heads: (E, products·features) to (E, products, heads, features per head)."""
         return weights.reshape(
             weights.shape[0],

@@ -96,41 +96,41 @@ class TensorNet(nn.Module):
         z_j = exchange(graph, Dense(self.features, False, name="z_j")(h))[graph.senders]
         z_ij = (z_i + z_j) * envelope
         weights = self._weights(s_ij, z_ij, "tensors_w")
-        tensors = _sum(graph, _weigh(_of_directions(u_ij.astype(h.dtype)), weights))
+        tensors = _sum(graph, _weighted(_direction_tensors(u_ij.astype(h.dtype)), weights))
         norms = LayerNorm(name="tensors_norm")(_squared_norms(tensors))
         gates = MLP(2 * self.features, 3 * self.features, name="tensors_gates")(norms)
-        tensors = _weigh(self._mix(tensors, "tensors_mix"), _parted(nn.silu(gates)))
+        tensors = _weighted(self._mix(tensors, "tensors_mix"), _split_parts(nn.silu(gates)))
         for k in range(self.layers):
             y = self._mix(_normalized(tensors), f"layer_{k}_y")
             weights = self._weights(s_ij, envelope, f"layer_{k}_w")
-            sent = _weigh(tuple(part[graph.senders] for part in exchange(graph, y)), weights)
-            product = _anticommutator(_matrices(y), _matrices(_sum(graph, sent)))
-            delta = self._mix(_normalized(_parts(product)), f"layer_{k}_delta")
+            messages = _weighted(tuple(part[graph.senders] for part in exchange(graph, y)), weights)
+            product = _anticommutator(_matrices(y), _matrices(_sum(graph, messages)))
+            delta = self._mix(_normalized(_components(product)), f"layer_{k}_delta")
             matrices = _matrices(delta)
-            squared = _parts(jnp.einsum("nabf,nbcf->nacf", matrices, matrices))
-            tensors = tuple(x + d + d2 for x, d, d2 in zip(tensors, delta, squared, strict=True))
+            squared = _components(jnp.einsum("nabf,nbcf->nacf", matrices, matrices))
+            tensors = tuple(t + d + d2 for t, d, d2 in zip(tensors, delta, squared, strict=True))
         norms = jnp.concatenate([jnp.sum(part**2, axis=1) for part in tensors], axis=-1)
         h = MLP(self.features, self.features, name="out")(LayerNorm(name="out_norm")(norms))
         return graph._replace(nodes=graph.nodes.replace(h=h))
 
     def _weights(self, s_ij: jax.Array, factor: jax.Array, name: str) -> Tensor:
         """Edge weights (E, 1, F) of each part: linear in s_ij, times a factor (E, 1 or F)."""
-        return _parted(Dense(3 * self.features, name=name)(s_ij), factor)
+        return _split_parts(Dense(3 * self.features, name=name)(s_ij), factor)
 
     def _mix(self, tensors: Tensor, name: str) -> Tensor:
         """Mix the channels of each part linearly."""
         return tuple(
-            Dense(self.features, use_bias=False, name=f"{name}_{kind}")(part)
-            for kind, part in zip("ias", tensors, strict=True)
+            Dense(self.features, use_bias=False, name=f"{name}_{suffix}")(part)
+            for suffix, part in zip("ias", tensors, strict=True)
         )
 
 
-def _parted(weights: jax.Array, factor: jax.Array | float = 1.0) -> Tensor:
+def _split_parts(weights: jax.Array, factor: jax.Array | float = 1.0) -> Tensor:
     """Split weights (E, 3 F) into (E, 1, F) for each part, times a factor (E, 1 or F)."""
     return tuple((w * factor)[:, None] for w in jnp.split(weights, 3, axis=-1))
 
 
-def _weigh(tensors: Tensor, weights: Tensor) -> Tensor:
+def _weighted(tensors: Tensor, weights: Tensor) -> Tensor:
     return tuple(part * weight for part, weight in zip(tensors, weights, strict=True))
 
 
@@ -138,7 +138,7 @@ def _sum(graph: GraphsTuple, tensors: Tensor) -> Tensor:
     return tuple(sum_at_receivers(graph, part) for part in tensors)
 
 
-def _of_directions(u_ij: jax.Array) -> Tensor:
+def _direction_tensors(u_ij: jax.Array) -> Tensor:
     """Tensors 1, [-u]× and u uᵀ - 1/3 of directions u (E, 3), with F = 1."""
     symmetric = jnp.asarray(BASES[2], u_ij.dtype)
     s = jnp.einsum("kab,ea,eb->ek", symmetric, u_ij, u_ij)
@@ -166,7 +166,7 @@ def _matrices(tensors: Tensor) -> jax.Array:
     return i + a + s
 
 
-def _parts(matrices: jax.Array) -> Tensor:
+def _components(matrices: jax.Array) -> Tensor:
     """Convert matrices to components, the inverse of :func:`_matrices`."""
     bases = (jnp.asarray(basis, matrices.dtype) for basis in BASES)
     return tuple(jnp.einsum("kab,nabf->nkf", basis, matrices) for basis in bases)

@@ -53,13 +53,13 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, x.dtype)
         mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
         if self.is_mutable_collection(COLLECTION) and not self.is_initializing():
-            wide = x.astype(dtype)
+            x_cast = x.astype(dtype)
             weight: Any = jnp.ones(x.shape[:1], dtype) if real is None else real.astype(dtype)
-            number = jnp.maximum(jnp.sum(weight), 1)
-            mean = weight @ wide / number
-            var = weight @ (wide - mean) ** 2 / number
-            unbiased = var * number / jnp.maximum(number - 1, 1)
-            for running, new in ((running_mean, mean), (running_var, unbiased)):
+            count = jnp.maximum(jnp.sum(weight), 1)
+            mean = weight @ x_cast / count
+            var = weight @ (x_cast - mean) ** 2 / count
+            unbiased_var = var * count / jnp.maximum(count - 1, 1)
+            for running, new in ((running_mean, mean), (running_var, unbiased_var)):
                 running.value += self.momentum * (new.astype(running.value.dtype) - running.value)
         else:
             mean, var = jax.lax.stop_gradient((mean, var))

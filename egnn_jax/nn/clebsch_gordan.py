@@ -30,9 +30,9 @@ def part(values: jax.Array, degree: int) -> jax.Array:
 def clebsch_gordan(l1: int, l2: int, l: int) -> np.ndarray:
     """Coefficients ⟨l1 m1 l2 m2 | l m⟩ (2 l1 + 1, 2 l2 + 1, 2 l + 1) by Racah's formula."""
     f = factorial
-    table = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l + 1))
+    coefficients = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l + 1))
     if not abs(l1 - l2) <= l <= l1 + l2:
-        return table
+        return coefficients
     delta = f(l1 + l2 - l) * f(l1 - l2 + l) * f(l2 - l1 + l) / f(l1 + l2 + l + 1)
     for m1 in range(-l1, l1 + 1):
         for m2 in range(max(-l2, -l - m1), min(l2, l - m1) + 1):
@@ -49,8 +49,8 @@ def clebsch_gordan(l1: int, l2: int, l: int) -> np.ndarray:
                 )
                 if min(terms) >= 0:
                     total += (-1) ** k / np.prod([float(f(n)) for n in (k, *terms)])
-            table[l1 + m1, l2 + m2, l + m] = ((2 * l + 1) * delta * root) ** 0.5 * total
-    return table
+            coefficients[l1 + m1, l2 + m2, l + m] = ((2 * l + 1) * delta * root) ** 0.5 * total
+    return coefficients
 
 
 def solid_harmonics(r: jax.Array, degree: int) -> jax.Array:
@@ -61,17 +61,18 @@ def solid_harmonics(r: jax.Array, degree: int) -> jax.Array:
     product of degrees l - 1 and 1.
     """
     x, y, z = (r[..., k] / 2**0.5 for k in range(3))
-    first = jnp.stack(
+    degree_1 = jnp.stack(
         [jnp.stack([x, 2**0.5 * z, -x], -1), jnp.stack([y, jnp.zeros_like(y), y], -1)]
     )
-    one = jnp.ones_like(first[0, ..., :1])
-    parts = [jnp.stack([one, jnp.zeros_like(one)]), first][: degree + 1]
+    ones = jnp.ones_like(degree_1[0, ..., :1])
+    harmonics = [jnp.stack([ones, jnp.zeros_like(ones)]), degree_1][: degree + 1]
     for l in range(2, degree + 1):
-        table = clebsch_gordan(l - 1, 1, l)
-        table = jnp.asarray(table / table[l - 1, 1, l], r.dtype)  # ⟨l-1 0 1 0 | l 0⟩
-        pairs = outer(parts[-1], first)
-        parts.append(jnp.einsum("...ab,abm->...m", pairs, table, precision="highest"))
-    return jnp.concatenate(parts, axis=-1)
+        coefficients = clebsch_gordan(l - 1, 1, l)
+        # Divided by ⟨l-1 0 1 0 | l 0⟩.
+        coefficients = jnp.asarray(coefficients / coefficients[l - 1, 1, l], r.dtype)
+        products = outer(harmonics[-1], degree_1)
+        harmonics.append(jnp.einsum("...ab,abm->...m", products, coefficients, precision="highest"))
+    return jnp.concatenate(harmonics, axis=-1)
 
 
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -86,7 +87,8 @@ def outer(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def dual(values: jax.Array) -> jax.Array:
     """Dual (-1)ᵐ F_-m (…, K) of F, whose product with any F', summed over m, is invariant."""
-    l = np.repeat(np.arange(n := degree_of(values.shape[-1]) + 1), 2 * np.arange(n) + 1)
+    n = degree_of(values.shape[-1]) + 1
+    l = np.repeat(np.arange(n), 2 * np.arange(n) + 1)
     m = np.arange(n**2) - l**2 - l
     return values[..., l**2 + l - m] * jnp.asarray((-1.0) ** m, values.dtype)
 
@@ -119,21 +121,23 @@ def mix(kernel: jax.Array, values: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _table(l1: int, degree2: int, degree: int, parity: Parity) -> tuple[np.ndarray, list[int]]:
+def _coupling_matrix(
+    l1: int, degree2: int, degree: int, parity: Parity
+) -> tuple[np.ndarray, list[int]]:
     """Coefficients ⟨l1 m1 l2 m2 | l m⟩ of l1 with l2 = 0 … ``degree2``, one column for each
     (l, l2, m) in this order; and the number of l2 for each l.
     """
-    columns, counts = [np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 0))], []
+    blocks, counts = [np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 0))], []
     for l in range(degree + 1):
-        between = range(abs(l1 - l), min(l1 + l, degree2) + 1)
+        l2_range = range(abs(l1 - l), min(l1 + l, degree2) + 1)
         step = 2 if parity == "natural" else 1  # l1 + l2 + l of the first l2 is even
-        for l2 in between[::step]:
-            table = np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 2 * l + 1))
-            table[:, l2**2 : (l2 + 1) ** 2] = clebsch_gordan(l1, l2, l)
-            columns.append(table)
-        counts.append(len(between[::step]))
-    joined = np.concatenate(columns, axis=-1)
-    return joined.reshape(-1, joined.shape[-1]), counts
+        for l2 in l2_range[::step]:
+            block = np.zeros((2 * l1 + 1, (degree2 + 1) ** 2, 2 * l + 1))
+            block[:, l2**2 : (l2 + 1) ** 2] = clebsch_gordan(l1, l2, l)
+            blocks.append(block)
+        counts.append(len(l2_range[::step]))
+    coefficients = np.concatenate(blocks, axis=-1)
+    return coefficients.reshape(-1, coefficients.shape[-1]), counts
 
 
 def couple(pairs: Sequence[jax.Array], degree: int, parity: Parity) -> list[jax.Array]:
@@ -148,17 +152,17 @@ def couple(pairs: Sequence[jax.Array], degree: int, parity: Parity) -> list[jax.
     Returns:
       For each l, complex (2, P C, N, 2 l + 1) for its P pairs of degrees, l1 outer and l2 inner.
     """
-    found: list[list[jax.Array]] = [[] for _ in range(degree + 1)]
-    for l1, of_l1 in enumerate(pairs):
-        table, counts = _table(l1, degree_of(of_l1.shape[-1]), degree, parity)
-        flat = of_l1.reshape(*of_l1.shape[:3], -1)
-        coupled = flat @ jnp.asarray(table, flat.dtype)
-        ends = np.cumsum(np.array(counts) * (2 * np.arange(degree + 1) + 1))
-        for l, of_l in enumerate(jnp.split(coupled, ends[:-1], axis=-1)):
-            columns = of_l.reshape(*flat.shape[:3], counts[l], 2 * l + 1)
-            found[l].append(columns.transpose(0, 3, 1, 2, 4))
-    joined = [jnp.concatenate(of_l, axis=1) for of_l in found]
-    return [z.reshape(2, z.shape[1] * z.shape[2], *z.shape[3:]) for z in joined]
+    terms: list[list[jax.Array]] = [[] for _ in range(degree + 1)]
+    for l1, pairs_l1 in enumerate(pairs):
+        coefficients, counts = _coupling_matrix(l1, degree_of(pairs_l1.shape[-1]), degree, parity)
+        flat = pairs_l1.reshape(*pairs_l1.shape[:3], -1)
+        coupled = flat @ jnp.asarray(coefficients, flat.dtype)
+        offsets = np.cumsum(np.array(counts) * (2 * np.arange(degree + 1) + 1))
+        for l, coupled_l in enumerate(jnp.split(coupled, offsets[:-1], axis=-1)):
+            terms_l = coupled_l.reshape(*flat.shape[:3], counts[l], 2 * l + 1)
+            terms[l].append(terms_l.transpose(0, 3, 1, 2, 4))
+    outputs = [jnp.concatenate(terms_l, axis=1) for terms_l in terms]
+    return [z.reshape(2, z.shape[1] * z.shape[2], *z.shape[3:]) for z in outputs]
 
 
 def cartesian(f: jax.Array) -> jax.Array:

@@ -44,12 +44,12 @@ class DenseLayout(NamedTuple):
 
     def pair_matrices(self, rows: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
         """Scatter-add values (E, …) of the node pairs (rows, columns) to (G, M, M, …)."""
-        number, size = self.shape
-        outside = self.slot[columns] == number * size
-        row = jnp.where(outside, number * size, self.slot[rows])
-        sums = jnp.zeros((number * size, size, *values.shape[1:]), values.dtype)
+        n_graph, size = self.shape
+        no_slot = self.slot[columns] == n_graph * size
+        row = jnp.where(no_slot, n_graph * size, self.slot[rows])
+        sums = jnp.zeros((n_graph * size, size, *values.shape[1:]), values.dtype)
         sums = sums.at[row, self.slot[columns] % size].add(values, mode="drop")
-        return sums.reshape(number, size, *sums.shape[1:])
+        return sums.reshape(n_graph, size, *sums.shape[1:])
 
 
 def checked_layout(graph: GraphsTuple, max_nodes: int) -> tuple[DenseLayout, jax.Array]:
@@ -61,22 +61,24 @@ def checked_layout(graph: GraphsTuple, max_nodes: int) -> tuple[DenseLayout, jax
     """
     _require_slots(graph, max_nodes)
     layout = dense_layout(graph, max_nodes)
-    large = (jnp.asarray(graph.n_node) > layout.shape[1])[graph_of_node(graph)]
-    return layout, large & node_mask(graph) if isinstance(graph, PaddedGraphsTuple) else large
+    too_large = (jnp.asarray(graph.n_node) > layout.shape[1])[graph_of_node(graph)]
+    return layout, too_large & node_mask(graph) if isinstance(
+        graph, PaddedGraphsTuple
+    ) else too_large
 
 
 def dense_layout(graph: GraphsTuple, max_nodes: int) -> DenseLayout:
     """Lay out a batch with ``max_nodes`` slots per graph; further nodes have no slot."""
-    total, n_node = graph.nodes.x.shape[0], jnp.asarray(graph.n_node, jnp.int32)
-    number, size = n_node.shape[0], max(min(max_nodes, total), 1)
-    of = graph_of_node(graph).astype(n_node.dtype)
-    first = jnp.cumsum(n_node) - n_node
-    slot = jnp.arange(total, dtype=n_node.dtype) - first[of]
+    total_nodes, n_node = graph.nodes.x.shape[0], jnp.asarray(graph.n_node, jnp.int32)
+    n_graph, size = n_node.shape[0], max(min(max_nodes, total_nodes), 1)
+    graph_index = graph_of_node(graph).astype(n_node.dtype)
+    offsets = jnp.cumsum(n_node) - n_node
+    slot = jnp.arange(total_nodes, dtype=n_node.dtype) - offsets[graph_index]
     slots = jnp.arange(size, dtype=n_node.dtype)
     return DenseLayout(
-        (number, size),
-        jnp.where(slot < size, of * size + slot, number * size),
-        jnp.minimum(first[:, None] + slots, total - 1).reshape(-1),
+        (n_graph, size),
+        jnp.where(slot < size, graph_index * size + slot, n_graph * size),
+        jnp.minimum(offsets[:, None] + slots, total_nodes - 1).reshape(-1),
         (slots < n_node[:, None]).reshape(-1),
     )
 

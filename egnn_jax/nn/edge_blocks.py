@@ -32,29 +32,31 @@ def sum_in_blocks(
     """
     n_node, n_edge = graph.nodes.x.shape[0], graph.senders.shape[0]
     size = min(size, n_edge)  # a larger block would only add padding
-    blocks = -(-n_edge // size) if size else 1
+    n_block = -(-n_edge // size) if size else 1
 
     def stack(a: jax.Array, padding: int = 0) -> jax.Array:
-        filled = jnp.pad(
-            a, [(0, blocks * size - n_edge)] + [(0, 0)] * (a.ndim - 1), constant_values=padding
+        padded = jnp.pad(
+            a, [(0, n_block * size - n_edge)] + [(0, 0)] * (a.ndim - 1), constant_values=padding
         )
-        return filled.reshape(blocks, size, *a.shape[1:])
+        return padded.reshape(n_block, size, *a.shape[1:])
 
     def add(layer: nn.Module, sums: Any, block: Any) -> tuple[Any, None]:
         senders, receivers, edges = block
-        part = graph._replace(senders=senders, receivers=receivers, edges=edges)
+        block_graph = graph._replace(senders=senders, receivers=receivers, edges=edges)
         return jax.tree.map(
-            partial(add_at_receivers, part), sums, nn.remat(messages)(layer, part)
+            partial(add_at_receivers, block_graph), sums, nn.remat(messages)(layer, block_graph)
         ), None
 
     # Padding edges of the last block have the receiver N, which is out of range: they are dropped.
-    ends = (
+    edge_blocks = (
         stack(jnp.asarray(graph.senders)),
         stack(jnp.asarray(graph.receivers), n_node),
         jax.tree.map(stack, graph.edges),
     )
-    run: Any = nn.scan(add, variable_broadcast="params", split_rngs={"params": False})
+    scan: Any = nn.scan(add, variable_broadcast="params", split_rngs={"params": False})
     if is_part(graph):  # otherwise, devices would sum parameter gradients in each block
-        run = nn.map_variables(run, "params", trans_in_fn=partial(vary, graph))
-    wide = jax.tree.map(lambda a: a.astype(dtype_of_sums(a)), sums)
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), run(layer, wide, ends)[0], sums)
+        scan = nn.map_variables(scan, "params", trans_in_fn=partial(vary, graph))
+    accumulators = jax.tree.map(lambda a: a.astype(dtype_of_sums(a)), sums)
+    return jax.tree.map(
+        lambda a, b: a.astype(b.dtype), scan(layer, accumulators, edge_blocks)[0], sums
+    )

@@ -23,24 +23,24 @@ def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple,
     n_node = graph.nodes.x.shape[0]
     if not n_node:
         raise ValueError("the graph has no nodes; expected at least one")
-    if not len(graph.receivers):  # gathers need at least one edge: add one that does not count
+    if not len(graph.receivers):  # gathers need at least one edge: add one that is masked
         edges = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), graph.edges)
         node = jnp.zeros(1, jnp.int32)
         graph = graph._replace(senders=node, receivers=node, edges=edges)
-    apart = graph.senders != graph.receivers
+    pair_mask = graph.senders != graph.receivers
     if graph.edges.shift is not None:
-        apart |= jnp.any(graph.edges.shift != 0, axis=-1)
+        pair_mask |= jnp.any(graph.edges.shift != 0, axis=-1)
     if not self_pairs:
-        return graph, apart
+        return graph, pair_mask
     nodes = jnp.arange(n_node, dtype=jnp.int32)
     order = jnp.argsort(jnp.concatenate([nodes, graph.receivers]), stable=True)
     insert = lambda a: jnp.concatenate([jnp.zeros((len(nodes), *a.shape[1:]), a.dtype), a])[order]
     senders, receivers = (
-        jnp.concatenate([nodes, ends])[order] for ends in (graph.senders, graph.receivers)
+        jnp.concatenate([nodes, endpoints])[order] for endpoints in (graph.senders, graph.receivers)
     )
     edges = jax.tree.map(insert, graph.edges)
-    kept = jnp.concatenate([jnp.ones(len(nodes), bool), apart])[order]
-    return graph._replace(senders=senders, receivers=receivers, edges=edges), kept
+    mask = jnp.concatenate([jnp.ones(len(nodes), bool), pair_mask])[order]
+    return graph._replace(senders=senders, receivers=receivers, edges=edges), mask
 
 
 class EdgeRows(NamedTuple):
@@ -66,22 +66,22 @@ def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
     n_node, n_edge = graph.nodes.x.shape[0], graph.receivers.shape[0]
     width = max(4 * -(-3 * n_edge // (8 * max(n_node, 1))), 4)
     arange = partial(jnp.arange, dtype=jnp.int32)
-    chosen = kept.astype(jnp.int32)
-    count = jax.ops.segment_sum(chosen, graph.receivers, n_node, indices_are_sorted=True)
-    first = jnp.cumsum(count) - count
-    place = jnp.where(kept, jnp.cumsum(chosen) - 1, n_edge)  # among the kept edges
-    edges = jnp.zeros(n_edge, jnp.int32).at[place].set(arange(n_edge), mode="drop")
-    more = -(-jnp.maximum(count - width, 0) // width)
-    ends, rest = jnp.cumsum(more), arange(n_edge // width)
-    receivers = jnp.searchsorted(ends, rest, side="right")
-    number = rest - (ends - more)[receivers] + 1
-    number = jnp.concatenate([jnp.zeros(n_node, jnp.int32), number])
+    indicator = kept.astype(jnp.int32)
+    in_degree = jax.ops.segment_sum(indicator, graph.receivers, n_node, indices_are_sorted=True)
+    offsets = jnp.cumsum(in_degree) - in_degree
+    rank = jnp.where(kept, jnp.cumsum(indicator) - 1, n_edge)  # among the kept edges
+    edges = jnp.zeros(n_edge, jnp.int32).at[rank].set(arange(n_edge), mode="drop")
+    extra_counts = -(-jnp.maximum(in_degree - width, 0) // width)
+    extra_ends, extra_rows = jnp.cumsum(extra_counts), arange(n_edge // width)
+    receivers = jnp.searchsorted(extra_ends, extra_rows, side="right")
+    row_in_node = extra_rows - (extra_ends - extra_counts)[receivers] + 1
+    row_in_node = jnp.concatenate([jnp.zeros(n_node, jnp.int32), row_in_node])
     receivers = jnp.concatenate([arange(n_node), receivers])
-    slot = width * number[:, None] + arange(width)  # counted over all rows of a node
-    mask = (slot < count[receivers][:, None]) & (receivers < n_node)[:, None]
+    slot = width * row_in_node[:, None] + arange(width)  # counted over all rows of a node
+    mask = (slot < in_degree[receivers][:, None]) & (receivers < n_node)[:, None]
     # Empty slots get an edge of the same node, since a product of 0 and NaN is NaN.
-    place = first[receivers][:, None] + jnp.where(mask, slot, 0)
-    return EdgeRows(edges[jnp.minimum(place, n_edge - 1)], mask, receivers)
+    index = offsets[receivers][:, None] + jnp.where(mask, slot, 0)
+    return EdgeRows(edges[jnp.minimum(index, n_edge - 1)], mask, receivers)
 
 
 def sum_over_rows(
@@ -97,16 +97,18 @@ def sum_over_rows(
       axis: axis of the rows in the sums.
     """
     total = sums(EdgeRows(*(a[:n_node] for a in rows)))
-    others = [k for k in range(total.ndim) if k != axis]
-    has_edges = jnp.expand_dims(jnp.any(rows.mask[:n_node], axis=1), others)
-    total = jnp.where(has_edges, total, 0)  # not those of other graphs, which may be NaN
-    rest = EdgeRows(*(a[n_node:] for a in rows))
-    if not len(rest.receivers):
+    other_axes = [k for k in range(total.ndim) if k != axis]
+    has_edges = jnp.expand_dims(jnp.any(rows.mask[:n_node], axis=1), other_axes)
+    total = jnp.where(has_edges, total, 0)  # empty rows may hold NaN of other graphs
+    extra_rows = EdgeRows(*(a[n_node:] for a in rows))
+    if not len(extra_rows.receivers):
         return total
 
     def add(total: jax.Array) -> jax.Array:
-        left = jnp.moveaxis(jax.checkpoint(sums)(rest), axis, 0)
-        first = jnp.moveaxis(total, axis, 0)
-        return jnp.moveaxis(first.at[rest.receivers].add(left, mode="drop"), 0, axis)
+        extra_sums = jnp.moveaxis(jax.checkpoint(sums)(extra_rows), axis, 0)
+        node_sums = jnp.moveaxis(total, axis, 0)
+        return jnp.moveaxis(
+            node_sums.at[extra_rows.receivers].add(extra_sums, mode="drop"), 0, axis
+        )
 
-    return jax.lax.cond(jnp.any(rest.mask), add, lambda total: total, total)
+    return jax.lax.cond(jnp.any(extra_rows.mask), add, lambda total: total, total)

@@ -65,8 +65,8 @@ class SumReadout(Readout):
     """
 
     def _read(self, out: GraphsTuple, graph: GraphsTuple) -> jax.Array:
-        of_nodes = Dense(self.outputs, False, nn.initializers.zeros, name="node_dec")(out.nodes.h)
-        return sum_nodes(out, of_nodes)
+        y_i = Dense(self.outputs, False, nn.initializers.zeros, name="node_dec")(out.nodes.h)
+        return sum_nodes(out, y_i)
 
 
 class MeanReadout(Readout):
@@ -138,10 +138,10 @@ class L1NetReadout(Readout):
             h = self._linear(nn.relu(self._linear(h, h.shape[-1], 0)), self.outputs, 1)
         return with_predictions(out, sum_nodes(out, h), self.mean, self.scale)
 
-    def _linear(self, h: jax.Array, features: int, number: int) -> jax.Array:
+    def _linear(self, h: jax.Array, features: int, index: int) -> jax.Array:
         shape = (h.shape[-1], features)
-        kernel = self.param(f"kernel_{number}", nn.initializers.normal(1.0), shape, h.dtype)
-        bias = self.param(f"bias_{number}", nn.initializers.zeros, (features,), h.dtype)
+        kernel = self.param(f"kernel_{index}", nn.initializers.normal(1.0), shape, h.dtype)
+        bias = self.param(f"bias_{index}", nn.initializers.zeros, (features,), h.dtype)
         return h @ kernel / h.shape[-1] ** 0.5 + bias
 
 
@@ -155,9 +155,9 @@ def _with_outputs(encoder: Any, outputs: int | None) -> nn.Module:
     if isinstance(encoder, MixedPrecision):
         return encoder.clone(model=_with_outputs(encoder.model, outputs))
     if not hasattr(encoder, "output_features"):
-        kind = type(encoder).__name__
+        class_name = type(encoder).__name__
         raise ValueError(
-            f"{kind} has no output_features; expected a backbone that has, or mlp=True"
+            f"{class_name} has no output_features; expected a backbone that has, or mlp=True"
         )
     return encoder.clone(output_features=outputs)
 
@@ -186,8 +186,8 @@ def with_predictions(
     if np.any(np.asarray(mean) != 0) or np.any(np.asarray(scale) != 1):
         dtype = dtype_of_sums(y)  # half precision would round predictions far from 0
         y = jnp.asarray(mean, dtype) + jnp.asarray(scale, dtype) * y.astype(dtype)
-    kept = out.globals if isinstance(out.globals, Globals) else Globals()
-    return out._replace(globals=kept.replace(y=y))
+    globals_ = out.globals if isinstance(out.globals, Globals) else Globals()
+    return out._replace(globals=globals_.replace(y=y))
 
 
 class Decoder(nn.Module):

@@ -64,8 +64,8 @@ class Filters:
         for l_in, values in h.items():
             h_j = values[self.graph.senders]
             product = jnp.einsum("ecb,ebja->ecja", h_j, self.basis(l_in, l_out))
-            number, channels, degrees, size = product.shape
-            products[l_in] = product.reshape(number, channels * degrees, size)
+            n_edge, channels, degrees, size = product.shape
+            products[l_in] = product.reshape(n_edge, channels * degrees, size)
         return products
 
 
@@ -100,10 +100,10 @@ class Convolution(nn.Module):
         out = {}
         for l_out, channels in self.channels:
             terms = []
-            for l_in, sent in filters.sent(h, l_out).items():
+            for l_in, products in filters.sent(h, l_out).items():
                 # The weights of all edges dominate memory, so the backward pass recomputes them.
                 kernel = nn.remat(Kernel)(channels, self.radial, name=f"({l_in},{l_out})")
-                terms.append(kernel(sent, filters.invariants))
+                terms.append(kernel(products, filters.invariants))
             out[l_out] = sum(terms[1:], start=terms[0])
         return out
 

@@ -34,8 +34,8 @@ def glorot_orthogonal(
 ) -> jax.Array:
     """A semi-orthogonal matrix (in, out), scaled to a variance of 2 / (in + out) of its entries."""
     # There is no QR decomposition in half precision.
-    exact = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-    matrix = jax.random.orthogonal(key, max(shape), dtype=exact)[: shape[0], : shape[1]]
+    qr_dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    matrix = jax.random.orthogonal(key, max(shape), dtype=qr_dtype)[: shape[0], : shape[1]]
     variance = jnp.var(matrix) if matrix.size > 1 else 1.0  # one entry is ±1
     return (matrix * jnp.sqrt(2 / (sum(shape) * variance))).astype(dtype)
 
@@ -47,8 +47,8 @@ small_kernel: Initializer = nn.initializers.variance_scaling(1e-6, "fan_avg", "u
 
 def require_positive(optional: Mapping[str, Any] | None = None, **sizes: Any) -> None:
     """Raise ValueError unless every size is an integer of at least 1; optional ones may be None."""
-    given = {name: size for name, size in (optional or {}).items() if size is not None}
-    for name, size in {**sizes, **given}.items():
+    optional_sizes = {name: size for name, size in (optional or {}).items() if size is not None}
+    for name, size in {**sizes, **optional_sizes}.items():
         require_count(name, size)
 
 
@@ -125,9 +125,9 @@ def activation_function(activation: Activation) -> Callable[[jax.Array], jax.Arr
 
 
 def _keeps_shape(fn: Any) -> bool:
-    like = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    example = jax.ShapeDtypeStruct((2, 2), jnp.float32)
     try:
-        return jax.eval_shape(fn, like).shape == like.shape
+        return jax.eval_shape(fn, example).shape == example.shape
     except TypeError:  # not a function, or not of one array
         return False
 
@@ -224,8 +224,8 @@ class Table(nn.Module):
     def __call__(self, kinds: jax.Array, dtype: jnp.dtype) -> jax.Array:
         shape = (NUM_KINDS, self.features)
         table = self.param("table", self.table_init, shape, dtype)
-        places = jnp.where(kinds < 0, NUM_KINDS, kinds)
-        return jnp.asarray(table).at[places].get(mode="fill", fill_value=jnp.nan)
+        indices = jnp.where(kinds < 0, NUM_KINDS, kinds)
+        return jnp.asarray(table).at[indices].get(mode="fill", fill_value=jnp.nan)
 
 
 def node_features(
@@ -282,8 +282,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(dtype_of_sums(x))
-        centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        x_cast = x.astype(dtype_of_sums(x))
+        centered = x_cast - jnp.mean(x_cast, axis=-1, keepdims=True)
         variance = jnp.mean(centered**2, axis=-1, keepdims=True)
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], x.dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype)

@@ -70,12 +70,12 @@ class MixedPrecision(nn.Module):
                 return self.model(graph)
 
             def cast(tree: Any) -> Any:
-                def narrow(path: Any, a: jax.Array) -> jax.Array:
+                def cast_leaf(path: Any, a: jax.Array) -> jax.Array:
                     # Single numbers, such as the time of a step, scale coordinates.
-                    exact = not a.ndim or (path and path[-1].key in OF_DISTANCES)
-                    return a if exact else a.astype(self.compute_dtype)
+                    keeps_dtype = not a.ndim or (path and path[-1].key in OF_DISTANCES)
+                    return a if keeps_dtype else a.astype(self.compute_dtype)
 
-                return jax.tree_util.tree_map_with_path(narrow, tree)
+                return jax.tree_util.tree_map_with_path(cast_leaf, tree)
 
             if graph.nodes.h is None:
                 raise ValueError(
@@ -83,15 +83,15 @@ class MixedPrecision(nn.Module):
                 )
             dtype = compute_dtype(graph)
 
-            def back(a: jax.Array) -> jax.Array:
+            def cast_back(a: jax.Array) -> jax.Array:
                 return a.astype(dtype) if a.dtype == self.compute_dtype else a
 
-            given = graph
+            model_input = graph
             if jnp.issubdtype(graph.nodes.h.dtype, jnp.floating):
-                given = graph._replace(nodes=graph.nodes.replace(h=cast(graph.nodes.h)))
-            run: Any = nn.map_variables(
+                model_input = graph._replace(nodes=graph.nodes.replace(h=cast(graph.nodes.h)))
+            apply_model: Any = nn.map_variables(
                 lambda model, graph: model(graph), "params", trans_in_fn=cast
             )
-            out = run(self.model, given)
-        h, edges, globals_ = jax.tree.map(back, (out.nodes.h, out.edges, out.globals))
+            out = apply_model(self.model, model_input)
+        h, edges, globals_ = jax.tree.map(cast_back, (out.nodes.h, out.edges, out.globals))
         return out._replace(nodes=out.nodes.replace(h=h), edges=edges, globals=globals_)

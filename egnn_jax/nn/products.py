@@ -26,34 +26,34 @@ def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array
     n_node = jnp.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):
         n_node = jnp.where(graph_mask(graph), n_node, 0)
-    small = jnp.all(n_node <= LARGEST)
+    all_small = jnp.all(n_node <= LARGEST)
     by_matrices = partial(_by_matrices, graph, dense_layout(graph, LARGEST))
-    # With checkpoints, the backward pass keeps only w and t, which both ways share.
-    ways = jax.checkpoint(by_matrices), jax.checkpoint(partial(_by_edges, graph))
-    return jax.lax.cond(small, *ways, w, t)
+    # With checkpoints, the backward pass keeps only w and t, which both branches share.
+    branches = jax.checkpoint(by_matrices), jax.checkpoint(partial(_by_edges, graph))
+    return jax.lax.cond(all_small, *branches, w, t)
 
 
 def _by_edges(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array:
-    number = len(graph.senders)
-    of_nodes = w[number:, :, None] * t[:, None]
-    if not number:
-        return of_nodes
+    n_edge = len(graph.senders)
+    self_terms = w[n_edge:, :, None] * t[:, None]
+    if not n_edge:
+        return self_terms
     graph = jax.tree.map(jnp.asarray, graph)
 
     def sums(rows: EdgeRows) -> jax.Array:
         w_ij = jnp.where(rows.mask[:, :, None], w[rows.edges], 0)
         return jnp.einsum("rtk,rtc->rkc", w_ij, t[graph.senders[rows.edges]])
 
-    rows = edge_rows(graph, jnp.ones(number, bool))
-    return of_nodes + sum_over_rows(rows, sums, len(t))
+    rows = edge_rows(graph, jnp.ones(n_edge, bool))
+    return self_terms + sum_over_rows(rows, sums, len(t))
 
 
 def _by_matrices(graph: GraphsTuple, layout: DenseLayout, w: jax.Array, t: jax.Array) -> jax.Array:
-    ends = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
-    own = jnp.arange(len(t), dtype=ends[0].dtype)
-    senders, receivers = (jnp.concatenate([a, own]) for a in ends)
-    number, size = layout.shape
+    endpoints = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
+    nodes = jnp.arange(len(t), dtype=endpoints[0].dtype)
+    senders, receivers = (jnp.concatenate([a, nodes]) for a in endpoints)
+    n_graph, size = layout.shape
     # With three axes, XLA transposes no operand of this product or of its gradient.
-    matrices = layout.pair_matrices(senders, receivers, w).reshape(number, size, -1)
+    matrices = layout.pair_matrices(senders, receivers, w).reshape(n_graph, size, -1)
     sums = jnp.einsum("gjm,gjc->gmc", matrices, layout.to_dense(t))
-    return layout.to_nodes(sums.reshape(number, size, w.shape[1], t.shape[1]))
+    return layout.to_nodes(sums.reshape(n_graph, size, w.shape[1], t.shape[1]))

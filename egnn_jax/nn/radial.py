@@ -51,10 +51,10 @@ def _sinc(x: jax.Array) -> jax.Array:
     """sin(πx) / (πx), with all derivatives at 0; JAX 0.12's ``sinc`` fails inside shard_map."""
     angle = jnp.pi * x
     t = angle**2
-    near = t < 0.01
+    is_small = t < 0.01
     series = 1 - t / 6 * (1 - t / 20 * (1 - t / 42 * (1 - t / 72)))
-    far = jnp.where(near, 1, angle)
-    return jnp.where(near, series, jnp.sin(far) / far)
+    safe_angle = jnp.where(is_small, 1, angle)
+    return jnp.where(is_small, series, jnp.sin(safe_angle) / safe_angle)
 
 
 class DampedWaves(nn.Module):
@@ -65,12 +65,12 @@ class DampedWaves(nn.Module):
 
     @nn.compact
     def __call__(self, distance: jax.Array) -> jax.Array:
-        start = lambda values: lambda key, shape, dtype: jnp.array(values, dtype)
-        s = self.param("scales", start(FREQUENCIES), (len(FREQUENCIES),), distance.dtype)
-        phi = self.param("phases", start(PHASES), (len(PHASES),), distance.dtype)
+        initializer = lambda values: lambda key, shape, dtype: jnp.array(values, dtype)
+        s = self.param("scales", initializer(FREQUENCIES), (len(FREQUENCIES),), distance.dtype)
+        phi = self.param("phases", initializer(PHASES), (len(PHASES),), distance.dtype)
         s, phi = (z.astype(distance.dtype) for z in (s, phi))  # full precision
-        apart = distance[:, None] > 0
-        d = jnp.where(apart, distance[:, None], 1)
-        waves = jnp.where(apart, jnp.sin(2 * jnp.pi * s * d + phi), 0)
+        is_positive = distance[:, None] > 0
+        d = jnp.where(is_positive, distance[:, None], 1)
+        waves = jnp.where(is_positive, jnp.sin(2 * jnp.pi * s * d + phi), 0)
         powers = jnp.stack([jnp.ones_like(d), 1 / d, 1 / d**2, 1 / d**3], axis=-1)
         return (waves[:, :, None] * powers).reshape(len(distance), len(FREQUENCIES) * 4)

@@ -30,13 +30,13 @@ class Set2Set(nn.Module):
         gates = [Dense(width, True, glorot, nn.initializers.zeros, name=name) for name in "ifgo"]
         attend = Dense(width, False, glorot, name="W")
         v = Dense(1, False, glorot, name="v")
-        of, number = graph_of_node(graph), graph.n_node.shape[0]
-        q, c = jnp.zeros((number, 2 * width), s.dtype), jnp.zeros((number, width), s.dtype)
+        graph_index, n_graph = graph_of_node(graph), graph.n_node.shape[0]
+        q, c = jnp.zeros((n_graph, 2 * width), s.dtype), jnp.zeros((n_graph, width), s.dtype)
         for _ in range(self.steps):
             i, f, g, o = (nn.sigmoid(gate(q)) for gate in gates)
             c = f * c + i * jnp.tanh(g)
             q_hat = o * jnp.tanh(c)
-            alpha = softmax_nodes(graph, v(jnp.tanh(attend(q_hat)[of] + s)))
+            alpha = softmax_nodes(graph, v(jnp.tanh(attend(q_hat)[graph_index] + s)))
             q = jnp.concatenate([q_hat, sum_nodes(graph, alpha * s)], axis=-1)
         return q
 

@@ -21,8 +21,8 @@ def spherical_bessel_zeros(degree: int, number: int) -> np.ndarray:
     zeros = [np.pi * np.arange(1, number + degree + 1)]
     for l in range(1, degree + 1):
         j_l = functools.partial(spherical_jn, l)
-        between = zip(zeros[-1], zeros[-1][1:], strict=False)
-        zeros.append(np.array([brentq(j_l, a, b, xtol=1e-14) for a, b in between]))
+        brackets = zip(zeros[-1], zeros[-1][1:], strict=False)
+        zeros.append(np.array([brentq(j_l, a, b, xtol=1e-14) for a, b in brackets]))
     return np.stack([z[:number] for z in zeros])
 
 
@@ -62,10 +62,10 @@ def spherical_bessel_basis(t: jax.Array, degree: int, number: int) -> jax.Array:
     polynomials = jnp.stack([jnp.ones_like(t), t], axis=-1)
     while (n := polynomials.shape[-1] - 1) < len(coefficients) - 1:
         # T_{n+k} = 2 T_n T_k - T_{n-k}
-        twice = 2 * polynomials[..., n:] * polynomials[..., 1:] - polynomials[..., n - 1 :: -1]
-        polynomials = jnp.concatenate([polynomials, twice], axis=-1)
-    kept = polynomials[..., : len(coefficients)]
-    values = jnp.matmul(kept, jnp.asarray(coefficients, t.dtype), precision="highest")
+        higher = 2 * polynomials[..., n:] * polynomials[..., 1:] - polynomials[..., n - 1 :: -1]
+        polynomials = jnp.concatenate([polynomials, higher], axis=-1)
+    truncated = polynomials[..., : len(coefficients)]
+    values = jnp.matmul(truncated, jnp.asarray(coefficients, t.dtype), precision="highest")
     return values.reshape(*t.shape, degree + 1, number)
 
 
@@ -75,20 +75,20 @@ def sum_over_reversed(graph: GraphsTuple, values: jax.Array) -> jax.Array:
     Reverse edges of an edge from j to i run from i to j between the same two positions. There is
     at most one unless edges are repeated. In a crystal, edges from other images of i do not count.
     """
-    there, back = _places(graph)
-    sums = jnp.zeros((2 * len(there) + 1, *values.shape[1:]), values.dtype).at[there].add(values)
-    return sums[back]
+    keys, reverse_keys = _edge_keys(graph)
+    sums = jnp.zeros((2 * len(keys) + 1, *values.shape[1:]), values.dtype).at[keys].add(values)
+    return sums[reverse_keys]
 
 
-def _places(graph: GraphsTuple) -> tuple[jax.Array, jax.Array]:
+def _edge_keys(graph: GraphsTuple) -> tuple[jax.Array, jax.Array]:
     """Integer keys (E,) of each edge and of its reverse, by the positions that they connect."""
     i, j, edges = graph.receivers, graph.senders, graph.edges
-    step = edges.shift if edges.steps is None else edges.steps
-    steps = [] if step is None else list(jax.lax.stop_gradient(step).T)
-    there, back = [i, j, *steps], [j, i, *(-step for step in steps)]
-    keys = [jnp.concatenate(pair) for pair in zip(there, back, strict=True)]
-    order = jnp.lexsort(keys[::-1])
-    new = [key[order] != jnp.roll(key[order], 1) for key in keys]
-    ranks = jnp.cumsum(functools.reduce(jnp.logical_or, new))  # from 0 or 1 on
-    places = jnp.zeros_like(ranks).at[order].set(ranks)
-    return places[: len(i)], places[len(i) :]
+    shift = edges.shift if edges.steps is None else edges.steps
+    shifts = [] if shift is None else list(jax.lax.stop_gradient(shift).T)
+    columns, reverse_columns = [i, j, *shifts], [j, i, *(-shift for shift in shifts)]
+    all_columns = [jnp.concatenate(pair) for pair in zip(columns, reverse_columns, strict=True)]
+    order = jnp.lexsort(all_columns[::-1])
+    differs = [column[order] != jnp.roll(column[order], 1) for column in all_columns]
+    ranks = jnp.cumsum(functools.reduce(jnp.logical_or, differs))  # from 0 or 1 on
+    keys = jnp.zeros_like(ranks).at[order].set(ranks)
+    return keys[: len(i)], keys[len(i) :]

@@ -36,8 +36,8 @@ class EdgeFeatures(NamedTuple):
 
 def irreps(channels: int, degree: int, parity: Parity) -> e3nn.Irreps:
     """Irreps with ``channels`` channels of each degree from 0 to ``degree``."""
-    odd = "e" if parity == "ignored" else "o"
-    terms = [f"{channels}x{k}{odd if k % 2 else 'e'}" for k in range(degree + 1)]
+    odd_parity = "e" if parity == "ignored" else "o"
+    terms = [f"{channels}x{k}{odd_parity if k % 2 else 'e'}" for k in range(degree + 1)]
     return e3nn.Irreps("+".join(terms))
 
 
@@ -58,10 +58,10 @@ def embed_steerable(
     require_steerable(graph, degree)
     require_option("parity", parity, Parity)
     h, v = node_features(graph.nodes, channels, "kinds"), graph.nodes.v
-    given = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
+    inputs = e3nn.IrrepsArray(f"{h.shape[-1]}x0e", h)
     if v is not None:
-        given = e3nn.concatenate([given, e3nn.IrrepsArray(vector(parity), v.astype(h.dtype))])
-    return linear(irreps(channels, degree, parity), "embedding")(given)
+        inputs = e3nn.concatenate([inputs, e3nn.IrrepsArray(vector(parity), v.astype(h.dtype))])
+    return linear(irreps(channels, degree, parity), "embedding")(inputs)
 
 
 def require_steerable(graph: GraphsTuple, degree: int) -> None:
@@ -86,9 +86,9 @@ def product(
     graph: GraphsTuple, features: e3nn.IrrepsArray, edges: EdgeFeatures, degree: int
 ) -> e3nn.IrrepsArray:
     """Channelwise tensor product Y(r̂_ij) ⊗ V_j up to ``degree``, (E,)."""
-    kept = [ir for _, ir in edges.harmonics.irreps if ir.l <= degree]
-    sent = exchange(graph, features)[graph.senders]
-    return e3nn.tensor_product(sent, edges.harmonics, filter_ir_out=kept)
+    out_irreps = [ir for _, ir in edges.harmonics.irreps if ir.l <= degree]
+    v_j = exchange(graph, features)[graph.senders]
+    return e3nn.tensor_product(v_j, edges.harmonics, filter_ir_out=out_irreps)
 
 
 def linear(out: e3nn.Irreps, name: str) -> Any:
@@ -100,9 +100,9 @@ def linear(out: e3nn.Irreps, name: str) -> Any:
 
 def read_out(graph: GraphsTuple, features: e3nn.IrrepsArray, parity: Parity) -> GraphsTuple:
     """Set h to the features of degree 0, and move x by a linear combination of the vectors."""
-    moves = linear(vector(parity), "out")(features).array.astype(graph.nodes.x.dtype)
+    dx = linear(vector(parity), "out")(features).array.astype(graph.nodes.x.dtype)
     h = features.filter(e3nn.Irreps("0e")).array
-    return graph._replace(nodes=graph.nodes.replace(h=h, x=graph.nodes.x + moves))
+    return graph._replace(nodes=graph.nodes.replace(h=h, x=graph.nodes.x + dx))
 
 
 class NormNonlinearity(nn.Module):
@@ -125,6 +125,8 @@ def update(
     graph: GraphsTuple, features: e3nn.IrrepsArray, messages: e3nn.IrrepsArray, out: e3nn.Irreps
 ) -> e3nn.IrrepsArray:
     """Update V_i (N,) to nonlinearity(W V_i + W' Σ_j messages_ij), from messages (E,)."""
-    kept = linear(out, "self_interaction")(features)
-    summed = e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
-    return NormNonlinearity(name="nonlinearity")(kept + linear(out, "mix")(summed))
+    self_interaction = linear(out, "self_interaction")(features)
+    message_sums = e3nn.IrrepsArray(messages.irreps, sum_at_receivers(graph, messages.array))
+    return NormNonlinearity(name="nonlinearity")(
+        self_interaction + linear(out, "mix")(message_sums)
+    )

@@ -19,7 +19,7 @@ from egnn_jax.potentials._padding import padded_graph
 from egnn_jax.potentials.ensemble import Ensemble, mean_and_spread, require_certain, require_finite
 from egnn_jax.potentials.potential import Potential, cutoff_of
 
-_MOST_NEIGHBORS = 10_000
+_MAX_NEIGHBORS = 10_000
 """Maximum neighbors of an atom in a crystal; more mean that the cell has collapsed."""
 
 
@@ -34,9 +34,8 @@ class ASECalculator(Calculator):
     Neighbors are listed up to the cutoff plus a skin, and listed again when an atom has moved by
     half the skin or the cell has changed; energies do not depend on the skin. Edges are padded, so
     that the geometries of a system compile once, and again only if they get many more neighbors.
-    Energies are in eV, forces in eV/Å and stress in eV/Å³, as in ASE; ``energies`` are those of
-    atoms. Stress is computed if the cell has a volume and is periodic. A calculator can be pickled,
-    and shared by several threads, which take turns.
+    Units are those of ASE: eV, eV/Å and eV/Å³; ``energies`` are those of atoms. Stress is computed
+    for periodic cells with a volume. A calculator can be pickled, and shared by several threads.
 
     For an :class:`egnn_jax.Ensemble`, all results are means, and ``results`` also has
     ``energy_spread`` (eV) and ``forces_spread`` (M,) in eV/Å.
@@ -46,8 +45,8 @@ class ASECalculator(Calculator):
         :func:`egnn_jax.load_pretrained` for it; or a :class:`egnn_jax.Potential` or
         :class:`egnn_jax.Ensemble`.
       params: the parameters, if ``model`` is a potential.
-      references: energies of free atoms in eV by symbol, added to the energies; other elements are
-        rejected. By default, those of the run or ensemble; for a potential, 0 for any element.
+      references: atomic reference energies in eV by symbol, added to the energies; other elements
+        are rejected. By default, those of the run or ensemble; for a potential, 0 for any element.
       skin: distance beyond the cutoff up to which neighbors are listed, in Å.
       max_spread: for an ensemble, the largest ``forces_spread`` of an atom to accept, in eV/Å; a
         simulation stops if it is exceeded.
@@ -80,17 +79,17 @@ class ASECalculator(Calculator):
                 "0 in eV/Å, with an Ensemble"
             )
         if (params is None) == isinstance(model, Potential):
-            given = "None" if params is None else "given"
-            raise ValueError(f"params is {given}; expected it with a Potential, and only then")
+            actual = "None" if params is None else "given"
+            raise ValueError(f"params is {actual}; expected it with a Potential, and only then")
         if not isinstance(model, Potential):
-            model, params, own = _of_trained(model)
-            references = own if references is None else references
+            model, params, model_references = _load_potential(model)
+            references = model_references if references is None else references
         self._cutoff = cutoff_of(model)
         _validation.require_not_negative(skin=skin)
         self._potential, self._params = model, jax.device_get(params)
-        self._references = None if references is None else _energies(references)
+        self._references = None if references is None else _check_references(references)
         self._skin, self._max_spread = float(skin), max_spread
-        self._list: _Neighbors | None = None
+        self._neighbor_list: _NeighborList | None = None
         self._capacities: dict[int, int] = {}  # maximum edges by number of atoms
         self._lock = threading.RLock()
 
@@ -114,22 +113,22 @@ class ASECalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle: everything except the lock and the neighbors."""
-        return vars(self) | {"_lock": None, "_list": None}
+        return vars(self) | {"_lock": None, "_neighbor_list": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled calculator."""
         vars(self).update(state | {"_lock": threading.RLock()})
 
     def _compute(self, atoms: Any) -> dict[str, Any]:
-        free = self._of_free_atoms(atoms.get_chemical_symbols())
-        listed = self._neighbors(atoms)
-        x = atoms.get_positions() - listed.origin
-        periodic = listed.shift is not None
+        reference_energies = self._reference_energies(atoms.get_chemical_symbols())
+        neighbor_list = self._neighbors(atoms)
+        x = atoms.get_positions() - neighbor_list.origin
+        periodic = neighbor_list.shift is not None
         cell = atoms.cell.array if periodic else None
         potential = self._potential.clone(stress=periodic and atoms.cell.rank == 3)
-        edges = self._edges(listed, x)
+        edges = self._padded_edges(neighbor_list, x)
         try:
-            out = jax.device_get(
+            outputs = jax.device_get(
                 _evaluate(
                     potential, self._ensemble, self._params, atoms.numbers.astype(np.int32),
                     np.asarray(x, jnp.result_type(float)), cell, *edges,
@@ -143,23 +142,23 @@ class ASECalculator(Calculator):
                 "memory than there is; expected a smaller or less dense structure"
             ) from error
         self._capacities[len(x)] = len(edges[0])  # only after success
-        energies = np.asarray(out["energies"], np.float64) + free
+        energies = np.asarray(outputs["energies"], np.float64) + reference_energies
         results: dict[str, Any] = {
             "energy": float(energies.sum()),
             "energies": energies,
-            "forces": np.asarray(out["forces"], np.float64),
+            "forces": np.asarray(outputs["forces"], np.float64),
         }
         results["free_energy"] = results["energy"]
         if potential.stress:
-            results["stress"] = full_3x3_to_voigt_6_stress(out["stress"].astype(np.float64))
-        spreads = {"energy_spread", "forces_spread"} & set(out)
-        results |= {name: np.asarray(out[name], np.float64)[()] for name in spreads}
+            results["stress"] = full_3x3_to_voigt_6_stress(outputs["stress"].astype(np.float64))
+        spread_names = {"energy_spread", "forces_spread"} & set(outputs)
+        results |= {name: np.asarray(outputs[name], np.float64)[()] for name in spread_names}
         require_finite(results)
         if self._max_spread is not None:
             require_certain(results["forces_spread"], self._max_spread, atoms.symbols)
         return results
 
-    def _of_free_atoms(self, symbols: Sequence[str]) -> np.ndarray:
+    def _reference_energies(self, symbols: Sequence[str]) -> np.ndarray:
         if not symbols:
             raise ValueError("there are no atoms; expected at least one")
         if self._references is None:
@@ -171,60 +170,61 @@ class ASECalculator(Calculator):
             )
         return np.array([self._references[symbol] for symbol in symbols])
 
-    def _neighbors(self, atoms: Any) -> "_Neighbors":
+    def _neighbors(self, atoms: Any) -> "_NeighborList":
         """Return the neighbor list; the last one if no unlisted pair can be within the cutoff."""
-        now = _State(atoms.get_positions(), atoms.cell.array.copy(), atoms.pbc.copy())
-        if not np.isfinite(now.x).all():
-            bad = int(np.flatnonzero(~np.isfinite(now.x).all(axis=1))[0])
-            raise ValueError(f"atom {bad} is at {now.x[bad]}; expected finite positions")
-        if self._list is not None and now.near(self._list.state, self._skin / 2):
-            return self._list
-        lattice, origin = None, np.zeros_like(now.x)
-        if now.pbc.any():
-            lattice = _validation.lattice(now.cell, now.pbc.tolist(), 3)
-            self._require_room(atoms)
-            origin = lattice.corners(now.x)
+        state = _State(atoms.get_positions(), atoms.cell.array.copy(), atoms.pbc.copy())
+        if not np.isfinite(state.x).all():
+            bad = int(np.flatnonzero(~np.isfinite(state.x).all(axis=1))[0])
+            raise ValueError(f"atom {bad} is at {state.x[bad]}; expected finite positions")
+        last = self._neighbor_list
+        if last is not None and state.is_near(last.state, self._skin / 2):
+            return last
+        lattice, origin = None, np.zeros_like(state.x)
+        if state.pbc.any():
+            lattice = _validation.lattice(state.cell, state.pbc.tolist(), 3)
+            self._require_few_neighbors(atoms)
+            origin = lattice.corners(state.x)
         # Far from the origin, float32 would leave few digits of distances.
-        origin = origin + (now.x - origin).mean(axis=0)
-        reach = self._cutoff + self._skin
-        senders, receivers, steps = neighbors.within(now.x - origin, reach, lattice)
-        shift = None if steps is None else steps @ now.cell
-        self._list = _Neighbors(now, senders, receivers, shift, origin)
-        return self._list
+        origin = origin + (state.x - origin).mean(axis=0)
+        list_cutoff = self._cutoff + self._skin
+        senders, receivers, steps = neighbors.within(state.x - origin, list_cutoff, lattice)
+        shift = None if steps is None else steps @ state.cell
+        self._neighbor_list = _NeighborList(state, senders, receivers, shift, origin)
+        return self._neighbor_list
 
-    def _require_room(self, atoms: Any) -> None:
+    def _require_few_neighbors(self, atoms: Any) -> None:
         """Raise ValueError for a crystal so dense that its neighbors would exhaust memory."""
         if not (atoms.pbc.all() and atoms.cell.rank == 3):
             return
         density = len(atoms) / atoms.get_volume()
-        near = density * 4 / 3 * np.pi * (self._cutoff + self._skin) ** 3
-        if near > _MOST_NEIGHBORS:
+        n_neighbors = density * 4 / 3 * np.pi * (self._cutoff + self._skin) ** 3
+        if n_neighbors > _MAX_NEIGHBORS:
             raise ValueError(
                 f"the cell has a volume of {atoms.get_volume():.3g} Å³ for {len(atoms)} atoms, of "
-                f"which each has {near:.2g} neighbors; expected at most {_MOST_NEIGHBORS:,}"
+                f"which each has {n_neighbors:.2g} neighbors; expected at most {_MAX_NEIGHBORS:,}"
             )
 
-    def _edges(
-        self, listed: "_Neighbors", x: np.ndarray
+    def _padded_edges(
+        self, neighbor_list: "_NeighborList", x: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Select the edges within the cutoff, and pad them."""
-        _, senders, receivers, shift, _ = listed
+        _, senders, receivers, shift, _ = neighbor_list
         r_ij = x[receivers] - x[senders]
         if shift is not None:
             r_ij -= shift
-        near = (r_ij**2).sum(axis=1) <= (self._cutoff * (1 + neighbors.TOLERANCE)) ** 2
-        senders, receivers = senders[near], receivers[near]
+        within = (r_ij**2).sum(axis=1) <= (self._cutoff * (1 + neighbors.TOLERANCE)) ** 2
+        senders, receivers = senders[within], receivers[within]
         capacity = self._capacities.get(len(x), 0)
         if len(senders) > capacity:
             capacity = int(1.15 * len(senders)) + 8
         padding = capacity - len(senders)
-        ends = [np.pad(end, (0, padding), constant_values=len(x)) for end in (senders, receivers)]
+        pad = lambda nodes: np.pad(nodes, (0, padding), constant_values=len(x))
         if shift is not None:
-            shift = np.pad(shift[near], ((0, padding), (0, 0)))
-        return ends[0], ends[1], shift
+            shift = np.pad(shift[within], ((0, padding), (0, 0)))
+        return pad(senders), pad(receivers), shift
 
 
-def _energies(references: Mapping[str, float]) -> dict[str, float]:
+def _check_references(references: Mapping[str, float]) -> dict[str, float]:
     from ase.data import atomic_numbers
 
     if not isinstance(references, Mapping):
@@ -242,14 +242,14 @@ class _State(NamedTuple):
     cell: np.ndarray
     pbc: np.ndarray
 
-    def near(self, other: "_State", distance: float) -> bool:
+    def is_near(self, other: "_State", distance: float) -> bool:
         """Whether all atoms are within ``distance`` of their positions in another state."""
         same = self.x.shape == other.x.shape and np.array_equal(self.pbc, other.pbc)
         same = same and (not self.pbc.any() or np.array_equal(self.cell, other.cell))
         return same and float(((self.x - other.x) ** 2).sum(axis=1).max()) <= distance**2
 
 
-class _Neighbors(NamedTuple):
+class _NeighborList(NamedTuple):
     """Pairs within the cutoff plus skin, and the origin subtracted from positions (M, 3) first."""
 
     state: _State
@@ -273,20 +273,20 @@ def _evaluate(
 ) -> dict[str, jax.Array]:
     """Compute energies (M,), forces (M, 3) and stress (3, 3) of atoms with padded edges."""
     graph = padded_graph(numbers, x, senders, receivers, shift, cell)
-    n, found = x.shape[0], {}
+    n, outputs = x.shape[0], {}
     if ensemble:
-        out, spread = mean_and_spread(potential, params, graph)
-        found = {"energy_spread": spread.energy[0], "forces_spread": spread.forces[:n]}
+        predictions, spread = mean_and_spread(potential, params, graph)
+        outputs = {"energy_spread": spread.energy[0], "forces_spread": spread.forces[:n]}
     else:
-        out: Any = potential.apply(params, graph)
-    found |= {"energies": out.nodes.h[:n, 0], "forces": out.nodes.y[:n]}
+        predictions: Any = potential.apply(params, graph)
+    outputs |= {"energies": predictions.nodes.h[:n, 0], "forces": predictions.nodes.y[:n]}
     if potential.stress:
-        found["stress"] = out.globals.stress[0]
-    return found
+        outputs["stress"] = predictions.globals.stress[0]
+    return outputs
 
 
-def _of_trained(model: Any) -> tuple[Potential, Any, Mapping[str, float] | None]:
-    """Load a potential, its parameters and free-atom energies from a run, file or ensemble."""
+def _load_potential(model: Any) -> tuple[Potential, Any, Mapping[str, float] | None]:
+    """Load a potential, its parameters and reference energies from a run, file or ensemble."""
     if isinstance(model, Ensemble):
         return model.potential, model.params, model.references
     if isinstance(model, str | Path):

@@ -47,8 +47,8 @@ class Ensemble:
     Args:
       potential: the network that all share.
       params: parameters with a leading axis of size K ≥ 2, as returned by ``egnn.fit(…, seeds=K)``.
-      references: energies of free atoms in eV by symbol, which :class:`egnn_jax.ASECalculator`
-        adds.
+      references: atomic reference energies in eV by symbol, which
+        :class:`egnn_jax.ASECalculator` adds.
 
     Call: takes a graph; returns the output of :class:`egnn_jax.Potential`, averaged over the
     ensemble, and a :class:`Spread`.
@@ -65,14 +65,14 @@ class Ensemble:
     def __post_init__(self) -> None:
         """Raise ValueError if the parameters are not those of several potentials."""
         if not isinstance(self.potential, Potential):
-            kind = type(self.potential).__name__
-            raise ValueError(f"the potential is a {kind}; expected an egnn.Potential")
+            type_name = type(self.potential).__name__
+            raise ValueError(f"the potential is a {type_name}; expected an egnn.Potential")
         sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(self.params)}
         if len(sizes) != 1 or min(sizes) < (2,):
-            found = sorted(size[0] if size else 0 for size in sizes)
+            lengths = sorted(size[0] if size else 0 for size in sizes)
             raise ValueError(
-                f"the first axes of the parameters have the sizes {found}; expected one size, the "
-                "number of potentials, of at least 2"
+                f"the first axes of the parameters have the sizes {lengths}; expected one size, "
+                "the number of potentials, of at least 2"
             )
 
     @classmethod
@@ -80,24 +80,25 @@ class Ensemble:
         """Load the potentials of runs, with all their seeds, and of exported files.
 
         Raises:
-          ValueError: a file cannot be read or is not a potential, the networks or free-atom
+          ValueError: a file cannot be read or is not a potential, the networks or reference
             energies differ, or there are fewer than two different potentials.
         """
         models = []
         for path in paths:
             first = egnn_jax.load_pretrained(path)
-            others = range(1, first.card.get("seeds", 1))
             models.append(first)
-            models += [egnn_jax.load_pretrained(path, first.card["seed"] + k) for k in others]
+            for k in range(1, first.card.get("seeds", 1)):
+                models.append(egnn_jax.load_pretrained(path, first.card["seed"] + k))
         if len(models) < 2:
             raise ValueError(
                 f"the runs and files ({', '.join(map(str, paths))}) hold {len(models)} potentials; "
                 "expected two or more"
             )
         networks = [model.network for model in models]
-        if strange := [n for n in networks if not isinstance(n, Potential)]:
-            kind = type(strange[0]).__name__
-            raise ValueError(f"a model is a {kind}; expected runs of the task forces")
+        for network in networks:
+            if not isinstance(network, Potential):
+                type_name = type(network).__name__
+                raise ValueError(f"a model is a {type_name}; expected runs of the task forces")
         references = [model.config.task.references for model in models]
         for network, energies in zip(networks, references, strict=True):
             if network != networks[0] or energies != references[0]:
@@ -106,8 +107,9 @@ class Ensemble:
                     f"{network} with {energies}; expected the same network and energies, trained "
                     "on the same structures"
                 )
-        for one, other in itertools.combinations([jax.device_get(m.params) for m in models], 2):
-            if jax.tree.all(jax.tree.map(np.array_equal, one, other)):
+        host_params = [jax.device_get(model.params) for model in models]
+        for params_a, params_b in itertools.combinations(host_params, 2):
+            if jax.tree.all(jax.tree.map(np.array_equal, params_a, params_b)):
                 raise ValueError(
                     f"two potentials of {', '.join(map(str, paths))} have the same parameters; "
                     "expected those of different trainings"
@@ -124,14 +126,14 @@ def mean_and_spread(
     potential: Potential, params: Any, graph: GraphsTuple
 ) -> tuple[GraphsTuple, Spread]:
     """Compute the mean and spread of an :class:`Ensemble` for a graph."""
-    outs: Any = jax.vmap(lambda params: potential.apply(params, graph))(params)
-    h, y = outs.nodes.h, outs.nodes.y
-    energies = outs.globals.y[..., 0]
-    stress = outs.globals.stress
+    predictions: Any = jax.vmap(lambda params: potential.apply(params, graph))(params)
+    h, y = predictions.nodes.h, predictions.nodes.y
+    energies = predictions.globals.y[..., 0]
+    stress = predictions.globals.stress
     mean = graph._replace(
         nodes=graph.nodes.replace(h=h.mean(axis=0), y=y.mean(axis=0)),
-        globals=jax.tree.map(lambda a: a[0], outs.globals).replace(
-            y=outs.globals.y.mean(axis=0),
+        globals=jax.tree.map(lambda a: a[0], predictions.globals).replace(
+            y=predictions.globals.y.mean(axis=0),
             stress=None if stress is None else stress.mean(axis=0),
         ),
     )
@@ -140,17 +142,18 @@ def mean_and_spread(
 
 def _deviation(values: jax.Array) -> jax.Array:
     """Standard deviation over the members, √(Σ_k ‖a_k - ā‖² / (K - 1)), of (K, M, n): (M,)."""
-    apart = jnp.moveaxis(values - values.mean(axis=0), 0, 1)  # where equal, with a derivative of 0
-    return safe_norm(apart.reshape(len(apart), -1)) / (len(values) - 1) ** 0.5
+    deviations = jnp.moveaxis(values - values.mean(axis=0), 0, 1)
+    norms = safe_norm(deviations.reshape(len(deviations), -1))  # derivative 0 where all are equal
+    return norms / (len(values) - 1) ** 0.5
 
 
-def require_certain(spread: np.ndarray, most: float, symbols: Any) -> None:
+def require_certain(spread: np.ndarray, max_spread: float, symbols: Any) -> None:
     """Raise :class:`Uncertain` if the spread of a force (M,) exceeds the allowed maximum."""
     k = int(spread.argmax())
-    if spread[k] > most:
+    if spread[k] > max_spread:
         raise Uncertain(
             f"the potentials differ by {spread[k]:.3g} eV/Å about the force on atom {k} "
-            f"({symbols[k]}); expected at most {most:g}"
+            f"({symbols[k]}); expected at most {max_spread:g}"
         )
 
 

@@ -34,12 +34,12 @@ def energy(
         neighbor_fn, energy_fn = egnn.jax_md.energy(potential, params, displacement, box, numbers)
         init, step = jax_md.simulate.nve(energy_fn, shift, dt)
 
-    Energies are relative to free atoms if the potential was trained on such energies, as in runs;
-    float32 then keeps the digits of energy differences. To use other parameters, for example to
-    differentiate with respect to them, pass ``params=`` to ``energy_fn``. Its other keyword
-    arguments, such as ``box`` and ``perturbation``, are passed to ``displacement``. If a given
-    ``box`` is too small for one image of each neighbor, the energy is NaN. As usual in jax-md,
-    ``neighbor.did_buffer_overflow`` tells whether a neighbor list was too small.
+    Energies are relative to atomic reference energies if the potential was trained on such
+    energies, as in runs; float32 then resolves energy differences. To use other parameters, for
+    example to differentiate with respect to them, pass ``params=`` to ``energy_fn``. Its other
+    keyword arguments, such as ``box`` and ``perturbation``, are passed to ``displacement``. If a
+    given ``box`` is too small for one image of each neighbor, the energy is NaN. As usual in
+    jax-md, ``neighbor.did_buffer_overflow`` tells whether a neighbor list was too small.
 
     Args:
       potential: a potential whose backbone has a ``cutoff``.
@@ -74,7 +74,7 @@ def energy(
             "network, network and params"
         )
     _validation.require_not_negative(dr_threshold=dr_threshold)
-    reach = cutoff_of(potential) + float(dr_threshold)
+    list_cutoff = cutoff_of(potential) + float(dr_threshold)
     numbers = np.asarray(numbers)
     if numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(
@@ -82,17 +82,17 @@ def energy(
         )
     _validation.features("numbers", numbers, len(numbers))
     _require_box(box)
-    if box is not None and not (height := float(_height(box))) >= 2 * reach:
+    if box is not None and not (height := float(_height(box))) >= 2 * list_cutoff:
         raise ValueError(
-            f"the box is {height:.4g} Å from face to face; expected at least {2 * reach:.4g} Å, "
-            "twice the cutoff and dr_threshold, since jax-md has one image of each neighbor: "
-            "repeat the cell"
+            f"the box is {height:.4g} Å from face to face; expected at least "
+            f"{2 * list_cutoff:.4g} Å, twice the cutoff and dr_threshold, since jax-md has one "
+            "image of each neighbor: repeat the cell"
         )
-    own = {"format"} | ({"custom_mask_function"} if systems is not None else set())
-    if given := own & neighbor_options.keys():
-        raise ValueError(f"{', '.join(sorted(given))} is given; expected it to be left to energy")
+    reserved = {"format"} | ({"custom_mask_function"} if systems is not None else set())
+    if names := reserved & neighbor_options.keys():
+        raise ValueError(f"{', '.join(sorted(names))} is given; expected it to be left to energy")
     if systems is not None:
-        neighbor_options["custom_mask_function"] = _within(np.asarray(systems), numbers, box)
+        neighbor_options["custom_mask_function"] = _system_mask(np.asarray(systems), numbers, box)
         backbone = backbone_of(potential.encoder)
         if getattr(backbone, "coordinate_aggregation", None) == "all_nodes":
             raise ValueError(
@@ -115,11 +115,12 @@ def energy(
         if neighbor.format is not partition.Sparse:
             raise ValueError(f"neighbors are {neighbor.format}; expected those of neighbor_fn")
         senders, receivers = neighbor.idx
-        x_i, x_j = (R.at[end].get(mode="clip") for end in (receivers, senders))
-        apart = jax.vmap(partial(displacement, **kwargs))
+        x_i, x_j = R.at[receivers].get(mode="clip"), R.at[senders].get(mode="clip")
+        displacements = jax.vmap(partial(displacement, **kwargs))
         # Exactly opposite for opposite edges, by which DimeNet++ recognizes them; those of jax-md
         # differ in the last bit in a periodic box.
-        r_ij = jnp.where((receivers < senders)[:, None], apart(x_i, x_j), -apart(x_j, x_i))
+        is_upper = (receivers < senders)[:, None]
+        r_ij = jnp.where(is_upper, displacements(x_i, x_j), -displacements(x_j, x_i))
         # A backbone only sees differences x_i - x_j - shift, so the shift can hold -r_ij.
         graph = padded_graph(numbers, jnp.zeros_like(R), senders, receivers, -r_ij)
         energies: Any = potential.apply(params, graph, method="energies")
@@ -127,7 +128,7 @@ def energy(
         for name in ("box", "new_box"):
             if name in kwargs:
                 # A factor, so that forces are NaN too.
-                total *= jnp.where(_height(kwargs[name]) >= 2 * reach, 1.0, jnp.nan)
+                total *= jnp.where(_height(kwargs[name]) >= 2 * list_cutoff, 1.0, jnp.nan)
         return total
 
     return neighbor_fn, energy_fn
@@ -154,7 +155,7 @@ def _height(box: Any) -> jax.Array:
     return 1 / jnp.max(jnp.linalg.norm(jnp.linalg.inv(box), axis=1))
 
 
-def _within(systems: np.ndarray, numbers: np.ndarray, box: Any) -> Callable[..., jax.Array]:
+def _system_mask(systems: np.ndarray, numbers: np.ndarray, box: Any) -> Callable[..., jax.Array]:
     """Create a mask function that replaces candidates (M, K) of other systems by M."""
     if box is not None:
         raise ValueError("systems are given with a box; expected them in free space only")
@@ -163,7 +164,7 @@ def _within(systems: np.ndarray, numbers: np.ndarray, box: Any) -> Callable[...,
             f"systems are {systems.dtype} {systems.shape}; expected integers {numbers.shape}, one "
             "an atom"
         )
-    own = jnp.asarray(systems)
+    system = jnp.asarray(systems)
     return lambda candidates: jnp.where(
-        own.at[candidates].get(mode="clip") == own[:, None], candidates, len(systems)
+        system.at[candidates].get(mode="clip") == system[:, None], candidates, len(systems)
     )

@@ -24,7 +24,7 @@ from egnn_jax.nn.mlp import MLP, Dense, Symmetry, embed, require_positive, silu,
 from egnn_jax.nn.precision import compute_dtype
 from egnn_jax.potentials.rollout import Phase, rollout, velocity_verlet
 
-_LEAST = 1e-6  # added to distances before taking their logarithm
+_EPSILON = 1e-6  # added to distances before taking their logarithm
 
 
 class PairForce(nn.Module):
@@ -58,7 +58,7 @@ class PairForce(nn.Module):
         if h is None and self.layers:
             raise ValueError(f"layers is {self.layers} for a graph without h; expected 0, or h")
         r_ij = edge_vectors(graph, exchange(graph, graph.nodes.x))
-        distance = safe_norm(r_ij, keepdims=True) + _LEAST
+        distance = safe_norm(r_ij, keepdims=True) + _EPSILON
         s_ij = with_attributes(graph, jnp.log(distance)).astype(dtype)
         z_ij = Dense(self.features, name="edges")(s_ij)
         if h is not None:
@@ -69,8 +69,8 @@ class PairForce(nn.Module):
             z_i = Dense(self.features, use_bias=False, name="nodes")(h)
             z_ij += z_i[graph.receivers] + exchange(graph, z_i)[graph.senders]
         u_ij = MLP(self.features, 1, name="phi_f")(silu(z_ij)).astype(distance.dtype)
-        most = math.asinh(self.bound)
-        f_ij = r_ij / distance * jnp.sinh(jnp.clip(u_ij, -most, most))
+        max_u = math.asinh(self.bound)
+        f_ij = r_ij / distance * jnp.sinh(jnp.clip(u_ij, -max_u, max_u))
         return sum_at_receivers(graph, f_ij)
 
 
@@ -121,78 +121,80 @@ class LearnedDynamics(nn.Module):
         force(graph)  # creates the parameters that the steps share
         module, variables = force.unbind()
 
-        def at(params: Any, x: jax.Array) -> Any:
+        def force_at(params: Any, x: jax.Array) -> Any:
             return module.apply(params, graph._replace(nodes=graph.nodes.replace(x=x)))
 
-        init, step = velocity_verlet(at, self.time / self.steps)
+        init, step = velocity_verlet(force_at, self.time / self.steps)
         v = jnp.zeros_like(graph.nodes.x) if graph.nodes.v is None else graph.nodes.v
         # Center each system, since steps would be rounded far from the origin.
-        of_node = graph_of_node(graph)
-        middle = jax.lax.stop_gradient(mean_nodes(graph, graph.nodes.x))[of_node]
-        start = init(variables, graph.nodes.x - middle, v)
-        limit = jnp.zeros_like(start.x[:, :1])
+        node_graph = graph_of_node(graph)
+        center = jax.lax.stop_gradient(mean_nodes(graph, graph.nodes.x))[node_graph]
+        initial = init(variables, graph.nodes.x - center, v)
+        limit = jnp.zeros_like(initial.x[:, :1])
 
         def advance(params: Any, state: tuple[Phase, jax.Array]) -> tuple[Phase, jax.Array]:
             phase, limit = step(params, state[0]), state[1]
             if self.growth is not None:
-                most = (self.growth, self.growth * self.time)
-                bounded: Any = _bounded(most, phase.x, phase.v, limit)
-                x, v, limit = bounded
+                bounds = (self.growth, self.growth * self.time)
+                clipped: Any = _clip_gradients(bounds, phase.x, phase.v, limit)
+                x, v, limit = clipped
                 phase = phase._replace(x=x, v=v)
             return phase, limit
 
-        end, limit = rollout(advance, variables, (start, limit), self.steps).state
+        final, limit = rollout(advance, variables, (initial, limit), self.steps).state
         if self.growth is not None:
-            limited: Any = _limited(self.time, end, limit, (of_node, graph.n_node))
-            end = limited
-        v = None if graph.nodes.v is None else end.v
-        return graph._replace(nodes=graph.nodes.replace(x=end.x + middle, v=v))
+            measured: Any = _measure_gradients(self.time, final, limit, (node_graph, graph.n_node))
+            final = measured
+        v = None if graph.nodes.v is None else final.v
+        return graph._replace(nodes=graph.nodes.replace(x=final.x + center, v=v))
 
 
 # Both functions are the identity. In the backward pass, the otherwise unused gradient of ``limit``
 # (N, 1) carries the longest final gradient of each system to the preceding steps.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _limited(time: float, end: Phase, limit: jax.Array, graphs: tuple[jax.Array, ...]) -> Phase:
-    return end
+def _measure_gradients(
+    time: float, final: Phase, limit: jax.Array, graphs: tuple[jax.Array, ...]
+) -> Phase:
+    return final
 
 
-def _limited_forward(time: float, end: Phase, limit: jax.Array, graphs: Any) -> tuple[Phase, Any]:
-    return end, graphs
+def _measure_forward(time: float, final: Phase, limit: jax.Array, graphs: Any) -> tuple[Phase, Any]:
+    return final, graphs
 
 
-def _limited_backward(time: float, graphs: tuple[jax.Array, ...], end: Phase) -> tuple[Any, ...]:
-    of_node, n_node = graphs
-    lengths = jnp.maximum(_length(end.x), _length(end.v) / time)
-    longest = jax.ops.segment_max(lengths, of_node, num_segments=n_node.shape[0])
-    return end, longest[of_node], None
+def _measure_backward(
+    time: float, graphs: tuple[jax.Array, ...], gradient: Phase
+) -> tuple[Any, ...]:
+    node_graph, n_node = graphs
+    lengths = jnp.maximum(_length(gradient.x), _length(gradient.v) / time)
+    longest = jax.ops.segment_max(lengths, node_graph, num_segments=n_node.shape[0])
+    return gradient, longest[node_graph], None
 
 
-_limited.defvjp(_limited_forward, _limited_backward)
+_measure_gradients.defvjp(_measure_forward, _measure_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _bounded(
-    growth: tuple[float, float], x: jax.Array, v: jax.Array, limit: jax.Array
+def _clip_gradients(
+    bounds: tuple[float, float], x: jax.Array, v: jax.Array, limit: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     return x, v, limit
 
 
-def _bounded_forward(
-    growth: tuple[float, float], x: jax.Array, v: jax.Array, limit: jax.Array
-) -> Any:
+def _clip_forward(bounds: tuple[float, float], x: jax.Array, v: jax.Array, limit: jax.Array) -> Any:
     return (x, v, limit), None
 
 
-def _bounded_backward(growth: tuple[float, float], _: None, gradients: Any) -> tuple[Any, ...]:
-    *of_phase, limit = gradients
+def _clip_backward(bounds: tuple[float, float], _: None, gradients: Any) -> tuple[Any, ...]:
+    x_gradient, v_gradient, limit = gradients
     x, v = (
-        g * jnp.minimum(1, most * limit / jnp.maximum(_length(g), jnp.finfo(g.dtype).tiny))
-        for g, most in zip(of_phase, growth, strict=True)
+        g * jnp.minimum(1, bound * limit / jnp.maximum(_length(g), jnp.finfo(g.dtype).tiny))
+        for g, bound in zip((x_gradient, v_gradient), bounds, strict=True)
     )
     return x, v, limit
 
 
-_bounded.defvjp(_bounded_forward, _bounded_backward)
+_clip_gradients.defvjp(_clip_forward, _clip_backward)
 
 
 def _length(vectors: jax.Array) -> jax.Array:

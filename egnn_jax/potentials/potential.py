@@ -22,9 +22,9 @@ from egnn_jax.nn.precision import backbone_of
 class Potential(nn.Module):
     """Potential energy E = Σ_i (shift + scale · MLP(h_i)), forces -∂E/∂x and stress (1/V) ∂E/∂ε.
 
-    The symmetric strain ε acts on x, shifts and the cell, x → x (1 + ε). E is relative to free
-    atoms, since in float32 the energies of free atoms would leave too few digits for the
-    contribution of bonds.
+    The symmetric strain ε acts on x, shifts and the cell, x → x (1 + ε). E is relative to the
+    atomic reference energies, which in float32 would leave too few digits for the contribution of
+    bonds.
 
     Args:
       encoder: a backbone whose h depends only on differences of x. On a radius graph, it must have
@@ -55,8 +55,8 @@ class Potential(nn.Module):
         """Atomic energies E_i (N, 1): ``potential.apply(params, graph, method="energies")``."""
         _require_derivatives(backbone_of(self.encoder))
         h = self.encoder(graph).nodes.h
-        of_atoms = MLP(h.shape[-1], 1, name="energy")(h).astype(graph.nodes.x.dtype)
-        return self.shift + self.scale * of_atoms
+        outputs = MLP(h.shape[-1], 1, name="energy")(h).astype(graph.nodes.x.dtype)
+        return self.shift + self.scale * outputs
 
     def __call__(self, graph: GraphsTuple) -> GraphsTuple:
         """Compute energies, forces and stress."""
@@ -70,11 +70,11 @@ class Potential(nn.Module):
         def energy(
             potential: "Potential", x: jax.Array, strain: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            moved = _strained(graph, x, strain) if potential.stress else _moved(graph, x)
-            of_atoms = potential.energies(moved)
-            return jnp.sum(of_atoms), of_atoms
+            moved = _with_strain(graph, x, strain) if potential.stress else _with_x(graph, x)
+            energies = potential.energies(moved)
+            return jnp.sum(energies), energies
 
-        (_, of_atoms), (gradient, virial) = nn.value_and_grad(energy, self, x, strain, has_aux=True)
+        (_, energies), (gradient, virial) = nn.value_and_grad(energy, self, x, strain, has_aux=True)
         stress: Any = None
         if self.stress:
             volume = jnp.abs(jnp.linalg.det(cell))
@@ -82,11 +82,11 @@ class Potential(nn.Module):
             if isinstance(graph, PaddedGraphsTuple):  # the cell of a padding graph has no volume
                 volume = jnp.where(graph_mask(graph), volume, 1)
             stress = virial / volume[:, None, None]
-        total = sum_nodes(graph, of_atoms)
-        kept = graph.globals if isinstance(graph.globals, Globals) else Globals()
+        total = sum_nodes(graph, energies)
+        globals_ = graph.globals if isinstance(graph.globals, Globals) else Globals()
         return graph._replace(
-            nodes=graph.nodes.replace(h=of_atoms, y=-gradient),
-            globals=kept.replace(y=total, stress=stress),
+            nodes=graph.nodes.replace(h=energies, y=-gradient),
+            globals=globals_.replace(y=total, stress=stress),
         )
 
 
@@ -107,34 +107,34 @@ def cutoff_of(potential: Potential) -> float:
 
 def _require_derivatives(encoder: nn.Module) -> None:
     """Raise ValueError for an EGNN whose energy has no forces or is not translation invariant."""
-    layer = getattr(getattr(encoder, "layer", None), "keywords", {})  # of a functools.partial
-    option = lambda name: layer.get(name, getattr(encoder, name, None))
-    moves = option("update_coordinates")
-    if moves and option("shrinkage"):
+    layer_options = getattr(getattr(encoder, "layer", None), "keywords", {})  # if it is a partial
+    option = lambda name: layer_options.get(name, getattr(encoder, name, None))
+    updates_coordinates = option("update_coordinates")
+    if updates_coordinates and option("shrinkage"):
         raise ValueError(
             f"the {type(encoder).__name__} has shrinkage, which moves nodes toward the origin but "
             "not their periodic images; expected shrinkage=0"
         )
-    if moves and option("normalize") and option("cutoff") is None:
+    if updates_coordinates and option("normalize") and option("cutoff") is None:
         raise ValueError(
             f"the {type(encoder).__name__} has normalize and no cutoff, so forces would not be "
             "the derivatives of its energy; expected a cutoff, or update_coordinates=False"
         )
 
 
-def _moved(graph: GraphsTuple, x: jax.Array) -> GraphsTuple:
+def _with_x(graph: GraphsTuple, x: jax.Array) -> GraphsTuple:
     return graph._replace(nodes=graph.nodes.replace(x=x))
 
 
-def _strained(graph: GraphsTuple, x: jax.Array, strain: jax.Array) -> GraphsTuple:
+def _with_strain(graph: GraphsTuple, x: jax.Array, strain: jax.Array) -> GraphsTuple:
     """The graph at x, with x, shifts and cells strained by ``strain`` (G, n, n)."""
     strain = (strain + jnp.swapaxes(strain, -1, -2)) / 2
-    of_node = graph_of_node(graph)
-    x = x + jnp.einsum("ik,ikl->il", x, strain[of_node])
+    node_graph = graph_of_node(graph)
+    x = x + jnp.einsum("ik,ikl->il", x, strain[node_graph])
     shift = graph.edges.shift
     if shift is not None:
-        of_edge = strain[of_node[graph.receivers]]
-        shift = shift + jnp.einsum("ik,ikl->il", shift, of_edge)
+        edge_strain = strain[node_graph[graph.receivers]]
+        shift = shift + jnp.einsum("ik,ikl->il", shift, edge_strain)
     cell = graph.globals.cell
     cell = cell + jnp.einsum("gik,gkl->gil", cell, strain)
     return graph._replace(

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from egnn_jax.graph._validation import require_number
 
-_SHARE = 0.5  # below this share of effective frames, the weights are unreliable
+_MIN_FRACTION = 0.5  # with a smaller fraction of effective frames, weights are unreliable
 
 
 class Weights(NamedTuple):
@@ -74,13 +74,13 @@ def reweight(energies: Any, reference: Any, kT: Any) -> Weights:
             raise ValueError(f"kT is {kT}; expected a number above 0")
     logits = jnp.asarray(reference - energies) / kT
     weights = jax.nn.softmax(logits)
-    logs = jnp.where(weights > 0, jax.nn.log_softmax(logits), 0)
-    effective = jnp.exp(-jnp.sum(weights * logs))
+    log_weights = jnp.where(weights > 0, jax.nn.log_softmax(logits), 0)
+    effective = jnp.exp(-jnp.sum(weights * log_weights))
     if isinstance(effective, Tracer):
         return Weights(weights, effective)
     if bad := int(jnp.sum(~jnp.isfinite(logits))):
         raise ValueError(f"{bad} of {len(weights)} energies are not finite")
-    if effective < _SHARE * len(weights):
+    if effective < _MIN_FRACTION * len(weights):
         warnings.warn(
             f"{float(effective):.1f} of {len(weights)} frames count, less than half: the potential "
             "is far from the one that they were drawn with; simulate again with it",

@@ -74,33 +74,34 @@ def rollout(
     require_function("step", step, "(params, state) -> state")
     require_function("save", save, "of a state")
     require_count("steps", steps, 0)
-    every = max(steps, 1) if save_every is None else save_every
-    require_count("save_every", every)
-    if save_every is not None and steps % every:
-        raise ValueError(f"steps is {steps}; expected a multiple of save_every, {every}")
+    interval = max(steps, 1) if save_every is None else save_every
+    require_count("save_every", interval)
+    if save_every is not None and steps % interval:
+        raise ValueError(f"steps is {steps}; expected a multiple of save_every, {interval}")
     if checkpoint not in ("sqrt", "none"):
         raise ValueError(f"checkpoint is {checkpoint!r}; expected 'sqrt' or 'none'")
     state = jax.tree.map(jnp.asarray, state)
-    _require_same("step", jax.eval_shape(step, params, state), state)
+    _require_same_types("step", jax.eval_shape(step, params, state), state)
 
-    def one(carry: Any) -> tuple[Any, None]:
+    def advance(carry: Any) -> tuple[Any, None]:
         state, count, finite = carry
         state = jax.tree.map(jnp.asarray, step(params, state))
         finite = finite & _is_finite(state)
         return (state, count + finite.astype(jnp.int32), finite), None
 
-    def frame(carry: Any) -> tuple[Any, Any]:
-        carry, _ = _scan(one, carry, every, checkpoint)
+    def advance_and_save(carry: Any) -> tuple[Any, Any]:
+        carry, _ = _scan(advance, carry, interval, checkpoint)
         return carry, save(carry[0])
 
     finite = _is_finite(state)
-    start = (state, jnp.zeros_like(finite, jnp.int32), finite)  # like: as varied between devices
+    # In shard_map, zeros_like gives a count that varies over devices if the state does.
+    initial = (state, jnp.zeros_like(finite, jnp.int32), finite)
     if save_every is None:
-        (state, finite, _), frames = _scan(one, start, steps, checkpoint)
+        (state, finite, _), frames = _scan(advance, initial, steps, checkpoint)
     else:
-        (state, finite, _), frames = _scan(frame, start, steps // every, checkpoint)
+        (state, finite, _), frames = _scan(advance_and_save, initial, steps // interval, checkpoint)
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, finite))):
-        _require_whole(state, int(finite), steps, bool(start[2]))
+        _require_valid(state, int(finite), steps, bool(initial[2]))
     return Rollout(state, frames, finite)
 
 
@@ -153,7 +154,7 @@ def velocity_verlet(
 
     def init(params: Any, x: jax.Array, v: jax.Array) -> Phase:
         state = Phase(jnp.asarray(x), jnp.asarray(v), jnp.asarray(force(params, x)))
-        shapes = [part.shape for part in state]
+        shapes = [array.shape for array in state]
         if jnp.ndim(x) != 2 or shape not in ((), shapes[0][:1]) or len(set(shapes)) > 1:
             raise ValueError(
                 f"x, v and forces have shapes {', '.join(map(str, shapes))}, and masses {shape}; "
@@ -185,9 +186,11 @@ def _scan(
     size = _block(length)
     block = jax.checkpoint(lambda carry: scan(single, carry, size), prevent_cse=False)
     carry, blocks = scan(block, carry, length // size)
-    carry, rest = scan(single, carry, length % size)
+    carry, remainder = scan(single, carry, length % size)
     outputs = jax.tree.map(
-        lambda a, b: jnp.concatenate([a.reshape(a.shape[0] * size, *a.shape[2:]), b]), blocks, rest
+        lambda a, b: jnp.concatenate([a.reshape(a.shape[0] * size, *a.shape[2:]), b]),
+        blocks,
+        remainder,
     )
     return carry, outputs
 
@@ -199,29 +202,29 @@ def _block(length: int) -> int:
 
 
 def _is_finite(state: Any) -> jax.Array:
-    numbers = [a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(a).all() for a in numbers] or True).all()
+    arrays = [a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(a).all() for a in arrays] or True).all()
 
 
-def _require_same(what: str, found: Any, expected: Any) -> None:
+def _require_same_types(name: str, result: Any, state: Any) -> None:
     """Raise ValueError if a step changes the structure, shapes or dtypes of the state."""
-    described = [
+    actual, expected = (
         jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree)
-        for tree in (found, expected)
-    ]
-    same = jax.tree.leaves(described[0]) == jax.tree.leaves(described[1])
-    if not same or jax.tree.structure(found) != jax.tree.structure(expected):
-        raise ValueError(f"{what} returns {described[0]}; expected {described[1]}, as it was given")
+        for tree in (result, state)
+    )
+    same = jax.tree.leaves(actual) == jax.tree.leaves(expected)
+    if not same or jax.tree.structure(result) != jax.tree.structure(state):
+        raise ValueError(f"{name} returns {actual}; expected {expected}, as it was given")
 
 
-def _require_whole(state: Any, finite: int, steps: int, started_finite: bool) -> None:
+def _require_valid(state: Any, finite: int, steps: int, started_finite: bool) -> None:
     """Raise if a simulation has diverged, or its neighbor list has overflowed."""
     if not started_finite:
         raise FloatingPointError("the state to start from is not finite")
     if finite < steps:
         raise FloatingPointError(f"the state is not finite after step {finite + 1} of {steps:,}")
-    parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "did_buffer_overflow"))
-    if any(np.any(getattr(part, "did_buffer_overflow", False)) for part in parts):
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: hasattr(leaf, "did_buffer_overflow"))
+    if any(np.any(getattr(leaf, "did_buffer_overflow", False)) for leaf in leaves):
         raise ValueError(
             "the neighbor list overflowed; expected one with more room, for example by "
             "capacity_multiplier"

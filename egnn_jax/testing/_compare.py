@@ -13,45 +13,46 @@ def fields(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
 
 
-def largest_error(got: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[int, ...]]:
+def largest_error(actual: np.ndarray, expected: np.ndarray) -> tuple[float, tuple[int, ...]]:
     """The largest error, relative to the largest entry, and its index; nonfinite entries count as
     infinite errors.
     """
     if expected.size == 0:
         return 0.0, ()
     with np.errstate(invalid="ignore"):
-        difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+        difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     difference[~np.isfinite(difference)] = np.inf
-    where = np.unravel_index(np.argmax(difference), difference.shape)
+    index = np.unravel_index(np.argmax(difference), difference.shape)
     return float(
-        difference[where] / max(np.abs(expected[np.isfinite(expected)]).max(initial=0.0), 1e-30)
-    ), tuple(map(int, where))
+        difference[index] / max(np.abs(expected[np.isfinite(expected)]).max(initial=0.0), 1e-30)
+    ), tuple(map(int, index))
 
 
-def assert_close(got: Any, expected: Any, rtol: float, when: str) -> float:
+def assert_close(actual: Any, expected: Any, rtol: float, when: str) -> float:
     """Return the largest relative error of all fields; raise AssertionError for the first field
     above ``rtol``, naming the place.
     """
-    got, expected = dict(fields(got)), dict(fields(expected))
-    if got.keys() != expected.keys() or any(
-        got[field].shape != expected[field].shape for field in got
-    ):
-        shapes = [{field: value.shape for field, value in side.items()} for side in (got, expected)]
-        raise AssertionError(f"the output has the fields {shapes[0]} {when}; expected {shapes[1]}")
-    errors = {field: largest_error(got[field], expected[field]) for field in got}
-    for field, (error, where) in errors.items():
+    actual, expected = dict(fields(actual)), dict(fields(expected))
+    actual_shapes = {field: value.shape for field, value in actual.items()}
+    expected_shapes = {field: value.shape for field, value in expected.items()}
+    if actual_shapes != expected_shapes:
+        raise AssertionError(
+            f"the output has the fields {actual_shapes} {when}; expected {expected_shapes}"
+        )
+    errors = {field: largest_error(actual[field], expected[field]) for field in actual}
+    for field, (error, index) in errors.items():
         if error > rtol:
-            a, b = float(got[field][where]), float(expected[field][where])
+            a, b = float(actual[field][index]), float(expected[field][index])
             raise AssertionError(
-                f"{field or 'the output'}{place(field, where)} is {a:.6g} {when}; expected "
+                f"{field or 'the output'}{place(field, index)} is {a:.6g} {when}; expected "
                 f"{b:.6g}: {abs(a - b):.2g} apart, {error:.1e} of the field's size (tolerance "
                 f"{rtol:.0e})"
             )
     return max((error for error, _ in errors.values()), default=0.0)
 
 
-def place(field: str, where: Sequence[int]) -> str:
+def place(field: str, index: Sequence[int]) -> str:
     """Describe an entry of a field in words, for example " of node 3, column 1"."""
-    kind = {"nodes": "node", "edges": "edge", "globals": "graph"}.get(field.split(".")[0], "row")
-    rest = "".join(f", column {k}" for k in where[1:])
-    return f" of {kind} {where[0]}{rest}" if len(where) else ""
+    row = {"nodes": "node", "edges": "edge", "globals": "graph"}.get(field.split(".")[0], "row")
+    columns = "".join(f", column {k}" for k in index[1:])
+    return f" of {row} {index[0]}{columns}" if len(index) else ""

@@ -57,27 +57,25 @@ def assert_equivariant(
       ValueError: ``fn`` is not a function, the graph is not one of this library, or its x has a
         dtype without a default tolerance.
     """
-    rtol = _checked(fn, graph, rtol)
+    rtol = _validated_rtol(fn, graph, rtol)
     out = fn(graph)
-    _assert_not_blind(fn, graph, out, rtol)
+    _assert_sensitive(fn, graph, out, rtol)
     n = graph.nodes.x.shape[1]
     key = jax.random.key(seed)
     scale = float(jnp.abs(graph.nodes.x).max())
     shift = scale * jax.random.normal(jax.random.fold_in(key, 1), (n,), graph.nodes.x.dtype)
-    turn = partial(random_orthogonal, key, n)
-    moves = [("a rotation", turn(1), 0.0)] * rotation
-    moves += [("a reflection", turn(-1), 0.0)] * reflection
-    moves += [("a translation", jnp.eye(n), shift)] * translation
-    worst = 0.0
-    for name, q, t in moves:
+    orthogonal = partial(random_orthogonal, key, n)
+    transformations = [("a rotation", orthogonal(1), 0.0)] * rotation
+    transformations += [("a reflection", orthogonal(-1), 0.0)] * reflection
+    transformations += [("a translation", jnp.eye(n), shift)] * translation
+    max_error = 0.0
+    for name, q, t in transformations:
         expected = transform(out, q, t) if isinstance(out, GraphsTuple) else out
-        worst = max(
-            worst,
-            _compare.assert_close(
-                fn(_moved(graph, q, t)), expected, rtol, f"after {name} of the input"
-            ),
+        error = _compare.assert_close(
+            fn(_transformed(graph, q, t)), expected, rtol, f"after {name} of the input"
         )
-    return worst
+        max_error = max(max_error, error)
+    return max_error
 
 
 def assert_permutation_equivariant(
@@ -88,27 +86,27 @@ def assert_permutation_equivariant(
     Arguments, return value and errors are as in :func:`assert_equivariant`. If the output is not a
     graph, every array must be invariant.
     """
-    rtol = _checked(fn, graph, rtol)
+    rtol = _validated_rtol(fn, graph, rtol)
     rng = np.random.default_rng(seed)
     counts = np.asarray(graph.n_node)
-    nodes = np.concatenate(
+    node_order = np.concatenate(
         [
             end - count + rng.permutation(count)
             for end, count in zip(np.cumsum(counts), counts, strict=True)
         ]
     )
-    renumbered = np.argsort(nodes)
-    receivers = renumbered[np.asarray(graph.receivers)]
-    edges = rng.permutation(len(receivers))
-    edges = edges[np.argsort(receivers[edges], kind="stable")]
+    new_index = np.argsort(node_order)
+    receivers = new_index[np.asarray(graph.receivers)]
+    edge_order = rng.permutation(len(receivers))
+    edge_order = edge_order[np.argsort(receivers[edge_order], kind="stable")]
 
     def permuted(g: GraphsTuple) -> GraphsTuple:
         take = lambda rows: lambda a: a[rows]
         return g._replace(
-            nodes=jax.tree.map(take(nodes), g.nodes),
-            edges=jax.tree.map(take(edges), g.edges),
-            senders=jnp.asarray(renumbered[np.asarray(g.senders)][edges], g.senders.dtype),
-            receivers=jnp.asarray(receivers[edges], g.receivers.dtype),
+            nodes=jax.tree.map(take(node_order), g.nodes),
+            edges=jax.tree.map(take(edge_order), g.edges),
+            senders=jnp.asarray(new_index[np.asarray(g.senders)][edge_order], g.senders.dtype),
+            receivers=jnp.asarray(receivers[edge_order], g.receivers.dtype),
         )
 
     out = fn(graph)
@@ -141,7 +139,7 @@ def assert_padding_invariant(
       ValueError: the graph is a padded batch, or the function returns neither a graph nor arrays
         with one row per graph; or as in :func:`assert_equivariant`.
     """
-    rtol = _checked(fn, graph, rtol)
+    rtol = _validated_rtol(fn, graph, rtol)
     if isinstance(graph, PaddedGraphsTuple):
         raise ValueError(
             "the graph is a padded batch; expected one without padding, such as "
@@ -149,36 +147,34 @@ def assert_padding_invariant(
         )
     out = fn(graph)
     if not isinstance(out, GraphsTuple):
-        rows = graph.n_node.shape[0]
+        n_graph = graph.n_node.shape[0]
         for leaf in jax.tree.leaves(out):
-            if np.shape(leaf)[:1] != (rows,):
+            if np.shape(leaf)[:1] != (n_graph,):
                 raise ValueError(
                     f"the function returns an array {np.shape(leaf)}; expected a graph, or arrays "
-                    f"with a row for each of the {rows} graphs"
+                    f"with a row for each of the {n_graph} graphs"
                 )
-    padded = fn(pad_with_noise(graph, seed))
-    if isinstance(padded, GraphsTuple):
-        padded = GraphsTuple(*padded)  # the type of a batch without padding
-    worst = _compare.assert_close(
-        jax.tree.map(lambda a, like: a[: len(like)], padded, out),
+    padded_out = fn(pad_with_noise(graph, seed))
+    if isinstance(padded_out, GraphsTuple):
+        padded_out = GraphsTuple(*padded_out)  # the type of a batch without padding
+    max_error = _compare.assert_close(
+        jax.tree.map(lambda padded, array: padded[: len(array)], padded_out, out),
         out,
         rtol,
         "after padding was appended",
     )
     if isinstance(out, GraphsTuple):
-        parts = unbatch(out)
+        expected = unbatch(out)
     else:
-        parts = [
+        expected = [
             jax.tree.map(itemgetter(slice(k, k + 1)), out) for k in range(graph.n_node.shape[0])
         ]
-    for k, (single, part) in enumerate(zip(unbatch(graph), parts, strict=True)):
-        worst = max(
-            worst,
-            _compare.assert_close(
-                fn(single), part, rtol, f"between graph {k} alone and in the batch"
-            ),
+    for k, (single, expected_out) in enumerate(zip(unbatch(graph), expected, strict=True)):
+        error = _compare.assert_close(
+            fn(single), expected_out, rtol, f"between graph {k} alone and in the batch"
         )
-    return worst
+        max_error = max(max_error, error)
+    return max_error
 
 
 def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: Any = None) -> None:
@@ -194,17 +190,20 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
       ValueError: ``fn`` is not a function, or the graph is not one of this library.
     """
     _require_arguments(fn, graph)
-    given = {"nodes": graph.nodes, "edges": graph.edges, "params": params}
+    arrays = {"nodes": graph.nodes, "edges": graph.edges, "params": params}
     # Whole numbers, such as node types, have no derivative.
-    inputs = jax.tree.map(lambda a: a if _is_floating(a) else None, given)
+    inputs = jax.tree.map(lambda a: a if _is_floating(a) else None, arrays)
     dtype = graph.nodes.x.dtype
 
     def energy(inputs: Any) -> jax.Array:
-        whole = jax.tree.map(
-            lambda a, own: own if a is None else a, inputs, given, is_leaf=lambda a: a is None
+        merged = jax.tree.map(
+            lambda a, original: original if a is None else a,
+            inputs,
+            arrays,
+            is_leaf=lambda a: a is None,
         )
-        g = graph._replace(nodes=whole["nodes"], edges=whole["edges"])
-        out = fn(g) if params is None else fn(whole["params"], g)
+        g = graph._replace(nodes=merged["nodes"], edges=merged["edges"])
+        out = fn(g) if params is None else fn(merged["params"], g)
         leaves = [leaf for leaf in jax.tree.leaves(out) if _is_floating(leaf)]
         return sum(
             (jnp.sum(jnp.sin(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)
@@ -223,11 +222,12 @@ def assert_finite_gradients(fn: Callable[..., Any], graph: GraphsTuple, params: 
 
     for name, tree in derivatives(inputs).items():
         for field, value in _compare.fields(tree):
-            bad = np.argwhere(~np.isfinite(value))
-            if len(bad):
+            nonfinite = np.argwhere(~np.isfinite(value))
+            if len(nonfinite):
+                index = nonfinite[0]
                 raise AssertionError(
                     f"{name} with respect to {field or 'the input'}"
-                    f"{_compare.place(field, bad[0])} is {value[tuple(bad[0])]}"
+                    f"{_compare.place(field, index)} is {value[tuple(index)]}"
                 )
 
 
@@ -235,45 +235,47 @@ def _is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-def _moved(graph: GraphsTuple, q: jax.Array, t: jax.Array | float) -> GraphsTuple:
+def _transformed(graph: GraphsTuple, q: jax.Array, t: jax.Array | float) -> GraphsTuple:
     """Transform a graph, keeping coincident nodes together in spite of rounding."""
-    moved = transform(graph, q, t)
-    _, first, place = np.unique(
+    transformed = transform(graph, q, t)
+    _, first, inverse = np.unique(
         np.asarray(graph.nodes.x), axis=0, return_index=True, return_inverse=True
     )
-    return moved._replace(nodes=moved.nodes.replace(x=moved.nodes.x[first][place.reshape(-1)]))
+    x = transformed.nodes.x[first][inverse.reshape(-1)]
+    return transformed._replace(nodes=transformed.nodes.replace(x=x))
 
 
-def _assert_not_blind(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: float) -> None:
+def _assert_sensitive(fn: GraphFunction, graph: GraphsTuple, out: Any, rtol: float) -> None:
     """Assert that errors would show: coordinates move by far more than the tolerance, or the output
     depends on them.
     """
-    seen = 100 * rtol
+    threshold = 100 * rtol
     x = np.asarray(graph.nodes.x)
     if isinstance(out, GraphsTuple) and out.nodes.x.shape == x.shape:
-        moved, size = np.abs(np.asarray(out.nodes.x) - x).max(), np.abs(x).max()
-        if 0 < moved <= seen * size:
+        displacement, size = np.abs(np.asarray(out.nodes.x) - x).max(), np.abs(x).max()
+        if 0 < displacement <= threshold * size:
             raise AssertionError(
-                f"nodes.x moves by {moved / size:.1e} of its size only, expected more than "
-                f"{seen:.1e}: errors would hide below the "
-                "tolerance; redraw the parameters with randomise_parameters"
+                f"nodes.x moves by {displacement / size:.1e} of its size only, expected more than "
+                f"{threshold:.1e}: errors would hide below the tolerance; redraw the parameters "
+                "with randomise_parameters"
             )
-        if moved:
+        if displacement:
             return
     # Stretch along one axis, which is neither a rotation nor a translation.
     stretched = jnp.concatenate([1.5 * graph.nodes.x[:, :1], graph.nodes.x[:, 1:]], axis=1)
-    other = fn(graph._replace(nodes=graph.nodes.replace(x=stretched)))
+    stretched_out = fn(graph._replace(nodes=graph.nodes.replace(x=stretched)))
     if isinstance(out, GraphsTuple):
-        out, other = (g._replace(nodes=g.nodes.replace(x=None)) for g in (out, other))
+        out = out._replace(nodes=out.nodes.replace(x=None))
+        stretched_out = stretched_out._replace(nodes=stretched_out.nodes.replace(x=None))
     changes = [
         _compare.largest_error(a, b)[0]
-        for (_, a), (_, b) in zip(_compare.fields(other), _compare.fields(out), strict=True)
+        for (_, a), (_, b) in zip(_compare.fields(stretched_out), _compare.fields(out), strict=True)
     ]
-    if max(changes, default=0.0) <= seen:
+    if max(changes, default=0.0) <= threshold:
         raise AssertionError(
             f"the output changes by {max(changes, default=0.0):.1e} of its size when the "
-            f"coordinates are stretched, expected more "
-            f"than {seen:.1e}: it does not depend on them, so equivariance says nothing about it"
+            f"coordinates are stretched, expected more than {threshold:.1e}: it does not depend "
+            "on them, so equivariance says nothing about it"
         )
 
 
@@ -282,7 +284,7 @@ def _require_arguments(fn: Any, graph: Any) -> None:
     require_geometric(graph)
 
 
-def _checked(fn: Any, graph: Any, rtol: float | None) -> float:
+def _validated_rtol(fn: Any, graph: Any, rtol: float | None) -> float:
     """Check the arguments, and return the tolerance."""
     _require_arguments(fn, graph)
     if not len(graph.nodes.x):

@@ -12,7 +12,7 @@ from egnn_jax.graph.batching import Budget, batch
 from egnn_jax.graph.build import graph_from_edges
 from egnn_jax.graph.graph import GraphsTuple
 
-_MOST = 10_000  # coordinates, features or attributes
+_MAX_SIZE = 10_000  # nodes, coordinates, features or attributes
 
 
 def random_graph(
@@ -42,17 +42,17 @@ def random_graph(
       ValueError: ``sizes`` is empty or not a list of integers, or a number is out of range.
     """
     widths = (("n", n, 1), ("features", features, 1), ("attributes", attributes, 0))
-    for name, value, least in widths:
-        require_count(name, value, least)
-        if value > _MOST:
-            raise ValueError(f"{name} is {value}; expected at most {_MOST:,}")
+    for name, value, minimum in widths:
+        require_count(name, value, minimum)
+        if value > _MAX_SIZE:
+            raise ValueError(f"{name} is {value}; expected at most {_MAX_SIZE:,}")
     require_count("seed", seed, 0)
     if not isinstance(sizes, Sequence | np.ndarray) or getattr(sizes, "ndim", 1) != 1:
         raise ValueError(f"sizes are {sizes!r}; expected a list of whole numbers")
     for size in sizes:
         require_count("a size", size)
-        if size > _MOST:
-            raise ValueError(f"a size is {size}; expected at most {_MOST:,}")
+        if size > _MAX_SIZE:
+            raise ValueError(f"a size is {size}; expected at most {_MAX_SIZE:,}")
     if not len(sizes):
         raise ValueError("sizes are (); expected at least one graph")
     rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def random_graph(
         v[0] = 0
         if coincident:
             x[1:2] = x[0]
-        edges = draw(len(senders), attributes) if attributes else None
+        a = draw(len(senders), attributes) if attributes else None
         graphs.append(
             graph_from_edges(
                 senders,
@@ -76,7 +76,7 @@ def random_graph(
                 x=x,
                 h=draw(size, features),
                 v=v if velocity else None,
-                a=edges,
+                a=a,
             )
         )
     return pad_with_noise(batch(graphs), seed) if padding else batch(graphs)
@@ -99,14 +99,14 @@ def pad_with_noise(
     padded = batch([graph], budget)
     rng = np.random.default_rng([seed, 1])
 
-    def noise(real: int) -> Callable[[jax.Array], jax.Array]:
-        def of(a: jax.Array) -> jax.Array:
-            shape = a[real:].shape
-            kinds = jnp.issubdtype(a.dtype, jnp.integer)  # or steps of periodic images
-            drawn = rng.integers(1, 10, shape) if kinds else rng.standard_normal(shape)
-            return a.at[real:].set(drawn.astype(a.dtype))
+    def noise(n_real: int) -> Callable[[jax.Array], jax.Array]:
+        def fill(a: jax.Array) -> jax.Array:
+            shape = a[n_real:].shape
+            is_integer = jnp.issubdtype(a.dtype, jnp.integer)  # node types or lattice steps
+            values = rng.integers(1, 10, shape) if is_integer else rng.standard_normal(shape)
+            return a.at[n_real:].set(values.astype(a.dtype))
 
-        return of
+        return fill
 
     return padded._replace(
         nodes=jax.tree.map(noise(real_nodes), padded.nodes),

@@ -36,8 +36,10 @@ def require_callbacks(callbacks: Any) -> None:
 
 def require_path(path: Path) -> None:
     """Raise ValueError if Orbax could not read the checkpoints that it writes to a folder."""
-    if wrong := [c for c in "[\\" if c in str(path) and c != os.sep]:
-        raise ValueError(f"{path} has a {wrong[0]} in its path; expected a folder without [ and \\")
+    if forbidden := [c for c in "[\\" if c in str(path) and c != os.sep]:
+        raise ValueError(
+            f"{path} has a {forbidden[0]} in its path; expected a folder without [ and \\"
+        )
 
 
 def require_settings(settings: Any, name: str = "settings") -> None:
@@ -97,8 +99,9 @@ def require_loss(loss: Loss, params: Any, batch: Any) -> None:
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", value)
         raise ValueError(f"the loss is {shapes}; expected a scalar of floating point, ()")
-    running = isinstance(params, Mapping) and "batch_stats" in params  # flax's name of them
-    if running and "batch_stats" not in (out[1].get(STATISTICS) or {}):
+    # Flax keeps running statistics in the collection "batch_stats".
+    has_batch_stats = isinstance(params, Mapping) and "batch_stats" in params
+    if has_batch_stats and "batch_stats" not in (out[1].get(STATISTICS) or {}):
         raise ValueError(
             "the loss does not return the running statistics 'batch_stats', which would stay as "
             f"they are; expected metrics with {{{STATISTICS!r}: …}}, see docs/training.md"

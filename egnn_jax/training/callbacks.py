@@ -103,12 +103,12 @@ class ProgressBar(Callback):
 
     def evaluated(self, progress: Progress) -> None:
         """See :class:`Callback`."""
-        shown = {"epoch": f"{progress.epoch:g}/{progress.epochs}"}
-        shown["loss"] = f"{np.mean(progress.loss):.5f}"
+        postfix = {"epoch": f"{progress.epoch:g}/{progress.epochs}"}
+        postfix["loss"] = f"{np.mean(progress.loss):.5f}"
         if progress.monitor in progress.metrics:
-            shown["valid"] = f"{np.mean(progress.metrics[progress.monitor]):.5f}"
-            shown["best"] = f"{np.mean(progress.best_value):.5f}"
-        self._bar.set_postfix(shown)
+            postfix["valid"] = f"{np.mean(progress.metrics[progress.monitor]):.5f}"
+            postfix["best"] = f"{np.mean(progress.best_value):.5f}"
+        self._bar.set_postfix(postfix)
 
     def ended(self, progress: Progress) -> None:
         """See :class:`Callback`."""

@@ -25,12 +25,11 @@ from egnn_jax.training._records import (
 from egnn_jax.training._validation import require_path
 from egnn_jax.training.processes import from_first, is_first, require_same
 
-_NUMBERS = ("metrics", "first_draw", "std", "seeds", "trivial")  # of result.json
+_NUMERIC_FIELDS = ("metrics", "first_draw", "std", "seeds", "trivial")  # of result.json
 _EARLIER = "earlier_epochs"
 """The key in config.yaml of the numbers of epochs that a run had before it was extended."""
-
-_OF_OTHER = "expected the optimizer and network of this run, or another folder"
-_REMEDY = {
+_MISMATCH = "expected the optimizer and network of this run, or another folder"
+_REMEDIES = {
     "last": "delete that folder, and the same command resumes from the checkpoint before it",
     "best": "delete that folder and result.json, and the same training command writes both again",
 }
@@ -45,7 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self._lock: IO[str] | None = None
-        self._writes = False
+        self._is_writer = False
         self.path = expanded(path).absolute()
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
@@ -58,18 +57,18 @@ class RunFolder:
         Raises:
           ValueError: this is not the folder of a run, or the file is damaged.
         """
-        return {name: value for name, value in self._stored().items() if name != _EARLIER}
+        return {name: value for name, value in self._read_settings().items() if name != _EARLIER}
 
-    def _stored(self) -> dict[str, Any]:
+    def _read_settings(self) -> dict[str, Any]:
         if not self._settings_file.is_file():
             raise ValueError(f"{self.path} is not a run: it has no config.yaml")
         try:
-            stored = read_yaml(self._settings_file.read_text(encoding="utf-8"))
-            if not isinstance(stored, dict):
-                raise ValueError(f"it holds a {type(stored).__name__}; expected settings by name")
-            if not all(isinstance(number, int) for number in stored.get(_EARLIER, [])):
-                raise ValueError(f"{_EARLIER} is {stored[_EARLIER]}; expected whole numbers")
-            return stored
+            settings = read_yaml(self._settings_file.read_text(encoding="utf-8"))
+            if not isinstance(settings, dict):
+                raise ValueError(f"it holds a {type(settings).__name__}; expected settings by name")
+            if not all(isinstance(number, int) for number in settings.get(_EARLIER, [])):
+                raise ValueError(f"{_EARLIER} is {settings[_EARLIER]}; expected whole numbers")
+            return settings
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self._settings_file}: {error}") from error
 
@@ -83,7 +82,7 @@ class RunFolder:
         from_first(lambda: self._start(settings))
         file = self._settings_file
         require_same({f"{file} (SHA-256)": file.is_file() and sha256(file)})
-        self._writes = is_first()
+        self._is_writer = is_first()
 
     def _start(self, settings: dict[str, Any]) -> None:
         require_path(self.path)
@@ -98,8 +97,8 @@ class RunFolder:
     def _write_or_compare(self, settings: dict[str, Any]) -> None:
         if not self._settings_file.exists():
             write_atomically(self._settings_file, yaml_text(settings).encode())
-        elif changed := changes(self.settings(), settings):
-            text = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed)
+        elif differences := changes(self.settings(), settings):
+            text = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in differences)
             raise ValueError(
                 f"{self.path} holds a run of other settings ({text[:2_000]}); "
                 "expected the same to resume it, another folder, or that one deleted"
@@ -113,11 +112,11 @@ class RunFolder:
         """
         self._lock = acquire(self.path)
         try:
-            settings = self._stored()
+            settings = self._read_settings()
             settings[_EARLIER] = [*settings.get(_EARLIER, []), settings["epochs"]]
             settings["epochs"] = epochs
             text = yaml_text(settings)
-            # First: a run without a result goes on; one with a result of other epochs is refused.
+            # First, since a result of other epochs is refused, and a run without one is resumed.
             self.result_file.unlink(missing_ok=True)
             write_atomically(self._settings_file, text.encode())
         finally:
@@ -129,8 +128,8 @@ class RunFolder:
         try:
             yield
         except Exception as error:  # orbax passes on the exceptions of its file systems
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            errno = int(code[1]) if code else getattr(error, "errno", None)
+            match = re.search(r"os_error_code='(\d+)'", str(error))
+            errno = int(match[1]) if match else getattr(error, "errno", None)
             if errno is None:
                 raise
             text = f"a checkpoint cannot be written ({os.strerror(errno)}); the last one is intact"
@@ -148,9 +147,9 @@ class RunFolder:
           tree: the arrays to save.
         """
         tree = jax.device_get(tree)
-        saved = {"tree": tree, "sha256": self._checksum(tree, self.settings())}
+        checkpoint = {"tree": tree, "sha256": self._checksum(tree, self.settings())}
         with self._writing():
-            self._manager(kind).save(step, args=_orbax().args.StandardSave(saved))
+            self._manager(kind).save(step, args=_orbax().args.StandardSave(checkpoint))
 
     def wait(self) -> None:
         """Wait until all pending checkpoints are on disk."""
@@ -173,7 +172,7 @@ class RunFolder:
           ValueError: there is no checkpoint, it cannot be read, or it does not match its checksum,
             which also covers the settings; the message names the path.
         """
-        tried = None
+        failed_step = None
         while True:
             step = self.latest(kind)
             if step is None:
@@ -181,9 +180,9 @@ class RunFolder:
             try:
                 return self._restore(kind, step, like)
             except ValueError:
-                if step == tried:  # on the first try, a concurrent run may have replaced it
+                if step == failed_step:  # otherwise, a concurrent run may have replaced it
                     raise
-                tried = step
+                failed_step = step
                 self._manager(kind).reload()
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -200,8 +199,8 @@ class RunFolder:
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")
-        named = {f"{self.metrics_file}, line {k}": line for k, line in enumerate(lines[:-1], 1)}
-        return [with_nan(parse(line, name, {"step"})) for name, line in named.items() if line]
+        sources = {f"{self.metrics_file}, line {k}": line for k, line in enumerate(lines[:-1], 1)}
+        return [with_nan(parse(line, source, {"step"})) for source, line in sources.items() if line]
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop the entries logged after ``step`` and return the others."""
@@ -222,8 +221,8 @@ class RunFolder:
         if not self.result_file.is_file():
             self.settings()  # raises if this is not a run
             raise ValueError(f"{self.path} has no result.json; the run is not complete")
-        found = read_plain(self.result_file, {"metrics", "config"})
-        return {k: with_nan(v) if k in _NUMBERS else v for k, v in found.items()}
+        values = read_plain(self.result_file, {"metrics", "config"})
+        return {k: with_nan(v) if k in _NUMERIC_FIELDS else v for k, v in values.items()}
 
     def close(self) -> None:
         """Wait for pending checkpoints, then release the lock so that others can write."""
@@ -234,7 +233,7 @@ class RunFolder:
                 for manager in managers:
                     manager.close()
         finally:
-            self._writes = False
+            self._is_writer = False
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None
@@ -245,25 +244,26 @@ class RunFolder:
             abstract = None
             if like is not None:
                 abstract = {"tree": jax.device_get(like), "sha256": np.zeros(32, np.uint8)}
-            saved = self._manager(kind).restore(step, args=_orbax().args.StandardRestore(abstract))
-            tree, expected = saved["tree"], saved["sha256"]
+            restore_args = _orbax().args.StandardRestore(abstract)
+            checkpoint = self._manager(kind).restore(step, args=restore_args)
+            tree, saved_checksum = checkpoint["tree"], checkpoint["sha256"]
         except Exception as error:
-            remedy = _OF_OTHER if "structures do not match" in str(error) else _REMEDY[kind]
+            remedy = _MISMATCH if "structures do not match" in str(error) else _REMEDIES[kind]
             raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
-        each = (self._checksum(tree, settings) for settings in self._settings_so_far())
-        if not any(np.array_equal(checksum, expected) for checksum in each):
+        checksums = (self._checksum(tree, settings) for settings in self._settings_so_far())
+        if not any(np.array_equal(checksum, saved_checksum) for checksum in checksums):
             raise ValueError(
                 f"{path} is damaged, or a setting in {self._settings_file} was changed (their "
-                f"SHA-256 does not match); undo the change, or else {_REMEDY[kind]}"
+                f"SHA-256 does not match); undo the change, or else {_REMEDIES[kind]}"
             )
         return tree
 
     def _settings_so_far(self) -> Iterator[dict[str, Any]]:
         """The current settings, then those before each extension of the run, newest first."""
-        settings = self._stored()
-        earlier = settings.pop(_EARLIER, [])
+        settings = self._read_settings()
+        earlier_epochs = settings.pop(_EARLIER, [])
         yield settings
-        for epochs in reversed(earlier):
+        for epochs in reversed(earlier_epochs):
             yield settings | {"epochs": epochs}
 
     def _checksum(self, tree: Any, settings: dict[str, Any]) -> np.ndarray:
@@ -276,17 +276,18 @@ class RunFolder:
     def _manager(self, kind: str) -> Any:
         if kind not in self._managers:
             ocp = _orbax()
-            folder, me = self.path / "checkpoints" / kind, jax.process_index()
-            if self._writes:
+            folder, rank = self.path / "checkpoints" / kind, jax.process_index()
+            if self._is_writer:
                 make_folder(folder)
+            no_barriers = ocp.options.MultiprocessingOptions(
+                primary_host=rank, active_processes={rank}, barrier_sync_key_prefix=f"{kind}{rank}"
+            )
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2 if kind == "last" else 1,
                 # A reader must not remove what a concurrent run is about to write.
-                cleanup_tmp_directories=self._writes,
+                cleanup_tmp_directories=self._is_writer,
                 create=False,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(  # no barriers
-                    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{kind}{me}"
-                ),
+                multiprocessing_options=no_barriers,
             )
             self._managers[kind] = ocp.CheckpointManager(folder, options=options)
         return self._managers[kind]

@@ -34,9 +34,9 @@ def use_all_cores() -> None:
         ("xla_cpu_multi_thread_eigen", "false"),
         ("xla_cpu_prefer_vector_width", "512"),
     ):
-        given = os.environ.get("XLA_FLAGS", "")
-        if flag not in given:
-            os.environ["XLA_FLAGS"] = f"{given} --{flag}={value}".strip()
+        flags = os.environ.get("XLA_FLAGS", "")
+        if flag not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --{flag}={value}".strip()
     jax.config.update("jax_num_cpu_devices", number_of_cores())
 
 
@@ -46,15 +46,15 @@ def make_mesh(batch_size: int) -> Mesh:
     Raises:
       ValueError: the number of processes does not divide the batch.
     """
-    by_process: dict[int, list[Any]] = {}
+    devices: dict[int, list[Any]] = {}  # by process
     for device in jax.devices():
-        by_process.setdefault(device.process_index, []).append(device)
-    if batch_size % len(by_process):
+        devices.setdefault(device.process_index, []).append(device)
+    if batch_size % len(devices):
         raise ValueError(
             f"a batch, or a micro-batch, has {batch_size} samples; expected a multiple of the "
-            f"{len(by_process)} processes"
+            f"{len(devices)} processes"
         )
-    return _mesh_of(batch_size, [by_process[k] for k in sorted(by_process)])
+    return _mesh_of(batch_size, [devices[process] for process in sorted(devices)])
 
 
 def local_mesh(batch_size: int) -> Mesh:
@@ -62,10 +62,10 @@ def local_mesh(batch_size: int) -> Mesh:
     return _mesh_of(batch_size, [jax.local_devices()])
 
 
-def _mesh_of(batch_size: int, by_process: list[list[Any]]) -> Mesh:
-    number, most = len(by_process), min(map(len, by_process))
-    each = max(d for d in range(1, most + 1) if batch_size % (d * number) == 0)
-    devices = [device for local in by_process for device in local[:each]]
+def _mesh_of(batch_size: int, process_devices: list[list[Any]]) -> Mesh:
+    processes, available = len(process_devices), min(map(len, process_devices))
+    per_process = max(d for d in range(1, available + 1) if batch_size % (d * processes) == 0)
+    devices = [device for local in process_devices for device in local[:per_process]]
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -74,15 +74,17 @@ def batch_layout(batch_size: int, micro_batches: int) -> tuple[Mesh, int]:
 
     Micro-batches save memory and time on CPUs; other devices process their share at once.
     """
-    parts = micro_batches if jax.default_backend() == "cpu" else 1
-    return make_mesh(batch_size // parts), parts
+    if jax.default_backend() != "cpu":
+        micro_batches = 1
+    return make_mesh(batch_size // micro_batches), micro_batches
 
 
 def own_shards(mesh: Mesh, shards: int) -> slice:
     """The slice of a batch's shards that belongs to the devices of this process."""
-    places = [k for k, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
-    each = shards // mesh.size
-    return slice(places[0] * each, (places[-1] + 1) * each)
+    process = jax.process_index()
+    indices = [k for k, device in enumerate(mesh.devices.flat) if device.process_index == process]
+    per_device = shards // mesh.size
+    return slice(indices[0] * per_device, (indices[-1] + 1) * per_device)
 
 
 def own_batches(
@@ -95,15 +97,15 @@ def own_batches(
     """
     if mesh.is_multi_process:
         require_own(loader, "batches")
-        found = loader.batches(epoch, start, count, shards, own_shards(mesh, shards))
+        batches = loader.batches(epoch, start, count, shards, own_shards(mesh, shards))
     else:
-        found = loader.batches(epoch, start, count, shards)
-    if wrong := {np.shape(leaf)[:1] for leaf in jax.tree.leaves(found)} - {(count,)}:
+        batches = loader.batches(epoch, start, count, shards)
+    if unexpected := {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)} - {(count,)}:
         raise ValueError(
-            f"the loader returned arrays with the leading axis {wrong.pop()} for the batches "
+            f"the loader returned arrays with the leading axis {unexpected.pop()} for the batches "
             f"{start} to {start + count} of epoch {epoch}; expected ({count},)"
         )
-    return found
+    return batches
 
 
 def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
@@ -120,15 +122,15 @@ def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 def freed_after_compiling() -> Iterator[None]:
     """Free what each compilation leaves over, before the compiled program needs memory itself."""
 
-    def compiled(event: str, duration_secs: float, **_: Any) -> None:
+    def free_if_compiled(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             free_heaps()
 
-    jax.monitoring.register_event_duration_secs_listener(compiled)
+    jax.monitoring.register_event_duration_secs_listener(free_if_compiled)
     try:
         yield
     finally:
-        jax.monitoring.unregister_event_duration_listener(compiled)
+        jax.monitoring.unregister_event_duration_listener(free_if_compiled)
 
 
 def free_heaps() -> None:

@@ -61,16 +61,16 @@ class Evaluation:
     """
 
     def __init__(self, metrics: Metrics, loader: Loader, seeds: int = 1, seed: int = 0) -> None:
-        spread = loader.batch_size % jax.process_count() == 0
-        self._mesh = (make_mesh if spread else local_mesh)(loader.batch_size)
+        divisible = loader.batch_size % jax.process_count() == 0
+        self._mesh = (make_mesh if divisible else local_mesh)(loader.batch_size)
         self._key = jax.random.PRNGKey(seed)
         self._loader = loader
-        self._count = loader.num_batches(None)
-        if not self._count and self._rest is None:
+        self._num_batches = loader.num_batches(None)
+        if not self._num_batches and self._remainder is None:
             raise ValueError("the loader has no batches to evaluate; expected at least one")
-        self._kept: Any = None
+        self._cached_batches: Any = None
         self._seconds = math.inf  # of the last call
-        self._evaluate = self._compiled(metrics, seeds)
+        self._evaluate = self._compile(metrics, seeds)
 
     def __call__(self, params: Any, draw: int = 0) -> dict[str, jax.Array]:
         """Evaluate parameters; padding in the last batch does not count."""
@@ -79,75 +79,75 @@ class Evaluation:
             free_heaps()
         key = jax.random.fold_in(self._key, draw)
         sums = []
-        if self._count:
+        if self._num_batches:
             if jax.process_count() > 1:  # arrays of all processes, and perhaps a mesh of one
                 params = jax.device_get(params)
-            everywhere = put(params, self._mesh, P())
-            each = self._chunk
-            for start in range(0, self._count, each):
-                batches = self._batches(start, min(each, self._count - start))
+            replicated = put(params, self._mesh, P())
+            chunk = self._chunk_size
+            for start in range(0, self._num_batches, chunk):
+                batches = self._batches(start, min(chunk, self._num_batches - start))
                 with DEVICES:
-                    found = self._evaluate(everywhere, batches, key, start)
-                    sums.append(jax.block_until_ready(found))
-        if (rest := self._rest) is not None:
-            sums.append(self._evaluate_rest(jax.device_get(params), rest, key))
+                    chunk_sums = self._evaluate(replicated, batches, key, start)
+                    sums.append(jax.block_until_ready(chunk_sums))
+        if (remainder := self._remainder) is not None:
+            sums.append(self._evaluate_remainder(jax.device_get(params), remainder, key))
         self._seconds = time.monotonic() - started
-        total = jax.tree.map(lambda *parts: sum(jax.device_get(parts)), *sums)
-        return {name: jnp.divide(value, number) for name, (value, number) in total.items()}
+        totals = jax.tree.map(lambda *terms: sum(jax.device_get(terms)), *sums)
+        return {name: jnp.divide(total, count) for name, (total, count) in totals.items()}
 
     @property
-    def _rest(self) -> Any:
+    def _remainder(self) -> Any:
         """The samples left over by the batches, or None."""
         remainder = getattr(self._loader, "remainder", None)
         return None if remainder is None else remainder()
 
     @cached_property
-    def _chunk(self) -> int:
+    def _chunk_size(self) -> int:
         """The number of batches that are on the devices at once."""
-        one = self._packed(0, 1)
-        size = self._count * sum(leaf.nbytes for leaf in jax.tree.leaves(one))
-        chunks = min(-(-size // KEPT_BYTES), self._count)
-        return -(-self._count // max(chunks, 1))
+        batch = self._pack(0, 1)
+        num_bytes = self._num_batches * sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+        chunks = min(-(-num_bytes // KEPT_BYTES), self._num_batches)
+        return -(-self._num_batches // max(chunks, 1))
 
     def _batches(self, start: int, count: int) -> Any:
-        if count < self._count:
-            return put(self._packed(start, count), self._mesh, P(None, AXIS))
-        if self._kept is None:
-            self._kept = put(self._packed(0, count), self._mesh, P(None, AXIS))
-        return self._kept
+        if count < self._num_batches:
+            return put(self._pack(start, count), self._mesh, P(None, AXIS))
+        if self._cached_batches is None:
+            self._cached_batches = put(self._pack(0, count), self._mesh, P(None, AXIS))
+        return self._cached_batches
 
-    def _packed(self, start: int, count: int) -> Any:
+    def _pack(self, start: int, count: int) -> Any:
         return own_batches(self._loader, self._mesh, self._mesh.size, None, start, count)
 
-    def _compiled(self, metrics: Metrics, seeds: int) -> Any:
-        def of_batch(params: Any, inputs: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def _compile(self, metrics: Metrics, seeds: int) -> Any:
+        def batch_sums(params: Any, inputs: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
             batch, key = inputs
             values = metrics(params, batch, key)
-            return {name: _as_sum(value, batch) for name, value in values.items()}
+            return {name: _sum_and_count(value, batch) for name, value in values.items()}
 
         def evaluate(
             params: Any, batches: Any, key: jax.Array, start: jax.Array
         ) -> dict[str, jax.Array]:
             batches = local_shards(batches)
-            number = jax.tree.leaves(batches)[0].shape[0]
+            count = jax.tree.leaves(batches)[0].shape[0]
             key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-            keys = jax.random.split(key, self._count)
-            keys = jax.lax.dynamic_slice_in_dim(keys, start, number)
-            sums = jax.lax.map(partial(of_batch, params), (batches, keys))
+            keys = jax.random.split(key, self._num_batches)
+            keys = jax.lax.dynamic_slice_in_dim(keys, start, count)
+            sums = jax.lax.map(partial(batch_sums, params), (batches, keys))
             return jax.lax.psum(jax.tree.map(partial(jnp.sum, axis=0), sums), AXIS)
 
-        def evaluate_rest(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
-            return of_batch(params, (batch, key))
+        def evaluate_remainder(params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+            return batch_sums(params, (batch, key))
 
         if seeds > 1:
-            evaluate_rest = jax.vmap(evaluate_rest, in_axes=(0, None, None))
-        self._evaluate_rest = jax.jit(evaluate_rest)
+            evaluate_remainder = jax.vmap(evaluate_remainder, in_axes=(0, None, None))
+        self._evaluate_remainder = jax.jit(evaluate_remainder)
         evaluate = evaluate if seeds == 1 else jax.vmap(evaluate, in_axes=(0, None, None, None))
         specs = (P(), P(None, AXIS), P(), P())
-        spread = jax.shard_map(
+        sharded = jax.shard_map(
             evaluate, mesh=self._mesh, in_specs=specs, out_specs=P(), check_vma=False
         )
-        return jax.jit(spread)
+        return jax.jit(sharded)
 
 
 def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str, Any]:
@@ -173,12 +173,12 @@ def evaluate(loss: Loss, params: Any, loader: Loader, seed: int = 0) -> dict[str
     return {name: np.asarray(value).tolist() for name, value in values.items()}
 
 
-def _as_sum(metric: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+def _sum_and_count(metric: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     if isinstance(metric, tuple):
         return metric
     if isinstance(batch, PaddedGraphsTuple):
-        number = jnp.sum(graph_mask(batch))
+        count = jnp.sum(graph_mask(batch))
     else:
-        number = jnp.asarray(jax.tree.leaves(batch)[0].shape[0])
+        count = jnp.asarray(jax.tree.leaves(batch)[0].shape[0])
     # A shard without samples may divide 0 by 0.
-    return jnp.where(number > 0, metric * number, 0), number
+    return jnp.where(count > 0, metric * count, 0), count

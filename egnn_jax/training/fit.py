@@ -130,21 +130,22 @@ def fit(
         require_settings(settings)
     if run is not None and not any(isinstance(c, MetricsLog) for c in callbacks):
         callbacks = (MetricsLog(), *callbacks)  # the history of a resumed run comes from there
-    evaluated = metrics_of(loss) if metrics is None else metrics
+    if metrics is None:
+        metrics = metrics_of(loss)
     with exchanging(), freed_after_compiling():
-        training = Training(plan, loss, params, optimizer, evaluated, run, callbacks)
-        described: dict[str, Any] = {}
+        training = Training(plan, loss, params, optimizer, metrics, run, callbacks)
+        description: dict[str, Any] = {}
         if jax.process_count() > 1 or (run is not None and settings is None):
-            described = _description(plan, loss, params, optimizer, evaluated, callbacks, run)
+            description = _description(plan, loss, params, optimizer, metrics, callbacks, run)
         if jax.process_count() > 1:
-            others = {"folder": run and str(run.path), "chunk_steps": int(plan.chunk_steps)}
-            others |= {"versions": library_versions(), "settings": settings and dict(settings)}
-            require_same(others | described)
+            arguments = {"folder": run and str(run.path), "chunk_steps": int(plan.chunk_steps)}
+            arguments |= {"versions": library_versions(), "settings": settings and dict(settings)}
+            require_same(arguments | description)
         if run is None:
             return training.run()
         if settings is None:
-            settings = described
-            from_first(lambda: _extend(run, described))
+            settings = description
+            from_first(lambda: _extend(run, description))
         run.start(dict(settings))
         try:
             return training.run()
@@ -155,8 +156,8 @@ def fit(
 def library_versions() -> dict[str, str]:
     """The versions of this library and of the packages that affect the numbers of a run."""
     packages = ("jax", "jaxlib", "flax", "optax", "jraph", "numpy")
-    others = {name: importlib.metadata.version(name) for name in packages}
-    return {"egnn_jax": egnn_jax.__version__, **others}
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"egnn_jax": egnn_jax.__version__, **versions}
 
 
 def _description(
@@ -169,38 +170,38 @@ def _description(
     run: RunFolder | None,
 ) -> dict[str, Any]:
     """The default ``settings`` of :func:`fit`: a description that distinguishes runs."""
-    initial = digest_of_arrays(params).hex()
+    initial_parameters = digest_of_arrays(params).hex()
     if plan.seeds > 1:
         params = jax.tree.map(lambda a: a[0], params)
     batch = jax.tree.map(lambda a: a[0, 0], plan.train.batches(0, 0, 1, 1))
     state = jax.eval_shape(optimizer.init, params)
-    compiled = {
-        "jax": _arithmetic(),
-        "loss": _program(
+    programs = {
+        "jax": _tracing_conditions(),
+        "loss": _program_digest(
             jax.value_and_grad(loss, has_aux=True), params, batch, jax.random.PRNGKey(0)
         ),
-        "initial_optimizer": _program(optimizer.init, params),
+        "initial_optimizer": _program_digest(optimizer.init, params),
         "patience": [c.patience for c in callbacks if isinstance(c, EarlyStopping)],
-        "optimizer": _program(
+        "optimizer": _program_digest(
             lambda value, gradient, state: apply_optimizer(
                 optimizer, lambda _: (value, gradient), value, gradient, state, gradient
             ),
             jnp.zeros(()), params, state,
         ),
-        "metrics": _program(metrics, params, batch, jax.random.PRNGKey(0)),
+        "metrics": _program_digest(metrics, params, batch, jax.random.PRNGKey(0)),
     }  # fmt: skip
     with contextlib.suppress(ValueError):  # no run yet
-        before = compiled if run is None else run.settings().get("compiled")
-        if not isinstance(before, dict) or before.get("jax") != compiled["jax"]:
-            compiled = before  # other versions of JAX trace the same functions differently
+        stored = programs if run is None else run.settings().get("compiled")
+        if not isinstance(stored, dict) or stored.get("jax") != programs["jax"]:
+            programs = stored  # other versions of JAX trace the same functions differently
     return {
-        "compiled": compiled,
+        "compiled": programs,
         "loss": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', repr(loss))}",
-        "initial_parameters": initial,
+        "initial_parameters": initial_parameters,
         "first_batch": digest_of_arrays(batch).hex(),
         "train": digest_of_samples(plan.train),
         "valid": None if plan.valid is None else digest_of_samples(plan.valid),
-        "optimizer": _parts(jax.eval_shape(optimizer.init, params)),
+        "optimizer": _transformations(jax.eval_shape(optimizer.init, params)),
         "batch_size": plan.train.batch_size,
         "batches": plan.train.num_batches(0),
         "monitor": plan.monitor,
@@ -217,8 +218,8 @@ def digest_of_samples(loader: Loader) -> str:
         digest_of_arrays(loader.batches(None, k, 1, 1)).hex()
         for k in range(loader.num_batches(None))
     ]
-    rest = loader.remainder() if hasattr(loader, "remainder") else None
-    return digest([*digests, digest_of_arrays(rest).hex()])
+    remainder = loader.remainder() if hasattr(loader, "remainder") else None
+    return digest([*digests, digest_of_arrays(remainder).hex()])
 
 
 def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
@@ -227,13 +228,13 @@ def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
     Call it in one process: it reads the settings and writes them.
     """
     try:
-        before = run.settings()
+        stored = run.settings()
     except ValueError:  # no run yet
         return
-    compiled, epochs = before.get("compiled"), before.get("epochs")
-    comparable = isinstance(compiled, dict) and compiled.get("jax") == _arithmetic()
+    programs, epochs = stored.get("compiled"), stored.get("epochs")
+    comparable = isinstance(programs, dict) and programs.get("jax") == _tracing_conditions()
     comparable = comparable and isinstance(epochs, int)
-    if comparable and [name for name, _ in changes(before, settings)] == ["epochs"]:
+    if comparable and [name for name, _ in changes(stored, settings)] == ["epochs"]:
         if settings["epochs"] < epochs:
             raise ValueError(
                 f"{run.path} holds a run of {epochs} epochs; expected as many or more, not "
@@ -242,30 +243,39 @@ def _extend(run: RunFolder, settings: dict[str, Any]) -> None:
         run.extend(settings["epochs"])
 
 
-def _arithmetic() -> str:
+def _tracing_conditions() -> str:
+    """JAX's version and the float width: with others, the same functions have other jaxprs."""
     return f"{jax.__version__}, {8 * jnp.zeros(()).dtype.itemsize} bits, with gradients"
 
 
-def _program(function: Callable[..., Any], *args: Any) -> str:
+def _program_digest(function: Callable[..., Any], *args: Any) -> str:
     """SHA-256 digest of the jaxpr of a function, including its constants."""
     jaxpr = jax.make_jaxpr(function)(*args)
     text = re.sub(r"0x[0-9a-f]+", "", str(jaxpr.jaxpr))
     return digest_of_arrays(_constants(jaxpr), text).hex()
 
 
-def _constants(part: Any) -> list[Any]:
-    """The constant arrays in a jaxpr, including those of the functions it calls."""
-    if isinstance(part, ClosedJaxpr):
-        keys = [jnp.issubdtype(c.dtype, jax.dtypes.prng_key) for c in part.consts]
-        own = [jax.random.key_data(c) if k else c for c, k in zip(part.consts, keys, strict=True)]
-        return own + _constants(part.jaxpr)
-    if isinstance(part, Jaxpr):
-        part = [list(equation.params.values()) for equation in part.eqns]
-    return [c for p in part for c in _constants(p)] if isinstance(part, list | tuple) else []
+def _constants(value: Any) -> list[Any]:
+    """The constant arrays in a jaxpr, including those of the functions it calls.
+
+    Its equations have parameters of any type, some of which are jaxprs or lists of them.
+    """
+    if isinstance(value, ClosedJaxpr):
+        is_key = [jnp.issubdtype(c.dtype, jax.dtypes.prng_key) for c in value.consts]
+        arrays = [
+            jax.random.key_data(constant) if key else constant
+            for constant, key in zip(value.consts, is_key, strict=True)
+        ]
+        return arrays + _constants(value.jaxpr)
+    if isinstance(value, Jaxpr):
+        value = [list(equation.params.values()) for equation in value.eqns]
+    if not isinstance(value, list | tuple):
+        return []
+    return [constant for item in value for constant in _constants(item)]
 
 
-def _parts(state: Any) -> str:
-    """The parts that an optimizer is chained from, named by their states."""
+def _transformations(state: Any) -> str:
+    """The gradient transformations that an optimizer chains, named by their states."""
     text = str(jax.tree.structure(state))
     names = re.findall(r"(\w+)State\b", text)
     return f"{', '.join(names)} ({len(jax.tree.leaves(state))} arrays)"

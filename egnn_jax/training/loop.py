@@ -15,14 +15,7 @@ from jax.sharding import PartitionSpec as P
 from egnn_jax.training._validation import require_loss, require_metrics
 from egnn_jax.training.callbacks import Callback, Progress
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.distributed import (
-    AXIS,
-    DEVICES,
-    batch_layout,
-    free_heaps,
-    own_batches,
-    put,
-)
+from egnn_jax.training.distributed import AXIS, DEVICES, batch_layout, free_heaps, own_batches, put
 from egnn_jax.training.evaluation import KEPT_BYTES, Evaluation, Metrics
 from egnn_jax.training.plan import FitResult, Plan, chunk_length
 from egnn_jax.training.processes import from_first, is_first, largest, require_same
@@ -49,18 +42,19 @@ class Training:
         self.per_epoch = plan.train.num_batches(0)
         total, seeds = plan.epochs * self.per_epoch, plan.seeds
         self.interval = min(plan.eval_every, plan.epochs) * self.per_epoch
-        self.mesh, parts = batch_layout(plan.train.batch_size, plan.micro_batches)
-        self.shards = self.mesh.size * parts
-        most = min(plan.chunk_steps, KEPT_BYTES // self._require_valid(loss, metrics, params) or 1)
-        self.chunk = chunk_length(self.interval, total, most)
+        self.mesh, micro_batches = batch_layout(plan.train.batch_size, plan.micro_batches)
+        self.shards = self.mesh.size * micro_batches
+        batch_bytes = self._validated_batch_bytes(loss, metrics, params)
+        max_steps = min(plan.chunk_steps, max(KEPT_BYTES // batch_bytes, 1))
+        self.chunk = chunk_length(self.interval, total, max_steps)
         keys = [jax.random.split(jax.random.PRNGKey(plan.seed + k))[1] for k in range(seeds)]
         init = partial(init_state, optimizer=optimizer, average=plan.ema_decay > 0)
-        several = jax.vmap(lambda params, key: init(params, key=key))
-        state = several(params, jnp.stack(keys)) if seeds > 1 else init(params, key=keys[0])
+        init_seeds = jax.vmap(lambda params, key: init(params, key=key))
+        state = init_seeds(params, jnp.stack(keys)) if seeds > 1 else init(params, key=keys[0])
         # Copied, since steps donate the state and the caller keeps the parameters.
         state = jax.tree.map(jnp.copy, state)
         self.state, self.best = put((state, init_best(state)), self.mesh, P())
-        step = make_step(loss, optimizer, plan.ema_decay, self.mesh, parts)
+        step = make_step(loss, optimizer, plan.ema_decay, self.mesh, micro_batches)
         self.train = make_train(step, seeds, self.mesh)
         valid, seed = plan.valid, plan.seed
         self.evaluation = None if valid is None else Evaluation(metrics, valid, seeds, seed)
@@ -97,39 +91,40 @@ class Training:
                 f"{self.plan.monitor} of the validation samples was never finite: there are no "
                 "parameters worth keeping"
             )
-        params, (value, epoch) = jax.device_get(self.best.params), self._best
+        params = jax.device_get(self.best.params)
+        value, epoch = self._best_value_and_epoch
         return FitResult(params, value, epoch, self.history, self._seconds, tuple(self._notes()))
 
     def _train(self, signal: Callable[[], str | None]) -> None:
-        total, saved = self.progress.total_steps, time.monotonic()
-        step = self.progress.step
+        total, step = self.progress.total_steps, self.progress.step
+        last_save = time.monotonic()
         batches = None if self.stopped else self._pack(step)
         while step < total and not self.stopped:
             with DEVICES:
                 self.state, losses = self.train(self.state, batches)
-                first, step = step, self._end(step)
+                start, step = step, self._chunk_end(step)
                 batches = self._pack(step)  # while the devices compute
                 losses = np.atleast_2d(np.asarray(losses, np.float64))
-            self._require_finite(losses, first)
+            self._require_finite(losses, start)
             self.losses = self.losses + losses.sum(axis=1)
             self.progress.step, self.progress.epoch = step, step / self.per_epoch
             # A callback runs in one process, which can compute only with its own arrays.
-            self.progress.params = jax.tree.map(_of_process, self.state.evaluated)
+            self.progress.params = jax.tree.map(_local_copy, self.state.evaluated)
             self.progress.seconds = self._seconds
             self._notify("stepped")
             if step % self.interval == 0 or step == total:
                 self._evaluate()
-            late = is_first() and time.monotonic() - saved > self.plan.checkpoint_seconds
-            number, save = largest(REASONS.index(signal()), late)
-            reason = REASONS[number]
+            save_due = is_first() and time.monotonic() - last_save > self.plan.checkpoint_seconds
+            reason_index, save = largest(REASONS.index(signal()), save_due)
+            reason = REASONS[reason_index]
             if self.folder is not None and (reason or save):
                 self._save()
-                saved = time.monotonic()
+                last_save = time.monotonic()
             if reason:
                 raise self._interrupted(reason)
 
     @property
-    def _best(self) -> tuple[np.ndarray, np.ndarray]:
+    def _best_value_and_epoch(self) -> tuple[np.ndarray, np.ndarray]:
         """The smallest validation value (nan without validation) and its epoch."""
         value, epoch = np.asarray(self.best.value), np.asarray(self.best.epoch)
         return (np.full_like(value, np.nan) if self.evaluation is None else value), epoch
@@ -139,12 +134,12 @@ class Training:
         return time.monotonic() - self.started
 
     def _interrupted(self, reason: str) -> Interrupted:
-        where = f"{reason} at step {self.progress.step:,} of {self.progress.total_steps:,}"
+        message = f"{reason} at step {self.progress.step:,} of {self.progress.total_steps:,}"
         if self.folder is None:
-            return Interrupted(f"{where}; nothing was saved, since there is no folder", reason)
+            return Interrupted(f"{message}; nothing was saved, since there is no folder", reason)
         from_first(self.folder.wait)
-        saved = f"saved in {self.folder.path}; the same command continues from there"
-        return Interrupted(f"{where}, {saved}", reason)
+        message += f", saved in {self.folder.path}; the same command continues from there"
+        return Interrupted(message, reason)
 
     def _evaluate(self) -> None:
         """Evaluate and log the current parameters, and keep them if they are the best."""
@@ -158,11 +153,12 @@ class Training:
         value = jax.device_get(value)  # an array of one process; the state spans all
         self.best = self.keep_best(self.best, self.state, value, progress.step // self.per_epoch)
         # An extended run was also evaluated at its former end.
-        last = self.history[-1]["step"] if self.history else 0
-        mean = self.losses / min(progress.step - last, (progress.step - 1) % self.interval + 1)
-        progress.loss = mean if self.plan.seeds > 1 else mean[0]
+        last_step = self.history[-1]["step"] if self.history else 0
+        num_steps = min(progress.step - last_step, (progress.step - 1) % self.interval + 1)
+        mean_loss = self.losses / num_steps
+        progress.loss = mean_loss if self.plan.seeds > 1 else mean_loss[0]
         progress.metrics = {name: np.asarray(value) for name, value in metrics.items()}
-        progress.best_value, progress.best_epoch = self._best
+        progress.best_value, progress.best_epoch = self._best_value_and_epoch
         progress.seconds = self._seconds
         self.losses = np.zeros_like(self.losses)
         self.history.append(progress.entry)
@@ -174,18 +170,19 @@ class Training:
         require_same({"the last checkpoint": step})
         if self.folder is None or step is None:
             return
-        tree = self.folder.restore("last", self._saved())
-        self.state, self.best = put((tree["state"], tree["best"]), self.mesh, P())
-        # A run that was stopped by the evaluation at its former end goes on if it is extended.
-        due = step % self.interval == 0 or step == self.progress.total_steps
-        self.losses, self.stopped = tree["losses"], bool(tree["stopped"]) and due
-        self.started = time.monotonic() - float(tree["seconds"])
+        checkpoint = self.folder.restore("last", self._checkpoint())
+        self.state, self.best = put((checkpoint["state"], checkpoint["best"]), self.mesh, P())
+        # A run that a callback stopped at its former end is continued if it was extended since.
+        at_evaluation = step % self.interval == 0 or step == self.progress.total_steps
+        self.losses = checkpoint["losses"]
+        self.stopped = bool(checkpoint["stopped"]) and at_evaluation
+        self.started = time.monotonic() - float(checkpoint["seconds"])
         self.progress.step, self.progress.epoch = step, step / self.per_epoch
-        self.progress.best_value, self.progress.best_epoch = self._best
+        self.progress.best_value, self.progress.best_epoch = self._best_value_and_epoch
         self.history = [entry for entry in self.folder.history() if entry["step"] <= step]
-        before, now = tree["arithmetic"].tolist(), self.arithmetic
-        self.arithmetic = before if before[-2:] == now else [*before, step, *now]
-        if self.arithmetic != before:
+        saved, current = checkpoint["arithmetic"].tolist(), self.arithmetic
+        self.arithmetic = saved if saved[-2:] == current else [*saved, step, *current]
+        if self.arithmetic != saved:
             warnings.warn(self._notes()[-1], stacklevel=4)
 
     def _notes(self) -> list[str]:
@@ -196,7 +193,7 @@ class Training:
             for k in range(0, len(numbers) - 2, 3)
         ]
 
-    def _saved(self) -> dict[str, Any]:
+    def _checkpoint(self) -> dict[str, Any]:
         return {
             "state": self.state,
             "best": self.best,
@@ -212,79 +209,82 @@ class Training:
         if not all(np.isfinite(leaf).all() for leaf in leaves):
             raise FloatingPointError(
                 f"the parameters are not finite after step {self.progress.step}; "
-                f"{from_first(self._last_good)}"
+                f"{from_first(self._describe_checkpoints)}"
             )
-        from_first(self._write)
+        from_first(self._write_checkpoints)
         free_heaps()
 
-    def _write(self) -> None:
+    def _write_checkpoints(self) -> None:
         folder, step = self.folder, self.progress.step
         assert folder is not None
         if folder.latest("last") != step:
-            folder.save("last", step, self._saved())
+            folder.save("last", step, self._checkpoint())
         self._write_best()
 
     def _write_best(self) -> int:
         """Write the best parameters unless they are on disk, and return their epoch."""
         folder, step = self.folder, self.progress.step
         assert folder is not None
-        best = int(np.max(self.best.epoch))
-        if best != self.saved_best and (folder.latest("best") or -1) < step:
+        epoch = int(np.max(self.best.epoch))
+        if epoch != self.saved_best and (folder.latest("best") or -1) < step:
             folder.save("best", step, self.best)
-            self.saved_best = best
-        return best
+            self.saved_best = epoch
+        return epoch
 
-    def _end(self, step: int) -> int:
-        """The step at which the chunk starting at ``step`` ends, at the latest an evaluation."""
-        evaluation = step - step % self.interval + self.interval
-        return min(step + self.chunk, evaluation, self.progress.total_steps)
+    def _chunk_end(self, step: int) -> int:
+        """The step after the chunk that starts at ``step``, at most that of the next evaluation."""
+        next_evaluation = step - step % self.interval + self.interval
+        return min(step + self.chunk, next_evaluation, self.progress.total_steps)
 
     def _pack(self, step: int) -> Any:
         """The batches of the chunk that starts at ``step``, or None at the end."""
-        end = self._end(step) if step < self.progress.total_steps else step
-        parts = []
+        end = self._chunk_end(step) if step < self.progress.total_steps else step
+        by_epoch = []
         while step < end:
-            epoch, first = divmod(step, self.per_epoch)
-            count = min(end - step, self.per_epoch - first)
-            parts.append(own_batches(self.plan.train, self.mesh, self.shards, epoch, first, count))
+            epoch, start = divmod(step, self.per_epoch)
+            count = min(end - step, self.per_epoch - start)
+            by_epoch.append(
+                own_batches(self.plan.train, self.mesh, self.shards, epoch, start, count)
+            )
             step += count
-        if not parts:
+        if not by_epoch:
             return None
-        if len(parts) > 1:
-            parts = [jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)]
-        return put(parts[0], self.mesh, P(None, AXIS))
+        batches = by_epoch[0]
+        if len(by_epoch) > 1:
+            batches = jax.tree.map(lambda *leaves: np.concatenate(leaves), *by_epoch)
+        return put(batches, self.mesh, P(None, AXIS))
 
     def _require_finite(self, losses: np.ndarray, step: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses).all(axis=0))
-        if len(bad):
-            epoch, k = divmod(step + int(bad[0]), self.per_epoch)
+        nonfinite = np.flatnonzero(~np.isfinite(losses).all(axis=0))
+        if len(nonfinite):
+            k = nonfinite[0]
+            epoch, batch = divmod(step + int(k), self.per_epoch)
             raise FloatingPointError(
-                f"the loss is {losses[:, bad[0]].tolist()} at step {step + bad[0]} (epoch "
-                f"{epoch + 1}, batch {k + 1} of {self.per_epoch}); "
-                f"{from_first(self._last_good)}"
+                f"the loss is {losses[:, k].tolist()} at step {step + k} (epoch {epoch + 1}, "
+                f"batch {batch + 1} of {self.per_epoch}); {from_first(self._describe_checkpoints)}"
             )
 
-    def _last_good(self) -> str:
+    def _describe_checkpoints(self) -> str:
         """Save the best parameters of a failed run, and describe which checkpoints remain."""
         if self.folder is None:
             return "there are no checkpoints, since there is no folder"
-        best = self._write_best()
+        epoch = self._write_best()
         self.folder.wait()
-        last = self.folder.latest("last")
-        kept = "there is no checkpoint yet"
-        if last is not None:
-            kept = f"the last good checkpoint is {self.folder.path}/checkpoints/last/{last}"
-        if best:
-            kept += f"; the best parameters, of epoch {best}, are kept: evaluate reads them"
-        return kept
+        step = self.folder.latest("last")
+        message = "there is no checkpoint yet"
+        if step is not None:
+            message = f"the last good checkpoint is {self.folder.path}/checkpoints/last/{step}"
+        if epoch:
+            message += f"; the best parameters, of epoch {epoch}, are kept: evaluate reads them"
+        return message
 
     def _notify(self, method: str) -> bool:
         """Call this method of every callback; return whether one returned True, for all seeds."""
         methods = [getattr(callback, method, None) for callback in self.callbacks]
-        returned = [np.asarray(method(self.progress)) for method in methods if method is not None]
-        return any(value.dtype == bool and value.size and value.all() for value in returned)
+        results = [np.asarray(method(self.progress)) for method in methods if method is not None]
+        return any(result.dtype == bool and result.size and result.all() for result in results)
 
-    def _require_valid(self, loss: Loss, metrics: Metrics, params: Any) -> int:
+    def _validated_batch_bytes(self, loss: Loss, metrics: Metrics, params: Any) -> int:
         """Return the bytes of a batch; ValueError if the loss or the metrics are not valid."""
         if self.plan.seeds > 1:
             params = jax.tree.map(lambda a: a[0], params)
@@ -295,6 +295,6 @@ class Training:
         return self.shards * sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
 
 
-def _of_process(array: jax.Array) -> jax.Array:
+def _local_copy(array: jax.Array) -> jax.Array:
     """A replicated array, as a copy on one device of this process if it spans several."""
     return array if array.is_fully_addressable else array.addressable_data(0)

@@ -17,7 +17,7 @@ import optax
 
 from egnn_jax.training._validation import require_optimizer
 
-_MAX_LISTED = 2_000
+_MAX_LENGTH = 2_000  # characters of a list in a message
 
 
 def named(params: Any) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def from_names(arrays: Mapping[str, Any], like: Any) -> Any:
       ValueError: arrays are missing, left over or misshapen; the message lists all of them.
     """
     expected = named(like)
-    if problems := _misfits(arrays, expected):
-        raise ValueError(_listed(problems))
+    if problems := _mismatches(arrays, expected):
+        raise ValueError(_joined(problems))
     values = {name: _cast(array, expected[name]) for name, array in arrays.items()}
     return jax.tree_util.tree_map_with_path(lambda path, _: values[_name(path)], like)
 
@@ -63,14 +63,14 @@ def transfer(arrays: Mapping[str, Any], new: Any, skip: Sequence[str] = ()) -> A
     """
     values = named(new)
     skipped = matching([*values, *(name for name in arrays if name not in values)], skip)
-    given = {name: array for name, array in arrays.items() if name not in skipped}
+    trained = {name: array for name, array in arrays.items() if name not in skipped}
     expected = {name: array for name, array in values.items() if name not in skipped}
-    if problems := _misfits(given, expected):
+    if problems := _mismatches(trained, expected):
         raise ValueError(
-            f"{_listed(problems)}; expected the parameters of the same network, patterns "
+            f"{_joined(problems)}; expected the parameters of the same network, patterns "
             "(init_skip) of those that are to stay new, or no init"
         )
-    values |= {name: _cast(array, values[name]) for name, array in given.items()}
+    values |= {name: _cast(array, values[name]) for name, array in trained.items()}
     return jax.tree_util.tree_map_with_path(lambda path, _: values[_name(path)], new)
 
 
@@ -95,7 +95,7 @@ def freeze(
         path in the tree joined by "/", without flax's "params": ``encoder/layer_0/phi_e/kernel``.
 
     Raises:
-      ValueError: an argument is of another kind, a pattern matches no parameter, or all parameters
+      ValueError: an argument has the wrong type, a pattern matches no parameter, or all parameters
         are frozen; the last two are raised once the optimizer is given the parameters.
     """
     require_optimizer(optimizer)
@@ -113,10 +113,10 @@ def freeze(
         )
 
     # p + (-0.0) equals p bit for bit, even if p is -0.0.
-    nothing = optax.stateless(
+    zero_updates = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
     )
-    return optax.multi_transform({"trained": optimizer, "frozen": nothing}, labels)
+    return optax.multi_transform({"trained": optimizer, "frozen": zero_updates}, labels)
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
@@ -125,37 +125,37 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
     Raises:
       ValueError: a pattern matches no name.
     """
-    names, found = list(names), set()
+    names, matched = list(names), set()
     for pattern in patterns:
-        others = pattern.startswith("!")
-        plain = pattern.removeprefix("!")
-        matches = {name for name in names if fnmatchcase(name, plain) != others}
+        negated = pattern.startswith("!")
+        glob = pattern.removeprefix("!")
+        matches = {name for name in names if fnmatchcase(name, glob) != negated}
         if not matches:
-            raise ValueError(f"{pattern!r} matches no parameter; expected one of {_listed(names)}")
-        found |= matches
-    return found
+            raise ValueError(f"{pattern!r} matches no parameter; expected one of {_joined(names)}")
+        matched |= matches
+    return matched
 
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/")
 
 
-def _misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+def _mismatches(arrays: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """A description of each array that is missing, left over or misshapen."""
     problems = [
         f"{name} {_shape(array)} is missing"
         for name, array in expected.items()
-        if name not in given
+        if name not in arrays
     ]
     problems += [
         f"{name} {_shape(array)} is left over"
-        for name, array in sorted(given.items())
+        for name, array in sorted(arrays.items())
         if name not in expected
     ]
     problems += [
-        f"{name} has shape {_shape(given[name])}, expected {_shape(array)}"
+        f"{name} has shape {_shape(arrays[name])}, expected {_shape(array)}"
         for name, array in expected.items()
-        if name in given and _shape(given[name]) != _shape(array)
+        if name in arrays and _shape(arrays[name]) != _shape(array)
     ]
     return problems
 
@@ -168,6 +168,7 @@ def _cast(array: Any, like: Any) -> Any:
     return np.asarray(array).astype(like.dtype)
 
 
-def _listed(words: Sequence[str]) -> str:
-    text = "; ".join(words)
-    return text if len(text) <= _MAX_LISTED else f"{text[:_MAX_LISTED]}… ({len(words)} in all)"
+def _joined(items: Sequence[str]) -> str:
+    """The items as one text, which is cut if it is long."""
+    text = "; ".join(items)
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}… ({len(items)} in all)"

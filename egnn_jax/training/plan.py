@@ -39,10 +39,12 @@ class Plan:
             )
         batch_size = self.train.batch_size
         if self.train.num_batches(0) < 1:
-            known = f", {len(self.train.dataset)}" if isinstance(self.train, DatasetLoader) else ""
+            num_samples = ""
+            if isinstance(self.train, DatasetLoader):
+                num_samples = f", {len(self.train.dataset)}"
             raise ValueError(
                 f"batch_size is {batch_size}; expected at most the number of samples to train on"
-                f"{known}"
+                f"{num_samples}"
             )
         if batch_size % self.micro_batches:
             raise ValueError(
@@ -80,6 +82,6 @@ def chunk_length(interval: int, total: int, most: int) -> int:
 
     With a divisor, only one scan length is compiled. Much shorter scans waste time on allocation.
     """
-    most = min(most, interval)
-    even = max(d for d in range(1, most + 1) if math.gcd(interval, total) % d == 0)
-    return even if 2 * even > most else most
+    longest = min(most, interval)
+    divisor = max(d for d in range(1, longest + 1) if math.gcd(interval, total) % d == 0)
+    return divisor if 2 * divisor > longest else longest

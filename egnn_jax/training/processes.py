@@ -38,7 +38,7 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
       ValueError: process 0 cannot listen there, or the cluster does not provide a missing argument.
     """
     if coordinator is not None:
-        _require_address(coordinator, own=process_id == 0)
+        _require_address(coordinator, listens=process_id == 0)
     # Its SIGTERM handler would replace the one that saves the state.
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
@@ -59,12 +59,12 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         ) from error
 
 
-def _require_address(address: str, own: bool) -> None:
-    """Raise ValueError unless this is HOST:PORT and, if it is our ``own``, we can listen there."""
+def _require_address(address: str, listens: bool) -> None:
+    """Raise ValueError unless this is HOST:PORT, where this process can listen if ``listens``."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(f"the coordinator is {address!r}; expected HOST:PORT, from 1 to 65535")
-    if not own:
+    if not listens:
         return
     try:  # JAX itself would crash
         socket.create_server(("", int(port))).close()
@@ -77,14 +77,14 @@ def _require_address(address: str, own: bool) -> None:
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout_copy = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         ctypes.CDLL(None).fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout_copy, 1)
+        os.close(stdout_copy)
 
 
 def is_first() -> bool:
@@ -105,27 +105,27 @@ def from_first(compute: Callable[[], Any]) -> Any:
         try:
             text = json.dumps({"value": compute()})
         except Exception as error:
-            _texts(json.dumps({"error": str(error) or repr(error)}))
+            _gather_texts(json.dumps({"error": str(error) or repr(error)}))
             raise
-    found = json.loads(_texts(text)[0])
-    if "error" in found:
-        raise ValueError(f"process 0: {found['error']}")
-    return found["value"]
+    reply = json.loads(_gather_texts(text)[0])
+    if "error" in reply:
+        raise ValueError(f"process 0: {reply['error']}")
+    return reply["value"]
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
     """Raise ValueError in all processes if plain values differ between any two of them."""
     if jax.process_count() == 1:
         return
-    first, *others = [json.loads(text) for text in _texts(json.dumps(facts))]
-    for k, other in enumerate(others, 1):
+    by_process = [json.loads(text) for text in _gather_texts(json.dumps(facts))]
+    for k in range(1, len(by_process)):
         differences = [
-            f"{name} is {there!r} there and {here!r} in process 0"
-            for name, (here, there) in changes(first, other)
+            f"{name} is {value!r} there and {first!r} in process 0"
+            for name, (first, value) in changes(by_process[0], by_process[k])
         ]
         if differences:
             raise ValueError(
-                f"process {k} of {len(others) + 1} would train something else: "
+                f"process {k} of {len(by_process)} would train something else: "
                 f"{'; '.join(differences)[:2_000]}; expected the same in all processes"
             )
 
@@ -154,7 +154,7 @@ def exchanging() -> Iterator[None]:
         ) from error
 
 
-def _texts(text: str) -> list[str]:
+def _gather_texts(text: str) -> list[str]:
     """The texts of all processes."""
     content = np.frombuffer(text.encode(), np.uint8)
     (length,) = largest(len(content))

@@ -52,20 +52,20 @@ def stop_requested() -> Iterator[Callable[[], str | None]]:
         yield lambda: None
         return
     received: list[str] = []
-    before: dict[Any, Any] = {}
+    previous_handlers: dict[Any, Any] = {}
 
-    def note(number: int, _: Any) -> None:
+    def handle(number: int, _: Any) -> None:
         received.append(_SIGNALS[signal.Signals(number).name])
-        signal.signal(number, before[number])
+        signal.signal(number, previous_handlers[number])
         tell(f"\n{received[-1]}: saving after the steps under way; once more stops at once")
 
     for name in _SIGNALS:
         number = getattr(signal, name, None)
         # Signals that a shell's background job or nohup ignores stay ignored.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, note)
+            previous_handlers[number] = signal.signal(number, handle)
     try:
         yield lambda: received[0] if received else None
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

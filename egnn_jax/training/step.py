@@ -48,36 +48,36 @@ def make_step(
       micro_batches: the number of parts of a batch, stacked along a leading axis; loss and
         gradient are computed sequentially over them and averaged.
     """
-    spread = mesh is not None and mesh.size > 1
+    sharded = mesh is not None and mesh.size > 1
 
     def gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any, Any]:
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
         return value, gradient, metrics.get(STATISTICS, {})
 
     def mean_gradient_of(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any, Any]:
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient_of(params, *part)), None
+        def add(total: Any, inputs: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient_of(params, *inputs)), None
 
-        first = jax.tree.map(lambda a: a[0], batch)
-        shapes = jax.eval_shape(gradient_of, params, first, key)
+        micro_batch = jax.tree.map(lambda a: a[0], batch)
+        shapes = jax.eval_shape(gradient_of, params, micro_batch, key)
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (batch, jax.random.split(key, micro_batches)))
         return jax.tree.map(lambda a: a / micro_batches, total)
 
     def step(state: State, batch: Any) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(state.key, state.step)
-        if spread:
+        if sharded:
             key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
-        def computed(params: Any) -> tuple[jax.Array, Any, Any]:
-            compute = gradient_of if micro_batches == 1 else mean_gradient_of
-            found = compute(params, batch, key)
-            return _mean_over_devices(found) if spread else found
+        def compute_gradient(params: Any) -> tuple[jax.Array, Any, Any]:
+            local_gradient = gradient_of if micro_batches == 1 else mean_gradient_of
+            results = local_gradient(params, batch, key)
+            return _mean_over_devices(results) if sharded else results
 
         def value_and_gradient(params: Any) -> tuple[jax.Array, Any]:
-            return computed(params)[:2]
+            return compute_gradient(params)[:2]
 
-        value, gradient, statistics = computed(state.params)
+        value, gradient, statistics = compute_gradient(state.params)
         updates, opt_state = apply_optimizer(
             optimizer, value_and_gradient, value, gradient, state.opt_state, state.params
         )
@@ -88,10 +88,13 @@ def make_step(
         if average is not None:
             # A smaller decay at first, so that the initial parameters are soon forgotten.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            moved = optax.incremental_update(params, average, 1 - decay)
+            new_average = optax.incremental_update(params, average, 1 - decay)
             # The average of equal numbers is that number, without rounding.
             average = jax.tree.map(
-                lambda new, old, mean: jnp.where(new == old, old, mean), params, average, moved
+                lambda new, old, mean: jnp.where(new == old, old, mean),
+                params,
+                average,
+                new_average,
             )
         return state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, average=average
@@ -150,12 +153,12 @@ def make_train(step: Step, seeds: int, mesh: Mesh) -> Step:
         return jax.lax.scan(step, state, local_shards(batches))
 
     train = train if seeds == 1 else jax.vmap(train, in_axes=(0, None))
-    spread = jax.shard_map(
+    sharded = jax.shard_map(
         train, mesh=mesh, in_specs=(P(), P(None, AXIS)), out_specs=P(), check_vma=False
     )
-    return jax.jit(spread, donate_argnums=0)
+    return jax.jit(sharded, donate_argnums=0)
 
 
 def local_shards(batches: Any) -> Any:
-    """This device's part (K, …) of batches (K, shards, …), or (K, parts, …) if it has several."""
+    """This device's shards of batches (K, shards, …), as (K, …) if it has only one."""
     return jax.tree.map(lambda a: a[:, 0] if a.shape[1] == 1 else a, batches)

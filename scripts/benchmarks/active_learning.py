@@ -43,7 +43,7 @@ def structures(path: Path, references: dict[str, float]) -> list[Any]:
 def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
     """Train four networks, with the best of their last parameters on a tenth of the graphs."""
     data = egnn.GraphDataset(graphs)
-    learnt, valid = data.split(0.9, seed=seed)
+    train_data, valid_data = data.split(0.9, seed=seed)
     forces = np.concatenate([graph.nodes.y for graph in graphs])
     energies = np.array([float(g.globals.y[0, 0]) / len(g.nodes.x) for g in graphs])
     potential = egnn.Potential(
@@ -51,7 +51,7 @@ def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
     )
     keys = jax.random.split(jax.random.key(seed), SEEDS)
     params = jax.vmap(lambda key: potential.init(key, data[0]))(keys)
-    per_epoch = len(learnt) // BATCH
+    per_epoch = len(train_data) // BATCH
     epochs = max(steps // per_epoch, 1)
     optimizer = optax.chain(
         optax.clip_by_global_norm(10.0),
@@ -59,7 +59,7 @@ def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
     )
     result = egnn.fit(
         egnn.losses.energy_forces(potential, energy=10.0),
-        params, learnt.loader(BATCH, seed), valid.loader(BATCH), optimizer,
+        params, train_data.loader(BATCH, seed), valid_data.loader(BATCH), optimizer,
         epochs=epochs, seeds=SEEDS, seed=seed, ema_decay=0.999, eval_every=max(epochs // 20, 1),
     )  # fmt: skip
     return egnn.Ensemble(potential, result.params)
@@ -69,20 +69,20 @@ def judged(ensemble: egnn.Ensemble, graphs: list[Any]) -> tuple[np.ndarray, np.n
     """The spread and the error length of each force (S, M), and the errors of its components
     (S, M, 3).
     """
-    run = jax.jit(ensemble)
-    spreads, errors = [], []
+    predict = jax.jit(ensemble)
+    stds, errors = [], []
     for graph in graphs:
-        mean, spread = run(graph)
-        spreads.append(np.asarray(spread.forces))
+        mean, std = predict(graph)
+        stds.append(np.asarray(std.forces))
         errors.append(np.asarray(mean.nodes.y) - np.asarray(graph.nodes.y))
-    found = np.array(errors)
-    return np.array(spreads), np.linalg.norm(found, axis=-1), np.abs(found)
+    differences = np.array(errors)
+    return np.array(stds), np.linalg.norm(differences, axis=-1), np.abs(differences)
 
 
 def ranked(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation."""
-    found: Any = spearmanr(one, other)
-    return float(found.statistic)
+    result: Any = spearmanr(one, other)
+    return float(result.statistic)
 
 
 def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
@@ -90,28 +90,29 @@ def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
     names = ("acac_300K_train", "acac_300K_test", "acac_600K_test")
     paths = [data / f"{name}.xyz.gz" for name in names]
     references, _ = labelled.read(str(paths[0]), Labels(), CUTOFF).free_atoms()
-    cold, calm, hot = (structures(path, references) for path in paths)
+    train_300, pool_300, structures_600 = (structures(path, references) for path in paths)
     rng = np.random.default_rng(seed)
-    first = [cold[k] for k in rng.permutation(len(cold))[:FIRST]]
-    order = rng.permutation(len(hot))
-    pool, test = calm + [hot[k] for k in order[:HOT]], [hot[k] for k in order[HOT:]]
-    ensemble = train(first, 10 * seed, steps)
-    spread, error, component = judged(ensemble, test)
-    spread_calm, error_calm, _ = judged(ensemble, calm)
-    found: dict[str, Any] = {
-        "Spearman of atoms": ranked(spread.ravel(), error.ravel()),
-        "Spearman of structures": ranked(spread.mean(axis=1), error.mean(axis=1)),
-        "error / spread, 300 K": float(error_calm.mean() / spread_calm.mean()),
-        "error / spread, 600 K": float(error.mean() / spread.mean()),
-        "50": 1e3 * float(component.mean()),
+    initial = [train_300[k] for k in rng.permutation(len(train_300))[:FIRST]]
+    order = rng.permutation(len(structures_600))
+    pool = pool_300 + [structures_600[k] for k in order[:HOT]]
+    test = [structures_600[k] for k in order[HOT:]]
+    ensemble = train(initial, 10 * seed, steps)
+    std, error, component_error = judged(ensemble, test)
+    std_300, error_300, _ = judged(ensemble, pool_300)
+    results: dict[str, Any] = {
+        "Spearman of atoms": ranked(std.ravel(), error.ravel()),
+        "Spearman of structures": ranked(std.mean(axis=1), error.mean(axis=1)),
+        "error / spread, 300 K": float(error_300.mean() / std_300.mean()),
+        "error / spread, 600 K": float(error.mean() / std.mean()),
+        "50": 1e3 * float(component_error.mean()),
     }
-    chosen = np.argsort(judged(ensemble, pool)[0].max(axis=1))[-ADDED:]
-    found["hot among chosen"] = int((chosen >= len(calm)).sum())
-    at_random = rng.permutation(len(pool))[:ADDED]
-    for name, added in (("by spread", chosen), ("at random", at_random)):
-        own = train([*first, *(pool[k] for k in added)], 10 * seed + 5, steps)
-        found[name] = 1e3 * float(judged(own, test)[2].mean())
-    return found
+    selected = np.argsort(judged(ensemble, pool)[0].max(axis=1))[-ADDED:]
+    results["hot among chosen"] = int((selected >= len(pool_300)).sum())
+    random_selection = rng.permutation(len(pool))[:ADDED]
+    for name, indices in (("by spread", selected), ("at random", random_selection)):
+        retrained = train([*initial, *(pool[k] for k in indices)], 10 * seed + 5, steps)
+        results[name] = 1e3 * float(judged(retrained, test)[2].mean())
+    return results
 
 
 def main() -> None:
@@ -128,14 +129,14 @@ def main() -> None:
     for seed in range(options.repetitions):
         file = options.out / f"{options.steps}-{seed}.json"
         if not file.is_file():
-            started = time.monotonic()
-            found = repetition(options.data, seed, options.steps)
-            found["seconds"] = time.monotonic() - started
+            start = time.monotonic()
+            results = repetition(options.data, seed, options.steps)
+            results["seconds"] = time.monotonic() - start
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(found).encode())
-        found = json.loads(file.read_text(encoding="utf-8"))
+            write_atomically(file, json.dumps(results).encode())
+        results = json.loads(file.read_text(encoding="utf-8"))
         rows.append(
-            {"repetition": str(seed)} | {name: f"{value:.3g}" for name, value in found.items()}
+            {"repetition": str(seed)} | {name: f"{value:.3g}" for name, value in results.items()}
         )
     print(markdown(rows))
 

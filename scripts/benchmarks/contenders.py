@@ -75,8 +75,8 @@ def first_output(case: str, name: str, reference: str | None = None) -> tuple[np
     """
     if case == "data":
         simulate = nbody._generate if name == "ours" else textbook.trajectories
-        made = simulate("small", "train", TRAJECTORIES)
-        return np.concatenate([made["x"], made["target"]]), 0.0
+        trajectories = simulate("small", "train", TRAJECTORIES)
+        return np.concatenate([trajectories["x"], trajectories["target"]]), 0.0
     inputs = inputs_of(case)
     if name not in ("ours", "textbook_jax"):
         from benchmarks import torch_contenders
@@ -88,8 +88,8 @@ def first_output(case: str, name: str, reference: str | None = None) -> tuple[np
         jax.jit(functools.partial(f, inputs.task, apply))(inputs.state.params, batch, inputs.key)
         for f in (output, loss)
     )
-    real = batch.n_edge[:-1].sum() if isinstance(inputs.task, GraphAutoencoder) else None
-    return np.asarray(outputs[:real]), float(value)
+    n_edge = batch.n_edge[:-1].sum() if isinstance(inputs.task, GraphAutoencoder) else None
+    return np.asarray(outputs[:n_edge]), float(value)
 
 
 def seconds_per_step(case: str, part: str, name: str, reference: str | None = None) -> float:
@@ -237,8 +237,8 @@ def textbook_forward(inputs: Inputs) -> Callable[[], Any]:
 def separate(batches: Any, sharding: NamedSharding | None = None) -> list[Any]:
     """Split stacked batches (K, …) into a list of K, on the device or sharded over devices."""
     count = len(jax.tree.leaves(batches)[0])
-    single = [jax.tree.map(operator.itemgetter(k), batches) for k in range(count)]
-    return [jax.device_put(batch, sharding) for batch in single]
+    unstacked = [jax.tree.map(operator.itemgetter(k), batches) for k in range(count)]
+    return [jax.device_put(batch, sharding) for batch in unstacked]
 
 
 def facts(case: str, part: str) -> dict[str, Any]:

@@ -31,21 +31,21 @@ def _flops(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            ((contracted, _), _), (left, _) = equation.params["dimension_numbers"], equation.invars
+            ((contracted, _), _), (lhs, _) = equation.params["dimension_numbers"], equation.invars
             total += (
                 2
                 * math.prod(equation.outvars[0].aval.shape)
-                * math.prod(left.aval.shape[axis] for axis in contracted)
+                * math.prod(lhs.aval.shape[axis] for axis in contracted)
             )
         groups = [
             value if isinstance(value, tuple) else (value,) for value in equation.params.values()
         ]
         programs = [getattr(value, "jaxpr", value) for group in groups for value in group]
-        if inner := [_flops(program) for program in programs if hasattr(program, "eqns")]:
+        if inner_flops := [_flops(program) for program in programs if hasattr(program, "eqns")]:
             total += (
-                min(inner)
+                min(inner_flops)
                 if equation.primitive.name == "cond"
-                else sum(inner) * equation.params.get("length", 1)
+                else sum(inner_flops) * equation.params.get("length", 1)
             )
     return total
 
@@ -60,12 +60,12 @@ def compiled(text: str) -> dict[str, Any]:
       ``host_transfers``, the kinds of operations that exchange data with the host, and
       ``donated``, the number of inputs that share memory with an output.
     """
-    found = re.findall(r"[ )](infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(
+    transfers = re.findall(r"[ )](infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(
         r'custom_call_target="(\w*callback\w*)"', text
     )
-    found += ["host memory"] * bool(re.search(r"\{[^{}]*S\(5\)\}", text))
+    transfers += ["host memory"] * bool(re.search(r"\{[^{}]*S\(5\)\}", text))
     return {
-        "host_transfers": sorted(set(found)),
+        "host_transfers": sorted(set(transfers)),
         "donated": len(re.findall(r"(?:may|must)-alias", text)),
     }
 
@@ -94,20 +94,20 @@ def peak_gib() -> float:
 def machine() -> dict[str, str]:
     """Processor, cores, device and versions, including PyTorch's if it is installed."""
     cpu = Path("/proc/cpuinfo")
-    name = (
+    cpu_names = (
         re.findall(r"model name\s*: (.*)", cpu.read_text(encoding="utf-8"))[:1]
         if cpu.exists()
         else []
     )
     cores = number_of_cores()
-    found = versions()
-    gpu = "" if found["device"].startswith("cpu") else f", {jax.devices()[0].device_kind}"
+    software = versions()
+    gpu = "" if software["device"].startswith("cpu") else f", {jax.devices()[0].device_kind}"
     for package in ("torch", "egnn-pytorch"):
         try:
-            found[package] = importlib.metadata.version(package)
+            software[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
         "machine": f"{cores} cores of "
-        f"{(name or [platform.processor() or platform.machine()])[0]}{gpu}"
-    } | found
+        f"{(cpu_names or [platform.processor() or platform.machine()])[0]}{gpu}"
+    } | software

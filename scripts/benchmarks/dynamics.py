@@ -80,9 +80,9 @@ def contender(name: str, way: str) -> Callable[[], None]:
 def seconds_per_step(name: str, way: str) -> float:
     """Time one step of a contender."""
     run = contender(name, way)
-    started = time.perf_counter()
+    start = time.perf_counter()
     run()
-    return (time.perf_counter() - started) / STEPS
+    return (time.perf_counter() - start) / STEPS
 
 
 def in_jax_md(name: str) -> Callable[[], None]:
@@ -133,9 +133,9 @@ def torch_forces() -> Callable[[Any], tuple[Any, Any]]:
 
     def neighbors(x: Any, _: Any) -> tuple[Any, Any]:
         distance = torch.cdist(x, x)
-        near = (distance < CUTOFF).fill_diagonal_(False)
-        index = near.nonzero().t()
-        return index, (x[index[0]] - x[index[1]]).norm(dim=-1)
+        adjacency = (distance < CUTOFF).fill_diagonal_(False)
+        edge_index = adjacency.nonzero().t()
+        return edge_index, (x[edge_index[0]] - x[edge_index[1]]).norm(dim=-1)
 
     network = SchNet(64, 64, 3, 50, CUTOFF, interaction_graph=neighbors)
     numbers = torch.as_tensor(ethanol().numbers)
@@ -155,11 +155,11 @@ def in_torch(name: str) -> Callable[[], None]:
 
     forces = torch_forces()
     atoms = ethanol()
-    start = torch.as_tensor(atoms.positions, dtype=torch.float32)
+    initial_x = torch.as_tensor(atoms.positions, dtype=torch.float32)
     mass = torch.as_tensor(atoms.get_masses(), dtype=torch.float32)[:, None]
 
     def run() -> None:
-        x, v = start, torch.zeros_like(start)
+        x, v = initial_x, torch.zeros_like(initial_x)
         force = forces(x)[1]
         for _ in range(STEPS):
             v = v + TIMESTEP / 2 * force / mass
@@ -212,9 +212,9 @@ def silicon(name: str, cells: int, repeats: int) -> tuple[int, float]:
     run = jax.jit(jax.value_and_grad(energy_fn))
     times = []
     for _ in range(repeats + 1):  # the first compiles
-        started = time.perf_counter()
+        start = time.perf_counter()
         jax.block_until_ready(run(position, neighbor))
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - start)
     return len(atoms), float(np.median(times[1:]))
 
 
@@ -228,10 +228,10 @@ def main() -> None:
     parser.add_argument("--skip-ethanol", action="store_true")
     arguments = parser.parse_args()
     rows = []
-    with measure.worker() as ours, measure.worker() as others:
-        print(ours(costs.machine)["machine"])
+    with measure.worker() as our_worker, measure.worker() as peer_worker:
+        print(our_worker(costs.machine)["machine"])
         for way in () if arguments.skip_ethanol else ("loop", "ase"):
-            calls = dict.fromkeys(ETHANOL, ours) | {"PyG": others}
+            calls = dict.fromkeys(ETHANOL, our_worker) | {"PyG": peer_worker}
             times = [
                 {name: call(seconds_per_step, name, way) for name, call in calls.items()}
                 for _ in range(arguments.repeats + 1)
@@ -252,12 +252,12 @@ def main() -> None:
         print(markdown(rows))
     rows = []
     for name in () if arguments.skip_silicon else SILICON:
-        with measure.worker() as ours:
-            found = [ours(silicon, name, cells, arguments.repeats) for cells in CELLS]
-        atoms, times = np.array(found).T
+        with measure.worker() as our_worker:
+            measurements = [our_worker(silicon, name, cells, arguments.repeats) for cells in CELLS]
+        atoms, times = np.array(measurements).T
         exponent = np.polyfit(np.log(atoms), np.log(times), 1)[0]
-        cells = {f"{n:,.0f} atoms (ms)": f"{1e3 * t:.0f}" for n, t in found}
-        rows.append({"silicon": name} | cells | {"exponent": f"{exponent:.2f}"})
+        columns = {f"{n:,.0f} atoms (ms)": f"{1e3 * t:.0f}" for n, t in measurements}
+        rows.append({"silicon": name} | columns | {"exponent": f"{exponent:.2f}"})
     if rows:
         print(markdown(rows))
 

@@ -40,13 +40,13 @@ def write_tables(folder: Path, sizes: list[int]) -> None:
         if molecule is not None:
             log_p, area = Crippen.MolLogP(molecule), descriptors.CalcTPSA(molecule)
             rows.append((index, smiles[index], log_p, area))
-    parts = {"test": rows[:TEST], "valid": rows[TEST : TEST + VALID]}
-    parts |= {f"train-{n}": rows[TEST + VALID :][:n] for n in sizes}
-    for name, part in parts.items():
+    splits = {"test": rows[:TEST], "valid": rows[TEST : TEST + VALID]}
+    splits |= {f"train-{n}": rows[TEST + VALID :][:n] for n in sizes}
+    for name, split_rows in splits.items():
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
-        writer.writerows(part)
+        writer.writerows(split_rows)
         write_atomically(folder / f"{name}.csv", text.getvalue().encode())
 
 
@@ -59,16 +59,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[60, 180])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    given = parser.parse_args()
-    if not all(1 <= size <= MOST for size in given.labels):
-        parser.error(f"--labels got {given.labels}; expected 1 to {MOST}")
+    arguments = parser.parse_args()
+    if not all(1 <= size <= MOST for size in arguments.labels):
+        parser.error(f"--labels got {arguments.labels}; expected 1 to {MOST}")
     use_all_cores()
     folder = Path("runs/few_labels")
     folder.mkdir(parents=True, exist_ok=True)
-    write_tables(folder, given.labels)
+    write_tables(folder, arguments.labels)
     rows = []
-    for size in given.labels:
-        for epochs in given.epochs:
+    for size in arguments.labels:
+        for epochs in arguments.epochs:
             for weights in ("qm9-smiles", "new"):
                 config = configs.load("molecules/table")
                 task = dataclasses.replace(
@@ -78,14 +78,16 @@ def main() -> None:
                     test=str(folder / "test.csv"),
                     targets=("logP", "TPSA"),
                 )
-                rate = given.learning_rate
+                rate = arguments.learning_rate
                 optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
                 changes: dict[str, Any] = {"task": task, "optimizer": optimizer}
-                changes |= {"epochs": epochs, "seeds": given.seeds}
+                changes |= {"epochs": epochs, "seeds": arguments.seeds}
                 if weights == "new":
                     changes |= {"init": None, "init_skip": ()}
                 config = dataclasses.replace(config, **changes)
-                result = train(config, folder / f"{weights}-{size}-{epochs}-{rate:g}-{given.seeds}")
+                result = train(
+                    config, folder / f"{weights}-{size}-{epochs}-{rate:g}-{arguments.seeds}"
+                )
                 test, std = result["metrics"]["test"], result.get("std", {}).get("test", {})
                 row = {"labels": f"{size:,}", "weights": weights, "epochs": str(epochs)}
                 for name in ("logP", "TPSA"):

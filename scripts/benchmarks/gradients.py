@@ -35,21 +35,21 @@ def gradient(name: str, steps: int, checkpoint: Any, dtype: Any = np.float32) ->
     masses = atoms.get_masses().astype(dtype)
     init, step = egnn.velocity_verlet(force, 0.5 * units.fs, masses)
 
-    def end(params: Any) -> jax.Array:
-        start = init(params, x, jnp.zeros_like(x))
-        end = egnn.rollout(step, params, start, steps, checkpoint=checkpoint).state.x
-        return jnp.linalg.norm(end[0] - end[2])
+    def final_distance(params: Any) -> jax.Array:
+        initial = init(params, x, jnp.zeros_like(x))
+        final_x = egnn.rollout(step, params, initial, steps, checkpoint=checkpoint).state.x
+        return jnp.linalg.norm(final_x[0] - final_x[2])
 
-    return jax.jit(jax.grad(end)).lower(params).compile(), params
+    return jax.jit(jax.grad(final_distance)).lower(params).compile(), params
 
 
 def difference(found: dict[str, Any]) -> str:
     """The largest difference between two gradients, relative to the largest component."""
-    one, other = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found[kind])])
-        for kind in ("sqrt", "none")
+    gradient_sqrt, gradient_none = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found[checkpoint])])
+        for checkpoint in ("sqrt", "none")
     )
-    return f"{np.abs(one - other).max() / np.abs(other).max():.0e}"
+    return f"{np.abs(gradient_sqrt - gradient_none).max() / np.abs(gradient_none).max():.0e}"
 
 
 def main() -> None:
@@ -63,25 +63,25 @@ def main() -> None:
     print(costs.machine()["machine"])
     rows = []
     for name in dynamics.ETHANOL:
-        row, found = {"ethanol": name}, {}
+        row, gradients = {"ethanol": name}, {}
         for checkpoint in ("sqrt", "none"):
             run, params = gradient(name, arguments.steps, checkpoint)
             times = []
             for _ in range(arguments.repeats):
-                started = time.perf_counter()
-                found[checkpoint] = jax.block_until_ready(run(params))
-                times.append(time.perf_counter() - started)
+                start = time.perf_counter()
+                gradients[checkpoint] = jax.block_until_ready(run(params))
+                times.append(time.perf_counter() - start)
             memory = run.memory_analysis().temp_size_in_bytes / 2**20
             row |= {
                 f"{checkpoint} (MiB)": f"{memory:.1f}",
                 f"{checkpoint} (s)": f"{min(times):.2f}",
             }
-        row["difference"] = difference(found)
+        row["difference"] = difference(gradients)
         with jax.enable_x64(True):
             for checkpoint in ("sqrt", "none"):
                 run, params = gradient(name, arguments.steps, checkpoint, np.float64)
-                found[checkpoint] = jax.block_until_ready(run(params))
-        row["difference in float64"] = difference(found)
+                gradients[checkpoint] = jax.block_until_ready(run(params))
+        row["difference in float64"] = difference(gradients)
         rows.append(row)
     print(markdown(rows))
 

@@ -29,9 +29,9 @@ SEEDS = 4
 def by_size(errors: np.ndarray, n_atoms: dict[str, np.ndarray]) -> np.ndarray:
     """Quantiles of errors on validation (S, T), for the sizes of the test molecules (S', T)."""
     widths = np.zeros((len(n_atoms["test"]), errors.shape[1]))
-    for least, most in SIZES:
-        of = {split: (n >= least) & (n <= most) for split, n in n_atoms.items()}
-        widths[of["test"]] = conformal(errors[of["valid"]])
+    for smallest, largest in SIZES:
+        masks = {split: (n >= smallest) & (n <= largest) for split, n in n_atoms.items()}
+        widths[masks["test"]] = conformal(errors[masks["valid"]])
     return widths
 
 
@@ -43,35 +43,49 @@ def main() -> None:
     parser.parse_args()
     use_all_cores()
     folder = Path("runs/intervals")
-    run = folder / "networks"
-    train(table3.recipe("painn", [*BASE, "--seeds", str(SEEDS)]), run)
-    networks = [egnn.load_pretrained(run, seed=seed) for seed in range(SEEDS)]
+    run_folder = folder / "networks"
+    train(table3.recipe("painn", [*BASE, "--seeds", str(SEEDS)]), run_folder)
+    networks = [egnn.load_pretrained(run_folder, seed=seed) for seed in range(SEEDS)]
     task: Any = networks[0].config.task
-    n_atoms, error, errors, spread = {}, {}, {}, {}
+    n_atoms, single_errors, ensemble_errors, ensemble_std = {}, {}, {}, {}
     for split in ("valid", "test"):
         rows = task.molecules.splits[split]
-        each = np.stack([task.predictions(n.network.apply, n.params, split) for n in networks])
+        predictions = np.stack(
+            [task.predictions(n.network.apply, n.params, split) for n in networks]
+        )
         n_atoms[split] = task.molecules.n_atoms[rows]
-        error[split] = np.abs(each[0] - task.labels[rows])
-        errors[split] = np.abs(each.mean(axis=0) - task.labels[rows])
-        spread[split] = each.std(axis=0, ddof=1)
+        single_errors[split] = np.abs(predictions[0] - task.labels[rows])
+        ensemble_errors[split] = np.abs(predictions.mean(axis=0) - task.labels[rows])
+        ensemble_std[split] = predictions.std(axis=0, ddof=1)
     # What holds if the true value and the predictions were drawn from one normal distribution.
     factor = scipy.stats.t.ppf((1 + COVERAGE) / 2, SEEDS - 1) * (1 + 1 / SEEDS) ** 0.5
-    scaled = by_size(errors["valid"] / spread["valid"], n_atoms)
-    ways = {
-        "one network, validation errors by size": (error, by_size(error["valid"], n_atoms)),
-        "ensemble, validation errors by size": (errors, by_size(errors["valid"], n_atoms)),
-        f"ensemble, {factor:.2f} times the spread": (errors, factor * spread["test"]),
-        "ensemble, spread scaled by validation errors by size": (errors, scaled * spread["test"]),
+    std_quantiles = by_size(ensemble_errors["valid"] / ensemble_std["valid"], n_atoms)
+    methods = {
+        "one network, validation errors by size": (
+            single_errors,
+            by_size(single_errors["valid"], n_atoms),
+        ),
+        "ensemble, validation errors by size": (
+            ensemble_errors,
+            by_size(ensemble_errors["valid"], n_atoms),
+        ),
+        f"ensemble, {factor:.2f} times the spread": (
+            ensemble_errors,
+            factor * ensemble_std["test"],
+        ),
+        "ensemble, spread scaled by validation errors by size": (
+            ensemble_errors,
+            std_quantiles * ensemble_std["test"],
+        ),
     }
     table = []
-    for words, (found, widths) in ways.items():
-        row = {"interval": words}
+    for description, (errors, widths) in methods.items():
+        row = {"interval": description}
         for name in SHOWN:
             k = task.targets.index(name)
-            inside = np.mean(found["test"][:, k] <= widths[:, k])
+            coverage = np.mean(errors["test"][:, k] <= widths[:, k])
             unit = task.units[name]
-            row[f"{name} ({unit})"] = f"{inside:.1%}, ± {widths[:, k].mean():.3g}"
+            row[f"{name} ({unit})"] = f"{coverage:.1%}, ± {widths[:, k].mean():.3g}"
         table.append(row)
     write_table(table, folder / "intervals")
     print(markdown(table))

@@ -70,8 +70,8 @@ def graphs(size: int) -> Iterator[Any]:
     from egnn_jax.data import labelled
     from egnn_jax.data.frames import Labels
 
-    found = labelled.read("rmd17_aspirin_train.xyz.gz", Labels(), CUTOFF)
-    samples = found.samples(found.free_atoms()[0])
+    dataset = labelled.read("rmd17_aspirin_train.xyz.gz", Labels(), CUTOFF)
+    samples = dataset.samples(dataset.free_atoms()[0])
     frames = [samples[k] for k in range(len(samples))]
     rng = np.random.default_rng(0)
     written = 0
@@ -119,10 +119,10 @@ def train(data: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
     loaders = {name: samples.loader(BATCH) for name, samples in data.items()}
 
     def step(state: Any, batch: Any) -> Any:
-        params, memory = state
+        params, opt_state = state
         value, gradient = jax.value_and_grad(lambda p: loss(p, batch, key)[0])(params)
-        updates, memory = optimizer.update(gradient, memory, params)
-        return (optax.apply_updates(params, updates), memory), value
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
 
     key = jax.random.PRNGKey(0)
     chunk = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
@@ -140,22 +140,22 @@ def train(data: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
         jax.block_until_ready(chunk(states[name], batches[name]))  # compiles
     for k in range(max(steps // CHUNK, 2)):
         for name in data:
-            begin = time.perf_counter()
+            step_start = time.perf_counter()
             running = chunk(states[name], batches[name])
-            packing = time.perf_counter()
+            pack_start = time.perf_counter()
             batches[name] = pack(name, k + 1)
-            packed = time.perf_counter()
+            pack_end = time.perf_counter()
             states[name], losses = jax.block_until_ready(running)
-            both = time.perf_counter()
+            step_end = time.perf_counter()
             jax.block_until_ready(chunk(states[name], batches[name]))
-            alone = time.perf_counter() - both
-            times[name].append((both - begin, packed - packing, alone))
+            compute_time = time.perf_counter() - step_end
+            times[name].append((step_end - step_start, pack_end - pack_start, compute_time))
             if not np.isfinite(np.asarray(losses)).all():
                 raise ValueError(f"the loss of {name} is not finite")
-    words = ("ms a step", "ms to pack it", "ms of compute alone")
+    columns = ("ms a step", "ms to pack it", "ms of compute alone")
     return {
-        name: dict(zip(words, (1e3 * np.median(each, axis=0) / CHUNK).tolist(), strict=True))
-        for name, each in times.items()
+        name: dict(zip(columns, (1e3 * np.median(durations, axis=0) / CHUNK).tolist(), strict=True))
+        for name, durations in times.items()
     }
 
 
@@ -168,17 +168,17 @@ def mapped(folder: Path, steps: int) -> dict[str, Any]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     watch = Watch()
     data = egnn.GraphDataset.open(folder)
-    found: dict[str, Any] = train({"all": data}, steps)
-    return found | {"anonymous MiB": watch.most} | memory()
+    result: dict[str, Any] = train({"all": data}, steps)
+    return result | {"anonymous MiB": watch.most} | memory()
 
 
 def both(folder: Path, steps: int) -> dict[str, Any]:
     """Train on a part of the data, alternating between files and memory."""
     import egnn_jax as egnn
 
-    part = egnn.GraphDataset.open(folder)[:PART]
-    copy = egnn.GraphDataset(part[k] for k in range(len(part)))
-    return dict(train({"mapped": part, "in memory": copy}, steps))
+    subset = egnn.GraphDataset.open(folder)[:PART]
+    in_memory = egnn.GraphDataset(subset[k] for k in range(len(subset)))
+    return dict(train({"mapped": subset, "in memory": in_memory}, steps))
 
 
 def main() -> None:
@@ -195,15 +195,15 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder / f"graphs_{options.gib:g}GiB"
     if options.part:
-        found: dict[str, Any]
+        result: dict[str, Any]
         if options.part == "write":
-            found = write(folder, int(options.gib * GIB))
+            result = write(folder, int(options.gib * GIB))
         elif options.part == "mapped":
-            words, _ = limit(int(options.limit_gib * GIB))
-            found = {"limit": words} | mapped(folder, options.steps)
+            limit_text, _ = limit(int(options.limit_gib * GIB))
+            result = {"limit": limit_text} | mapped(folder, options.steps)
         else:
-            found = both(folder, options.steps)
-        print(json.dumps(found))
+            result = both(folder, options.steps)
+        print(json.dumps(result))
         return
     if not options.gib >= 0.1:  # some thousands of batches
         parser.error(f"--gib is {options.gib}; expected at least 0.1")
@@ -217,9 +217,10 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
                 output, _ = process.communicate()
-                for group in (CGROUPS, CGROUPS / "memory"):
-                    if (own := group / f"egnn_large_data_{process.pid}").is_dir():
-                        own.rmdir()
+                for base in (CGROUPS, CGROUPS / "memory"):
+                    group = base / f"egnn_large_data_{process.pid}"
+                    if group.is_dir():
+                        group.rmdir()
             if process.returncode:
                 sys.exit(f"{part} failed with {process.returncode}")
             results[part] = json.loads(output.splitlines()[-1])

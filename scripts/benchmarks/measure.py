@@ -58,9 +58,9 @@ def compare(
     if case != "data":
         peers = [peer for peer in PEERS if peer not in ("numpy_loop", "reference")]
         peers += ["reference"] if reference else []
-    with worker(all_cores=True) as ours, worker() as others:
-        machine = others(costs.machine)
-        expected, left_out = ours(contenders.first_output, case, "ours"), {}
+    with worker(all_cores=True) as our_worker, worker() as peer_worker:
+        machine = peer_worker(costs.machine)
+        our_output, left_out = our_worker(contenders.first_output, case, "ours"), {}
         for part in parts:
             name = f"{case}_{part}"
             for peer in (peer for peer in peers if peer not in left_out):
@@ -68,13 +68,17 @@ def compare(
                 try:
                     # egnn-pytorch computes something else.
                     if part == parts[0] and peer != "egnn_pytorch":
-                        found = others(contenders.first_output, case, peer, reference)
-                        require_agreement(f"{peer} in {case}", expected, found, machine["device"])
-                    others(contenders.seconds_per_step, case, part, peer, reference)
+                        peer_output = peer_worker(contenders.first_output, case, peer, reference)
+                        require_agreement(
+                            f"{peer} in {case}", our_output, peer_output, machine["device"]
+                        )
+                    peer_worker(contenders.seconds_per_step, case, part, peer, reference)
                 except Unavailable as reason:
                     left_out[peer] = str(reason)
-            workers = {"ours": ours} if case == "data" else {"ours": ours, "matmul": ours}
-            workers |= {peer: others for peer in peers if peer not in left_out}
+            workers = {"ours": our_worker}
+            if case != "data":
+                workers["matmul"] = our_worker
+            workers |= {peer: peer_worker for peer in peers if peer not in left_out}
             seconds = []
             for k in range(repeats):
                 print(f"== {name}: repeat {k + 1} of {repeats}", file=sys.stderr)
@@ -91,7 +95,7 @@ def compare(
                 result["small_ours_s"] = result["ours_ms"] * SMALL / 2e3
                 result["small_numpy_loop_s"] = result["numpy_loop_ms"] * SMALL / 1e3
             else:
-                result |= ours(contenders.facts, case, part)
+                result |= our_worker(contenders.facts, case, part)
                 result["floor_ms"] = 1e-6 * result["flops"] / result["matmul_gflops"]
             yield name, result | {"left_out": left_out} | machine
 
@@ -154,8 +158,9 @@ def size(repeats: int) -> Result:
         for nodes in SIZES:
             print(f"== size: {part} of {nodes:,} nodes", file=sys.stderr)
             with worker() as call:
-                found, machine = call(sizes.measure, nodes, part, repeats), call(costs.machine)
-            for name, value in found.items():
+                measurements = call(sizes.measure, nodes, part, repeats)
+                machine = call(costs.machine)
+            for name, value in measurements.items():
                 result.setdefault(f"{part}_{name}", []).append(value)
         result[f"{part}_exponents"] = exponents(SIZES, result[f"{part}_s"])
     return result | {"peak_gib": result["gradient_peak_gib"][-1]} | machine

@@ -40,11 +40,11 @@ def systems(count: int, particles: int, steps: int) -> tuple[Batch, np.ndarray]:
     with jax.enable_x64(True):
         c, x, v = nbody.initial_states(random, count, particles)
         x, v = (a[:, 0] for a in simulated(c, *nbody.reflect(x, v), START))
-        path = simulated(c, x, v, steps, 10)[0]
-        r_ij = path[:, :, :, None] - path[:, :, None]
+        trajectory = simulated(c, x, v, steps, 10)[0]
+        r_ij = trajectory[:, :, :, None] - trajectory[:, :, None]
         distance = jnp.linalg.norm(r_ij, axis=-1) + 1e9 * jnp.eye(particles)
         shortest = np.asarray(distance.min(axis=(1, 2, 3)))
-        fields = [np.asarray(a, np.float32) for a in (x, v, path[:, -1], c, np.ones(count))]
+        fields = [np.asarray(a, np.float32) for a in (x, v, trajectory[:, -1], c, np.ones(count))]
     return Batch(*map(jnp.asarray, fields)), shortest
 
 
@@ -59,8 +59,8 @@ def energy(c: Any, x: Any, v: Any) -> tuple[Any, Any]:
     """Kinetic and potential energy (S,)."""
     r_ij = x[:, :, None] - x[:, None]
     distance = jnp.linalg.norm(r_ij, axis=-1)
-    pairs = c[:, :, None] * c[:, None] / jnp.where(distance > 0, distance, jnp.inf)
-    return jnp.sum(v**2, axis=(1, 2)) / 2, jnp.sum(pairs, axis=(1, 2)) / 2
+    pair_energies = c[:, :, None] * c[:, None] / jnp.where(distance > 0, distance, jnp.inf)
+    return jnp.sum(v**2, axis=(1, 2)) / 2, jnp.sum(pair_energies, axis=(1, 2)) / 2
 
 
 def main() -> None:
@@ -72,32 +72,32 @@ def main() -> None:
     parser.add_argument("--systems", type=int, default=500, help="of each kind (500)")
     parser.add_argument("--steps", type=int, default=1_000, help="of a learned force, each 1,000")
     options = parser.parse_args()
-    kinds = [(3, 1_000), (5, 1_000), (10, 1_000), (20, 1_000), (5, 3_000)]
-    batches = {kind: systems(options.systems, *kind) for kind in kinds}
+    settings = [(3, 1_000), (5, 1_000), (10, 1_000), (20, 1_000), (5, 3_000)]
+    batches = {setting: systems(options.systems, *setting) for setting in settings}
     rows = []
     for path in options.runs:
         config, network, params = load(path)
         params = first_seed(config, params)
         row = {"run": path.name}
         for (particles, steps), (batch, shortest) in batches.items():
-            name, longer = f"{particles} particles, {steps:,} steps", steps // 1_000
+            name, duration = f"{particles} particles, {steps:,} steps", steps // 1_000
             if isinstance(network, LearnedDynamics):
-                own = network.clone(time=float(longer), steps=longer * options.steps)
-            elif longer == 1:
-                own = network
+                model = network.clone(time=float(duration), steps=duration * options.steps)
+            elif duration == 1:
+                model = network
             else:
                 row[name] = "–"
                 continue
 
-            x, v = ends(config.task, own, params, batch)
+            x, v = ends(config.task, model, params, batch)
             error = np.asarray(jnp.mean((x - batch.target) ** 2, axis=(1, 2)))
             row[name] = f"{error.mean():.4f}, {np.median(error):.1e}"
             if isinstance(network, LearnedDynamics):
-                before, after = (energy(batch.charges, *state) for state in
-                                 ((batch.x, batch.v), (x, v)))  # fmt: skip
-                change = np.abs(sum(after) - sum(before)) / np.maximum(before[0], after[0])
-                calm = np.asarray(change)[shortest > 0.1]
-                row[f"{name}: energy"] = f"{np.median(calm):.1e} ({len(calm)})"
+                initial = energy(batch.charges, batch.x, batch.v)
+                final = energy(batch.charges, x, v)
+                change = np.abs(sum(final) - sum(initial)) / np.maximum(initial[0], final[0])
+                far_changes = np.asarray(change)[shortest > 0.1]
+                row[f"{name}: energy"] = f"{np.median(far_changes):.1e} ({len(far_changes)})"
         rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)
     print(markdown([{key: row.get(key, "–") for key in keys} for row in rows]))

@@ -25,7 +25,7 @@ from egnn_jax.experiments.tables import markdown
 HEAVIER = {"F": ("Cl", "Br"), "O": ("S",), "N": ("P",)}
 
 
-def _open(molecule: Any) -> list[int]:
+def _bonding_atoms(molecule: Any) -> list[int]:
     """Atoms with a hydrogen that a bond can replace."""
     return [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetTotalNumHs() > 0]
 
@@ -34,16 +34,16 @@ def joined(molecule: Any, other: Any, rng: random.Random) -> str | None:
     """SMILES of two molecules joined by a bond that replaces two hydrogens."""
     from rdkit import Chem
 
-    places = _open(molecule), _open(other)
-    if not all(places):
+    candidates = _bonding_atoms(molecule), _bonding_atoms(other)
+    if not all(candidates):
         return None
-    both = Chem.RWMol(Chem.CombineMols(molecule, other))
-    first, second = rng.choice(places[0]), molecule.GetNumAtoms() + rng.choice(places[1])
-    both.AddBond(first, second, Chem.BondType.SINGLE)
-    for place in (first, second):
-        atom = both.GetAtomWithIdx(place)
+    combined = Chem.RWMol(Chem.CombineMols(molecule, other))
+    first, second = rng.choice(candidates[0]), molecule.GetNumAtoms() + rng.choice(candidates[1])
+    combined.AddBond(first, second, Chem.BondType.SINGLE)
+    for index in (first, second):
+        atom = combined.GetAtomWithIdx(index)
         atom.SetNumExplicitHs(max(atom.GetNumExplicitHs() - 1, 0))
-    return _smiles(both)
+    return _smiles(combined)
 
 
 def charged(molecule: Any, _: Any, rng: random.Random) -> str | None:
@@ -51,43 +51,43 @@ def charged(molecule: Any, _: Any, rng: random.Random) -> str | None:
     from rdkit import Chem
 
     pattern = Chem.MolFromSmarts("[NX3;+0;!$(N=*);!$(N-*=*)]")
-    places = [place for (place,) in molecule.GetSubstructMatches(pattern)]
-    if not places:
+    candidates = [index for (index,) in molecule.GetSubstructMatches(pattern)]
+    if not candidates:
         return None
-    made = Chem.RWMol(molecule)
-    atom = made.GetAtomWithIdx(rng.choice(places))
+    edited = Chem.RWMol(molecule)
+    atom = edited.GetAtomWithIdx(rng.choice(candidates))
     atom.SetFormalCharge(1)
     atom.SetNumExplicitHs(atom.GetTotalNumHs() + 1)
-    return _smiles(made)
+    return _smiles(edited)
 
 
 def heavier(molecule: Any, _: Any, rng: random.Random) -> str | None:
     """Replace an element by a heavier one."""
     from rdkit import Chem
 
-    places = [a.GetIdx() for a in molecule.GetAtoms() if a.GetSymbol() in HEAVIER]
-    if not places:
+    candidates = [a.GetIdx() for a in molecule.GetAtoms() if a.GetSymbol() in HEAVIER]
+    if not candidates:
         return None
-    made = Chem.RWMol(molecule)
-    atom = made.GetAtomWithIdx(rng.choice(places))
+    edited = Chem.RWMol(molecule)
+    atom = edited.GetAtomWithIdx(rng.choice(candidates))
     number = Chem.GetPeriodicTable().GetAtomicNumber(rng.choice(HEAVIER[atom.GetSymbol()]))
     atom.SetAtomicNum(number)
-    return _smiles(made)
+    return _smiles(edited)
 
 
 def radical(molecule: Any, _: Any, rng: random.Random) -> str | None:
     """Remove a hydrogen."""
     from rdkit import Chem
 
-    places = _open(molecule)
-    if not places:
+    candidates = _bonding_atoms(molecule)
+    if not candidates:
         return None
-    made = Chem.RWMol(molecule)
-    atom = made.GetAtomWithIdx(rng.choice(places))
+    edited = Chem.RWMol(molecule)
+    atom = edited.GetAtomWithIdx(rng.choice(candidates))
     atom.SetNumExplicitHs(atom.GetTotalNumHs() - 1)
     atom.SetNoImplicit(True)
     atom.SetNumRadicalElectrons(1)
-    return _smiles(made)
+    return _smiles(edited)
 
 
 def _smiles(molecule: Any) -> str | None:
@@ -113,9 +113,9 @@ def drawn(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
         while True:
             molecule, other = (Chem.MolFromSmiles(rng.choice(test)) for _ in range(2))
             if molecule is not None and other is not None:
-                made = KINDS[kind](molecule, other, rng)
-                if made is not None:
-                    yield made
+                smiles = KINDS[kind](molecule, other, rng)
+                if smiles is not None:
+                    yield smiles
 
 
 def without(number: int, z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
@@ -123,18 +123,18 @@ def without(number: int, z: np.ndarray, x: np.ndarray, rng: np.random.Generator)
     hydrogens = np.flatnonzero(z == 1)
     if len(hydrogens) < number:
         return None
-    kept = np.setdiff1d(np.arange(len(z)), rng.choice(hydrogens, number, replace=False))
-    return z[kept], x[kept]
+    indices = np.setdiff1d(np.arange(len(z)), rng.choice(hydrogens, number, replace=False))
+    return z[indices], x[indices]
 
 
 def with_two_more(z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
     """Add two hydrogens at random heavy atoms; None if no place is found."""
     heavy, size = np.flatnonzero(z > 1), len(z) + 2
     for _ in range(1_000):
-        at, step = rng.choice(heavy), rng.normal(size=3)
-        place = x[at] + 1.05 * step / np.linalg.norm(step)
-        if np.delete(np.linalg.norm(x - place, axis=1), at).min(initial=np.inf) > 1.25:
-            z, x = np.append(z, 1), np.vstack([x, place])
+        center, direction = rng.choice(heavy), rng.normal(size=3)
+        position = x[center] + 1.05 * direction / np.linalg.norm(direction)
+        if np.delete(np.linalg.norm(x - position, axis=1), center).min(initial=np.inf) > 1.25:
+            z, x = np.append(z, 1), np.vstack([x, position])
             if len(z) == size:
                 return z, x
     return None
@@ -151,15 +151,17 @@ GEOMETRIES: dict[str, Callable[..., Any]] = {
 
 def noticed(data: qm9.QM9, count: int) -> list[dict[str, str]]:
     """Tabulate how many geometries are recognized as unlike QM9's."""
-    ends, rows = np.cumsum(data.n_atoms), []
-    for kind, change in GEOMETRIES.items():
-        rng, made, warned = np.random.default_rng(0), 0, 0
+    end_offsets, rows = np.cumsum(data.n_atoms), []
+    for name, change in GEOMETRIES.items():
+        rng, n_made, n_warned = np.random.default_rng(0), 0, 0
         for k in rng.choice(data.splits["test"], count, replace=False):
-            atoms = slice(ends[k] - data.n_atoms[k], ends[k])
-            changed = change(data.atomic_numbers[atoms], data.positions[atoms].astype(float), rng)
-            if changed is not None:
-                made, warned = made + 1, warned + bool(of_geometry(*changed, 0))
-        rows.append({"geometries": kind, "made": str(made), "noticed": str(warned)})
+            atom_slice = slice(end_offsets[k] - data.n_atoms[k], end_offsets[k])
+            changed_atoms = change(
+                data.atomic_numbers[atom_slice], data.positions[atom_slice].astype(float), rng
+            )
+            if changed_atoms is not None:
+                n_made, n_warned = n_made + 1, n_warned + bool(of_geometry(*changed_atoms, 0))
+        rows.append({"geometries": name, "made": str(n_made), "noticed": str(n_warned)})
     return rows
 
 
@@ -169,22 +171,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--molecules", type=int, default=300, help="of each kind (300)")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     smiles, data = qm9_sources.smiles_of_package(), qm9.load()
     test = [smiles[int(index)] for index in data.index[data.splits["test"]]]
     rows = []
     for kind in KINDS:
-        found = {"refused": 0, "outside QM9": 0, "no warning": 0}
+        counts = {"refused": 0, "outside QM9": 0, "no warning": 0}
         for _, text in zip(
-            range(given.molecules), drawn(kind, test, random.Random(0)), strict=False
+            range(arguments.molecules), drawn(kind, test, random.Random(0)), strict=False
         ):
             (molecule,) = structures.read(text)
             if isinstance(molecule, structures.Refused):
-                found["refused"] += 1
+                counts["refused"] += 1
             else:
-                found["outside QM9" if structures.outside(molecule) else "no warning"] += 1
-        rows.append({"molecules": kind} | {name: str(number) for name, number in found.items()})
-    print(f"{markdown(rows)}\n\n{markdown(noticed(data, given.molecules))}")
+                counts["outside QM9" if structures.outside(molecule) else "no warning"] += 1
+        rows.append({"molecules": kind} | {name: str(number) for name, number in counts.items()})
+    print(f"{markdown(rows)}\n\n{markdown(noticed(data, arguments.molecules))}")
 
 
 if __name__ == "__main__":

@@ -57,12 +57,12 @@ def distances(x: jax.Array) -> jax.Array:
 def energy(pair: Any, params: Any, x: jax.Array) -> jax.Array:
     """Potential energy U of positions (M, 3)."""
     r = distances(x)
-    near = r < CUTOFF
+    within_cutoff = r < CUTOFF
     # Extrapolate linearly below the range of the polynomial.
-    inner = jnp.clip(r, SHORTEST, CUTOFF)
-    value = pair(params, inner)
+    clipped = jnp.clip(r, SHORTEST, CUTOFF)
+    value = pair(params, clipped)
     slope = jax.grad(lambda r: pair(params, r))(jnp.float32(SHORTEST))
-    return jnp.sum(jnp.where(near, value + slope * jnp.minimum(r - SHORTEST, 0.0), 0.0))
+    return jnp.sum(jnp.where(within_cutoff, value + slope * jnp.minimum(r - SHORTEST, 0.0), 0.0))
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -99,25 +99,30 @@ def learn(target: jax.Array, x: jax.Array, rounds: int, frames: int) -> jax.Arra
     state = optimizer.init(params)
 
     @jax.jit
-    def update(params: Any, state: Any, all_frames: Any, reference: Any, found: Any) -> Any:
+    def update(
+        params: Any, state: Any, all_frames: Any, reference_energies: Any, distributions: Any
+    ) -> Any:
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
             weights = egnn.reweight(
-                jax.vmap(pair_energy, (None, 0))(params, all_frames), reference, kT
+                jax.vmap(pair_energy, (None, 0))(params, all_frames), reference_energies, kT
             )
-            return jnp.sum((weights.weights @ found - target) ** 2), weights.effective
+            return jnp.sum((weights.weights @ distributions - target) ** 2), weights.effective
 
         (value, effective), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state, value, effective
 
     for k in range(rounds):
-        key, own = jax.random.split(key)
-        trajectory = simulate(polynomial, params, own, x, frames)
-        x, drawn = trajectory[:, -1], trajectory[:, frames // 5 :].reshape(-1, COUNT, 3)
-        reference, found = energies(params, drawn), jax.vmap(distribution)(drawn)
+        key, simulation_key = jax.random.split(key)
+        trajectory = simulate(polynomial, params, simulation_key, x, frames)
+        x, samples = trajectory[:, -1], trajectory[:, frames // 5 :].reshape(-1, COUNT, 3)
+        reference_energies = energies(params, samples)
+        distributions = jax.vmap(distribution)(samples)
         updates, effective, value = 0, np.inf, np.nan
-        while updates < 20 and effective > 0.8 * len(drawn):
-            params, state, value, effective = update(params, state, drawn, reference, found)
+        while updates < 20 and effective > 0.8 * len(samples):
+            params, state, value, effective = update(
+                params, state, samples, reference_energies, distributions
+            )
             updates += 1
         print(f"round {k}: {updates} updates, squared error of g {value:.5f}", flush=True)
     return params
@@ -131,27 +136,27 @@ def main() -> None:
     parser.add_argument("--target-frames", type=int, default=1_000, help="of the target (1,000)")
     parser.add_argument("--out", type=Path, default=Path("runs/pair_potential"))
     options = parser.parse_args()
-    started = time.monotonic()
-    places = np.stack(np.meshgrid(*3 * [np.arange(4)]), axis=-1).reshape(-1, 3)
-    x = jnp.asarray(np.broadcast_to(places * LENGTH / 4, (REPLICAS, COUNT, 3)), jnp.float32)
+    start = time.monotonic()
+    lattice = np.stack(np.meshgrid(*3 * [np.arange(4)]), axis=-1).reshape(-1, 3)
+    x = jnp.asarray(np.broadcast_to(lattice * LENGTH / 4, (REPLICAS, COUNT, 3)), jnp.float32)
     x = simulate(lennard_jones, None, jax.random.key(0), x, 100)[:, -1]
     frames = simulate(lennard_jones, None, jax.random.key(2), x, options.target_frames)
     target = jax.lax.map(distribution, frames.reshape(-1, COUNT, 3)).mean(axis=0)
-    print(f"target: {frames.shape[0] * frames.shape[1]} frames, {time.monotonic() - started:.0f} s")
+    print(f"target: {frames.shape[0] * frames.shape[1]} frames, {time.monotonic() - start:.0f} s")
     params = learn(target, x, options.rounds, options.frames)
     r = (BINS[1:] + BINS[:-1]) / 2
     sampled = np.asarray(target) > 0.1
-    true, found = (
+    true, learned = (
         np.asarray(jax.vmap(partial(pair, params))(jnp.asarray(r, jnp.float32)))
         for pair in (lennard_jones, polynomial)
     )
-    error = np.abs(found - true)[sampled]
+    error = np.abs(learned - true)[sampled]
     print(
         f"potential between {r[sampled].min():.2f} and {CUTOFF}, where g is above 0.1: error "
         f"at most {error.max():.4f}, mean {error.mean():.4f} in units of ε; "
-        f"{time.monotonic() - started:.0f} s"
+        f"{time.monotonic() - start:.0f} s"
     )
-    draw(r, sampled, {"Lennard-Jones": true, "learned": found}, options.out / "potential.png")
+    draw(r, sampled, {"Lennard-Jones": true, "learned": learned}, options.out / "potential.png")
 
 
 def draw(r: np.ndarray, sampled: np.ndarray, curves: dict[str, np.ndarray], path: Path) -> None:

@@ -72,22 +72,22 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
     shapes = jax.eval_shape(lambda graph: graph, graph)
     params: Any = model.lazy_init(jax.random.key(0), shapes)
     value, sizes = mean_square(model), {"own": nodes, "received": 0, "edges": len(graph.senders)}
-    given: Any = graph
+    input_graph: Any = graph
     if devices > 1:
-        given = egnn.partition(graph, devices)
-        value, sizes = egnn.on_devices(value), part_sizes(given)
+        input_graph = egnn.partition(graph, devices)
+        value, sizes = egnn.on_devices(value), part_sizes(input_graph)
     del graph
     reset_peak()
-    compiled = jax.jit(jax.grad(value)).lower(params, given).compile()
-    params, given = jax.device_put((params, given), compiled.input_shardings[0])
+    compiled = jax.jit(jax.grad(value)).lower(params, input_graph).compile()
+    params, input_graph = jax.device_put((params, input_graph), compiled.input_shardings[0])
     times, gradient = [], None
     for _ in range(repeats + 1):  # the first warms caches up
         start = time.perf_counter()
-        gradient = jax.block_until_ready(compiled(params, given))
+        gradient = jax.block_until_ready(compiled(params, input_graph))
         times.append(time.perf_counter() - start)
     peak = costs.peak_gib()
     memory = compiled.memory_analysis()
-    used = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    memory_fields = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     np.savez(folder / f"gradient-{devices}.npz", **arrays)
@@ -95,7 +95,7 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
         "devices": devices,
         "nodes": nodes,
         "s": float(np.median(times[1:])),
-        "device_gib": sum(getattr(memory, name) for name in used) / 2**30,
+        "device_gib": sum(getattr(memory, name) for name in memory_fields) / 2**30,
         "peak_gib": peak,
     } | sizes
 
@@ -124,8 +124,8 @@ def in_a_process(arguments: argparse.Namespace, devices: int) -> dict[str, Any]:
     command += ["benchmarks.partition", "--measure", "--devices", str(devices)]
     command += ["--nodes", str(arguments.nodes), "--repeats", str(arguments.repeats)]
     command += ["--out", str(arguments.out)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(re.findall(r"^\{.*\}$", done.stdout, re.M)[-1])
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(re.findall(r"^\{.*\}$", process.stdout, re.M)[-1])
 
 
 def require_agreement(folder: Path, numbers: list[int]) -> float:
@@ -134,16 +134,16 @@ def require_agreement(folder: Path, numbers: list[int]) -> float:
     Raises:
       ValueError: the difference exceeds rounding.
     """
-    first, *others = (dict(np.load(folder / f"gradient-{number}.npz")) for number in numbers)
-    each = [
-        np.abs(a - other[name]).max() / np.abs(a).max()
-        for other in others
-        for name, a in first.items()
+    reference, *gradients = (dict(np.load(folder / f"gradient-{number}.npz")) for number in numbers)
+    differences = [
+        np.abs(a - gradient[name]).max() / np.abs(a).max()
+        for gradient in gradients
+        for name, a in reference.items()
     ]
-    worst = float(np.max(each, initial=0.0))  # NaN if one is
-    if not worst < TOLERANCE:
-        raise ValueError(f"gradients differ by {worst:.1e}; expected less than {TOLERANCE:g}")
-    return worst
+    largest = float(np.max(differences, initial=0.0))  # NaN if one is
+    if not largest < TOLERANCE:
+        raise ValueError(f"gradients differ by {largest:.1e}; expected less than {TOLERANCE:g}")
+    return largest
 
 
 def plan(nodes: int, numbers: list[int]) -> None:
@@ -151,11 +151,11 @@ def plan(nodes: int, numbers: list[int]) -> None:
     graph = points(nodes)
     rows = []
     for number in numbers:
-        parts = divide(graph, number)
-        sizes = part_sizes(parts)
-        share = f"{sizes['received'] / sizes['own']:.2f}"
-        more = {"received / own": share, "rounds": len(parts.exchange.rounds)}
-        rows.append(shown({"devices": number} | sizes | more))
+        partition = divide(graph, number)
+        sizes = part_sizes(partition)
+        ratio = f"{sizes['received'] / sizes['own']:.2f}"
+        exchange_sizes = {"received / own": ratio, "rounds": len(partition.exchange.rounds)}
+        rows.append(shown({"devices": number} | sizes | exchange_sizes))
     print(markdown(rows))
 
 
@@ -200,9 +200,9 @@ def main() -> None:
         (devices,) = arguments.devices
         print(json.dumps(measure(arguments.nodes, devices, arguments.repeats, arguments.out)))
         return
-    found = [in_a_process(arguments, number) for number in arguments.devices]
-    write_atomically(arguments.out / "partition.json", json.dumps(found, indent=2).encode())
-    print(markdown([row(result, found[0]) for result in found]))
+    results = [in_a_process(arguments, number) for number in arguments.devices]
+    write_atomically(arguments.out / "partition.json", json.dumps(results, indent=2).encode())
+    print(markdown([row(result, results[0]) for result in results]))
     print(f"gradients agree to {require_agreement(arguments.out, arguments.devices):.1e}")
 
 

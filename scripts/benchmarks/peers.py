@@ -60,8 +60,8 @@ class Layer(nn.Module):
         if edge_mask is not None:
             m = m * edge_mask
         if self.coord_mlp is not None:
-            moves = torch.clamp(r * self.coord_mlp(m), -100, 100)
-            dx = sum_at(i, moves, len(x)) / sum_at(i, torch.ones_like(moves), len(x)).clamp(min=1)
+            dx_ij = torch.clamp(r * self.coord_mlp(m), -100, 100)
+            dx = sum_at(i, dx_ij, len(x)) / sum_at(i, torch.ones_like(dx_ij), len(x)).clamp(min=1)
             x = x + dx if self.coord_mlp_vel is None else x + dx + self.coord_mlp_vel(h) * v
         dh = self.node_mlp(torch.cat([h, sum_at(i, m, len(h))], dim=1))
         return h + dh if self.residual else dh, x

@@ -41,11 +41,11 @@ def worker(batch: int, steps: int, options: list[str]) -> None:
     task, network = config.task, config.network()
     train = samples(task, "train").loader(batch)
 
-    seconds = []
+    timestamps = []
 
     class Times(egnn.Callback):
         def stepped(self, progress: Any) -> None:
-            seconds.append(time.monotonic())
+            timestamps.append(time.monotonic())
 
     chunk = 10
     egnn.fit(
@@ -59,11 +59,11 @@ def worker(batch: int, steps: int, options: list[str]) -> None:
         chunk_steps=chunk,
         callbacks=[Times()],
     )
-    started = time.monotonic()
+    start = time.monotonic()
     train.batches(0, 0, chunk, config.micro_batches)
-    packing = (time.monotonic() - started) / chunk
+    packing = (time.monotonic() - start) / chunk
     if is_first():
-        step = np.median(np.diff(seconds)[2:]) / chunk
+        step = np.median(np.diff(timestamps)[2:]) / chunk
         print(json.dumps({"step": 1e3 * step, "packing": 1e3 * packing}))
 
 
@@ -71,19 +71,20 @@ def measure(layout: str, batch: int, steps: int) -> dict[str, float]:
     """Run a layout, and return what its first process prints."""
     cores, port = LAYOUTS[layout], free_port()
     command = [sys.executable, "-m", "benchmarks.processes", "--worker", str(batch), str(steps)]
-    started = []
-    for k, own in enumerate(cores):
+    processes = []
+    for k, core_list in enumerate(cores):
         options = [f"127.0.0.1:{port}", str(len(cores)), str(k)] if len(cores) > 1 else []
-        started.append(
+        processes.append(
             subprocess.Popen(
-                ["taskset", "-c", own, *command, *options],
+                ["taskset", "-c", core_list, *command, *options],
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"NPROC": "2" if len(cores) > 1 else str(len(own.split(",")))},
+                env=os.environ
+                | {"NPROC": "2" if len(cores) > 1 else str(len(core_list.split(",")))},
             )
         )
-    out = [process.communicate()[0] for process in started]
-    return json.loads(out[0].splitlines()[-1])
+    outputs = [process.communicate()[0] for process in processes]
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def main() -> None:
@@ -93,21 +94,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100, help="of each training")
     parser.add_argument("--batches", type=int, nargs="+", default=[96], help="molecules of a batch")
-    parsed = parser.parse_args()
-    if parsed.worker:
-        worker(int(parsed.worker[0]), int(parsed.worker[1]), parsed.worker[2:])
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(int(arguments.worker[0]), int(arguments.worker[1]), arguments.worker[2:])
         return
-    for batch in parsed.batches:
+    for batch in arguments.batches:
         times: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
-        for _ in range(parsed.rounds):
+        for _ in range(arguments.rounds):
             for layout in LAYOUTS:
-                found = measure(layout, batch, parsed.steps)
-                times[layout].append(found["step"])
-                print(f"{batch} molecules, {layout}: {found}", flush=True)
-        one, threads, two = (np.array(times[layout]) for layout in LAYOUTS)
+                result = measure(layout, batch, arguments.steps)
+                times[layout].append(result["step"])
+                print(f"{batch} molecules, {layout}: {result}", flush=True)
+        one_core, two_devices, two_processes = (np.array(times[layout]) for layout in LAYOUTS)
         print(
-            f"{batch} molecules: two processes / two devices {np.median(two / threads):.2f}, one "
-            f"core / two processes {np.median(one / two):.2f}"
+            f"{batch} molecules: two processes / two devices "
+            f"{np.median(two_processes / two_devices):.2f}, one "
+            f"core / two processes {np.median(one_core / two_processes):.2f}"
         )
 
 

@@ -71,28 +71,28 @@ def plan(
     """Plan a run: return its config, and the measurements for it."""
     config = table3.recipe(name, ["--task.targets", target, *ENTRANTS[name]])
     config = dataclasses.replace(config, micro_batches=micro_batches or config.micro_batches)
-    file = folder / f"{name}.json"
-    if file.is_file():
-        facts = json.loads(file.read_text(encoding="utf-8"))
+    facts_file = folder / f"{name}.json"
+    if facts_file.is_file():
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
     else:
-        few = dataclasses.replace(config.task, train_size=table3.MOLECULES)
-        run, facts = table3.step_of(dataclasses.replace(config, task=few), 5)
+        small_task = dataclasses.replace(config.task, train_size=table3.MOLECULES)
+        run, facts = table3.step_of(dataclasses.replace(config, task=small_task), 5)
         times = []
         for _ in range(3):
-            started = time.perf_counter()
+            start = time.perf_counter()
             run()
-            times.append((time.perf_counter() - started) / 5)
+            times.append((time.perf_counter() - start) / 5)
         facts["seconds_a_step"] = sorted(times)[1]
         facts["devices"] = f"{jax.device_count()} {jax.default_backend()}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(facts, indent=2).encode())
-    whole = config.task.train_size
+        write_atomically(facts_file, json.dumps(facts, indent=2).encode())
+    full_size = config.task.train_size
     molecules = 60 * minutes / facts["seconds_a_step"] / EVALUATION * config.batch_size
-    epochs = max(1, math.ceil(molecules / whole))
-    size = min(whole, int(molecules / epochs))
-    facts |= {"epochs": epochs, "train_size": size}
+    epochs = max(1, math.ceil(molecules / full_size))
+    train_size = min(full_size, int(molecules / epochs))
+    facts |= {"epochs": epochs, "train_size": train_size}
     optimizer = dataclasses.replace(config.optimizer, warmup_epochs=0.02 * epochs)
-    task = dataclasses.replace(config.task, train_size=size)
+    task = dataclasses.replace(config.task, train_size=train_size)
     changes = {"task": task, "optimizer": optimizer, "epochs": epochs}
     return dataclasses.replace(config, **changes), facts
 
@@ -127,35 +127,40 @@ def main() -> None:
     parser.add_argument("--target", default="homo", choices=targets, help="property, of Table 3")
     parser.add_argument("--plan", action="store_true", help="count the steps, and train nothing")
     parser.add_argument("--micro-batches", type=int, help="parts of a batch; default the recipe's")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     use_all_cores()
-    folder = Path("runs/race") / f"{given.minutes:g}-minutes-{given.target}"
-    unit = UNITS[given.target]
-    if unknown := set(given.entrants) - set(ENTRANTS):
+    folder = Path("runs/race") / f"{arguments.minutes:g}-minutes-{arguments.target}"
+    unit = UNITS[arguments.target]
+    if unknown := set(arguments.entrants) - set(ENTRANTS):
         parser.error(f"unknown entrants {sorted(unknown)}; expected of {', '.join(ENTRANTS)}")
-    for name in given.entrants or ENTRANTS:
-        config, facts = plan(name, given.minutes, given.target, folder, given.micro_batches)
-        if given.plan:
+    for name in arguments.entrants or ENTRANTS:
+        config, facts = plan(
+            name, arguments.minutes, arguments.target, folder, arguments.micro_batches
+        )
+        if arguments.plan:
             print(name, json.dumps(facts), flush=True)
             continue
         train(config, folder / name)
         rows, curves = [], {}
-        for other in ENTRANTS:  # also those of earlier or concurrent commands
-            run = RunFolder(folder / other)
+        for entrant in ENTRANTS:  # also those of earlier or concurrent commands
+            run = RunFolder(folder / entrant)
             if not run.result_file.is_file():
                 continue
-            _, facts = plan(other, given.minutes, given.target, folder)
-            rows.append(row(other, run.result(), facts, given.target))
-            curves[other] = [
-                (given.minutes * entry["epoch"] / facts["epochs"], entry["valid"][given.target])
+            _, facts = plan(entrant, arguments.minutes, arguments.target, folder)
+            rows.append(row(entrant, run.result(), facts, arguments.target))
+            curves[entrant] = [
+                (
+                    arguments.minutes * entry["epoch"] / facts["epochs"],
+                    entry["valid"][arguments.target],
+                )
                 for entry in run.history()
             ]
-        ordered = sorted(rows, key=lambda row: float(row[f"{given.target}, test ({unit})"]))
-        written = write_table(ordered, folder / "race")
-        error = f"{given.target}, validation error ({unit})"
-        labels = "minutes", error, f"{given.minutes:g} minutes"
+        ordered = sorted(rows, key=lambda row: float(row[f"{arguments.target}, test ({unit})"]))
+        paths = write_table(ordered, folder / "race")
+        error = f"{arguments.target}, validation error ({unit})"
+        labels = "minutes", error, f"{arguments.minutes:g} minutes"
         plots.curves(curves, *labels, folder / "race-curves.png", log=True)
-        print(f"{markdown(ordered)}\n{', '.join(map(str, written))}", flush=True)
+        print(f"{markdown(ordered)}\n{', '.join(map(str, paths))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,14 +55,14 @@ TOGETHER: tuple[tuple[Target, ...], ...] = (
 
 def trainings() -> Iterator[tuple[str, str, Config]]:
     """Iterate over the trainings: the change in words and in options, and the config."""
-    for words, options in CHOICES.items():
-        yield words, options, table3.recipe("painn", [*BASE, *options.split()])
+    for change, options in CHOICES.items():
+        yield change, options, table3.recipe("painn", [*BASE, *options.split()])
     config = table3.recipe("painn", BASE)
     size, cutoff = config.task.train_size, config.task.cutoff
     for targets in TOGETHER:
         task = QM9(targets=targets, features="numbers", train_size=size, cutoff=cutoff)
-        words = f"{', '.join(targets)} alone"
-        yield words, "the task qm9", dataclasses.replace(config, task=task)
+        change = f"{', '.join(targets)} alone"
+        yield change, "the task qm9", dataclasses.replace(config, task=task)
 
 
 def main() -> None:
@@ -73,10 +73,10 @@ def main() -> None:
     parser.parse_args()
     use_all_cores()
     folder, rows = Path("runs/recipe_choices"), []
-    for words, options, config in trainings():
-        result = train(config, folder / words.replace(", ", "-").replace(" ", "-"))
+    for change, options, config in trainings():
+        result = train(config, folder / change.replace(", ", "-").replace(" ", "-"))
         errors = result["metrics"]["valid"]
-        row = {"change": words, "options": options, "parameters": f"{result['parameters']:,}"}
+        row = {"change": change, "options": options, "parameters": f"{result['parameters']:,}"}
         row |= {name: f"{errors[name]:.3g}" if name in errors else "" for name in SHOWN}
         rows.append(row | {"minutes": f"{result['seconds'] / 60:.1f}"})
         write_table(rows, folder / "choices")

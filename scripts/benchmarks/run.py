@@ -52,22 +52,26 @@ def measure_cases(arguments: argparse.Namespace, again: bool = True) -> dict[str
       The machine, as :func:`benchmarks.costs.machine` describes it.
     """
     with measure.worker() as call:
-        here = call(costs.machine)
-    before = {} if again else read(arguments.out)
-    done = {name for name, r in before.items() if r.get("machine") == here["machine"]}
+        machine_info = call(costs.machine)
+    previous = {} if again else read(arguments.out)
+    done = {
+        name
+        for name, result in previous.items()
+        if result.get("machine") == machine_info["machine"]
+    }
     for case in (case for group in arguments.cases for case in CASES[group]):
         if case == "size":
-            found = [] if case in done else [(case, measure.size(min(arguments.repeats, 3)))]
+            results = [] if case in done else [(case, measure.size(min(arguments.repeats, 3)))]
         else:
             parts = ["small"] if case == "data" else ["forward", "train_step"]
             parts = [part for part in parts if f"{case}_{part}" not in done]
-            found = []
+            results = []
             if parts:
-                found = measure.compare(case, parts, arguments.repeats, arguments.reference)
-        for name, result in found:
+                results = measure.compare(case, parts, arguments.repeats, arguments.reference)
+        for name, result in results:
             write(arguments.out, name, result)
-    show(arguments, here["machine"])
-    return here
+    show(arguments, machine_info["machine"])
+    return machine_info
 
 
 def show(arguments: argparse.Namespace, here: str) -> None:
@@ -113,13 +117,13 @@ def campaign(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, arguments.seconds)
-    here = measure_cases(arguments, again=False)
+    machine_info = measure_cases(arguments, again=False)
     use_all_cores()
     config = dataclasses.replace(configs.load("nbody/egnn"), seeds=4)
-    found = train(config, Path("runs/nbody/egnn-4-seeds"))
-    kept = {name: found[name] for name in ("metrics", "std", "best_epoch", "seconds")}
-    write(arguments.out, "nbody_4_seeds", kept | here)
-    show(arguments, here["machine"])
+    result = train(config, Path("runs/nbody/egnn-4-seeds"))
+    summary = {name: result[name] for name in ("metrics", "std", "best_epoch", "seconds")}
+    write(arguments.out, "nbody_4_seeds", summary | machine_info)
+    show(arguments, machine_info["machine"])
     options = reproduce.Options(out=arguments.out.parent, epochs=arguments.qm9_epochs)
     reproduce.table3(options, arguments.targets, together=True)
 

@@ -43,18 +43,18 @@ def step_of(config: Config, steps: int) -> tuple[Callable[[], Any], dict[str, An
     of parameters, operations per step and temporary memory (GiB).
     """
     samples, network = config.task.samples("train"), config.network()
-    mesh, parts = batch_layout(config.batch_size, config.micro_batches)
-    rows = samples.loader(config.batch_size).rows(0, mesh.size * parts)[:1]
+    mesh, micro_batches = batch_layout(config.batch_size, config.micro_batches)
+    rows = samples.loader(config.batch_size).rows(0, mesh.size * micro_batches)[:1]
     batch = samples.pack(np.tile(rows, (steps, 1, 1)))
     graph = config.task.graph(jax.tree.map(lambda a: a[0, 0], batch))
     params = network.lazy_init(jax.random.key(0), jax.eval_shape(lambda: graph))
     optimizer = config.optimizer.build(1_000, 1_000_000)
     state = init_state(params, optimizer, False, jax.random.key(1))
     loss = config.task.loss(network.apply)
-    step = make_step(loss, optimizer, 0.0, mesh, parts)
-    one = make_step(loss, optimizer)
-    first = jax.tree.map(lambda a: a[0, 0], batch)
-    flops = costs.flops(one, state, first) * mesh.size * parts
+    step = make_step(loss, optimizer, 0.0, mesh, micro_batches)
+    single_step = make_step(loss, optimizer)
+    first_batch = jax.tree.map(lambda a: a[0, 0], batch)
+    flops = costs.flops(single_step, state, first_batch) * mesh.size * micro_batches
     batch = jax.device_put(batch, NamedSharding(mesh, P(None, AXIS)))
     state = jax.device_put(state, NamedSharding(mesh, P()))
     train = make_train(step, 1, mesh).lower(state, batch).compile()
@@ -81,28 +81,37 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="of a measurement")
-    given, further = parser.parse_known_args()
+    arguments, overrides = parser.parse_known_args()
     use_all_cores()
     runs, facts = {}, {}
-    size = ["--task.train-size", str(MOLECULES), "--batch-size", "96", "--micro-batches", "3"]
-    for name in ("egnn", *given.models):
-        changes = size + (further if name != "egnn" else [])
-        runs[name], facts[name] = step_of(recipe(name, changes), given.steps)
+    base_arguments = [
+        "--task.train-size",
+        str(MOLECULES),
+        "--batch-size",
+        "96",
+        "--micro-batches",
+        "3",
+    ]
+    for name in ("egnn", *arguments.models):
+        changes = base_arguments + (overrides if name != "egnn" else [])
+        runs[name], facts[name] = step_of(recipe(name, changes), arguments.steps)
     seconds: dict[str, list[list[float]]] = {name: [] for name in runs}
-    for _ in range(given.repeats):
+    for _ in range(arguments.repeats):
         for name, run in runs.items():
             start = time.perf_counter(), time.process_time()
             run()
             end = time.perf_counter(), time.process_time()
-            seconds[name].append([(b - a) / given.steps for a, b in zip(start, end, strict=True)])
+            seconds[name].append(
+                [(b - a) / arguments.steps for a, b in zip(start, end, strict=True)]
+            )
     for name, times in seconds.items():
         ratios = np.array(times) / np.array(seconds["egnn"])
         print(
             f"{name}: {np.median(times, axis=0)[0]:.3f} s a step; relative to EGNN's "
             + ", ".join(
                 f"{np.median(ratios[:, k]):.2f} ({ratios[:, k].min():.2f} to "
-                f"{ratios[:, k].max():.2f}) in {what} time"
-                for k, what in enumerate(("wall", "processor"))
+                f"{ratios[:, k].max():.2f}) in {clock} time"
+                for k, clock in enumerate(("wall", "processor"))
             )
         )
         print("  " + ", ".join(f"{k} {v:,.4g}" for k, v in facts[name].items()))

@@ -21,46 +21,52 @@ PEERS = {
 
 def text(results: Results, machine: str) -> str:
     """Format the results of one machine in Markdown, with its versions."""
-    mine = {name: result for name, result in results.items() if result.get("machine") == machine}
-    newest = max(mine.values(), key=lambda result: result["date"])
-    kinds = ("python", "jax", "flax", "torch", "egnn-pytorch")
-    parts = [
+    machine_results = {
+        name: result for name, result in results.items() if result.get("machine") == machine
+    }
+    newest = max(machine_results.values(), key=lambda result: result["date"])
+    packages = ("python", "jax", "flax", "torch", "egnn-pytorch")
+    paragraphs = [
         f"{newest['date']}; "
-        + ", ".join(f"{kind} {newest[kind]}" for kind in kinds if kind in newest)
+        + ", ".join(f"{package} {newest[package]}" for package in packages if package in newest)
         + ".\n"
     ]
-    if rows := ratio_rows(mine):
-        parts.append(markdown(rows))
+    if rows := ratio_rows(machine_results):
+        paragraphs.append(markdown(rows))
     left_out = [
-        f"- {name} without {who}: {why}\n"
-        for name, r in mine.items()
-        for who, why in r.get("left_out", {}).items()
+        f"- {name} without {peer}: {reason}\n"
+        for name, result in machine_results.items()
+        for peer, reason in result.get("left_out", {}).items()
     ]
-    parts += ["".join(left_out)] if left_out else []
-    if "data_small" in mine:
-        ours, theirs = (mine["data_small"][f"small_{who}_s"] for who in ("ours", "numpy_loop"))
-        parts.append(
+    paragraphs += ["".join(left_out)] if left_out else []
+    if "data_small" in machine_results:
+        ours, theirs = (
+            machine_results["data_small"][f"small_{name}_s"] for name in ("ours", "numpy_loop")
+        )
+        paragraphs.append(
             f"All of `small`, from the time of a trajectory: {ours:.0f} s, and "
             f"{theirs / 60:.0f} minutes by the authors' loop.\n"
         )
-    if "nbody_4_seeds" in mine:
-        test, std, seconds = (mine["nbody_4_seeds"][key] for key in ("metrics", "std", "seconds"))
-        parts.append(
+    if "nbody_4_seeds" in machine_results:
+        test, std, seconds = (
+            machine_results["nbody_4_seeds"][key] for key in ("metrics", "std", "seconds")
+        )
+        paragraphs.append(
             f"N-body, 10,000 epochs of four seeds at once: {seconds / 4:.0f} s a seed, "
             f"test MSE {test['test']['mse']:.5f} ± {std['test']['mse']:.5f} "
             "(the paper: 0.0071).\n"
         )
-    if "size" in mine:
-        parts.append(markdown(size_rows(mine["size"])))
+    if "size" in machine_results:
+        paragraphs.append(markdown(size_rows(machine_results["size"])))
         forward, gradient = (
-            max(mine["size"][f"{part}_exponents"]) for part in ("forward", "gradient")
+            max(machine_results["size"][f"{part}_exponents"]) for part in ("forward", "gradient")
         )
-        parts.append(
+        paragraphs.append(
             "EGNN(features=64, layers=4, edge_block=16_384); random points, listed cell by cell. "
             f"Time grows as nodes^{forward:.2f} and nodes^{gradient:.2f}; "
-            f"the largest gradient takes {mine['size']['peak_gib']:.2f} GiB.\n"
+            f"the largest gradient takes {machine_results['size']['peak_gib']:.2f} GiB.\n"
         )
-    return "\n".join(parts)
+    return "\n".join(paragraphs)
 
 
 def ratio_rows(results: Results) -> list[dict[str, str]]:
@@ -75,9 +81,9 @@ def ratio_rows(results: Results) -> list[dict[str, str]]:
         row = {"case": name, "ours (ms)": f"{result['ours_ms']:.3g}"}
         row["floor (ms)"] = f"{result['floor_ms']:.3g}" if "floor_ms" in result else "–"
         for peer in present:
-            found = [result.get(f"ratio_vs_{peer}{which}") for which in ("", "_min", "_max")]
+            ratios = [result.get(f"ratio_vs_{peer}{suffix}") for suffix in ("", "_min", "_max")]
             row[PEERS[peer]] = (
-                "–" if found[0] is None else "{:.2f} × ({:.2f} to {:.2f})".format(*found)
+                "–" if ratios[0] is None else "{:.2f} × ({:.2f} to {:.2f})".format(*ratios)
             )
         rows.append(row | {"date": result["date"]})
     return rows
@@ -100,19 +106,23 @@ def size_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def draw(results: Results, machine: str, path: Path) -> Path:
     """Plot the ratios of each case and, if measured, time versus graph size."""
-    mine = {name: result for name, result in results.items() if result.get("machine") == machine}
-    cases = [name for name, result in mine.items() if "ours_ms" in result][::-1]
+    machine_results = {
+        name: result for name, result in results.items() if result.get("machine") == machine
+    }
+    cases = [name for name, result in machine_results.items() if "ours_ms" in result][::-1]
     size = 13, 1.5 + 0.45 * max(len(cases), 5)
     figure, (axes, growth) = subplots(size, 1, 2, width_ratios=(2, 1))
     figure.set_layout_engine("constrained")
     for k, (peer, label) in enumerate(PEERS.items()):
         points = [
-            (mine[name][f"ratio_vs_{peer}"], y, name)
+            (machine_results[name][f"ratio_vs_{peer}"], y, name)
             for y, name in enumerate(cases)
-            if f"ratio_vs_{peer}" in mine[name]
+            if f"ratio_vs_{peer}" in machine_results[name]
         ]
         for ratio, y, name in points:
-            low, high = (mine[name][f"ratio_vs_{peer}_{which}"] for which in ("min", "max"))
+            low, high = (
+                machine_results[name][f"ratio_vs_{peer}_{bound}"] for bound in ("min", "max")
+            )
             height = y + 0.1 * (2 - k)
             axes.plot([low, high], [height, height], color=f"C{k}", lw=1.5)
             axes.plot(
@@ -132,9 +142,14 @@ def draw(results: Results, machine: str, path: Path) -> Path:
     )
     if cases:
         axes.legend(fontsize=8)
-    if "size" in mine:
+    if "size" in machine_results:
         for part in ("forward", "gradient"):
-            growth.plot(mine["size"]["nodes"], mine["size"][f"{part}_s"], marker="o", label=part)
+            growth.plot(
+                machine_results["size"]["nodes"],
+                machine_results["size"][f"{part}_s"],
+                marker="o",
+                label=part,
+            )
         growth.set(xscale="log", yscale="log", xlabel="nodes, 50 neighbors each", ylabel="s")
         growth.legend()
     else:

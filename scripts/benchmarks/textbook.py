@@ -40,11 +40,11 @@ def egnn(params: Params, graph: GraphsTuple, shrinkage: float = 0.0) -> GraphsTu
         squared = jnp.sum((z[graph.receivers] - z[graph.senders]) ** 2, axis=-1, keepdims=True)
         graph = graph._replace(edges=graph.edges.replace(a=w * squared + b))  # eq. 9
     if "graph_dec" in tree:
-        graphs = len(graph.n_node)
-        of_node = jnp.repeat(
-            jnp.arange(graphs), graph.n_node, total_repeat_length=len(graph.nodes.h)
+        n_graph = len(graph.n_node)
+        graph_index = jnp.repeat(
+            jnp.arange(n_graph), graph.n_node, total_repeat_length=len(graph.nodes.h)
         )
-        pooled = jax.ops.segment_sum(mlp(tree["node_dec"], graph.nodes.h), of_node, graphs)
+        pooled = jax.ops.segment_sum(mlp(tree["node_dec"], graph.nodes.h), graph_index, n_graph)
         graph = graph._replace(globals=graph.globals.replace(y=mlp(tree["graph_dec"], pooled)))
     return graph
 
@@ -53,25 +53,25 @@ def layer(params: Params, graph: GraphsTuple, shrinkage: float) -> GraphsTuple:
     """Compute eqs. 3 to 8, as in the authors' code."""
     (h, x, v), i, j = (graph.nodes.h, graph.nodes.x, graph.nodes.v), graph.receivers, graph.senders
 
-    def total(values: jax.Array) -> jax.Array:
+    def sum_at_receivers(values: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(values, i, len(x))
 
     r_ij = x[i] - x[j]
-    parts = [h[i], h[j], jnp.sum(r_ij**2, axis=-1, keepdims=True)]
-    m_ij = jnp.concatenate(parts if graph.edges.a is None else [*parts, graph.edges.a], axis=-1)
+    inputs = [h[i], h[j], jnp.sum(r_ij**2, axis=-1, keepdims=True)]
+    m_ij = jnp.concatenate(inputs if graph.edges.a is None else [*inputs, graph.edges.a], axis=-1)
     m_ij = jax.nn.silu(
         dense(params["phi_e"]["Dense_0"], jax.nn.silu(dense(params["phi_e"], m_ij)))
     )  # eq. 3
     if "phi_inf" in params:
         m_ij = m_ij * jax.nn.sigmoid(dense(params["phi_inf"], m_ij))  # eq. 8
     if "phi_x" in params:
-        x = x + total(r_ij * mlp(params["phi_x"], m_ij)) / jnp.maximum(
-            total(jnp.ones((len(i), 1))), 1
+        x = x + sum_at_receivers(r_ij * mlp(params["phi_x"], m_ij)) / jnp.maximum(
+            sum_at_receivers(jnp.ones((len(i), 1))), 1
         )  # eq. 4
         if v is not None:
             x = x + mlp(params["phi_v"], h) * v  # eq. 7
         x = (1 - shrinkage) * x
-    dh = mlp(params["phi_h"], jnp.concatenate([h, total(m_ij)], axis=-1))  # eqs. 5 and 6
+    dh = mlp(params["phi_h"], jnp.concatenate([h, sum_at_receivers(m_ij)], axis=-1))  # eqs. 5 and 6
     return graph._replace(nodes=graph.nodes.replace(h=h + dh if h.shape == dh.shape else dh, x=x))
 
 
@@ -104,11 +104,11 @@ def trajectories(name: str, split: str, count: int) -> dict[str, np.ndarray]:
     )
     with jax.enable_x64(True):
         x, v = (np.asarray(a) for a in nbody.reflect(*states))
-    made = [
+    positions = [
         trajectory(*initial, nbody.LENGTH, recipe.sample_every)[frames]
         for initial in zip(charges, x, v, strict=True)
     ]
-    return dict(zip(("x", "target"), np.stack(made, axis=1), strict=True))
+    return dict(zip(("x", "target"), np.stack(positions, axis=1), strict=True))
 
 
 def trajectory(
@@ -130,11 +130,11 @@ def trajectory(
         with np.errstate(divide="ignore", invalid="ignore"):
             strength = charges @ charges.T / np.power(norms + norms.T - 2 * x @ x.T, 1.5)
         np.fill_diagonal(strength, 0)
-        along = [
+        components = [
             (strength * np.subtract.outer(x[:, axis], x[:, axis])).sum(axis=-1)
             for axis in range(x.shape[1])
         ]
-        return np.clip(np.stack(along, axis=1), -0.1 / nbody.DT, 0.1 / nbody.DT)
+        return np.clip(np.stack(components, axis=1), -0.1 / nbody.DT, 0.1 / nbody.DT)
 
     v += nbody.DT * force()
     for step in range(1, steps):

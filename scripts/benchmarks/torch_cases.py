@@ -56,8 +56,8 @@ def nbody(task: NBody) -> Case:
 
     def load(batch: Any) -> SimpleNamespace:
         n_graph, n_node, _ = batch.x.shape
-        first = np.arange(n_graph)[:, None] * n_node
-        senders, receivers = ((first + nodes).reshape(-1) for nodes in complete_edges(n_node))
+        offsets = np.arange(n_graph)[:, None] * n_node
+        senders, receivers = ((offsets + nodes).reshape(-1) for nodes in complete_edges(n_node))
         charges = batch.charges.reshape(-1, 1)
         return SimpleNamespace(
             **{name: tensor(getattr(batch, name).reshape(-1, 3)) for name in ("x", "v", "target")},

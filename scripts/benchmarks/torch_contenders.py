@@ -75,8 +75,10 @@ def contender(inputs: Inputs, part: str, name: str, reference: str | None) -> Ca
     """Return a function that runs a training step, or a forward pass, for every batch."""
     case, batches = case_of(inputs)
     network, predict = network_of(inputs, name, reference)
-    decay, rate = inputs.config.optimizer.weight_decay, inputs.config.optimizer.learning_rate
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=decay)
+    settings = inputs.config.optimizer
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
 
     def train() -> None:
         for batch in batches:
@@ -104,9 +106,9 @@ def first_output(inputs: Inputs, name: str, reference: str | None) -> tuple[np.n
     """Output and loss of the first batch, with the same noise as our network."""
     case, (batch, *_) = case_of(inputs)
     network, predict = network_of(inputs, name, reference)
-    given = SimpleNamespace(**vars(batch))
+    batch_copy = SimpleNamespace(**vars(batch))
     if isinstance(inputs.task, GraphAutoencoder):
-        given.noise = tensor(inputs.noise()[: len(batch.h)])
+        batch_copy.noise = tensor(inputs.noise()[: len(batch.h)])
     with torch.no_grad():
-        output = predict(network, given)
-        return output.cpu().numpy(), float(case.loss(output, given))
+        output = predict(network, batch_copy)
+        return output.cpu().numpy(), float(case.loss(output, batch_copy))
