@@ -117,7 +117,7 @@ def test_the_split_is_anderson_et_als(whole):
 
 def test_thermochemistry_free_atoms(whole):
     methane = slice(0, 1), slice(0, 5)
-    of_atoms = lambda name: qm9.free_atoms(
+    of_atoms = lambda name: qm9.atomic_references(
         name, whole.n_atoms[methane[0]], whole.atomic_numbers[methane[1]]
     )[0]
     assert whole.targets["U0"][0] - of_atoms("U0") == pytest.approx(
@@ -126,7 +126,7 @@ def test_thermochemistry_free_atoms(whole):
     assert of_atoms("Cv") == pytest.approx(5 * 2.981)
     assert of_atoms("zpve") == 0
     assert of_atoms("homo") == 0
-    every = qm9.free_atoms("U0", whole.n_atoms, whole.atomic_numbers)
+    every = qm9.atomic_references("U0", whole.n_atoms, whole.atomic_numbers)
     last = whole.atomic_numbers[-whole.n_atoms[-1] :]
     assert every[-1] == pytest.approx(
         sum(qm9.REFERENCES["U0"][symbol] * (last == z).sum() for symbol, z in qm9.ELEMENTS.items())

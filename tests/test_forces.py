@@ -166,10 +166,10 @@ def test_energies_of_free_atoms_by_least_squares(tmp_path, monkeypatch, block):
         made.append(atoms)
     ase.io.write(tmp_path / "some.traj", made)
     structures = labelled.read(str(tmp_path / "some.traj"), Labels(forces=""), 5.0)
-    found, determined = structures.free_atoms()
+    found, determined = structures.fit_e0s()
     assert found == pytest.approx({"Cu": -2.0, "Ni": -5.0})
     assert determined
-    found, determined = structures[[0, 0, 0]].free_atoms()
+    found, determined = structures[[0, 0, 0]].fit_e0s()
     assert sum(found.values()) == pytest.approx(-7.0)
     assert not determined
 
@@ -315,9 +315,9 @@ def test_a_run_is_not_resumed_with_simulated_frames_or_from_them(tmp_path, file,
         ({"valid": "0"}, "expected shares between 0 and 1"),
         ({"valid": "0.001"}, "valid is 0.001 of 40 samples"),
         ({"cutoff": 3.0}, "model.cutoff is 4.0 and task.cutoff 3.0"),
-        ({"free_atoms": ["Cu"]}, "task.free_atoms has 'Cu'; expected an entry such as H=-13.57"),
-        ({"free_atoms": ["Cu=nan"]}, "task.free_atoms has 'Cu=nan'; expected an entry such as"),
-        ({"free_atoms": ["Cu=1", "Cu=2"]}, "has 'Cu=2'; expected an entry .* for each element"),
+        ({"e0s": ["Cu"]}, "task.e0s has 'Cu'; expected an entry such as H=-13.57"),
+        ({"e0s": ["Cu=nan"]}, "task.e0s has 'Cu=nan'; expected an entry such as"),
+        ({"e0s": ["Cu=1", "Cu=2"]}, "has 'Cu=2'; expected an entry .* for each element"),
         ({"forces_weight": 0, "energy_weight": 0, "stress_weight": 0}, "all weights .* are 0"),
         ({"virial": "W"}, "stress is 'stress' and virial 'W'"),
         ({"forces_weight": -1.0}, "task.forces_weight is -1.0"),
@@ -395,7 +395,7 @@ def test_the_commands_take_it(run, tmp_path, monkeypatch):
     model = egnn.load_pretrained("mine.safetensors")
     assert model.card["elements"] == ["Cu", "Ni"]
     assert model.card["cutoff"] == 4.0
-    assert json.dumps(model.card["details"]["free_atoms"])
+    assert json.dumps(model.card["details"]["e0s"])
     forces = model(egnn.from_ase(copper(0), 4.0)).nodes.y
     assert np.abs(np.asarray(forces).sum(axis=0)).max() < 1e-3
 
@@ -412,7 +412,7 @@ def test_energies_alone_and_structures_without_neighbors(tmp_path):
     config = small(tmp_path / "free.traj", forces="", stress="")
     result = train(config, tmp_path / "run")
     assert "forces" not in result["metrics"]["test"]
-    assert result["details"]["free_atoms"] == pytest.approx({"Cu": -2.0})
+    assert result["details"]["e0s"] == pytest.approx({"Cu": -2.0})
     assert result["metrics"]["test"]["energy"] < 1000
 
 

@@ -45,7 +45,7 @@ def test_labels_are_standardised_by_the_molecules_trained_on():
     homo, u0 = (
         TWO.molecules.targets["homo"],
         TWO.molecules.targets["U0"]
-        - qm9.free_atoms("U0", TWO.molecules.n_atoms, TWO.molecules.atomic_numbers),
+        - qm9.atomic_references("U0", TWO.molecules.n_atoms, TWO.molecules.atomic_numbers),
     )
     for k, values in enumerate((homo, u0)):
         mean = values[rows].mean()

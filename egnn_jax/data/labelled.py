@@ -78,7 +78,7 @@ class Labelled:
             counts = np.bincount(bins, minlength=len(graphs) * _ELEMENTS)
             yield counts.reshape(len(graphs), _ELEMENTS)
 
-    def free_atoms(self) -> tuple[dict[str, float], bool]:
+    def fit_e0s(self) -> tuple[dict[str, float], bool]:
         """Fit energies of free atoms to those of the structures, E ≈ Σ_i E0_i.
 
         This is a least-squares fit over all structures. If they do not determine the energies, for

@@ -21,7 +21,7 @@ from egnn_jax.data.qm9_properties import (
     SPLITS,
     TARGETS,
     UNITS,
-    free_atoms,
+    atomic_references,
 )
 from egnn_jax.data.qm9_sources import arrays, check, from_archive, from_package
 
@@ -33,7 +33,7 @@ __all__ = [
     "SPLITS",
     "TARGETS",
     "UNITS",
-    "free_atoms",
+    "atomic_references",
     "load",
     "split_rows",
 ]

@@ -37,7 +37,7 @@ SPLITS = {"train": 100_000, "valid": 17_748, "test": 13_083}
 MOLECULES = 130_831
 
 
-def free_atoms(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
+def atomic_references(name: str, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
     """The sum of a target over the free atoms of each molecule (S,), from :data:`REFERENCES`; 0 for
     targets without references.
 

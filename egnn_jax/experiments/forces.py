@@ -31,7 +31,7 @@ class Forces(Task):
     """Predict energies, forces and, if given, stress of structures with ``Potential``.
 
     Energies are relative to those of free atoms, which are given or fitted by least squares to the
-    training structures (:meth:`egnn_jax.data.labelled.Labelled.free_atoms`).
+    training structures (:meth:`egnn_jax.data.labelled.Labelled.fit_e0s`).
 
     Args:
       train: a file of structures that ASE reads, rMD17's .npz, or a folder of ``egnn pack``.
@@ -46,7 +46,7 @@ class Forces(Task):
       virial: the name of the virial -V·stress, instead of the stress.
       energy_unit: energy unit of all labels in the files.
       length_unit: length unit of positions, cells and labels.
-      free_atoms: energies of free atoms in eV, one per element, for example H=-13.57; fitted by
+      e0s: energies of free atoms (E0s) in eV, one per element, for example H=-13.57; fitted by
         least squares if none.
       cutoff: distance (Å) within which atoms are connected. The model needs the same cutoff.
       energy_weight: weight of the mean squared error of the energy per atom (1/eV²).
@@ -65,7 +65,7 @@ class Forces(Task):
     virial: str = ""
     energy_unit: Energy = "eV"
     length_unit: Length = "Å"
-    free_atoms: tuple[str, ...] = ()
+    e0s: tuple[str, ...] = ()
     cutoff: float = 5.0
     energy_weight: float = 1.0
     forces_weight: float = 1.0
@@ -101,7 +101,7 @@ class Forces(Task):
     @property
     def references(self) -> dict[str, float]:
         """The energies of free atoms in eV, by symbol."""
-        return self._statistics["free_atoms"]
+        return self._statistics["e0s"]
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -205,15 +205,14 @@ class Forces(Task):
         """
         try:
             statistics = {
-                "free_atoms": {str(k): float(v) for k, v in constants["free_atoms"].items()},
+                "e0s": {str(k): float(v) for k, v in constants["e0s"].items()},
                 "determined": bool(constants["determined"]),
                 "scale": float(constants["scale"]),
                 "shift": float(constants["shift"]),
             }
         except (AttributeError, TypeError, ValueError, KeyError) as error:
             raise ValueError(
-                f"constants are {str(constants)[:200]}; expected free_atoms, determined, scale and "
-                "shift"
+                f"constants are {str(constants)[:200]}; expected e0s, determined, scale and shift"
             ) from error
         task = dataclasses.replace(self)
         vars(task)["_statistics"] = statistics
@@ -243,7 +242,7 @@ class Forces(Task):
     @cached_property
     def _given_e0s(self) -> dict[str, float]:
         energies = {}
-        for text in self.free_atoms:
+        for text in self.e0s:
             symbol, equals, energy = text.partition("=")
             try:
                 value = float(energy)
@@ -251,8 +250,7 @@ class Forces(Task):
                 value = np.nan
             if not (equals and np.isfinite(value)) or symbol in energies:
                 raise ValueError(
-                    f"task.free_atoms has {text!r}; expected an entry such as H=-13.57 for each "
-                    "element"
+                    f"task.e0s has {text!r}; expected an entry such as H=-13.57 for each element"
                 )
             energies[symbol] = value
         return energies
@@ -282,14 +280,14 @@ class Forces(Task):
     @cached_property
     def _statistics(self) -> dict[str, Any]:
         train = self._structures["train"]
-        references, determined = (self._given_e0s, True) if self._given_e0s else train.free_atoms()
+        references, determined = (self._given_e0s, True) if self._given_e0s else train.fit_e0s()
         n_node = train.graphs.n_node
         energies = train.relative(references) / n_node
         scale = float(np.std(energies))
         if self.forces:
             scale = float(np.sqrt(train.squared_forces.sum() / (3 * n_node.sum(dtype=np.int64))))
         return {
-            "free_atoms": references,
+            "e0s": references,
             "determined": determined,
             "scale": scale or 1.0,
             "shift": float(np.mean(energies)),

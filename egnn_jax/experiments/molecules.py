@@ -265,7 +265,7 @@ class MolecularTask(Task):
 
     def references(self, n_atoms: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
         """The targets (S, T) summed over the free atoms of each molecule."""
-        sums = [qm9.free_atoms(name, n_atoms, atomic_numbers) for name in self.targets]
+        sums = [qm9.atomic_references(name, n_atoms, atomic_numbers) for name in self.targets]
         return np.stack(sums, axis=1)
 
     def _error_sums(self, predicted: jax.Array, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:

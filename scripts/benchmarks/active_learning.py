@@ -89,7 +89,7 @@ def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
     """Run one repetition; forces are in meV/Å."""
     names = ("acac_300K_train", "acac_300K_test", "acac_600K_test")
     paths = [data / f"{name}.xyz.gz" for name in names]
-    references, _ = labelled.read(str(paths[0]), Labels(), CUTOFF).free_atoms()
+    references, _ = labelled.read(str(paths[0]), Labels(), CUTOFF).fit_e0s()
     train_300, pool_300, structures_600 = (structures(path, references) for path in paths)
     rng = np.random.default_rng(seed)
     initial = [train_300[k] for k in rng.permutation(len(train_300))[:FIRST]]

@@ -71,7 +71,7 @@ def graphs(size: int) -> Iterator[Any]:
     from egnn_jax.data.frames import Labels
 
     dataset = labelled.read("rmd17_aspirin_train.xyz.gz", Labels(), CUTOFF)
-    samples = dataset.samples(dataset.free_atoms()[0])
+    samples = dataset.samples(dataset.fit_e0s()[0])
     frames = [samples[k] for k in range(len(samples))]
     rng = np.random.default_rng(0)
     written = 0
