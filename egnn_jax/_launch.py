@@ -34,13 +34,13 @@ def process_of_cluster() -> int | None:
     return None
 
 
-def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -> int:
+def launch(num_processes: int, arguments: Sequence[str], options: Sequence[str] = ()) -> int:
     """Run ``egnn train`` in several processes, each on its share of the cores and GPUs.
 
     Ctrl-C, SIGTERM and SIGHUP are passed on to all of them.
 
     Args:
-      number: the number of processes.
+      num_processes: the number of processes.
       arguments: ``train`` and its arguments.
       options: options of ``egnn`` before the command.
 
@@ -50,8 +50,8 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
     Raises:
       ValueError: the number is below 1, or the command is not ``train``.
     """
-    if number < 1:
-        raise ValueError(f"-n is {number}; expected 1 or more processes")
+    if num_processes < 1:
+        raise ValueError(f"-n is {num_processes}; expected 1 or more processes")
     if not arguments or arguments[0] != "train":
         raise ValueError(
             f"launch starts {arguments[0] if arguments else 'nothing'}; expected train CONFIG"
@@ -73,14 +73,14 @@ def launch(number: int, arguments: Sequence[str], options: Sequence[str] = ()) -
     }
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:
-        for k in range(number):
-            command = [*program, "--processes", str(number), "--process-id", str(k)]
+        for k in range(num_processes):
+            command = [*program, "--processes", str(num_processes), "--process-id", str(k)]
             # In its own session, so that Ctrl-C arrives only once.
             running[k] = subprocess.Popen(
                 command,
                 start_new_session=True,
-                preexec_fn=lambda k=k: _prepare(k, number),
-                env=environment | gpus_of(k, number),
+                preexec_fn=lambda k=k: _prepare(k, num_processes),
+                env=environment | gpus_of(k, num_processes),
             )
         return _wait(running, received)
     finally:
@@ -120,16 +120,16 @@ def _wait(running: dict[int, subprocess.Popen[bytes]], received: list[int]) -> i
     return exit_code
 
 
-def _prepare(k: int, number: int) -> None:
+def _prepare(k: int, num_processes: int) -> None:
     """Bind process ``k`` to its cores before it starts, and let it end with its parent."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[k % len(cores) :: number])
+        os.sched_setaffinity(0, cores[k % len(cores) :: num_processes])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def gpus_of(k: int, number: int) -> dict[str, str]:
+def gpus_of(k: int, num_processes: int) -> dict[str, str]:
     """The variable that gives process ``k`` its share of the NVIDIA GPUs, if there is one for each.
 
     Without it, every process would use all GPUs.
@@ -139,7 +139,7 @@ def gpus_of(k: int, number: int) -> dict[str, str]:
         gpus = list(map(str, range(len(list(_GPUS.glob("*"))))))
     else:
         gpus = [name for name in visible_gpus.split(",") if name.strip()]
-    gpus_per_process = len(gpus) // number
+    gpus_per_process = len(gpus) // num_processes
     if not gpus_per_process:
         return {}
     gpus = gpus[k * gpus_per_process : (k + 1) * gpus_per_process]

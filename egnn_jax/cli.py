@@ -16,7 +16,7 @@ from egnn_jax._arguments import parser
 from egnn_jax._extras import advice, import_plugin
 from egnn_jax._launch import launch, process_of_cluster
 from egnn_jax._stderr import explain_aborts
-from egnn_jax.training.signals import Interrupted, tell
+from egnn_jax.training.signals import Interrupted, print_to_stderr
 
 LONGEST_NAME = 200
 """The largest number of bytes in the name of a default folder; file systems allow 255."""
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Interrupted, KeyboardInterrupt) as stop:
-        tell(f"egnn: {str(stop) or 'stopped by Ctrl-C'}")
+        print_to_stderr(f"egnn: {str(stop) or 'stopped by Ctrl-C'}")
         sys.exit(getattr(stop, "exit_code", 130))
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"egnn: error: {error}")

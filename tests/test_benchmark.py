@@ -250,7 +250,9 @@ def test_contenders_in_jax_agree_and_are_timed(monkeypatch, tmp_path):
     for part in ("forward", "train_step"):
         for name in ("ours", "textbook_jax"):
             assert contenders.seconds_per_step("small", part, name) > 0
-    forward, training = (contenders.facts("small", part) for part in ("forward", "train_step"))
+    forward, training = (
+        contenders.program_costs("small", part) for part in ("forward", "train_step")
+    )
     assert 2 * forward["flops"] < training["flops"] < 4 * forward["flops"]
     assert training["host_transfers"] == []
     assert training["donated"] == training["leaves"]
@@ -336,12 +338,12 @@ def test_modules_do_not_import_in_a_circle():
 def test_a_row_of_the_race_has_the_unit_of_its_target():
     errors = {"valid": {"mu": 0.0312, "U0": 70.26}, "test": {"mu": 0.0304, "U0": 71.04}}
     result = {"config": {"batch_size": 32}, "parameters": 1_000, "metrics": errors}
-    facts = {"seconds_a_step": 0.1, "devices": "2 cpu", "epochs": 2, "train_size": 50}
-    row = race.row("tfn", result, facts, "mu")
+    measurements = {"seconds_a_step": 0.1, "devices": "2 cpu", "epochs": 2, "train_size": 50}
+    row = race.row("tfn", result, measurements, "mu")
     assert row["mu, valid (D)"] == "0.031"
     assert row["mu, test (D)"] == "0.030"
     assert row["the paper (D)"] == "0.064"
-    row = race.row("tfn", result, facts, "U0")
+    row = race.row("tfn", result, measurements, "U0")
     assert row["U0, test (meV)"] == "71.0"
     assert row["the paper (meV)"] == "–"
 

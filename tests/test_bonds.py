@@ -48,7 +48,7 @@ MOLECULES = dict(zip(SMILES, golden(), strict=True))
 def matrix(found, size):
     """Kinds of bonds as a symmetric matrix."""
     kinds = np.zeros((size, size), int)
-    kinds[tuple(found.ends.T)] = found.kinds
+    kinds[tuple(found.bond_atoms.T)] = found.bond_types
     return kinds + kinds.T
 
 
@@ -83,12 +83,12 @@ def test_traits_of_atoms():
     )
     found = chemistry.perceived(benzene.numbers, benzene.positions)
     assert found.traits[:6, TRAITS.index("aromatic")].all()
-    assert sorted(found.kinds.tolist()) == [1] * 6 + [4] * 6
+    assert sorted(found.bond_types.tolist()) == [1] * 6 + [4] * 6
     hydrogen_cyanide = chemistry.perceived(
         np.array([6, 7, 1]), np.array([[0, 0, 0], [0, 0, 1.16], [0, 0, -1.07]])
     )
     assert hydrogen_cyanide.traits[:2, TRAITS.index("sp")].all()
-    assert hydrogen_cyanide.kinds.tolist() == [3, 1]
+    assert hydrogen_cyanide.bond_types.tolist() == [3, 1]
 
 
 def test_atoms_in_another_order_are_found(rng):
@@ -114,7 +114,7 @@ def test_atoms_far_apart_have_no_bonds():
     z, x, _ = MOLECULES[19]
     found, source = chemistry.of_smiles(SMILES[19], z, 3 * x)
     assert SOURCES[source] == "none"
-    assert (len(found.kinds), found.ends.shape, found.traits.any()) == (0, (0, 2), False)
+    assert (len(found.bond_types), found.bond_atoms.shape, found.traits.any()) == (0, (0, 2), False)
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,12 @@ def test_bonds_of_the_data_set_are_kept_and_exceptions_are_listed(data):
     ends = np.cumsum(bonds.n_bond)
     for k, size in enumerate(data.n_atoms):
         rows = slice(ends[k] - bonds.n_bond[k], ends[k])
-        found = chemistry.Chemistry(bonds.ends[rows], bonds.kinds[rows], bonds.traits[:0])
+        found = chemistry.Chemistry(
+            bonds.bond_atoms[rows], bonds.bond_types[rows], bonds.traits[:0]
+        )
         np.testing.assert_array_equal(matrix(found, size), MOLECULES[list(SMILES)[k % 3]][2])
     assert len(bonds.traits) == data.n_atoms.sum()
-    assert bonds.ends.dtype == np.int8
+    assert bonds.bond_atoms.dtype == np.int8
 
 
 @pytest.mark.parametrize("options", [{}, {"cutoff": 2.0}, {"bonds": "only"}])
@@ -323,7 +325,7 @@ def test_bonds_of_more_atoms_than_a_byte_counts():
     x[:, 0] = np.repeat(np.arange(70) * 10, 2)
     x[1::2, 1] = 0.74
     found = chemistry.perceived(np.ones(140, int), x)  # 70 molecules of hydrogen
-    np.testing.assert_array_equal(found.ends, np.arange(140).reshape(-1, 2))
+    np.testing.assert_array_equal(found.bond_atoms, np.arange(140).reshape(-1, 2))
 
 
 def test_what_perceiving_bonds_needs_is_said(monkeypatch):

@@ -23,7 +23,7 @@ from egnn_jax.experiments.export import load_pretrained
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.property_table import Table
 from egnn_jax.experiments.report import report
-from egnn_jax.experiments.run import load, read_config, read_kept, train
+from egnn_jax.experiments.run import load, read_config, read_stored, train
 from egnn_jax.training._records import write_plain
 from egnn_jax.training.checkpoint import RunFolder
 from tests.helpers import equal_runs, tiny
@@ -284,7 +284,7 @@ def test_what_is_kept_beside_the_weights_is_whole_or_named(finished, tmp_path, d
     expected, content = read(plain), path.read_bytes()
     for k in range(0, len(content) - 1, 3):
         path.write_bytes(damage(content, k / len(content)))
-        message, found = refusal(read_kept, path, read)
+        message, found = refusal(read_stored, path, read)
         if message is None:  # a flip in the name of the checksum
             assert found == expected
         else:
@@ -295,7 +295,7 @@ def test_what_is_kept_beside_the_weights_is_whole_or_named(finished, tmp_path, d
         with pytest.raises(ValueError, match=rf"{path} is damaged \("):
             load_pretrained(folder)
     path.write_text(json.dumps(plain))
-    assert read_kept(path, read) == expected
+    assert read_stored(path, read) == expected
 
 
 @damages

@@ -161,7 +161,7 @@ def test_both_sources_give_the_same(tmp_path, whole):
         files[f"dsgdb9nsd_{index:06}.xyz"] = "\n".join(
             [str(len(atoms)), head, *atoms, "1.0", "C\tC", "InChI\tInChI"]
         )
-    got = qm9_sources.arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
+    got = qm9_sources.flat_arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
     np.testing.assert_array_equal(got["index"], whole.index[chosen])
     rows = np.concatenate([np.arange(starts[k], starts[k] + whole.n_atoms[k]) for k in chosen])
     np.testing.assert_array_equal(got["positions"], whole.positions[rows])
@@ -172,13 +172,13 @@ def test_both_sources_give_the_same(tmp_path, whole):
 
 def test_the_formats_of_the_originals(tmp_path):
     (tmp_path / "part.csv").write_text("\n".join([HEAD, line(METHANE), line(WATER)]))
-    table = qm9_sources.arrays(qm9_sources.from_csv(tmp_path / "part.csv"))
+    table = qm9_sources.flat_arrays(qm9_sources.from_csv(tmp_path / "part.csv"))
     files = {
         "dsgdb9nsd_000003.xyz": WATER,
         "dsgdb9nsd_000001.xyz": METHANE,
         "dsgdb9nsd_000002.xyz": WATER.replace("gdb 3", "gdb 2"),
     }
-    tar = qm9_sources.arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
+    tar = qm9_sources.flat_arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
     assert tar["index"].tolist() == [1, 3]
     for name, array in table.items():
         np.testing.assert_array_equal(tar[name], array)
@@ -206,7 +206,7 @@ def test_the_formats_of_the_originals(tmp_path):
 def test_damaged_molecules_are_named(tmp_path, change, message):
     files = {"dsgdb9nsd_000001.xyz": METHANE, "dsgdb9nsd_000003.xyz": WATER.replace(*change, 1)}
     with pytest.raises(ValueError, match=message):
-        qm9_sources.arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
+        qm9_sources.flat_arrays(qm9_sources.from_archive(*archive(tmp_path, files)))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_damaged_and_missing_archives(tmp_path):
         list(qm9_sources.from_archive(tmp_path / "none.tar.bz2", listed))
     path, listed = archive(tmp_path, {"readme.txt": "none"})
     with pytest.raises(ValueError, match="holds no molecules"):
-        qm9_sources.arrays(qm9_sources.from_archive(path, listed))
+        qm9_sources.flat_arrays(qm9_sources.from_archive(path, listed))
 
 
 def test_what_to_install_is_said(monkeypatch):
@@ -265,13 +265,13 @@ def test_another_data_set_is_refused(whole):
         "n_atoms": whole.n_atoms,
         "atomic_numbers": whole.atomic_numbers,
     }
-    assert qm9_sources.check(found) is found
+    assert qm9_sources.check_complete(found) is found
     with pytest.raises(ValueError, match="its mean alpha is"):
-        qm9_sources.check(found | {"targets/alpha": whole.targets["alpha"] + 1e-3})
+        qm9_sources.check_complete(found | {"targets/alpha": whole.targets["alpha"] + 1e-3})
     numbers = whole.atomic_numbers.copy()
     numbers[7] = 9
     with pytest.raises(ValueError, match="its atomic_numbers is"):
-        qm9_sources.check(found | {"atomic_numbers": numbers})
+        qm9_sources.check_complete(found | {"atomic_numbers": numbers})
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
@@ -284,4 +284,4 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(qm9_bonds, "_all_bonds", lambda _: found)
     monkeypatch.chdir(tmp_path)
     qm9_bonds.load(None, "~/cache")
-    assert (tmp_path / "cache" / "qm9" / "qm9-bonds.npz").is_file()
+    assert (tmp_path / "cache" / "qm9" / "qm9-rdkit-bonds.npz").is_file()

@@ -594,11 +594,11 @@ def test_an_evaluation_in_parts_has_the_keys_and_samples_of_the_whole(monkeypatc
         return total, {"noisy": (total, jnp.sum(real)), "largest": (noise.max(), 1)}
 
     whole = egnn.evaluate(loss, {}, data.loader(4), seed=1)
-    monkeypatch.setattr(evaluation, "KEPT_BYTES", 3_000)
+    monkeypatch.setattr(evaluation, "MAX_CHUNK_BYTES", 3_000)
     parts = evaluation.Evaluation(evaluation.metrics_of(loss), data.loader(4), seed=1)
     assert 1 < parts._chunk_size < 7, "of seven batches, some at once, and a rest"
     assert {k: float(v) for k, v in parts({}).items()} == pytest.approx(whole, rel=1e-6)
-    monkeypatch.setattr(evaluation, "KEPT_BYTES", 1)
+    monkeypatch.setattr(evaluation, "MAX_CHUNK_BYTES", 1)
     assert egnn.evaluate(loss, {}, data.loader(4), seed=1) == pytest.approx(whole, rel=1e-6)
 
 
@@ -636,7 +636,7 @@ def test_large_batches_are_packed_in_short_chunks_with_the_same_numbers(monkeypa
             asked.append(count)
             return super().batches(epoch, start, count, shards)
 
-    monkeypatch.setattr(loop, "KEPT_BYTES", 2 * size)
+    monkeypatch.setattr(loop, "MAX_CHUNK_BYTES", 2 * size)
     short = fit(train=Counting())
     assert max(asked) <= 2
     np.testing.assert_array_equal(short.params["w"], whole.params["w"])

@@ -21,7 +21,7 @@ from tblite.ase import TBLite
 import egnn_jax as egnn
 from egnn_jax.cli import main
 from egnn_jax.data import frames, labelled, xtb
-from egnn_jax.data._splits import drawn
+from egnn_jax.data._splits import draw_splits
 from egnn_jax.data.frames import Labels
 from egnn_jax.data.storage import sha256
 from egnn_jax.experiments import config as configs
@@ -365,7 +365,7 @@ def test_it_learns_and_says_how_well(file, run):
 
 def _test_structures(file):
     every = list(frames.named(file, Labels(stress="stress")))
-    return [every[k] for k in drawn(len(every), "0.2", "0.2", 0)["test"]]
+    return [every[k] for k in draw_splits(len(every), "0.2", "0.2", 0)["test"]]
 
 
 def test_metrics_are_those_of_the_network_by_hand(file, run):
@@ -422,11 +422,11 @@ def test_the_default_takes_no_data():
 
 def test_frames_are_simulated_where_there_is_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("EGNN_JAX_DATA", str(tmp_path))
-    make = functools.partial(xtb.simulated_frames, number=40)
+    make = functools.partial(xtb.simulated_frames, num_frames=40)
     monkeypatch.setattr(xtb, "simulated_frames", make)
     name = xtb.name_of
     monkeypatch.setattr(
-        xtb, "name_of", lambda smiles, number=40, seed=0: name(smiles, number, seed)
+        xtb, "name_of", lambda smiles, num_frames=40, seed=0: name(smiles, num_frames, seed)
     )
     task = Forces(train="nothing.xyz", test="neither.xyz", simulate="nothing.xyz=O", cutoff=3.0)
     with pytest.warns(UserWarning, match=r"nothing.xyz is not a file.* O is simulated .* GFN2-xTB"):

@@ -334,8 +334,8 @@ def test_a_packed_file_trains_as_the_file_does(files, tmp_path, monkeypatch, cap
         one, other = (task._structures[split] for task in (packed, from_file))
         for name in ("energy", "squared_forces", "config_type", "row"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-        assert one.kinds == other.kinds
-        assert set(one.kinds) == {"", "warm", "hot"}
+        assert one.config_types == other.config_types
+        assert set(one.config_types) == {"", "warm", "hot"}
         assert one.name(0) == other.name(0)
     batches = [t.samples("train").loader(4, 1).batches(1, 0, 5) for t in (packed, from_file)]
     jax.tree.map(np.testing.assert_array_equal, *batches)

@@ -41,8 +41,10 @@ def test_sums_by_matrices_and_by_edges_are_the_same(x64, sizes):
     real = slice(sum(sizes))
     got = jax.jit(products.sum_of_products)(graph, jnp.asarray(w), jnp.asarray(t))
     np.testing.assert_allclose(got[real], wanted[real], atol=1e-12)
-    if max(sizes) <= products.LARGEST:
-        by_matrices = partial(products._by_matrices, graph, dense_layout(graph, products.LARGEST))
+    if max(sizes) <= products.MAX_DENSE_NODES:
+        by_matrices = partial(
+            products._by_matrices, graph, dense_layout(graph, products.MAX_DENSE_NODES)
+        )
         for way in (by_matrices, partial(products._by_edges, graph)):
             found = way(jnp.asarray(w), jnp.asarray(t))
             np.testing.assert_allclose(found[real], wanted[real], atol=1e-12)

@@ -11,7 +11,7 @@ from ase.collections import g2
 from scipy.sparse.csgraph import connected_components
 
 from egnn_jax.data import _perception, structures
-from egnn_jax.data.structures import Refused, outside, read
+from egnn_jax.data.structures import Refused, differences_from_qm9, read
 
 
 def written(tmp_path, *frames, comment=None):
@@ -30,7 +30,9 @@ def reasons(*arguments, **options):
     (found,) = read(written(*arguments, **options))
     if isinstance(found, Refused):
         return found.reason
-    return "; ".join(reason for reason in outside(found) if "have fewer than" not in reason)
+    return "; ".join(
+        reason for reason in differences_from_qm9(found) if "have fewer than" not in reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_flat_drawing(tmp_path):
 )
 def test_smiles(smiles, reason):
     (found,) = read(smiles)
-    assert reason in "; ".join(outside(found))
+    assert reason in "; ".join(differences_from_qm9(found))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_multiplicity_isotopes_and_frames_without_atoms(tmp_path):
     path.write_text(text + "0\n\n" + "3\n\nO 0 0 0.119\nH 0 0.763 -0.477\nH 0 -0.763 -0.477\n")
     found = read(str(path))
     assert [type(one).__name__ for one in found] == ["Structure", "Refused", "Structure"]
-    assert "deuterium" in "; ".join(outside(found[0]))
+    assert "deuterium" in "; ".join(differences_from_qm9(found[0]))
     assert found[1].reason == "it has no atoms"
 
 

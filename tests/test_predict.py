@@ -158,7 +158,7 @@ def test_an_unknown_kind_of_file_is_refused_before_any_work(folder, monkeypatch,
 
 def test_few_molecules_start_no_processes(folder, monkeypatch):
     monkeypatch.setattr(_embedding, "workers", None)
-    lines = "\n".join("O" for _ in range(structures.MANY - 1))
+    lines = "\n".join("O" for _ in range(structures.PARALLEL_THRESHOLD - 1))
     (folder / "few.smi").write_text(lines, encoding="utf-8")
     predict(["few.smi"])
     (folder / "more.smi").write_text(f"{lines}\nO", encoding="utf-8")
@@ -172,7 +172,7 @@ def test_many_molecules_in_several_processes(folder, monkeypatch):
     shown = lambda each, **bar: bars.append(bar) or each
     for module in ("predict", "task"):
         monkeypatch.setattr(f"egnn_jax.experiments.{module}.progress_bar", shown)
-    monkeypatch.setattr("egnn_jax.experiments.task.MANY", 48)
+    monkeypatch.setattr("egnn_jax.experiments.task.PROGRESS_BAR_THRESHOLD", 48)
     monkeypatch.setattr(_embedding, "number_of_cores", lambda: 2)
     texts = ["CCO", "O", "c1cccc1", "CC#N", "watr", "C1CC1"] * 12
     lines = "\n".join(f"{text} m{k}" for k, text in enumerate(texts))

@@ -209,7 +209,7 @@ def test_geometries_are_made_once_and_lost_molecules_are_named(monkeypatch):
     with pytest.warns(UserWarning, match=r"1 of 30 molecules of mine.csv cannot be used"):
         first = property_table.read(file, ["logP"])
     assert len(first) == 29
-    monkeypatch.setattr(property_table.structures, "made", None)
+    monkeypatch.setattr(property_table.structures, "generate_geometries", None)
     with pytest.warns(UserWarning, match=r"1 of 30 .* left out: C1CC: mine.csv, line 31"):
         again = property_table.read(file, ["logP"])
     np.testing.assert_array_equal(again.positions, first.positions)

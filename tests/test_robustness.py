@@ -395,7 +395,7 @@ def test_a_script_without_a_guard_generates_all_geometries(tmp_path):
     script.write_text(
         "from egnn_jax.data import structures\n"
         "entries = [structures.Smiles('C' * (k % 3 + 1), str(k)) for k in range(60)]\n"
-        "found = list(structures.made(entries, processes=2, conformers=1))\n"
+        "found = list(structures.generate_geometries(entries, processes=2, conformers=1))\n"
         "print([one.formula for one in found[:3]], len(found))\n",
         encoding="utf-8",
     )

@@ -10,7 +10,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from egnn_jax.data import _embedding, structures
-from egnn_jax.data.structures import Refused, Structure, outside, read
+from egnn_jax.data.structures import Refused, Structure, differences_from_qm9, read
 
 ETHANOL = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
 
@@ -239,14 +239,14 @@ def test_mol2(tmp_path):
     for one in (first, last):
         assert named([one]) == [("ethene", "C2H4")]
         np.testing.assert_array_equal(one.positions[2], [-1.23, 0.92, 0])
-        assert not [note for note in outside(one) if "fewer than" not in note]
+        assert not [note for note in differences_from_qm9(one) if "fewer than" not in note]
     assert "molecule 2 cannot be read" in odd.reason
     assert "molecule 3 cannot be read" in cut.reason
     assert named(found(tmp_path, "a.mol2", MOL2.rstrip())) == [("ethene", "C2H4")]
     (bare,) = found(tmp_path, "a.mol2", MOL2.replace("6 5", "4 3")
                     .replace("5 H3 1.23 0.92 0 H\n6 H4 1.23 -0.92 0 H\n", "")
                     .replace("4 2 5 1\n5 2 6 1\n", ""))  # fmt: skip
-    assert "hydrogens are missing" in "".join(outside(bare))
+    assert "hydrogens are missing" in "".join(differences_from_qm9(bare))
 
 
 PDB = """MODEL        1
@@ -275,7 +275,7 @@ def test_pdb(tmp_path):
     ]
     first, heavy, cut, odd, charged, doubled, bare = found(tmp_path, "a.pdb", "".join(texts))
     assert [first.name, first.symbols, bare.symbols] == ["a 1", water.symbols, water.symbols]
-    assert "isotopes" in "".join(outside(heavy))
+    assert "isotopes" in "".join(differences_from_qm9(heavy))
     assert "are not in their columns" in cut.reason
     assert isinstance(odd, Refused)
     assert charged.charge == -1
@@ -313,7 +313,7 @@ def test_a_smiles_that_may_be_meant_as_a_formula(tmp_path, smiles, words):
     assert f"{smiles} is read as a SMILES" in one.remark
     assert "not as a formula" in one.remark
     assert all(word in one.remark for word in words)
-    assert one.remark not in "".join(outside(one))
+    assert one.remark not in "".join(differences_from_qm9(one))
     assert found(tmp_path, "a.smi", f"{smiles}\n")[0].remark == ""  # a file of SMILES is clear
     assert [read(clear)[0].remark for clear in ("CCO", "O", "C", "[C-]#[O+]", "C#N")] == [""] * 5
 
@@ -364,7 +364,7 @@ def test_a_molecule_larger_than_those_of_qm9_gets_one_geometry():
 
 
 def test_geometries_are_sought_for_a_limited_time(monkeypatch):
-    monkeypatch.setattr(_embedding, "SECONDS", 1)
+    monkeypatch.setattr(_embedding, "TIMEOUT_SECONDS", 1)
     start = time.perf_counter()
     (one,) = read("c1cc2cc(c1)Cc1cccc(c1)C2")  # 23 s without a limit
     assert one.reason == "no geometry was found in 1 s; give one as .xyz or .sdf"
@@ -426,13 +426,13 @@ def test_folders_and_files_that_cannot_be_opened(tmp_path):
 def test_a_molecule_that_ends_its_process_is_refused():
     texts = ["C", "CC", "CCC", "CCO", "CO", "CN"]
     entries = [structures.Smiles(text, text) for text in texts]
-    alone = list(structures.made(entries))
-    together = list(structures.made(entries * 5, processes=2))
+    alone = list(structures.generate_geometries(entries))
+    together = list(structures.generate_geometries(entries * 5, processes=2))
     assert [one.name for one in together] == texts * 5
     for one, other in zip(together, alone * 5, strict=True):
         np.testing.assert_array_equal(one.conformers, other.conformers)
     entries[2] = Deadly("", "deadly")
-    found = list(structures.made(entries * 3, processes=2))
+    found = list(structures.generate_geometries(entries * 3, processes=2))
     assert [one.name for one in found] == [entry.name for entry in entries] * 3
     assert [one.name for one in found if isinstance(one, Refused)] == ["deadly"] * 3
     assert "ended the process" in found[2].reason

@@ -11,7 +11,14 @@ from rdkit.Chem import rdDepictor, rdDistGeom
 
 from egnn_jax.data import _embedding, qm9, xtb
 from egnn_jax.data import structures as molecules
-from egnn_jax.data.structures import FEW, Refused, Structure, checked, outside, read
+from egnn_jax.data.structures import (
+    MIN_COMMON_ATOMS,
+    Refused,
+    Structure,
+    checked,
+    differences_from_qm9,
+    read,
+)
 
 WATER = "3\n\nO 0 0 0.1174\nH 0 0.7572 -0.4696\nH 0 -0.7572 -0.4696\n"
 
@@ -87,12 +94,12 @@ def test_smiles_and_files_of_them(tmp_path):
     ],
 )
 def test_what_is_outside_qm9(smiles, reason):
-    assert reason in "; ".join(outside(read(smiles)[0]))
+    assert reason in "; ".join(differences_from_qm9(read(smiles)[0]))
 
 
 def test_what_is_inside_qm9():
     for smiles in ("CCO", "c1ccccc1", "CCCCCCCCC", "[NH3+]CC(=O)[O-]"):
-        assert outside(read(smiles)[0]) == []
+        assert differences_from_qm9(read(smiles)[0]) == []
     data = qm9.load()
     starts = np.cumsum(data.n_atoms) - data.n_atoms
     symbol = {number: symbol for symbol, number in qm9.ELEMENTS.items()}
@@ -101,16 +108,19 @@ def test_what_is_inside_qm9():
         atoms = slice(starts[row], starts[row] + data.n_atoms[row])
         symbols = [symbol[z] for z in data.atomic_numbers[atoms].tolist()]
         molecule = checked(Structure("", symbols, data.positions[atoms]))
-        wrong += outside(molecule) if len(symbols) >= FEW else []
+        wrong += differences_from_qm9(molecule) if len(symbols) >= MIN_COMMON_ATOMS else []
     assert len(wrong) <= 2  # a few have unusual bonds
-    assert np.sum(data.n_atoms < FEW) == 108
+    assert np.sum(data.n_atoms < MIN_COMMON_ATOMS) == 108
 
 
 def test_coordinates_in_another_unit_are_outside(tmp_path):
     (tmp_path / "bohr.xyz").write_text(
         "3\n\nO 0 0 0.2219\nH 0 1.4309 -0.8874\nH 0 -1.4309 -0.8874\n"
     )
-    assert "an atom is 1.811 Å from its nearest" in outside(read(str(tmp_path / "bohr.xyz"))[0])[0]
+    assert (
+        "an atom is 1.811 Å from its nearest"
+        in differences_from_qm9(read(str(tmp_path / "bohr.xyz"))[0])[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +209,9 @@ def test_simulated_frames_of_each_molecule_are_in_their_own_file(tmp_path, monke
     pytest.importorskip("tblite")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(xtb, "_WARM_UP", 0)
-    files = [xtb.simulated_frames(smiles, number=1, folder="~/own") for smiles in ("C=C", "C#C")]
+    files = [
+        xtb.simulated_frames(smiles, num_frames=1, folder="~/own") for smiles in ("C=C", "C#C")
+    ]
     assert [file.read_text().split("\n")[0] for file in files] == ["6", "4"]
     assert {file.parent for file in files} == {tmp_path / "own"}
 
@@ -225,6 +237,8 @@ def test_structures_among_smiles_need_no_process(tmp_path, monkeypatch):
         raise BrokenProcessPool
 
     monkeypatch.setattr(_embedding, "_in_processes", lost)
-    found = list(_embedding.made([water, molecules.Smiles("C", "C", "")], processes=2))
+    found = list(
+        _embedding.generate_geometries([water, molecules.Smiles("C", "C", "")], processes=2)
+    )
     assert found[0] is water
     assert "ended the process" in found[1].reason

@@ -13,18 +13,18 @@ import numpy as np
 
 from egnn_jax._launch import number_of_cores
 from egnn_jax.data import _perception, qm9
-from egnn_jax.data._structure import Refused, Structure, check_size, shown
+from egnn_jax.data._structure import Refused, Structure, check_size, quoted
 from egnn_jax.data._workers import NoProcessError, workers
 
 CONFORMERS = 5
 """The number of geometries generated for a molecule that has none."""
-MOST_EMBEDDED = 100
+MAX_EMBEDDED_ATOMS = 100
 """The largest number of atoms, including hydrogens, for which a geometry is generated."""
-MOST_SMILES = 2_000
+MAX_SMILES_LENGTH = 2_000
 """The largest number of characters of a SMILES or InChI."""
-SECONDS = 30
+TIMEOUT_SECONDS = 30
 """The time limit for finding a geometry."""
-MANY = 50
+PARALLEL_THRESHOLD = 50
 """The number of molecules without a geometry from which several processes are used."""
 _CHUNK = 10
 _FORMULAS = {
@@ -39,7 +39,7 @@ class NoSmilesError(ValueError):
 
 
 class OutOfTimeError(ValueError):
-    """Raised if no geometry is found in :data:`SECONDS`; another try may find one."""
+    """Raised if no geometry is found in :data:`TIMEOUT_SECONDS`; another try may find one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Smiles:
     Args:
       text: a SMILES or InChI.
       name: the name of the structure.
-      where: its place in a file, for messages.
+      location: its place in a file, for messages.
       remark, values: see :class:`egnn_jax.data.structures.Structure`.
     """
 
     text: str
     name: str
-    where: str = ""
+    location: str = ""
     remark: str = ""
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -71,7 +71,7 @@ def from_smiles(smiles: str, name: str, conformers: int = CONFORMERS) -> Structu
 
     Raises:
       ValueError: this is not a SMILES, the molecule is impossible or too large, there are several
-        molecules, or no geometry is found in :data:`SECONDS`.
+        molecules, or no geometry is found in :data:`TIMEOUT_SECONDS`.
     """
     return _embed_molecule(parsed(smiles), name, conformers)
 
@@ -86,25 +86,25 @@ def parsed(text: str) -> Any:
     """
     from rdkit import Chem, rdBase
 
-    if len(text) > MOST_SMILES:
+    if len(text) > MAX_SMILES_LENGTH:
         raise ValueError(
-            f"{shown(text)} has {len(text):,} characters; expected a SMILES of at most "
-            f"{MOST_SMILES:,}"
+            f"{quoted(text)} has {len(text):,} characters; expected a SMILES of at most "
+            f"{MAX_SMILES_LENGTH:,}"
         )
     with rdBase.BlockLogs():
         if text.startswith("InChI="):
             molecule = Chem.MolFromInchi(text)
             if molecule is None or not molecule.GetNumAtoms():
-                raise NoSmilesError(f"{shown(text)} is no InChI")
+                raise NoSmilesError(f"{quoted(text)} is no InChI")
             return molecule
         molecule = Chem.MolFromSmiles(text)
         if molecule is None and (reason := problem(Chem.MolFromSmiles(text, sanitize=False))):
-            raise ValueError(f"{shown(text)} is not a possible molecule: {reason}")
+            raise ValueError(f"{quoted(text)} is not a possible molecule: {reason}")
     if molecule is None or not molecule.GetNumAtoms():
-        raise NoSmilesError(f"{shown(text)} is no SMILES")
+        raise NoSmilesError(f"{quoted(text)} is no SMILES")
     require_elements(molecule)
     if not all(bond.GetBondTypeAsDouble() for bond in molecule.GetBonds()):
-        raise ValueError(f"{shown(text)} has a bond of no known order; expected one of 1, 2 or 3")
+        raise ValueError(f"{quoted(text)} has a bond of no known order; expected one of 1, 2 or 3")
     return molecule
 
 
@@ -147,14 +147,14 @@ def remark(text: str, formula: str) -> str:
     return f"{text} is read as a SMILES, {formula}, not as a formula"
 
 
-def useful_processes(waiting: int) -> int:
-    """The fastest number of processes to generate ``waiting`` geometries; 1 for no new process."""
-    if waiting < MANY:  # starting new processes would take longer
+def useful_processes(num_geometries: int) -> int:
+    """The fastest number of processes to generate so many geometries; 1 for no new process."""
+    if num_geometries < PARALLEL_THRESHOLD:  # starting new processes would take longer
         return 1
-    return min(number_of_cores(), 2 * waiting // MANY)
+    return min(number_of_cores(), 2 * num_geometries // PARALLEL_THRESHOLD)
 
 
-def made(
+def generate_geometries(
     entries: Iterable[Any], processes: int = 1, conformers: int = CONFORMERS
 ) -> Iterator[Structure | Refused]:
     """Generate a geometry for each :class:`Smiles` among entries, keeping their order.
@@ -208,8 +208,8 @@ def _embed_alone(embed: Callable[[Any], Structure | Refused], entry: Any) -> Str
     try:
         return next(_in_processes(embed, [[entry]], 1))[0]
     except BrokenProcessPool:
-        reason = f"{entry.where}it ended the process that made its geometry"
-        return Refused(entry.name, reason, passing=True)  # memory may not have sufficed
+        reason = f"{entry.location}it ended the process that made its geometry"
+        return Refused(entry.name, reason, retryable=True)  # memory may not have sufficed
 
 
 def _embed_chunk(
@@ -224,8 +224,8 @@ def _embed_entry(entry: Any, conformers: int) -> Structure | Refused:
     try:
         molecule = from_smiles(entry.text, entry.name, conformers)
     except Exception as error:  # RDKit raises RuntimeError if one of its invariants is violated
-        passing = isinstance(error, OutOfTimeError | MemoryError)
-        return Refused(entry.name, f"{entry.where}{error}", passing)
+        retryable = isinstance(error, OutOfTimeError | MemoryError)
+        return Refused(entry.name, f"{entry.location}{error}", retryable)
     return dataclasses.replace(molecule, remark=entry.remark, values=entry.values)
 
 
@@ -239,8 +239,8 @@ def _embed_molecule(molecule: Any, name: str, conformers: int) -> Structure:
             "or all with coordinates"
         )
     size = molecule.GetNumAtoms(onlyExplicit=False)
-    check_size(size, MOST_EMBEDDED, " where a geometry is to be made")
-    if size > qm9.LARGEST:
+    check_size(size, MAX_EMBEDDED_ATOMS, " where a geometry is to be made")
+    if size > qm9.MAX_ATOMS:
         conformers = 1  # the networks included here do not take it
     # Different SMILES and atom orders of one molecule would give different conformers, so use the
     # canonical SMILES; atom map numbers (of reactions) would change its order.
@@ -251,12 +251,13 @@ def _embed_molecule(molecule: Any, name: str, conformers: int) -> Structure:
     settings.randomSeed = 0
     settings.enableSequentialRandomSeeds = True  # seed k for conformer k, instead of 0 for all
     settings.useRandomCoords = True  # finds more of the strained cages that are common in QM9
-    settings.timeout = SECONDS
+    settings.timeout = TIMEOUT_SECONDS
     method, energies = "ETKDG", np.zeros(conformers)
     with rdBase.BlockLogs():
         conformer_ids = list(rdDistGeom.EmbedMultipleConfs(molecule, conformers, settings))
         if not molecule.GetNumConformers():
-            time_limit = f" in {SECONDS} s" if conformer_ids else ""  # RDKit then returns -1
+            # If the time did not suffice, RDKit returns -1.
+            time_limit = f" in {TIMEOUT_SECONDS} s" if conformer_ids else ""
             error_class = OutOfTimeError if conformer_ids else ValueError
             raise error_class(f"no geometry was found{time_limit}; give one as .xyz or .sdf")
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):

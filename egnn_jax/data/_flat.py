@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from egnn_jax.data import storage
-from egnn_jax.data._packing import starts_of
+from egnn_jax.data._packing import exclusive_cumsum
 from egnn_jax.graph._validation import features, float_dtype, host, points
-from egnn_jax.graph.batching import require_whole
+from egnn_jax.graph.batching import require_valid_graph
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
 
 EdgeLists = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -27,7 +27,7 @@ class Flat(NamedTuple):
 
 
 def flat(graphs: Sequence[GraphsTuple]) -> Flat:
-    """Concatenate the arrays of graphs, which must be :func:`alike`."""
+    """Concatenate the arrays of graphs, which must be :func:`checked_graphs`."""
     host_graphs = [jax.tree.map(np.asarray, graph) for graph in graphs]
     node_offsets = [np.repeat(np.cumsum(g.n_node) - g.n_node, g.n_edge) for g in host_graphs]
     senders, receivers = (
@@ -63,7 +63,7 @@ def arrays_of(graph: GraphsTuple) -> dict[str, np.ndarray]:
     return arrays | lists
 
 
-def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
+def checked_graphs(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
     """Yield the graphs, checking that each has the same fields as the first.
 
     Raises:
@@ -81,7 +81,7 @@ def alike(graphs: Iterable[GraphsTuple]) -> Iterator[GraphsTuple]:
             )
         if isinstance(graph, PaddedGraphsTuple):
             raise ValueError(f"graph {k} is a padded batch; expected egnn.unbatch of it")
-        require_whole(f"graph {k}", graph)
+        require_valid_graph(f"graph {k}", graph)
         leaves, treedef = jax.tree.flatten((graph.nodes, graph.edges, graph.globals))
         signature = treedef, [np.shape(leaf)[1:] for leaf in leaves]
         if expected_signature is None:
@@ -187,7 +187,7 @@ def _require_edge_lists(
             raise ValueError(
                 f"{name} are {indices.dtype} of shape {indices.shape}; expected whole numbers (ΣE,)"
             )
-    edge_offsets = starts_of(n_edge.astype(np.int64))
+    edge_offsets = exclusive_cumsum(n_edge.astype(np.int64))
     for start in range(0, len(n_edge), 10_000):  # in blocks, to bound the memory
         rows = slice(start, start + 10_000)
         graph_index = np.repeat(np.arange(len(n_edge[rows])), n_edge[rows])

@@ -27,7 +27,7 @@ def complete_edge_lists(n_node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         np.concatenate(arrays) for arrays in zip(*map(complete_edges, sizes), strict=True)
     )
     starts = np.zeros(sizes.max() + 1, np.int64)
-    starts[sizes] = starts_of(sizes * np.maximum(sizes - 1, 0))
+    starts[sizes] = exclusive_cumsum(sizes * np.maximum(sizes - 1, 0))
     return senders, receivers, starts
 
 
@@ -81,9 +81,9 @@ class Gather:
     def __init__(self, counts: np.ndarray, first: np.ndarray) -> None:
         flat_counts = counts.reshape(-1)
         self.graph = np.repeat(np.arange(len(flat_counts)), flat_counts)
-        index_in_graph = np.arange(len(self.graph)) - starts_of(flat_counts)[self.graph]
+        index_in_graph = np.arange(len(self.graph)) - exclusive_cumsum(flat_counts)[self.graph]
         self.batch = self.graph // counts.shape[1]
-        self.place = starts_of(counts).reshape(-1)[self.graph] + index_in_graph
+        self.target = exclusive_cumsum(counts).reshape(-1)[self.graph] + index_in_graph
         self.source = first.reshape(-1)[self.graph] + index_in_graph
 
 
@@ -100,7 +100,7 @@ class Runs:
 
     def __init__(self, counts: np.ndarray, first: np.ndarray, budget: int) -> None:
         self._shape = len(counts), budget
-        target_start = starts_of(counts) + budget * np.arange(len(counts))[:, None]
+        target_start = exclusive_cumsum(counts) + budget * np.arange(len(counts))[:, None]
         self._targets, self._sources = (
             list(map(slice, start.ravel().tolist(), (start + counts).ravel().tolist()))
             for start in (target_start, first)
@@ -159,7 +159,7 @@ def snake(classes: np.ndarray) -> np.ndarray:
     return reordered
 
 
-def starts_of(counts: np.ndarray) -> np.ndarray:
+def exclusive_cumsum(counts: np.ndarray) -> np.ndarray:
     """The start of each of several consecutive runs of the given lengths, along the last axis."""
     return np.cumsum(counts, axis=-1) - counts
 
@@ -190,11 +190,11 @@ def edges_within(
         all_senders, all_receivers, pair_offsets = complete_edge_lists(sizes)
         n_pair = sizes * np.maximum(sizes - 1, 0)
         graph = np.repeat(np.arange(len(sizes)), n_pair)
-        index_in_graph = np.arange(len(graph)) - starts_of(n_pair)[graph]
+        index_in_graph = np.arange(len(graph)) - exclusive_cumsum(n_pair)[graph]
         pair = pair_offsets[sizes][graph] + index_in_graph
         senders = all_senders.astype(index_dtype)[pair]
         receivers = all_receivers.astype(index_dtype)[pair]
-        node_offset = n_node[:start].sum() + starts_of(sizes)[graph]
+        node_offset = n_node[:start].sum() + exclusive_cumsum(sizes)[graph]
         squared = ((x[node_offset + receivers] - x[node_offset + senders]) ** 2).sum(axis=1)
         within_cutoff = squared <= cutoff**2
         n_edge = np.bincount(graph[within_cutoff], minlength=len(sizes))
@@ -258,7 +258,7 @@ def _trim(batch: GraphsTuple, budget: Budget) -> GraphsTuple:
     )
 
 
-def parts_of(rows: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:
+def split_by_fractions(rows: np.ndarray, fractions: Sequence[float]) -> list[np.ndarray]:
     """Split ``rows`` (S,) into one part for each fraction, and the rest.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from egnn_jax._files import printable
 from egnn_jax.data._embedding import Smiles, parsed
-from egnn_jax.data._structure import Refused, shown
+from egnn_jax.data._structure import Refused, quoted
 
 _DELIMITERS = ",\t;|"
 _SMILES_COLUMNS = ("smiles", "smi", "canonical_smiles", "isomeric_smiles", "inchi")
@@ -18,7 +18,7 @@ _MAX_ROW_LINES = 100
 _LINE = re.compile(r"\s*(InChI=[^\s\"]+|[^\s,;\"]+)\"?[\s,;]*(.*)")
 
 
-def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
+def from_smi(text: str, path: str) -> Iterator[Smiles | Refused]:
     """Read lines of a SMILES and a name, separated by white space, a comma or a semicolon.
 
     Quotes are dropped. Comment lines, which begin with # or //, and a first line of column names
@@ -26,7 +26,7 @@ def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
 
     Args:
       text: the content of the file.
-      where: its path.
+      path: its path.
     """
     numbered_lines = enumerate(text.split("\n"), 1)
     rows = ((k, line) for k, line in numbered_lines if line.strip() and not _is_comment(line))
@@ -36,22 +36,22 @@ def from_smi(text: str, where: str) -> Iterator[Smiles | Refused]:
     cells = re.split(r"[\s,;]+", first_line.strip())
     column_names = [_normalized(cell) for cell in cells]
     if not set(column_names) & set(_SMILES_COLUMNS) or _is_smiles(cells[0].strip("\"'")):
-        yield _parse_line(line_number, first_line, where)
+        yield _parse_line(line_number, first_line, path)
     elif column_names[0] not in _SMILES_COLUMNS:
-        yield from from_table(text, where)
+        yield from from_table(text, path)
         return
     for k, line in rows:
-        yield _parse_line(k, line, where)
+        yield _parse_line(k, line, path)
 
 
-def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
+def from_table(text: str, path: str) -> Iterator[Smiles | Refused]:
     """Read the molecules of a table with a header line and a column of SMILES or InChI.
 
     The delimiter is a comma, tab, semicolon, bar or, if none of these fits, white space.
 
     Args:
       text: the content of the file.
-      where: its path.
+      path: its path.
 
     Raises:
       ValueError: no column, or more than one, can hold the molecules.
@@ -63,19 +63,19 @@ def from_table(text: str, where: str) -> Iterator[Smiles | Refused]:
     if not lines:
         return
     delimiter, column_names = _parse_header(lines[0])
-    smiles_column = _smiles_column(column_names, lines[0], where)
+    smiles_column = _smiles_column(column_names, lines[0], path)
     name_columns = [column_names.index(name) for name in _NAME_COLUMNS if name in column_names]
     if delimiter == " ":
         lines = ["\t".join(line.split(maxsplit=max(len(column_names) - 1, 1))) for line in lines]
     delimiter = "\t" if delimiter == " " else delimiter
     (_, header), *rows = _rows(lines, delimiter)
     if isinstance(header, str):
-        raise ValueError(f"{where}, line {skipped + 1}: {header}")
+        raise ValueError(f"{path}, line {skipped + 1}: {header}")
     original_names = [cell.strip() for cell in header]
     unique_columns = [k for k, name in enumerate(original_names) if original_names.count(name) == 1]
     for number, row in rows:
         line = skipped + number
-        location = f"{where}, line {line}: "
+        location = f"{path}, line {line}: "
         if isinstance(row, str):
             yield Refused(f"line {line}", f"{location}{row}")
             continue
@@ -125,11 +125,11 @@ def _is_before_header(line: str) -> bool:
     return not line.strip() or _is_comment(line) or bool(re.fullmatch(r'"?sep=."?\s*', line))
 
 
-def _parse_line(line_number: int, line: str, where: str) -> Smiles | Refused:
+def _parse_line(line_number: int, line: str, path: str) -> Smiles | Refused:
     match = _LINE.match(line.replace('"', " ", 1) if line.lstrip()[:1] == '"' else line)
-    location = f"{where}, line {line_number}: "
+    location = f"{path}, line {line_number}: "
     if match is None:
-        return Refused(f"line {line_number}", f"{location}{shown(line)} has no SMILES")
+        return Refused(f"line {line_number}", f"{location}{quoted(line)} has no SMILES")
     smiles, remainder = match.groups()
     remainder = re.sub(r"^\|[^|]*\|", "", remainder)  # CXSMILES has |…| before the name
     name = remainder.strip(" \t\"'#,;")
@@ -166,13 +166,13 @@ def _smiles_names(column_names: Sequence[str]) -> list[str]:
     return exact[:1] or [name for name in column_names if "smiles" in name and " " not in name]
 
 
-def _smiles_column(column_names: Sequence[str], line: str, where: str) -> int:
+def _smiles_column(column_names: Sequence[str], line: str, path: str) -> int:
     candidates = _smiles_names(column_names)
     if len(candidates) == 1 and column_names.count(candidates[0]) == 1:
         return column_names.index(candidates[0])
     shown_line = printable(line, 120)
     raise ValueError(
-        f"{where} has {'several columns' if candidates else 'no column'} of SMILES in its first "
+        f"{path} has {'several columns' if candidates else 'no column'} of SMILES in its first "
         f"line, {shown_line!r}; expected one named SMILES"
     )
 

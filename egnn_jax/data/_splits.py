@@ -32,7 +32,7 @@ def files(train: str, valid: str, test: str) -> tuple[str, ...]:
     return (train, *(source for source, share in sources if share is None))
 
 
-def drawn(count: int, valid: str, test: str, seed: int) -> dict[str, np.ndarray]:
+def draw_splits(count: int, valid: str, test: str, seed: int) -> dict[str, np.ndarray]:
     """Draw the rows of "train" and, if these are shares, "valid" and "test" from ``count`` samples.
 
     Raises:

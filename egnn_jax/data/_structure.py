@@ -8,9 +8,9 @@ import numpy as np
 from egnn_jax._files import printable
 from egnn_jax.data import _perception, qm9
 
-MOST_ATOMS = 1_000
+MAX_READ_ATOMS = 1_000
 """The largest number of atoms of a molecule that is read with its geometry."""
-MOST_NAME = 200
+MAX_NAME_LENGTH = 200
 """The largest number of characters of a molecule's name."""
 
 
@@ -45,7 +45,7 @@ class Structure:
 
     def __post_init__(self) -> None:
         """Shorten the name, and remove terminal control characters."""
-        object.__setattr__(self, "name", printable(self.name, MOST_NAME))
+        object.__setattr__(self, "name", printable(self.name, MAX_NAME_LENGTH))
 
     @property
     def formula(self) -> str:
@@ -65,30 +65,32 @@ class Refused:
     Args:
       name: its name.
       reason: why it cannot be used.
-      passing: whether it may be usable on another try, since time or memory did not suffice.
+      retryable: whether it may be usable on another try, since time or memory did not suffice.
     """
 
     name: str
     reason: str
-    passing: bool = False
+    retryable: bool = False
 
     def __post_init__(self) -> None:
         """Shorten both fields, and remove terminal control characters."""
-        object.__setattr__(self, "name", printable(self.name, MOST_NAME))
+        object.__setattr__(self, "name", printable(self.name, MAX_NAME_LENGTH))
         object.__setattr__(self, "reason", printable(self.reason))
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """The start of a text from a file, quoted for a message."""
     return repr(printable(text, 60))
 
 
-def check_size(count: int, most: int, where: str = "") -> None:
-    """Raise ValueError unless a molecule has at least one atom and at most ``most``."""
-    if not count:
+def check_size(num_atoms: int, max_atoms: int, suffix: str = "") -> None:
+    """Raise ValueError, with a message that ends in ``suffix``, unless there are 1 to ``max_atoms``
+    atoms.
+    """
+    if not num_atoms:
         raise ValueError("it has no atoms")
-    if count > most:
-        raise ValueError(f"it has {count:,} atoms; expected at most {most:,}{where}")
+    if num_atoms > max_atoms:
+        raise ValueError(f"it has {num_atoms:,} atoms; expected at most {max_atoms:,}{suffix}")
 
 
 def check_extent(positions: np.ndarray) -> None:
@@ -110,7 +112,7 @@ def checked(molecule: Structure) -> Structure:
     if len(molecule.symbols) == 1:
         return molecule
     only_qm9_elements = set(molecule.symbols) <= set(qm9.ELEMENTS)
-    if only_qm9_elements and len(molecule.symbols) <= qm9.LARGEST:
+    if only_qm9_elements and len(molecule.symbols) <= qm9.MAX_ATOMS:
         numbers = np.array([qm9.ELEMENTS[symbol] for symbol in molecule.symbols])
         notes = _perception.of_geometry(numbers, positions, molecule.charge)
     else:  # the networks included here do not take it, but those of users may

@@ -12,16 +12,16 @@ from typing import Any
 from egnn_jax.data import _smiles_files, _xyz
 from egnn_jax.data._embedding import Smiles, of_rdkit, problem
 from egnn_jax.data._structure import (
-    MOST_ATOMS,
+    MAX_READ_ATOMS,
     Refused,
     Structure,
     check_extent,
     check_size,
     checked,
-    shown,
+    quoted,
 )
 
-MOST_BYTES = 500_000_000
+MAX_BYTES = 500_000_000
 """The largest file that is read, after decompression."""
 
 _TAG = re.compile(r"^>[^<\n]*<([^>\n]+)>.*\n((?:.+\n?)*)", re.MULTILINE)
@@ -37,7 +37,7 @@ def entries(path: Path) -> list[Entry]:
     """Read the molecules of a file, in order; those that cannot be read are ``Refused``.
 
     Args:
-      path: the file; its suffix, before any ``.gz``, must be in :data:`KINDS`.
+      path: the file; its suffix, before any ``.gz``, must be in :data:`READERS`.
 
     Raises:
       ValueError: the file cannot be read, is too large, is not text, or is not of its kind.
@@ -47,7 +47,7 @@ def entries(path: Path) -> list[Entry]:
         text, damage = _text(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
-    molecules: list[Entry] = list(KINDS[suffix](text, stem, str(path)))
+    molecules: list[Entry] = list(READERS[suffix](text, stem, str(path)))
     if damage:
         molecules.append(Refused(stem, f"{path} is damaged ({damage}); what follows is lost"))
     return molecules
@@ -66,9 +66,9 @@ def _text(path: Path) -> tuple[str, str]:
         if path.suffix.lower() == ".gz":
             content, damage = _decompressed(gzip.GzipFile(fileobj=file))
         else:
-            content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{path} has over {MOST_BYTES:,} bytes; expected at most so many")
+            content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} has over {MAX_BYTES:,} bytes; expected at most so many")
     text = _decoded(content)
     if "\0" in text:
         raise ValueError(f"{path} is not text; expected a file of molecules")
@@ -80,7 +80,7 @@ def _text(path: Path) -> tuple[str, str]:
 def _decompressed(file: gzip.GzipFile) -> tuple[bytes, str]:
     chunks, size = [], 0
     try:
-        while size <= MOST_BYTES and (chunk := file.read1(1 << 20)):
+        while size <= MAX_BYTES and (chunk := file.read1(1 << 20)):
             chunks.append(chunk)
             size += len(chunk)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -110,11 +110,13 @@ def _decoded(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def _entry_or_refusal(read: Callable[..., Entry], source: Any, name: str, where: str = "") -> Entry:
+def _entry_or_refusal(
+    read: Callable[..., Entry], source: Any, name: str, prefix: str = ""
+) -> Entry:
     try:
         return read(source, name)
     except ValueError as error:
-        return Refused(name, f"{where}{error}")
+        return Refused(name, f"{prefix}{error}")
 
 
 def _from_xyz(text: str, stem: str, path: str) -> Iterator[Entry]:
@@ -209,9 +211,9 @@ def _from_block(
     for k, row in enumerate(read_cells(), 1):  # RDKit parses the numeric start of an invalid number
         if len(row) < 3 or not all(_COORDINATE.fullmatch(cell.strip()) for cell in row):
             raise ValueError(
-                f"the coordinates of atom {k} are {shown(' '.join(row))}; expected three numbers"
+                f"the coordinates of atom {k} are {quoted(' '.join(row))}; expected three numbers"
             )
-    check_size(molecule.GetNumAtoms(), MOST_ATOMS)
+    check_size(molecule.GetNumAtoms(), MAX_READ_ATOMS)
     if molecule.GetNumConformers():
         check_extent(molecule.GetConformer().GetPositions())
     if not (molecule.GetNumConformers() and molecule.GetConformer().Is3D()):
@@ -244,12 +246,12 @@ def _from_pdb(text: str, stem: str, path: str) -> Iterator[Entry]:
 def _from_model(rows: list[str], name: str) -> Structure:
     from rdkit import Chem, rdBase
 
-    check_size(len(rows), MOST_ATOMS)
+    check_size(len(rows), MAX_READ_ATOMS)
     for row in rows:
         # Columns 31 to 54 of the format; RDKit would accept a truncated line.
         cells = [row[k : k + 8] for k in (30, 38, 46)]
         if not all(len(x) == 8 and re.fullmatch(r" *-?\d+\.\d+", x) for x in cells):
-            raise ValueError(f"the coordinates of {shown(row)} are not in their columns")
+            raise ValueError(f"the coordinates of {quoted(row)} are not in their columns")
     with rdBase.BlockLogs():
         molecule = Chem.MolFromPDBBlock(
             "\n".join([*rows, "END", ""]), sanitize=False, removeHs=False, proximityBonding=False
@@ -276,7 +278,7 @@ def _from_table(text: str, stem: str, path: str) -> Iterator[Entry]:
     yield from _smiles_files.from_table(text, path)
 
 
-KINDS: dict[str, Callable[[str, str, str], Iterator[Entry]]] = {
+READERS: dict[str, Callable[[str, str, str], Iterator[Entry]]] = {
     ".xyz": _from_xyz,
     ".extxyz": _from_xyz,
     ".sdf": _from_sdf,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from egnn_jax.data import _perception
-from egnn_jax.data._structure import MOST_ATOMS, Structure, check_size, checked, shown
+from egnn_jax.data._structure import MAX_READ_ATOMS, Structure, check_size, checked, quoted
 
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """The functions that open compressed files, by suffix."""
@@ -50,7 +50,7 @@ def frames(text: str) -> Iterator[Frame | str]:
             index += 1
             continue
         if not _COUNT.fullmatch(lines[index]):
-            yield f"line {index + 1} is {shown(lines[index])}; expected a number of atoms"
+            yield f"line {index + 1} is {quoted(lines[index])}; expected a number of atoms"
             index = _next_count(lines, index + 1)
             continue
         count, start = int(lines[index]), index + 2
@@ -74,7 +74,7 @@ def read(frame: Frame, name: str) -> Structure:
     Raises:
       ValueError: a line is not an atom, there are too many, it is periodic, or a charge is invalid.
     """
-    check_size(len(frame.rows), MOST_ATOMS)
+    check_size(len(frame.rows), MAX_READ_ATOMS)
     comment = _GAUSSIAN.sub(r"charge=\1 multiplicity=\2", frame.comment)
     cells, has_isotopes = _cells(frame)
     if "=" not in frame.comment:  # no keys, so ASE, which takes ten times as long, is not needed
@@ -83,7 +83,7 @@ def read(frame: Frame, name: str) -> Structure:
     atoms = _read_with_ase(frame, cells)
     if atoms.pbc.any():
         raise ValueError("it is periodic; expected a molecule")
-    check_size(len(atoms), MOST_ATOMS)
+    check_size(len(atoms), MAX_READ_ATOMS)
     results = {} if atoms.calc is None else atoms.calc.results
     columns = {k: v for k, v in {**atoms.arrays, **results}.items() if np.ndim(v)}
     values = {k: str(v) for k, v in {**results, **atoms.info}.items() if np.ndim(v) == 0}
@@ -113,7 +113,7 @@ def stream(path: Path) -> Iterator[Any]:
                 line = file.readline()
                 continue
             if not _COUNT.fullmatch(line):
-                raise ValueError(f"a line is {shown(line)}; expected a number of atoms")
+                raise ValueError(f"a line is {quoted(line)}; expected a number of atoms")
             count = int(line)
             rows = list(itertools.islice(file, count + 1))
             if len(rows) < count + 1:
@@ -121,7 +121,7 @@ def stream(path: Path) -> Iterator[Any]:
             line = file.readline()
             uncertain = not line and count > 1 and not rows[-1].endswith("\n")
             if uncertain and _is_truncated([row.split() for row in rows[1:]]):
-                raise ValueError(f"the file ends within its last atom, {shown(rows[-1])}")
+                raise ValueError(f"the file ends within its last atom, {quoted(rows[-1])}")
             while line.startswith("VEC"):  # a cell after the atoms
                 rows.append(line)
                 line = file.readline()
@@ -146,7 +146,7 @@ def _count_problem(count: int, rows: list[str], following: list[str]) -> str:
     if following and not _COUNT.fullmatch(following[0]) and any(map(_is_atom, following)):
         return f"its header says {count:,} atoms; more follow"
     if not following and len(rows) > 2 and _is_truncated([row.split() for row in rows]):
-        return f"the file ends within its last atom, {shown(rows[-1])}"
+        return f"the file ends within its last atom, {quoted(rows[-1])}"
     return ""
 
 
@@ -189,7 +189,9 @@ def _cells(frame: Frame) -> tuple[list[list[Any]], bool]:
             cells = row.split(";" if ";" in row else ",")
         cells = [cell.strip().rstrip(",;") for cell in cells]
         if len(cells) < 4 and not properties:
-            raise ValueError(f"atom {k} is {shown(row)}; expected an element and three coordinates")
+            raise ValueError(
+                f"atom {k} is {quoted(row)}; expected an element and three coordinates"
+            )
         if not properties:
             cells = cells[:4]
         for column, cell in enumerate(cells):
@@ -216,7 +218,7 @@ def _element(label: str, atom: int) -> tuple[str, bool]:
         return symbol, False
     if label.isdecimal() and len(label) < 4 and 0 < int(label) < len(chemical_symbols):
         return chemical_symbols[int(label)], False
-    raise ValueError(f"atom {atom} is {shown(label)}; expected an element or an atomic number")
+    raise ValueError(f"atom {atom} is {quoted(label)}; expected an element or an atomic number")
 
 
 def _number(text: str, atom: int) -> float:
@@ -225,7 +227,7 @@ def _number(text: str, atom: int) -> float:
         return float(f"{match[1].replace(',', '.')}e{match[2] or 0}")
     if _NOT_FINITE.fullmatch(text):
         return float(text)
-    raise ValueError(f"atom {atom} has the coordinate {shown(text)}; expected a number")
+    raise ValueError(f"atom {atom} has the coordinate {quoted(text)}; expected a number")
 
 
 def _read_with_ase(frame: Frame, cells: list[list[Any]]) -> Any:

@@ -40,13 +40,13 @@ class Chemistry(NamedTuple):
     """Bonds and traits of a molecule of M atoms.
 
     Attributes:
-      ends: indices of the atoms of each bond (B, 2), the lower one first.
-      kinds: kinds of the bonds (B,), 1 to 4 in the order of :data:`BOND_TYPES`.
+      bond_atoms: indices of the atoms of each bond (B, 2), the lower one first.
+      bond_types: kinds of the bonds (B,), 1 to 4 in the order of :data:`BOND_TYPES`.
       traits: traits of the atoms (M, 7), in the order of :data:`TRAITS`.
     """
 
-    ends: np.ndarray
-    kinds: np.ndarray
+    bond_atoms: np.ndarray
+    bond_types: np.ndarray
     traits: np.ndarray
 
 
@@ -171,10 +171,10 @@ def _skeleton(numbers: np.ndarray, adjacent: np.ndarray) -> Any:
 def _of_rdkit(molecule: Any) -> Chemistry:
     """The chemistry of a sanitized RDKit molecule with all of its hydrogens."""
     kind_numbers = {"SINGLE": 1, "DOUBLE": 2, "TRIPLE": 3, "AROMATIC": 4}
-    ends, kinds = [], []
+    bond_atoms, bond_types = [], []
     for bond in molecule.GetBonds():
-        ends.append(sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())))
-        kinds.append(4 if bond.GetIsAromatic() else kind_numbers[str(bond.GetBondType())])
+        bond_atoms.append(sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())))
+        bond_types.append(4 if bond.GetIsAromatic() else kind_numbers[str(bond.GetBondType())])
     traits = np.zeros((molecule.GetNumAtoms(), len(TRAITS)), np.int8)
     for feature in _feature_factory().GetFeaturesForMol(molecule):
         if (family := feature.GetFamily().lower()) in TRAITS:
@@ -184,9 +184,11 @@ def _of_rdkit(molecule: Any) -> Chemistry:
         if (hybridization := str(atom.GetHybridization()).lower()) in TRAITS:
             traits[k, TRAITS.index(hybridization)] = 1
         traits[k, TRAITS.index("hydrogens")] = atom.GetTotalNumHs(includeNeighbors=True)
-    order = np.lexsort(np.array(ends, int).reshape(-1, 2).T[::-1])
+    order = np.lexsort(np.array(bond_atoms, int).reshape(-1, 2).T[::-1])
     return Chemistry(
-        np.array(ends, np.int32).reshape(-1, 2)[order], np.array(kinds, np.int8)[order], traits
+        np.array(bond_atoms, np.int32).reshape(-1, 2)[order],
+        np.array(bond_types, np.int8)[order],
+        traits,
     )
 
 

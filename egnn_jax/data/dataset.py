@@ -9,7 +9,7 @@ import numpy as np
 
 from egnn_jax._files import expanded
 from egnn_jax.data import _flat, _packing, storage
-from egnn_jax.data._flat import EdgeLists, alike, arrays_of, flat, require_flat
+from egnn_jax.data._flat import EdgeLists, arrays_of, checked_graphs, flat, require_flat
 from egnn_jax.data.loader import DatasetLoader
 from egnn_jax.graph._validation import require_count
 from egnn_jax.graph.batching import Budget
@@ -31,7 +31,7 @@ class GraphDataset:
     pads = True
 
     def __init__(self, graphs: Iterable[GraphsTuple]) -> None:
-        self._set(*flat(list(alike(graphs))))
+        self._set(*flat(list(checked_graphs(graphs))))
 
     @classmethod
     def from_arrays(
@@ -72,7 +72,7 @@ class GraphDataset:
     ) -> None:
         self._nodes, self._edges, self._globals = nodes, edges, globals_
         self._n_node = np.asarray(n_node, np.int32)
-        self._first_node = _packing.starts_of(self._n_node)
+        self._first_node = _packing.exclusive_cumsum(self._n_node)
         if edge_lists is None:
             self._n_edge = self._n_node * np.maximum(self._n_node - 1, 0)
             *self._endpoints, starts = _packing.complete_edge_lists(self._n_node)
@@ -80,8 +80,8 @@ class GraphDataset:
         else:
             n_edge, *self._endpoints = edge_lists
             self._n_edge = np.asarray(n_edge, np.int32)
-            self._first_endpoint = _packing.starts_of(self._n_edge)
-        self._first_edge = _packing.starts_of(self._n_edge)
+            self._first_endpoint = _packing.exclusive_cumsum(self._n_edge)
+        self._first_edge = _packing.exclusive_cumsum(self._n_edge)
         self._rows = np.arange(len(self._n_node))
         self._budgets: dict[tuple[int, int], list[Budget]] = {}
 
@@ -150,7 +150,7 @@ class GraphDataset:
         """
         require_count("seed", seed, 0)
         order = np.random.default_rng(seed).permutation(len(self))
-        return tuple(self[part] for part in _packing.parts_of(order, fractions))
+        return tuple(self[part] for part in _packing.split_by_fractions(order, fractions))
 
     def loader(self, batch_size: int, seed: int = 0) -> DatasetLoader:
         """A loader of batches of graphs, see :class:`egnn_jax.data.loader.DatasetLoader`."""
@@ -184,7 +184,7 @@ class GraphDataset:
         """
         folder = expanded(folder)
         with storage.writing(folder) as writer:
-            for graph in alike(graphs):
+            for graph in checked_graphs(graphs):
                 writer.append(arrays_of(graph))
         return cls.open(folder)
 
@@ -255,7 +255,7 @@ class GraphDataset:
         node_runs = _packing.Runs(n_node, self._first_node[rows], budget.n_node)
         edge_runs = _packing.Runs(n_edge, self._first_edge[rows], budget.n_edge)
         endpoint_runs = _packing.Runs(n_edge, self._first_endpoint[rows], budget.n_edge)
-        node_offsets = _packing.starts_of(n_node)
+        node_offsets = _packing.exclusive_cumsum(n_node)
         first_padding = n_node.sum(axis=1, dtype=np.int32)
 
         def padded_counts(n: np.ndarray, total: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from egnn_jax._files import expanded, resolved
 from egnn_jax._progress import progress_bar
 from egnn_jax.data import frames, storage
 from egnn_jax.data._flat import arrays_of
-from egnn_jax.data._splits import drawn
+from egnn_jax.data._splits import draw_splits
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.frames import Labels
 from egnn_jax.graph.ase import from_ase
@@ -19,8 +19,8 @@ from egnn_jax.graph.graph import GraphsTuple
 
 BLOCK = 10_000
 """The number of structures to process at once, to bound the memory."""
-KINDS = 10_000
-"""The largest number of kinds of structures that are distinguished."""
+MAX_CONFIG_TYPES = 10_000
+"""The largest number of values of ``config_type`` that are distinguished."""
 
 _ELEMENTS = 119
 _COLUMNS = ("energy", "squared_forces", "config_type")
@@ -34,9 +34,9 @@ class Labelled:
       graphs: the structures, with atomic numbers as h.
       energy: energies (S,) in eV, float64.
       squared_forces: the sum of squares of all force components (S,) in eV²/Å².
-      config_type: the index of the structure's ``config_type`` in ``kinds`` (S,).
+      config_type: the index of the structure's value in ``config_types`` (S,).
       row: its index among all structures of the files (S,).
-      kinds: the values of ``config_type``; "" if missing, and for all after the first 10,000.
+      config_types: the values of ``config_type``; "" if missing, and for those after 10,000.
       files: the name of each file and its number of structures.
     """
 
@@ -45,7 +45,7 @@ class Labelled:
     squared_forces: np.ndarray
     config_type: np.ndarray
     row: np.ndarray
-    kinds: tuple[str, ...]
+    config_types: tuple[str, ...]
     files: tuple[tuple[str, int], ...]
 
     def __len__(self) -> int:
@@ -144,11 +144,11 @@ def read(name: str, labels: Labels, cutoff: float | None) -> Labelled:
     path = frames.find(name)
     if path.is_dir():
         return _open_folder(path, labels, cutoff)
-    counts, kinds = dict[str, int](), dict[str, int]()
-    graphs, rows = zip(*_stream([path], labels, cutoff, counts, kinds), strict=True)
+    counts, config_types = dict[str, int](), dict[str, int]()
+    graphs, rows = zip(*_stream([path], labels, cutoff, counts, config_types), strict=True)
     columns = {name: np.concatenate([row[name] for row in rows]) for name in _COLUMNS}
-    index, files = np.arange(len(graphs)), tuple(counts.items())
-    return Labelled(GraphDataset(graphs), **columns, row=index, kinds=tuple(kinds), files=files)
+    row, types, files = np.arange(len(graphs)), tuple(config_types), tuple(counts.items())
+    return Labelled(GraphDataset(graphs), **columns, row=row, config_types=types, files=files)
 
 
 def pack(
@@ -178,14 +178,14 @@ def pack(
     if not 0 < cutoff < np.inf:
         raise ValueError(f"cutoff is {cutoff}; expected a distance above 0 in Å")
     counts: dict[str, int] = {}
-    kinds: dict[str, int] = {}
+    config_types: dict[str, int] = {}
     with storage.writing(expanded(folder)) as writer:
-        stream = _stream(paths, labels, cutoff, counts, kinds)
+        stream = _stream(paths, labels, cutoff, counts, config_types)
         for graph, row in progress_bar(stream, unit="structure", desc=str(folder)):
             writer.append(arrays_of(graph) | {f"frames.{name}": row[name] for name in _COLUMNS})
         writer.about = {
             "packed_with": _options(labels, cutoff),
-            "config_types": list(kinds),
+            "config_types": list(config_types),
             "files": list(counts.items()),
         }
     return sum(counts.values())
@@ -203,11 +203,11 @@ def splits(
       labels, cutoff: as for :func:`read`.
 
     Raises:
-      ValueError: as for :func:`read` and :func:`egnn_jax.data._splits.drawn`, or some structures
-        are periodic and others are not.
+      ValueError: as for :func:`read` and :func:`egnn_jax.data._splits.draw_splits`, or only some
+        structures are periodic.
     """
     dataset = read(train, labels, cutoff)
-    split_rows = drawn(len(dataset), valid, test, seed)
+    split_rows = draw_splits(len(dataset), valid, test, seed)
     datasets = {split: dataset[rows] for split, rows in split_rows.items()}
     for split, source in (("valid", valid), ("test", test)):
         if split not in datasets:
@@ -222,15 +222,14 @@ def _stream(
     labels: Labels,
     cutoff: float | None,
     files: dict[str, int],
-    kinds: dict[str, int],
+    config_types: dict[str, int],
 ) -> Iterator[tuple[GraphsTuple, dict[str, np.ndarray]]]:
     """Yield graphs without energies, and their rows of the columns of :class:`Labelled`.
 
-    Also count the structures of each file in ``files``, and number their kinds in ``kinds``.
+    Also count the structures of each file in ``files``, and number their ``config_types``.
     """
-    first_name = ""
-    periodic = False
-    kinds[""] = 0
+    first_name, periodic = "", False
+    config_types[""] = 0
     for path in paths:
         for name, atoms in frames.named(path, labels):
             first_name = first_name or name
@@ -243,15 +242,15 @@ def _stream(
                 )
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            kind, results = str(atoms.info.get("config_type", ""))[:200], atoms.calc.results
-            if len(kinds) < KINDS:
-                kinds.setdefault(kind, len(kinds))
+            config_type, results = str(atoms.info.get("config_type", ""))[:200], atoms.calc.results
+            if len(config_types) < MAX_CONFIG_TYPES:
+                config_types.setdefault(config_type, len(config_types))
             squares = np.square(results.get("forces", 0.0))
             files[str(path)] = files.get(str(path), 0) + 1
             row = {
                 "energy": np.array([results["energy"]], np.float64),
                 "squared_forces": np.array([np.sum(squares)], np.float64),
-                "config_type": np.array([kinds.get(kind, 0)], np.int32),
+                "config_type": np.array([config_types.get(config_type, 0)], np.int32),
             }
             yield graph, row
 
@@ -269,8 +268,8 @@ def _open_folder(folder: Path, labels: Labels, cutoff: float | None) -> Labelled
     if missing := [name for name in _COLUMNS if f"frames.{name}" not in arrays]:
         raise ValueError(f"{folder} is damaged: it has no frames.{missing[0]}.npy")
     columns = {name: np.array(arrays[f"frames.{name}"]) for name in _COLUMNS}
-    rows, kinds = np.arange(len(graphs)), tuple(about["config_types"])
-    return Labelled(graphs, **columns, row=rows, kinds=kinds, files=tuple(about["files"]))
+    row, types, files = np.arange(len(graphs)), tuple(about["config_types"]), tuple(about["files"])
+    return Labelled(graphs, **columns, row=row, config_types=types, files=files)
 
 
 def _options(labels: Labels, cutoff: float | None) -> dict[str, Any]:

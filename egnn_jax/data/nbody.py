@@ -43,7 +43,7 @@ class Recipe(NamedTuple):
 
     seed: int
     sizes: tuple[int, int, int]
-    kept: int
+    num_train: int
     sample_every: int
     input_step: int
     target_step: int
@@ -56,7 +56,7 @@ RECIPES = {
     "small": Recipe(
         43,
         (10_000, 2_000, 2_000),
-        kept=3_000,
+        num_train=3_000,
         sample_every=100,
         input_step=3_100,
         target_step=4_100,
@@ -64,7 +64,7 @@ RECIPES = {
     "sweep": Recipe(
         42,
         (50_000, 2_000, 2_000),
-        kept=50_000,
+        num_train=50_000,
         sample_every=500,
         input_step=3_500,
         target_step=4_500,
@@ -208,7 +208,7 @@ def _generate(name: str, split: str, count: int | None = None) -> dict[str, np.n
     unused_frames = LENGTH // recipe.sample_every - 1
     for size in recipe.sizes[: SPLITS.index(split)]:
         initial_states(random, size, unused_frames=unused_frames)
-    split_size = recipe.kept if split == "train" else recipe.sizes[SPLITS.index(split)]
+    split_size = recipe.num_train if split == "train" else recipe.sizes[SPLITS.index(split)]
     num_trajectories = count or split_size
     print(
         f"N-body '{name}' {split}: simulating {num_trajectories:,} trajectories of "

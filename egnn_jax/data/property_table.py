@@ -12,7 +12,7 @@ import numpy as np
 from egnn_jax._files import expanded
 from egnn_jax._progress import progress_bar
 from egnn_jax.data import structures
-from egnn_jax.data._splits import SPLITS, drawn, shares
+from egnn_jax.data._splits import SPLITS, draw_splits, shares
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.frames import find
 
@@ -26,10 +26,10 @@ class PropertyTable:
       atomic_numbers: (ΣM,).
       positions: (ΣM, 3) in Å; each molecule is centered at its mean.
       charges: charges of the molecules (S,).
-      noted: whether the bonds of each are unusual (S,), see ``notes`` of
+      unusual_bonds: whether the bonds of each are unusual (S,), see ``notes`` of
         :class:`egnn_jax.data.structures.Structure`.
       values: text (S,) by column name, "" for missing values.
-      places: the file and line, or the file and name, of each molecule (S,).
+      locations: the file and line, or the file and name, of each molecule (S,).
       geometry: "as given", "MMFF94" or "ETKDG" (S,).
       key: text that equal molecules share (S,): the canonical SMILES, or the hash of the geometry
         where bonds are not known.
@@ -39,9 +39,9 @@ class PropertyTable:
     atomic_numbers: np.ndarray
     positions: np.ndarray
     charges: np.ndarray
-    noted: np.ndarray
+    unusual_bonds: np.ndarray
     values: dict[str, np.ndarray]
-    places: np.ndarray
+    locations: np.ndarray
     geometry: np.ndarray
     key: np.ndarray
 
@@ -75,7 +75,7 @@ def read(
     path = expanded(path)
     folder = default_folder() if folder is None else expanded(folder)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; expected one of {', '.join(structures.READ)}")
+        raise ValueError(f"{path} is not a file; expected one of {', '.join(structures.SUFFIXES)}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     cache_path = folder / "tables" / f"{path.stem}-{digest}-4.npz"
     entries = structures.entries(str(path))
@@ -100,14 +100,17 @@ def read(
         )
     usable_entries = [entries[k] for k in arrays["row"]]
     return PropertyTable(
-        **{name: array for name, array in arrays.items() if name not in ("row", "refused")},
+        **{
+            name: array for name, array in arrays.items() if name not in ("row", "refused", "noted")
+        },
         values={
             column: np.array(
                 [getattr(entry, "values", {}).get(column, "") for entry in usable_entries]
             )
             for column in columns
         },
-        places=np.array([_location(entry, path) for entry in usable_entries]),
+        unusual_bonds=arrays["noted"],
+        locations=np.array([_location(entry, path) for entry in usable_entries]),
     )
 
 
@@ -151,7 +154,7 @@ def splits(
     if split:
         split_rows = _rows_by_split(table, split, train)
     else:
-        split_rows = drawn(len(table), valid, test, seed)
+        split_rows = draw_splits(len(table), valid, test, seed)
     split_tables = {name: (table, np.asarray(rows)) for name, rows in split_rows.items()}
     for name, source in (("valid", valid), ("test", test)):
         if name not in split_tables:
@@ -169,7 +172,7 @@ def _rows_by_split(table: PropertyTable, column: str, source: str) -> dict[str, 
     """
     labels = np.char.lower(np.char.strip(table.values[column]))
     if len(invalid := np.flatnonzero(~np.isin(labels, (*SPLITS, "")))):
-        location, label = table.places[invalid[0]], str(labels[invalid[0]])
+        location, label = table.locations[invalid[0]], str(labels[invalid[0]])
         raise ValueError(
             f"{location}: {column} is {label!r}; expected train, valid or test, or nothing to "
             "leave the molecule out"
@@ -203,13 +206,13 @@ def _warn_about_splits(tables: Mapping[str, tuple[PropertyTable, np.ndarray]]) -
             if mask.any():
                 warnings.warn(
                     f"{mask.sum()} of {len(rows)} {split} molecules (the first: "
-                    f"{table.places[rows[mask][0]]}) {message}",
+                    f"{table.locations[rows[mask][0]]}) {message}",
                     stacklevel=2,
                 )
 
 
 def _location(entry: Any, path: Path) -> str:
-    return getattr(entry, "where", "").removesuffix(": ") or f"{path}, {entry.name}"
+    return getattr(entry, "location", "").removesuffix(": ") or f"{path}, {entry.name}"
 
 
 def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
@@ -217,14 +220,16 @@ def _geometries(entries: Sequence[Any], path: Path) -> dict[str, np.ndarray]:
     from ase.data import atomic_numbers
 
     num_smiles = sum(isinstance(entry, structures.Smiles) for entry in entries)
-    results = structures.made(entries, structures.useful_processes(num_smiles), conformers=1)
+    results = structures.generate_geometries(
+        entries, structures.useful_processes(num_smiles), conformers=1
+    )
     rows, molecules, refused, num_retryable = [], [], [], 0
     for k, molecule in enumerate(
         progress_bar(results, total=len(entries), unit="molecule", desc=path.name)
     ):
         if isinstance(molecule, structures.Refused):
             refused.append(f"{molecule.name}: {molecule.reason}")
-            num_retryable += molecule.passing
+            num_retryable += molecule.retryable
         else:
             rows.append(k)
             molecules.append(molecule)

@@ -15,7 +15,7 @@ from egnn_jax._files import expanded
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.qm9_properties import (
     ELEMENTS,
-    LARGEST,
+    MAX_ATOMS,
     MOLECULES,
     REFERENCES,
     SPLITS,
@@ -23,11 +23,11 @@ from egnn_jax.data.qm9_properties import (
     UNITS,
     atomic_references,
 )
-from egnn_jax.data.qm9_sources import arrays, check, from_archive, from_package
+from egnn_jax.data.qm9_sources import check_complete, flat_arrays, from_archive, from_package
 
 __all__ = [
     "ELEMENTS",
-    "LARGEST",
+    "MAX_ATOMS",
     "QM9",
     "REFERENCES",
     "SPLITS",
@@ -81,14 +81,14 @@ def load(
 
     def build() -> dict[str, np.ndarray]:
         if archive is None:
-            return check(arrays(from_package()))
+            return check_complete(flat_arrays(from_package()))
         archive_path = expanded(archive)
         uncharacterized_path = (
             archive_path.parent / "uncharacterized.txt"
             if uncharacterized is None
             else expanded(uncharacterized)
         )
-        return check(arrays(from_archive(archive_path, uncharacterized_path)))
+        return check_complete(flat_arrays(from_archive(archive_path, uncharacterized_path)))
 
     cached = cached_arrays(folder / "qm9" / "qm9.npz", build)
     targets = {name: cached.pop(f"targets/{name}") for name in TARGETS}

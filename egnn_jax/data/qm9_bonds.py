@@ -22,15 +22,15 @@ class Bonds(NamedTuple):
 
     Attributes:
       n_bond: number of bonds of each molecule (S,).
-      ends: atoms of each bond (ΣB, 2), counted from the first atom of the molecule.
-      kinds: kinds of bonds (ΣB,), see :data:`egnn_jax.data.chemistry.BOND_TYPES`.
+      bond_atoms: atoms of each bond (ΣB, 2), counted from the first atom of the molecule.
+      bond_types: kinds of bonds (ΣB,), see :data:`egnn_jax.data.chemistry.BOND_TYPES`.
       traits: traits of atoms (ΣM, 7), see :data:`egnn_jax.data.chemistry.TRAITS`.
       source: source of the bonds (S,), see :data:`egnn_jax.data.chemistry.SOURCES`.
     """
 
     n_bond: np.ndarray
-    ends: np.ndarray
-    kinds: np.ndarray
+    bond_atoms: np.ndarray
+    bond_types: np.ndarray
     traits: np.ndarray
     source: np.ndarray
 
@@ -55,7 +55,8 @@ def load(molecules: QM9, folder: Path | None = None) -> Bonds:
       ValueError: a package is missing.
     """
     folder = default_folder() if folder is None else expanded(folder)
-    return Bonds(**cached_arrays(folder / "qm9" / "qm9-bonds.npz", lambda: _all_bonds(molecules)))
+    path = folder / "qm9" / "qm9-rdkit-bonds.npz"
+    return Bonds(**cached_arrays(path, lambda: _all_bonds(molecules)))
 
 
 def of_molecules(n_atoms: np.ndarray, atomic_numbers: np.ndarray, positions: np.ndarray) -> Bonds:
@@ -96,7 +97,7 @@ def _all_bonds(molecules: QM9) -> dict[str, np.ndarray]:
         bar = progress_bar(results, total=len(chunks), unit_scale=_CHUNK, unit=" molecules")
         bonds = list(bar)
     arrays = {name: np.concatenate([chunk[name] for chunk in bonds]) for name in Bonds._fields}
-    return arrays | {"ends": arrays["ends"].astype(np.int8)}  # up to 29 atoms
+    return arrays | {"bond_atoms": arrays["bond_atoms"].astype(np.int8)}  # up to 29 atoms
 
 
 def _chunk_bonds(
@@ -108,9 +109,9 @@ def _chunk_bonds(
 
 def _concatenated(results: Sequence[tuple[chemistry.Chemistry, int]]) -> dict[str, np.ndarray]:
     return {
-        "n_bond": np.array([len(bonds.kinds) for bonds, _ in results], np.int16),
-        "ends": np.concatenate([bonds.ends for bonds, _ in results]),
-        "kinds": np.concatenate([bonds.kinds for bonds, _ in results]),
+        "n_bond": np.array([len(bonds.bond_types) for bonds, _ in results], np.int16),
+        "bond_atoms": np.concatenate([bonds.bond_atoms for bonds, _ in results]),
+        "bond_types": np.concatenate([bonds.bond_types for bonds, _ in results]),
         "traits": np.concatenate([bonds.traits for bonds, _ in results]),
         "source": np.array([source for _, source in results], np.int8),
     }

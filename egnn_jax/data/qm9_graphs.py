@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egnn_jax.data._packing import edges_within, starts_of
+from egnn_jax.data._packing import edges_within, exclusive_cumsum
 from egnn_jax.data.chemistry import BOND_TYPES
 from egnn_jax.data.dataset import EdgeLists, GraphDataset
 from egnn_jax.data.qm9_bonds import Bonds
@@ -27,10 +27,10 @@ def element_features(atomic_numbers: jax.Array) -> jax.Array:
     return jnp.concatenate([one_hot, atomic_numbers[:, None]], axis=1).astype(jnp.float32)
 
 
-def bond_features(kinds: jax.Array) -> jax.Array:
+def bond_features(bond_types: jax.Array) -> jax.Array:
     """Map (E,) to (E, 4): one-hot of :data:`~egnn_jax.data.chemistry.BOND_TYPES`; 0 for no bond."""
-    types = jnp.arange(1, len(BOND_TYPES) + 1, dtype=kinds.dtype)
-    return (kinds[:, None] == types).astype(jnp.float32)
+    types = jnp.arange(1, len(BOND_TYPES) + 1, dtype=bond_types.dtype)
+    return (bond_types[:, None] == types).astype(jnp.float32)
 
 
 def molecular_graphs(
@@ -48,47 +48,49 @@ def molecular_graphs(
     bonds are given, a is their kinds (ΣE,), and h (ΣM, 8) also has the traits of the atoms.
     """
     y = None if labels is None else labels.astype(np.float32)
-    h, kinds, edges = atomic_numbers, None, None
+    h, bond_types, edges = atomic_numbers, None, None
     if cutoff is not None:
         edges = edges_within(n_atoms, positions, cutoff)
     if bonds is not None:
         h = np.column_stack([atomic_numbers, bonds.traits])
-        edges, kinds = _edge_kinds(n_atoms, bonds, edges, only_bonds)
+        edges, bond_types = _edge_bond_types(n_atoms, bonds, edges, only_bonds)
     nodes = Nodes(h=h, x=positions)
     return GraphDataset.from_arrays(
-        n_atoms, nodes, edges=Edges(a=kinds), globals_=Globals(y=y), edge_lists=edges
+        n_atoms, nodes, edges=Edges(a=bond_types), globals_=Globals(y=y), edge_lists=edges
     )
 
 
-def _edge_kinds(
+def _edge_bond_types(
     n_atoms: np.ndarray, bonds: Bonds, edges: EdgeLists | None, only_bonds: bool
 ) -> tuple[EdgeLists | None, np.ndarray]:
     """The edges, or only those with a bond, and the kind of bond of each (ΣE,)."""
     n_atoms = n_atoms.astype(np.int64)
-    kinds = _pair_kinds(n_atoms, bonds)
+    bond_types = _pair_bond_types(n_atoms, bonds)
     molecule_indices = np.arange(len(n_atoms))
-    first_pair = starts_of(n_atoms**2)
+    first_pair = exclusive_cumsum(n_atoms**2)
     if only_bonds:
-        pairs = np.flatnonzero(kinds)
+        pairs = np.flatnonzero(bond_types)
         molecule = np.repeat(molecule_indices, 2 * bonds.n_bond.astype(int))
         receivers, senders = np.divmod(pairs - first_pair[molecule], n_atoms[molecule])
         edges = 2 * bonds.n_bond, senders.astype(np.int32), receivers.astype(np.int32)
-        return edges, kinds[pairs]
+        return edges, bond_types[pairs]
     if edges is not None:
         n_edge, senders, receivers = edges
         molecule = np.repeat(molecule_indices, n_edge)
-        return edges, kinds[first_pair[molecule] + receivers * n_atoms[molecule] + senders]
+        return edges, bond_types[first_pair[molecule] + receivers * n_atoms[molecule] + senders]
     # Without its diagonal, a matrix of all pairs is in the order of complete_edges.
     molecule = np.repeat(molecule_indices, n_atoms)
-    atom = np.arange(len(molecule)) - starts_of(n_atoms)[molecule]
-    return None, np.delete(kinds, first_pair[molecule] + atom * (n_atoms[molecule] + 1))
+    atom = np.arange(len(molecule)) - exclusive_cumsum(n_atoms)[molecule]
+    return None, np.delete(bond_types, first_pair[molecule] + atom * (n_atoms[molecule] + 1))
 
 
-def _pair_kinds(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:
+def _pair_bond_types(n_atoms: np.ndarray, bonds: Bonds) -> np.ndarray:
     """The kind of bond of each pair of atoms: a matrix (M, M) for each molecule, flat (ΣM²,)."""
     squares = n_atoms**2
-    kinds = np.zeros(squares.sum(), np.int8)
+    bond_types = np.zeros(squares.sum(), np.int8)
     molecule = np.repeat(np.arange(len(n_atoms)), bonds.n_bond)
-    for i, j in (bonds.ends.T, bonds.ends.T[::-1]):
-        kinds[starts_of(squares)[molecule] + i * n_atoms[molecule] + j] = bonds.kinds
-    return kinds
+    for i, j in (bonds.bond_atoms.T, bonds.bond_atoms.T[::-1]):
+        bond_types[exclusive_cumsum(squares)[molecule] + i * n_atoms[molecule] + j] = (
+            bonds.bond_types
+        )
+    return bond_types

@@ -9,7 +9,7 @@ import numpy as np
 from egnn_jax._files import expanded
 from egnn_jax._progress import progress_bar
 from egnn_jax.data import structures
-from egnn_jax.data._packing import Gather, starts_of
+from egnn_jax.data._packing import Gather, exclusive_cumsum
 from egnn_jax.data._workers import workers
 from egnn_jax.data.cache import cached_arrays, default_folder
 from egnn_jax.data.qm9 import QM9
@@ -48,7 +48,7 @@ def replace(molecules: QM9, conformers: int = 1, folder: Path | None = None) -> 
     count = arrays["count"]
     molecule = np.repeat(np.arange(len(count)), count)
     n_atoms = molecules.n_atoms[molecule]
-    atoms = Gather(n_atoms[None], starts_of(molecules.n_atoms)[molecule][None]).source
+    atoms = Gather(n_atoms[None], exclusive_cumsum(molecules.n_atoms)[molecule][None]).source
     first, usable = np.cumsum(count) - count, arrays["usable"] > 0
     splits = {split: first[rows[usable[rows]]] for split, rows in molecules.splits.items()}
     return QM9(

@@ -5,7 +5,7 @@ import numpy as np
 EV = 27.2114
 """One hartree in eV, as in the paper's tables."""
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
-LARGEST = 29
+MAX_ATOMS = 29
 """The largest number of atoms of a molecule."""
 TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
 """The properties, in the order of Table 3."""

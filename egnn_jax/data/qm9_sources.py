@@ -152,7 +152,7 @@ def from_archive(archive: Path, uncharacterized: Path) -> Iterator[Molecule]:
         raise ValueError(f"{archive} is damaged ({error}); download it again") from error
 
 
-def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
+def flat_arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
     """Sort molecules and convert them to the flat arrays of :class:`QM9`, with targets named
     ``targets/alpha`` and so on.
 
@@ -181,25 +181,25 @@ def arrays(molecules: Iterator[Molecule]) -> dict[str, np.ndarray]:
     }
 
 
-def check(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def check_complete(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Check that arrays are all of QM9, and return them.
 
     Raises:
       ValueError: a count, the list of numbers, the elements or the mean of a target differs; the
         message gives both values.
     """
-    values = {"molecules": str(len(found["index"])), "atoms": str(len(found["atomic_numbers"]))}
+    values = {"molecules": str(len(arrays["index"])), "atoms": str(len(arrays["atomic_numbers"]))}
     values |= {
-        name: hashlib.sha256(found[name].tobytes()).hexdigest()[:16]
+        name: hashlib.sha256(arrays[name].tobytes()).hexdigest()[:16]
         for name in ("index", "n_atoms", "atomic_numbers")
     }
-    values |= {f"mean {name}": f"{found[f'targets/{name}'].mean():.7g}" for name in TARGETS}
+    values |= {f"mean {name}": f"{arrays[f'targets/{name}'].mean():.7g}" for name in TARGETS}
     for name, expected in _STATISTICS.items():
         if values[name] != expected:
             raise ValueError(
                 f"this is not all of QM9: its {name} is {values[name]}; expected {expected}"
             )
-    return found
+    return arrays
 
 
 def _from_xyz(text: str, name: str) -> Molecule:
@@ -230,16 +230,16 @@ def _checked(
     positions: np.ndarray,
     properties: list[float],
     count: int,
-    where: object,
+    source: object,
 ) -> Molecule:
     if unknown := set(symbols) - set(ELEMENTS):
         raise ValueError(
-            f"{where}: molecule {index} has the element {sorted(unknown)[0]!r}; expected one "
+            f"{source}: molecule {index} has the element {sorted(unknown)[0]!r}; expected one "
             f"of {sorted(ELEMENTS)}"
         )
     if not count == len(symbols) == len(positions) or positions.shape[1:] != (3,):
         raise ValueError(
-            f"{where}: molecule {index} has {len(symbols)} elements and positions "
+            f"{source}: molecule {index} has {len(symbols)} elements and positions "
             f"{positions.shape}; its count says {count}"
         )
     if (
@@ -248,6 +248,6 @@ def _checked(
         or not np.isfinite(positions).all()
     ):
         raise ValueError(
-            f"{where}: molecule {index} has a property or position that is missing or not finite"
+            f"{source}: molecule {index} has a property or position that is missing or not finite"
         )
     return Molecule(index, symbols, positions, properties)

@@ -21,7 +21,7 @@ ERDOS_RENYI_SIZES = range(7, 17)
 COMMUNITY_SIZES = range(6, 11)
 OVERFIT_SEED = 3
 OVERFIT_GRAPHS = 100
-LARGEST = {
+MAX_NODES = {
     "community": 2 * COMMUNITY_SIZES[-1],
     "erdos_renyi": ERDOS_RENYI_SIZES[-1],
     "overfit": ERDOS_RENYI_SIZES[-1],
@@ -44,8 +44,8 @@ def load(
     Raises:
       ValueError: the name or the split is unknown, or the probability is not between 0 and 1.
     """
-    if name not in LARGEST:
-        raise ValueError(f"data set {name!r} is unknown; expected one of {sorted(LARGEST)}")
+    if name not in MAX_NODES:
+        raise ValueError(f"data set {name!r} is unknown; expected one of {sorted(MAX_NODES)}")
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; expected one of {tuple(SPLITS)}")
     if not 0 < edge_probability < 1:

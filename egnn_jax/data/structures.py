@@ -11,27 +11,27 @@ from egnn_jax._extras import missing
 from egnn_jax._files import expanded, printable
 from egnn_jax.data import _embedding, _structure_files, qm9
 from egnn_jax.data._embedding import CONFORMERS as CONFORMERS
-from egnn_jax.data._embedding import MANY as MANY
+from egnn_jax.data._embedding import PARALLEL_THRESHOLD as PARALLEL_THRESHOLD
 from egnn_jax.data._embedding import OutOfTimeError as OutOfTimeError
 from egnn_jax.data._embedding import Smiles as Smiles
 from egnn_jax.data._embedding import canonical as canonical
 from egnn_jax.data._embedding import from_smiles as from_smiles
-from egnn_jax.data._embedding import made as made
+from egnn_jax.data._embedding import generate_geometries as generate_geometries
 from egnn_jax.data._embedding import useful_processes as useful_processes
-from egnn_jax.data._structure import MOST_ATOMS
+from egnn_jax.data._structure import MAX_READ_ATOMS
 from egnn_jax.data._structure import Refused as Refused
 from egnn_jax.data._structure import Structure as Structure
 from egnn_jax.data._structure import checked as checked
 
-HEAVY = 9
+MAX_HEAVY_ATOMS = 9
 """The largest number of atoms other than hydrogen in a molecule of QM9."""
-FEW = 9
+MIN_COMMON_ATOMS = 9
 """QM9 has few molecules with fewer atoms than this, so predictions for them are less accurate."""
-SMALLEST = 3
+MIN_ATOMS = 3
 """The smallest number of atoms in a molecule of QM9."""
-NEAREST = (0.9, 1.6)
+NEAREST_RANGE = (0.9, 1.6)
 """The expected range of nearest-neighbor distances in Å; in QM9, they are 0.959 to 1.568."""
-READ = tuple(_structure_files.KINDS)
+SUFFIXES = tuple(_structure_files.READERS)
 """The supported kinds of files, by suffix; each may be followed by ``.gz``."""
 
 
@@ -45,11 +45,11 @@ def read(source: str) -> list[Structure | Refused]:
     Raises:
       ValueError: the source is neither, cannot be read as a whole, or is empty.
     """
-    return list(made(entries(source)))
+    return list(generate_geometries(entries(source)))
 
 
 def entries(source: str) -> list[Structure | Refused | Smiles]:
-    """Read a source like :func:`read`, but leave generating geometries to :func:`made`.
+    """Read a source like :func:`read`, but leave geometries to :func:`generate_geometries`.
 
     Raises:
       ValueError: as for :func:`read`.
@@ -66,19 +66,19 @@ def entries(source: str) -> list[Structure | Refused | Smiles]:
 def _entries(source: str) -> list[Structure | Refused | Smiles]:
     path = Path(source)
     suffix = _structure_files.kind(path)[0]
-    if source.startswith("~") and suffix in READ:
+    if source.startswith("~") and suffix in SUFFIXES:
         path = expanded(path)
         source = str(path)
     if not os.path.isfile(source):  # Path.is_file fails for a long SMILES
         if os.path.isdir(source):
             raise ValueError(f"{path} is a folder; expected a file of molecules, or a SMILES")
-        if suffix in READ:
+        if suffix in SUFFIXES:
             raise ValueError(f"{path} is not a file")
         return [_from_text(source)]
-    if suffix not in READ:
+    if suffix not in SUFFIXES:
         raise ValueError(
-            f"{path} is a file of an unknown kind; expected one of {', '.join(READ)}, or one of "
-            "these with .gz after it"
+            f"{path} is a file of an unknown kind; expected one of {', '.join(SUFFIXES)}, or one "
+            "of these with .gz after it"
         )
     molecules = _structure_files.entries(path)
     if not molecules:
@@ -92,30 +92,30 @@ def _from_text(text: str) -> Smiles | Refused:
     try:
         molecule = _embedding.parsed(text.strip())
     except _embedding.NoSmilesError as error:
-        raise ValueError(f"{error}, nor a file ({', '.join(READ)})") from None
+        raise ValueError(f"{error}, nor a file ({', '.join(SUFFIXES)})") from None
     except ValueError as error:
         return Refused(text, str(error))
     formula = rdMolDescriptors.CalcMolFormula(molecule)
     return Smiles(text.strip(), text, remark=_embedding.remark(text.strip(), formula))
 
 
-def outside(molecule: Structure) -> list[str]:
+def differences_from_qm9(molecule: Structure) -> list[str]:
     """How a molecule differs from all of QM9's, so that networks trained there may be inaccurate;
     empty if it does not.
     """
-    return [*_outside(molecule), *molecule.notes]
+    return [*_differences_from_qm9(molecule), *molecule.notes]
 
 
-def _outside(molecule: Structure) -> Iterator[str]:
+def _differences_from_qm9(molecule: Structure) -> Iterator[str]:
     if unknown := sorted(set(molecule.symbols) - set(qm9.ELEMENTS)):
         yield f"it has {', '.join(unknown)}; QM9 has {', '.join(qm9.ELEMENTS)}"
     num_atoms = len(molecule.symbols)
     num_heavy = sum(symbol != "H" for symbol in molecule.symbols)
-    if not SMALLEST <= num_atoms <= qm9.LARGEST:
+    if not MIN_ATOMS <= num_atoms <= qm9.MAX_ATOMS:
         atoms = "1 atom" if num_atoms == 1 else f"{num_atoms} atoms"
-        yield f"it has {atoms}; QM9's have {SMALLEST} to {qm9.LARGEST}"
-    if num_heavy > HEAVY:
-        yield f"it has {num_heavy} atoms other than H; QM9's have at most {HEAVY}"
+        yield f"it has {atoms}; QM9's have {MIN_ATOMS} to {qm9.MAX_ATOMS}"
+    if num_heavy > MAX_HEAVY_ATOMS:
+        yield f"it has {num_heavy} atoms other than H; QM9's have at most {MAX_HEAVY_ATOMS}"
     if molecule.charge:
         yield f"its charge is {molecule.charge:+d}; QM9's are neutral"
     elif not unknown and sum(qm9.ELEMENTS[symbol] for symbol in molecule.symbols) % 2:
@@ -123,18 +123,21 @@ def _outside(molecule: Structure) -> Iterator[str]:
     if num_atoms > 1 and not unknown:
         nearest = _nearest_distances(molecule.positions)
         for value in sorted({nearest.min(), nearest.max()}):
-            if not NEAREST[0] <= value <= NEAREST[1]:
+            if not NEAREST_RANGE[0] <= value <= NEAREST_RANGE[1]:
                 yield (
-                    f"an atom is {value:.3f} Å from its nearest; in QM9 it is {NEAREST[0]} to "
-                    f"{NEAREST[1]} Å"
+                    f"an atom is {value:.3f} Å from its nearest; in QM9 it is "
+                    f"{NEAREST_RANGE[0]} to {NEAREST_RANGE[1]} Å"
                 )
-    if SMALLEST <= num_atoms < FEW:
-        yield f"it has {num_atoms} atoms; only 108 of QM9's molecules have fewer than {FEW}"
+    if MIN_ATOMS <= num_atoms < MIN_COMMON_ATOMS:
+        yield (
+            f"it has {num_atoms} atoms; only 108 of QM9's molecules have fewer than "
+            f"{MIN_COMMON_ATOMS}"
+        )
 
 
 def _nearest_distances(positions: np.ndarray) -> np.ndarray:
     """The distance (M,) from each of M > 1 atoms to its nearest neighbor."""
-    if len(positions) > MOST_ATOMS:
+    if len(positions) > MAX_READ_ATOMS:
         from scipy.spatial import KDTree
 
         return KDTree(positions).query(positions, k=2)[0][:, 1]

@@ -21,7 +21,7 @@ _WARM_UP = 1_000
 
 
 def simulated_frames(
-    smiles: str, number: int = 2_000, seed: int = 0, folder: Path | str | None = None
+    smiles: str, num_frames: int = 2_000, seed: int = 0, folder: Path | str | None = None
 ) -> Path:
     """Simulate frames with energies (eV) and forces (eV/Å), and cache them as extended XYZ.
 
@@ -30,7 +30,7 @@ def simulated_frames(
 
     Args:
       smiles: the SMILES of the molecule.
-      number: the number of frames, :data:`EVERY` fs apart.
+      num_frames: the number of frames, :data:`EVERY` fs apart.
       seed: seed of velocities and noise.
       folder: the folder of the file; default ``frames`` in
         :func:`egnn_jax.data.cache.default_folder`.
@@ -47,7 +47,7 @@ def simulated_frames(
     from tblite.ase import TBLite
 
     folder = default_folder() / "frames" if folder is None else expanded(folder)
-    path = folder / name_of(smiles, number, seed)
+    path = folder / name_of(smiles, num_frames, seed)
     if path.is_file():
         return path
     molecule = structures.from_smiles(smiles, smiles, conformers=1)
@@ -61,19 +61,19 @@ def simulated_frames(
     )
     dynamics.run(_WARM_UP)
     text = io.StringIO()
-    for _ in progress_bar(range(number), unit="frame", desc=f"{smiles}, GFN2-xTB"):
+    for _ in progress_bar(range(num_frames), unit="frame", desc=f"{smiles}, GFN2-xTB"):
         dynamics.run(EVERY)
         write_xyz(text, [atoms], columns=["symbols", "positions", "forces"])
     write_atomically(path, text.getvalue().encode())
     return path
 
 
-def name_of(smiles: str, number: int = 2_000, seed: int = 0) -> str:
+def name_of(smiles: str, num_frames: int = 2_000, seed: int = 0) -> str:
     """The name of the file of :func:`simulated_frames`."""
     name = "".join(c if c.isalnum() else "_" for c in smiles)[:40]
     if name != smiles:  # other SMILES have the same name: C=C and C#C are both C_C
         name += f"-{hashlib.sha256(smiles.encode()).hexdigest()[:8]}"
-    return f"xtb-{name}-{number}-{seed}.extxyz"
+    return f"xtb-{name}-{num_frames}-{seed}.extxyz"
 
 
 def substitute(name: str, simulate: str) -> str:

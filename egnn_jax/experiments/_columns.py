@@ -15,7 +15,7 @@ MISSING = ("", "na", "nan", "n/a", "null", "?")
 """Texts that mark a missing value, in lower case."""
 NO_NUMBER = (*MISSING, "none", "-")
 """Texts that mark a missing value among numbers; among words, they may be classes."""
-LARGEST = 1e30
+MAX_ABS_VALUE = 1e30
 """The largest absolute value of a number, far enough from float32's limit for sums of errors."""
 
 
@@ -33,13 +33,13 @@ class Numbers:
     scale: float
 
     @staticmethod
-    def of(name: str, texts: np.ndarray, places: np.ndarray) -> "Numbers":
+    def of(name: str, texts: np.ndarray, locations: np.ndarray) -> "Numbers":
         """Make a column with the statistics of training values (S,), given as in :meth:`labels`.
 
         Raises:
           ValueError: a value is not a number, or all are missing.
         """
-        values = Numbers(name, 0.0, 1.0).labels(texts, places)
+        values = Numbers(name, 0.0, 1.0).labels(texts, locations)
         if not np.isfinite(values).any():
             raise ValueError(f"no training molecule has a value of {name!r}")
         scale = scale_or_one(np.nanstd(values), values)
@@ -50,15 +50,16 @@ class Numbers:
         """The names of the predicted values."""
         return (self.name,)
 
-    def labels(self, texts: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def labels(self, texts: np.ndarray, locations: np.ndarray) -> np.ndarray:
         """Texts (S,) as standardized numbers, nan for missing values.
 
         Args:
           texts: the values.
-          places: for errors, the file and line, or the molecule, of each.
+          locations: for errors, the file and line, or the molecule, of each.
 
         Raises:
-          ValueError: a text is neither a number up to :data:`LARGEST` nor in :data:`NO_NUMBER`.
+          ValueError: a text is neither a number up to :data:`MAX_ABS_VALUE` nor in
+            :data:`NO_NUMBER`.
         """
         values = np.full(len(texts), np.nan)
         for k, text in enumerate(texts.tolist()):
@@ -68,10 +69,10 @@ class Numbers:
                 values[k] = float(text)
             except ValueError:
                 values[k] = np.inf
-            if not abs(values[k]) <= LARGEST:
+            if not abs(values[k]) <= MAX_ABS_VALUE:
                 raise ValueError(
-                    f"{places[k]}: {self.name} is {text[:50]!r}; expected a number up to "
-                    f"{LARGEST:g}, or nothing where it is not known (for words: --task.kind "
+                    f"{locations[k]}: {self.name} is {text[:50]!r}; expected a number up to "
+                    f"{MAX_ABS_VALUE:g}, or nothing where it is not known (for words: --task.kind "
                     "classification)"
                 )
         return (values - self.mean) / self.scale
@@ -127,7 +128,7 @@ class Classes:
     classes: tuple[str, ...]
 
     @staticmethod
-    def of(name: str, texts: np.ndarray, places: np.ndarray) -> "Classes":
+    def of(name: str, texts: np.ndarray, locations: np.ndarray) -> "Classes":
         """The classes of training molecules, sorted as numbers if possible, else as text.
 
         Raises:
@@ -157,7 +158,7 @@ class Classes:
         """The names of the predicted values: the probability of each class."""
         return tuple(f"{self.name} = {class_name}" for class_name in self.classes)
 
-    def labels(self, texts: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def labels(self, texts: np.ndarray, locations: np.ndarray) -> np.ndarray:
         """The class index of each text (S,), nan for missing values; for arguments see
         :meth:`Numbers.labels`.
 
@@ -173,8 +174,9 @@ class Classes:
                 indices[k] = self.classes.index(matches[0])
             elif text.strip().lower() not in missing:
                 raise ValueError(
-                    f"{places[k]}: {self.name} is {text[:50]!r}; expected a class of the training "
-                    f"molecules: {', '.join(self.classes)[:200]} (random splits: --task.split-seed)"
+                    f"{locations[k]}: {self.name} is {text[:50]!r}; expected a class of the "
+                    f"training molecules: {', '.join(self.classes)[:200]} (random splits: "
+                    "--task.split-seed)"
                 )
         return indices
 
@@ -232,7 +234,7 @@ def _class_name(text: str) -> str:
     return str(int(number)) if number.is_integer() else text
 
 
-KINDS = {"regression": Numbers, "classification": Classes}
+COLUMNS = {"regression": Numbers, "classification": Classes}
 
 
 def _roc_auc(true: np.ndarray, score: np.ndarray) -> float:

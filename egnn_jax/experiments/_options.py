@@ -64,8 +64,8 @@ def to_plain(options: Any, where: str) -> dict[str, Any]:
         is_not_plain = callable(value) if name in hints else value != defaults[name]
         if is_not_plain:
             raise ValueError(
-                f"{where}{name} is {shown(value)}, which YAML cannot hold; expected plain values "
-                "for a run with a config: register a class of your own that sets it"
+                f"{where}{name} is {short_repr(value)}, which YAML cannot hold; expected plain "
+                "values for a run with a config: register a class of your own that sets it"
             )
     values = {name: getattr(options, name) for name in hints}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
@@ -125,7 +125,7 @@ def build(cls: Any, plain: Mapping[str, Any], where: str, **arguments: Any) -> A
     for key in plain:
         if key not in hints:
             raise ValueError(
-                f"{where}{shown(key)[1:-1]} is unknown; expected one of {sorted(hints)}"
+                f"{where}{short_repr(key)[1:-1]} is unknown; expected one of {sorted(hints)}"
                 f"{nearest(key, hints)}"
             )
     values = {k: convert(value, hints[k], f"{where}{k}") for k, value in plain.items()}
@@ -156,7 +156,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             is_model_option = where.startswith("model.")
             if is_model_option and isinstance(value, int) and abs(value) > _MAX_MODEL_INTEGER:
                 raise ValueError(
-                    f"{where} is {shown(value)}; expected at most {_MAX_MODEL_INTEGER:,}"
+                    f"{where} is {short_repr(value)}; expected at most {_MAX_MODEL_INTEGER:,}"
                 )
             return value
         if get_origin(choice) is tuple and isinstance(value, list | tuple):
@@ -169,11 +169,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             except (ValueError, OverflowError):
                 continue
             if not math.isfinite(number):  # JSON could not hold it
-                raise ValueError(f"{where} is {shown(value)}; expected a finite number")
+                raise ValueError(f"{where} is {short_repr(value)}; expected a finite number")
             return number
     if callable(value):  # set in Python, where fields may also be functions
         return value
-    raise ValueError(f"{where} is {shown(value)}; expected {_hint_text(hint)}")
+    raise ValueError(f"{where} is {short_repr(value)}; expected {_hint_text(hint)}")
 
 
 def _hint_text(hint: Any) -> str:
@@ -196,7 +196,7 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
       ValueError: it is not.
     """
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{where} is {shown(value)}; expected a mapping of names to values")
+        raise ValueError(f"{where} is {short_repr(value)}; expected a mapping of names to values")
     return value
 
 
@@ -206,7 +206,7 @@ def nearest(key: Any, names: Any) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """The repr of a value, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(text)} characters)"

@@ -11,8 +11,8 @@ from egnn_jax._files import finite, printable, write_atomically
 from egnn_jax.data import qm9
 from egnn_jax.data.structures import Refused, Structure
 
-KINDS = (".csv", ".json", ".sdf")
-TEXTS = ("molecule", "formula", "geometry", "remark")
+SUFFIXES = (".csv", ".json", ".sdf")
+TEXT_COLUMNS = ("molecule", "formula", "geometry", "remark")
 """The columns that are text, not numbers; so is the one that begins with "outside"."""
 
 
@@ -20,15 +20,17 @@ def kind(out: Path) -> str:
     """The kind of an output file by its suffix; CSV for a device.
 
     Raises:
-      ValueError: the path is a folder or inside a file, or its suffix is not in :data:`KINDS`.
+      ValueError: the path is a folder or inside a file, or its suffix is not in :data:`SUFFIXES`.
     """
     if out.is_dir() or any(parent.is_file() for parent in out.absolute().parents):
         raise ValueError(f"--out {out} is a folder, or in a file; expected the path of a file")
     if out.exists() and not out.is_file():
         return ".csv"
     suffix = out.suffix.lower()
-    if suffix not in KINDS:
-        raise ValueError(f"--out {out} is of no known kind; expected {', '.join(KINDS)} at its end")
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"--out {out} is of no known kind; expected {', '.join(SUFFIXES)} at its end"
+        )
     return suffix
 
 
@@ -63,7 +65,7 @@ def write(
 def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     """CSV text in which no cell is a spreadsheet formula and missing numbers are empty."""
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len)[::-1] for key in row))
-    numeric = [key for key in columns if key not in TEXTS and not key.startswith("outside ")]
+    numeric = [key for key in columns if key not in TEXT_COLUMNS and not key.startswith("outside ")]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
@@ -101,7 +103,7 @@ def _mol_block(molecule: Structure) -> str:
     unbonded.AddConformer(conformer)
     bonded = Chem.Mol(unbonded)
     with rdBase.BlockLogs():
-        if len(molecule.symbols) <= qm9.LARGEST:
+        if len(molecule.symbols) <= qm9.MAX_ATOMS:
             try:
                 rdDetermineBonds.DetermineBonds(bonded, charge=molecule.charge)
                 return Chem.MolToMolBlock(bonded)

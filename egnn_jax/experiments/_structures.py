@@ -9,15 +9,15 @@ import numpy as np
 
 from egnn_jax._extras import require
 from egnn_jax.data.structures import Refused, Structure, read
-from egnn_jax.experiments._options import shown
+from egnn_jax.experiments._options import short_repr
 from egnn_jax.graph import _validation
 from egnn_jax.graph.graph import GraphsTuple
 
-MOST_REASONS = 5
+MAX_REASONS = 5
 """The largest number of reasons in a warning."""
 
 
-def listed(structures: Any, task: Any) -> list[Any]:
+def as_list(structures: Any, task: Any) -> list[Any]:
     """One or several structures as a list; text is read as by ``egnn predict``.
 
     Args:
@@ -45,8 +45,8 @@ def listed(structures: Any, task: Any) -> list[Any]:
             raise ValueError(f"structure {k}, {structure.name}: {structure.reason}")
         if not hasattr(structure, "positions"):
             raise ValueError(
-                f"structure {k} is {shown(structure)}; expected a SMILES, a file, ASE's Atoms, or "
-                "an object with positions, and with numbers or symbols"
+                f"structure {k} is {short_repr(structure)}; expected a SMILES, a file, ASE's "
+                "Atoms, or an object with positions, and with numbers or symbols"
             )
     if all(set(molecule.symbols) <= set(task.elements) for molecule in from_text):
         _warn_outside(from_text, task)
@@ -64,11 +64,11 @@ def _warn_outside(molecules: Sequence[Structure], task: Any) -> None:
         for reason, names in names_by_reason.items():
             more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
             messages.append(f"{names[0]}{more} ({reason})")
-        omitted = len(messages) - MOST_REASONS
+        omitted = len(messages) - MAX_REASONS
         suffix = f"; and {omitted:,} more" if omitted > 0 else ""
         warnings.warn(
             "predictions may be inaccurate for molecules unlike those of the training: "
-            f"{'; '.join(messages[:MOST_REASONS])}{suffix}",
+            f"{'; '.join(messages[:MAX_REASONS])}{suffix}",
             stacklevel=4,
         )
 
@@ -94,8 +94,10 @@ def molecule(structure: Any, positions: Any, k: int) -> tuple[np.ndarray, np.nda
             f"structure {k} has positions {positions.shape} of {len(numbers)} atoms; expected "
             "(M, 3) of at least one"
         )
-    if not ((numbers >= 0) & (numbers < _validation.NUM_KINDS)).all():
-        raise ValueError(f"structure {k} has numbers {shown(numbers.tolist())}; expected 0 to 118")
+    if not ((numbers >= 0) & (numbers < _validation.NUM_NODE_TYPES)).all():
+        raise ValueError(
+            f"structure {k} has numbers {short_repr(numbers.tolist())}; expected 0 to 118"
+        )
     if np.any(getattr(structure, "pbc", False)):
         raise ValueError(f"structure {k} is periodic; expected a molecule")
     return numbers.astype(np.int32), positions
@@ -108,7 +110,9 @@ def _atomic_numbers(symbols: Any, k: int) -> list[int]:
     if not np.iterable(symbols):
         raise ValueError(f"structure {k} has neither numbers nor symbols; expected one of them")
     if unknown := [s for s in symbols if not isinstance(s, str) or s not in atomic_numbers]:
-        raise ValueError(f"structure {k} has the symbol {shown(unknown[0])}; expected an element")
+        raise ValueError(
+            f"structure {k} has the symbol {short_repr(unknown[0])}; expected an element"
+        )
     return [atomic_numbers[symbol] for symbol in symbols]
 
 

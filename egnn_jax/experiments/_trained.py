@@ -22,7 +22,7 @@ class Trained(NamedTuple):
     atoms: tuple[int, int]
     columns: tuple[Numbers | Classes, ...]
     charges: tuple[int, ...] = (0,)
-    noted: bool = False
+    has_unusual_bonds: bool = False
     geometries: tuple[str, ...] = ()
 
     def outside(self, molecule: Structure) -> list[str]:
@@ -41,16 +41,16 @@ class Trained(NamedTuple):
         if self.geometries and molecule.geometry not in self.geometries:
             geometries = " or ".join(self.geometries)
             reasons.append(f"its geometry is {molecule.geometry}; training had {geometries}")
-        return reasons if self.noted else [*reasons, *molecule.notes]
+        return reasons if self.has_unusual_bonds else [*reasons, *molecule.notes]
 
     def plain(self) -> dict[str, Any]:
         """Convert to plain values."""
         columns = [dataclasses.asdict(column) for column in self.columns]
         lists = {name: list(getattr(self, name)) for name in _LIST_FIELDS}
-        return {**lists, "columns": columns, "noted": self.noted}
+        return {**lists, "columns": columns, "noted": self.has_unusual_bonds}
 
     @staticmethod
-    def of_plain(kind: str, names: Sequence[str], values: Mapping[str, Any]) -> "Trained":
+    def from_plain(kind: str, names: Sequence[str], values: Mapping[str, Any]) -> "Trained":
         """The inverse of :meth:`plain`.
 
         Raises:
@@ -67,10 +67,10 @@ class Trained(NamedTuple):
             elements = tuple(str(symbol) for symbol in values["elements"])
             # Runs of earlier versions did not record these.
             charges = tuple(int(charge) for charge in values.get("charges", (0,)))
-            noted = bool(values.get("noted", False))
+            unusual = bool(values.get("noted", False))
             geometries = tuple(str(geometry) for geometry in values.get("geometries", ()))
             atoms = (int(min_atoms), int(max_atoms))
-            return Trained(elements, atoms, tuple(columns), charges, noted, geometries)
+            return Trained(elements, atoms, tuple(columns), charges, unusual, geometries)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"constants are {str(values)[:200]}; expected elements, atoms and columns"

@@ -199,7 +199,7 @@ class GraphAutoencoder(Task):
             self-loops.
         """
         _require_simple(graph)
-        if len(graph) > (largest := random_graphs.LARGEST[self.dataset]):
+        if len(graph) > (largest := random_graphs.MAX_NODES[self.dataset]):
             warnings.warn(
                 f"the graph has {len(graph)} nodes; the autoencoder was trained on at most "
                 f"{largest}",

@@ -161,7 +161,7 @@ def _registered_class(section: str, name: Any) -> type:
     if not isinstance(name, str) or name not in registry:
         suggestion = _options.nearest(name, registry)
         raise ValueError(
-            f"{section}.name is {_options.shown(name)}; expected one of {sorted(registry)}, "
+            f"{section}.name is {_options.short_repr(name)}; expected one of {sorted(registry)}, "
             f"or one that --plugin registers{suggestion}"
         )
     return registry[name]

@@ -10,7 +10,7 @@ import numpy as np
 from egnn_jax._files import expanded
 from egnn_jax.experiments import pretrained
 from egnn_jax.experiments.pretrained import Pretrained
-from egnn_jax.experiments.run import load, network_input, read_kept
+from egnn_jax.experiments.run import load, network_input, read_stored
 from egnn_jax.experiments.start import data_files
 from egnn_jax.training.checkpoint import RunFolder
 from egnn_jax.training.parameters import named
@@ -111,7 +111,7 @@ def _from_run(folder: Path | str, seed: int | None) -> Pretrained:
     config = dataclasses.replace(config, seed=seed, seeds=1)
     file, graph = run.path / "input.json", None
     if file.is_file():
-        graph = read_kept(file, pretrained.abstract)
+        graph = read_stored(file, pretrained.abstract)
     return Pretrained(network, params, config, card, graph)
 
 

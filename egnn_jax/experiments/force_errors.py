@@ -11,7 +11,7 @@ import numpy as np
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.labelled import Labelled
 from egnn_jax.experiments import plots
-from egnn_jax.experiments.task import batch_size_of
+from egnn_jax.experiments.task import prediction_batch_size
 from egnn_jax.graph.graph import GraphsTuple, graph_mask, node_mask
 
 SCALES = {"energy": 1e3, "forces": 1e3, "stress": 160.2176634}
@@ -28,7 +28,7 @@ def pairs(predict: Callable[[GraphsTuple], GraphsTuple], samples: GraphDataset) 
       predict: a function from a batch to the predictions of a potential.
       samples: labeled graphs, as from :func:`egnn_jax.from_ase`.
     """
-    loader = samples.loader(batch_size_of(samples, 32))
+    loader = samples.loader(prediction_batch_size(samples, 32))
     atom_ranges = list(pairwise(np.cumsum([0, *samples.n_node]).tolist()))
     result: Pairs = {}
     for k in range(loader.num_batches(None)):
@@ -103,7 +103,7 @@ def details(errors: Mapping[str, np.ndarray], structures: Labelled) -> dict[str,
                 for name in all_errors
             }
             for config_type, index in sorted(
-                (structures.kinds[k], k) for k in np.unique(config_types)
+                (structures.config_types[k], k) for k in np.unique(config_types)
             )
             if config_type
         },

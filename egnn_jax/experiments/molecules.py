@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data import qm9, structures
-from egnn_jax.data._packing import Gather, starts_of
+from egnn_jax.data._packing import Gather, exclusive_cumsum
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
@@ -94,11 +94,11 @@ class MolecularTask(Task):
 
     def takes(self, molecule: Structure) -> bool:
         """Whether the task supports a molecule: its elements and its size are among QM9's."""
-        return super().takes(molecule) and len(molecule.symbols) <= qm9.LARGEST
+        return super().takes(molecule) and len(molecule.symbols) <= qm9.MAX_ATOMS
 
     def outside(self, molecule: Structure) -> list[str]:
-        """How a molecule differs from QM9's, see :func:`egnn_jax.data.structures.outside`."""
-        reasons = structures.outside(molecule)
+        """How a molecule differs from QM9's, see :mod:`egnn_jax.data.structures`."""
+        reasons = structures.differences_from_qm9(molecule)
         if molecule.geometry != "as given" and self.geometry == "dft":
             reasons.append(f"its geometry is by {molecule.geometry}, not QM9's, by B3LYP")
         if molecule.geometry == "as given" and self.geometry != "dft":
@@ -277,7 +277,7 @@ class MolecularTask(Task):
     def _predict_rows(self, apply: Apply, params: Any, rows: np.ndarray) -> np.ndarray:
         """Predict the targets (S, T) of rows of the data set, relative to free atoms."""
         data = self.molecules
-        atoms = Gather(data.n_atoms[rows][None], starts_of(data.n_atoms)[rows][None]).source
+        atoms = Gather(data.n_atoms[rows][None], exclusive_cumsum(data.n_atoms)[rows][None]).source
         baseline = self.baseline(
             data.n_atoms[rows], data.atomic_numbers[atoms], data.positions[atoms]
         )

@@ -132,9 +132,9 @@ def _read(sources: Sequence[str]) -> tuple[list[Structure | Refused], list[str]]
             failures.append(str(error))
             entries.append(Refused(source, failures[-1]))
     smiles_count = sum(isinstance(entry, Smiles) for entry in entries)
-    if smiles_count < structures.MANY:
-        return list(structures.made(entries)), failures
-    molecules = structures.made(entries, structures.useful_processes(smiles_count))
+    if smiles_count < structures.PARALLEL_THRESHOLD:
+        return list(structures.generate_geometries(entries)), failures
+    molecules = structures.generate_geometries(entries, structures.useful_processes(smiles_count))
     molecules = progress_bar(molecules, total=len(entries), unit="molecule", desc="geometries")
     return list(molecules), failures
 

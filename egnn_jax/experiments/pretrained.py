@@ -14,8 +14,8 @@ import numpy as np
 from egnn_jax import _weights
 from egnn_jax._files import expanded
 from egnn_jax.experiments import config as configs
-from egnn_jax.experiments._options import shown
-from egnn_jax.experiments._structures import listed, molecule, require_fitting
+from egnn_jax.experiments._options import short_repr
+from egnn_jax.experiments._structures import as_list, molecule, require_fitting
 from egnn_jax.experiments.config import Config
 from egnn_jax.graph._forks import require_usable_jax
 from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes, PaddedGraphsTuple
@@ -89,7 +89,7 @@ class Pretrained:
                 f"{type(task).__name__} predicts no properties of atoms; expected a graph, or a "
                 "network of a task that does, such as QM9 (energies and forces: ASECalculator)"
             )
-        molecules = listed(structures, task)
+        molecules = as_list(structures, task)
         geometries, counts = [], np.zeros(len(molecules), int)
         for k, structure in enumerate(molecules):
             conformers: Any = getattr(structure, "conformers", None)
@@ -172,12 +172,12 @@ def read(path: Path) -> Pretrained:
     arrays, metadata = _weights.read(path)
     try:
         if (kind := metadata.pop("format", None)) != FORMAT:
-            raise ValueError(f"its format is {shown(kind)}; expected {FORMAT!r}")
+            raise ValueError(f"its format is {short_repr(kind)}; expected {FORMAT!r}")
         if (version := metadata.pop("format_version", None)) != VERSION:
-            raise ValueError(f"its format version is {shown(version)}; expected {VERSION}")
+            raise ValueError(f"its format version is {short_repr(version)}; expected {VERSION}")
         for name in ("config", "constants", "input", "units", "metrics", "versions"):
             if not isinstance(metadata.get(name), dict):
-                value = shown(metadata.get(name))
+                value = short_repr(metadata.get(name))
                 raise ValueError(f"{name} in its metadata is {value}; expected values by name")
         config = configs.from_dict(metadata.pop("config"))
         if constants := metadata.pop("constants"):
@@ -192,9 +192,9 @@ def read(path: Path) -> Pretrained:
     return Pretrained(network, jax.device_put(params), config, metadata, graph)
 
 
-def warn_of_explosion(path: Path, known: Mapping[str, Any]) -> None:
+def warn_of_explosion(path: Path, record: Mapping[str, Any]) -> None:
     """Warn if a result or a card says that training exploded."""
-    if known.get("exploded"):
+    if record.get("exploded"):
         text = f"{path}: its training exploded, and what it predicts may be worth nothing"
         warnings.warn(text, stacklevel=3)
 
@@ -240,7 +240,7 @@ def abstract(described: Any) -> GraphsTuple:
         indices: dict[str, Any] = {name: _abstract_array(described[name]) for name in _INDICES}
         graph_class = PaddedGraphsTuple if described["padded"] is True else GraphsTuple
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"input is {shown(described)}; expected shapes of a graph") from error
+        raise ValueError(f"input is {short_repr(described)}; expected shapes of a graph") from error
     fields: dict[str, Any] = features | indices
     return graph_class(**fields)
 
@@ -248,9 +248,9 @@ def abstract(described: Any) -> GraphsTuple:
 def _abstract_array(described: Any) -> jax.ShapeDtypeStruct:
     dtype, shape = described
     if dtype not in (*_weights.DTYPES, "bfloat16"):
-        raise ValueError(f"a dtype is {shown(dtype)}; expected that of numbers")
+        raise ValueError(f"a dtype is {short_repr(dtype)}; expected that of numbers")
     if len(shape) > 4 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
-        raise ValueError(f"a shape is {shown(shape)}; expected up to four sizes")
+        raise ValueError(f"a shape is {short_repr(shape)}; expected up to four sizes")
     return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
@@ -275,5 +275,7 @@ def _params_from(network: nn.Module, arrays: Mapping[str, np.ndarray], graph: Gr
         jax.eval_shape(network.apply, tree, graph)
         template = jax.eval_shape(network.init, jax.random.key(0), graph)
     except Exception as error:  # bad options and parameters can raise exceptions of any type
-        raise ValueError(f"the network does not fit its parameters: {shown(str(error))}") from error
+        raise ValueError(
+            f"the network does not fit its parameters: {short_repr(str(error))}"
+        ) from error
     return from_names(arrays, template)

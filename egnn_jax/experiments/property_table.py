@@ -18,7 +18,7 @@ from egnn_jax.data.property_table import PropertyTable
 from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
-from egnn_jax.experiments._columns import KINDS
+from egnn_jax.experiments._columns import COLUMNS
 from egnn_jax.experiments._trained import USUAL, Trained
 from egnn_jax.experiments.molecules import COVERAGE
 from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
@@ -68,8 +68,8 @@ class Table(Task):
                 f"task.targets has {self.metric!r}, the name of the metric that selects the "
                 "parameters; expected another name of the column"
             )
-        if self.kind not in KINDS:
-            raise ValueError(f"task.kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if self.kind not in COLUMNS:
+            raise ValueError(f"task.kind is {self.kind!r}; expected one of {', '.join(COLUMNS)}")
         if not 0 < self.cutoff < np.inf:
             raise ValueError(f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å")
         shares(self.valid, self.test)
@@ -213,7 +213,7 @@ class Table(Task):
           ValueError: the values are invalid.
         """
         task = dataclasses.replace(self)
-        vars(task)["_trained"] = Trained.of_plain(self.kind, self.targets, constants)
+        vars(task)["_trained"] = Trained.from_plain(self.kind, self.targets, constants)
         return task
 
     def _masked_values(
@@ -252,22 +252,22 @@ class Table(Task):
     @cached_property
     def _trained(self) -> Trained:
         table, rows = self._tables["train"]
-        elements, make_column = _symbols(np.concatenate(table.elements(rows))), KINDS[self.kind].of
-        n_atoms, places = table.n_atoms[rows], table.places[rows]
-        columns = tuple(make_column(k, table.values[k][rows], places) for k in self.targets)
+        elements, n_atoms = _symbols(np.concatenate(table.elements(rows))), table.n_atoms[rows]
+        make_column, locations = COLUMNS[self.kind].of, table.locations[rows]
+        columns = tuple(make_column(k, table.values[k][rows], locations) for k in self.targets)
         atoms = (int(n_atoms.min()), int(n_atoms.max()))
         charges = tuple(np.unique(table.charges[rows]).tolist())
-        noted = bool(table.noted[rows].mean() >= USUAL)
+        unusual = bool(table.unusual_bonds[rows].mean() >= USUAL)
         geometries = tuple(np.unique(table.geometry[rows]).tolist())
-        return Trained(elements, atoms, columns, charges, noted, geometries)
+        return Trained(elements, atoms, columns, charges, unusual, geometries)
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
         """The labels of each split (S, T), nan for unknown values."""
+        columns = self._trained.columns
         labels = {
             split: np.stack(
-                [c.labels(t.values[c.name][rows], t.places[rows]) for c in self._trained.columns],
-                axis=1,
+                [c.labels(t.values[c.name][rows], t.locations[rows]) for c in columns], axis=1
             )
             for split, (t, rows) in self._tables.items()
         }

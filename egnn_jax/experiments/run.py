@@ -201,7 +201,7 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
         constants = run.path / "constants.json"
         if constants.is_file():
             config = dataclasses.replace(
-                config, task=read_kept(constants, config.task.with_constants)
+                config, task=read_stored(constants, config.task.with_constants)
             )
         params = run.restore("best")["params"]
         if not run.result_file.exists():
@@ -214,8 +214,8 @@ def load(path: Path | str) -> tuple[Config, nn.Module, Any]:
         run.close()
 
 
-def read_kept(path: Path, of_plain: Callable[[Any], Any]) -> Any:
-    """Read plain values that a run keeps next to its weights, and convert them by ``of_plain``.
+def read_stored(path: Path, convert: Callable[[Any], Any]) -> Any:
+    """Read plain values that a run stores next to its weights, and convert them.
 
     Raises:
       ValueError: the file is damaged; the message names it.
@@ -223,7 +223,7 @@ def read_kept(path: Path, of_plain: Callable[[Any], Any]) -> Any:
     remedy = "delete it and result.json, and the same training command writes both again"
     plain = read_plain(path, set(), remedy, read_json)
     try:
-        return of_plain(plain)
+        return convert(plain)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 

@@ -69,20 +69,20 @@ class Start(Callback):
             configs.to_dict(config) | ({_PARAMETERS_KEY: digest} if digest else {}) | file_digests
         )
 
-    def parameters(self, new: Callable[[Mapping[str, Any] | None], Any]) -> Any:
+    def parameters(self, init: Callable[[Mapping[str, Any] | None], Any]) -> Any:
         """The initial parameters.
 
         Args:
-          new: a function from trained arrays by name, or None, to initial parameters.
+          init: a function from trained arrays by name, or None, to initial parameters.
 
         Raises:
           ValueError: the parameters that the run started from no longer exist.
         """
         if _PARAMETERS_KEY not in self.settings:
-            return new(None)
+            return init(None)
         if self._file.is_file():
             arrays, _ = _weights.read(self._file)
-            template = new(None) if self._params is None else self._params
+            template = init(None) if self._params is None else self._params
             try:
                 return from_names(arrays, template)
             except ValueError as error:
@@ -92,7 +92,7 @@ class Start(Callback):
                 f"{self._file} is not a file, and the run started from "
                 f"{self.config.init or 'parameters'}; expected one of them to go on"
             )
-        self._unsaved_params = new(self._given_arrays) if self._params is None else self._params
+        self._unsaved_params = init(self._given_arrays) if self._params is None else self._params
         return self._unsaved_params
 
     def started(self, progress: Progress) -> None:

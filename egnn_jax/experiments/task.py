@@ -22,10 +22,10 @@ from egnn_jax.training.step import Loss
 Apply = Callable[..., Any]
 """The type of ``network.apply``: (parameters, graph) to graph."""
 
-MANY = 5_000
+PROGRESS_BAR_THRESHOLD = 5_000
 """The number of graphs from which predictions show a progress bar."""
 
-MOST_EDGES = 200_000
+MAX_BATCH_EDGES = 200_000
 """The largest number of edges of a batch of several graphs in predictions, to bound the memory."""
 
 
@@ -151,20 +151,20 @@ def predictions(
     apply: Apply,
     params: Any,
     graphs: GraphDataset,
-    number: int,
+    num_values: int,
 ) -> np.ndarray:
-    """Predict values (S, number) of all graphs, in order, in batches on all devices of the process.
+    """Predict values (S, num_values) of all graphs, in order, on all devices of the process.
 
     Args:
       predict: (apply, params, batch) to an array whose first rows belong to the batch's graphs.
       apply: the network's ``apply``; with the same one, only new shapes are compiled.
       params: the network's parameters.
       graphs: the graphs.
-      number: the number of values per graph.
+      num_values: the number of values per graph.
     """
     # Small enough that the activations of a batch stay in a CPU's caches.
-    batch_size = batch_size_of(graphs, 10 if jax.default_backend() == "cpu" else 100)
-    compiled, values = jax.jit(apply), np.zeros((len(graphs), number))
+    batch_size = prediction_batch_size(graphs, 10 if jax.default_backend() == "cpu" else 100)
+    compiled, values = jax.jit(apply), np.zeros((len(graphs), num_values))
     if len(graphs) <= batch_size:
         outputs = predict(
             compiled, params, jax.device_put(_pack_to_powers_of_two(graphs, batch_size))
@@ -177,7 +177,7 @@ def predictions(
     params = [jax.device_put(params, device) for device in devices]
     pending: deque[tuple[np.ndarray, jax.Array]] = deque()
     batch_indices = range(num_batches)
-    if len(graphs) >= MANY:
+    if len(graphs) >= PROGRESS_BAR_THRESHOLD:
         batch_indices = progress_bar(batch_indices, unit="batch", desc="predictions")
     for k in batch_indices:
         rows = loader.rows(None)[k, 0]
@@ -191,11 +191,12 @@ def predictions(
     return values
 
 
-def batch_size_of(graphs: GraphDataset, most: int) -> int:
-    """A batch size of at most ``most`` for predictions, smaller for graphs with many edges."""
+def prediction_batch_size(graphs: GraphDataset, max_graphs: int) -> int:
+    """A batch size for predictions, at most ``max_graphs``, smaller for graphs with many edges."""
     if not len(graphs):
-        return most
-    return max(min(most, len(graphs), MOST_EDGES // max(graphs.budgets(1)[-1].n_edge, 1)), 1)
+        return max_graphs
+    max_n_edge = max(graphs.budgets(1)[-1].n_edge, 1)
+    return max(min(max_graphs, len(graphs), MAX_BATCH_EDGES // max_n_edge), 1)
 
 
 def _pack_to_powers_of_two(graphs: GraphDataset, max_graphs: int) -> GraphsTuple:

@@ -10,20 +10,20 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from egnn_jax.graph.neighbors import LARGEST, Lattice
+from egnn_jax.graph.neighbors import MAX_COORDINATE, Lattice
 
-NUM_KINDS = 119
+NUM_NODE_TYPES = 119
 """Number of node types that a model can embed: 0 and the atomic numbers."""
 
 
-def require_count(name: str, value: Any, least: int = 1, most: float = np.inf) -> None:
-    """Raise ValueError unless ``value`` is an integer from ``least`` to ``most``."""
+def require_count(name: str, value: Any, minimum: int = 1, maximum: float = np.inf) -> None:
+    """Raise ValueError unless ``value`` is an integer from ``minimum`` to ``maximum``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name} is {value!r}; expected a whole number")
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least}")
-    if value > most:
-        raise ValueError(f"{name} is {value}; expected {least} to {most}")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}; expected at least {minimum}")
+    if value > maximum:
+        raise ValueError(f"{name} is {value}; expected {minimum} to {maximum}")
 
 
 def require_function(name: str, value: Any, expected: str) -> None:
@@ -41,20 +41,22 @@ def require_positive_number(**values: Any) -> None:
     """Raise ValueError unless every value is a finite number above 0."""
     for name, value in values.items():
         if not _is_finite(value) or value <= 0:
-            raise ValueError(f"{name} is {shown(value)}; expected a finite number above 0")
+            raise ValueError(f"{name} is {short_str(value)}; expected a finite number above 0")
 
 
 def require_not_negative(**values: Any) -> None:
     """Raise ValueError unless every value is a finite number of at least 0."""
     for name, value in values.items():
         if not _is_finite(value) or value < 0:
-            raise ValueError(f"{name} is {shown(value)}; expected a finite number of at least 0")
+            raise ValueError(
+                f"{name} is {short_str(value)}; expected a finite number of at least 0"
+            )
 
 
 def require_number(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is a single real number, which may be infinite or NaN."""
     if not _is_number(value):
-        raise ValueError(f"{name} is {shown(repr(value))}; expected a number")
+        raise ValueError(f"{name} is {short_str(repr(value))}; expected a number")
 
 
 def _is_finite(value: Any) -> bool:
@@ -79,7 +81,7 @@ def _is_real(dtype: Any) -> bool:
     return getattr(dtype, "kind", "") in "fiu" or jnp.issubdtype(dtype, jnp.floating)
 
 
-def shown(value: Any) -> str:
+def short_str(value: Any) -> str:
     """A value as text, truncated to a bounded length."""
     text = str(value)
     return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
@@ -157,8 +159,10 @@ def features(name: str, value: ArrayLike, rows: int) -> jax.Array:
             f"{name} has shape {array.shape} and dtype {array.dtype}; expected "
             f"({rows}, any width), or ({rows},) integers, one node type each"
         )
-    if not isinstance(array, Tracer) and len(bad := array[(array < 0) | (array >= NUM_KINDS)]):
-        raise ValueError(f"{name} holds {bad[0]}; expected node types from 0 to {NUM_KINDS - 1}")
+    if not isinstance(array, Tracer) and len(bad := array[(array < 0) | (array >= NUM_NODE_TYPES)]):
+        raise ValueError(
+            f"{name} holds {bad[0]}; expected node types from 0 to {NUM_NODE_TYPES - 1}"
+        )
     array = array if isinstance(array, Tracer) else array.astype(np.int32)
     return jnp.asarray(array, jnp.int32)
 
@@ -215,7 +219,9 @@ def indices(name: str, value: ArrayLike, n_node: int) -> np.ndarray:
 def fits_budget(counts: Sequence[tuple[int, int, int]], budget: Any) -> None:
     """Raise ValueError if (nodes, edges, graphs) leave no room for a padding node and graph."""
     if not isinstance(budget, tuple) or len(budget) != 3:
-        raise ValueError(f"budget is {shown(budget)}; expected a Budget(n_node, n_edge, n_graph)")
+        raise ValueError(
+            f"budget is {short_str(budget)}; expected a Budget(n_node, n_edge, n_graph)"
+        )
     for name, size in zip(("n_node", "n_edge", "n_graph"), budget, strict=True):
         require_count(f"budget.{name}", size, 0)
     nodes = edges = graphs = 0
@@ -258,17 +264,17 @@ def lattice(cell: ArrayLike, periodic: bool | Sequence[bool], n: int) -> Lattice
     are_flags = is_periodic.dtype.kind in "biuf" and np.isin(is_periodic, (False, True)).all()
     if is_periodic.shape not in ((), (n,)) or not are_flags:
         raise ValueError(
-            f"periodic is {shown(periodic)}; expected one boolean, or {n}, one for each lattice "
-            "vector"
+            f"periodic is {short_str(periodic)}; expected one boolean, or {n}, one for each "
+            "lattice vector"
         )
     is_periodic = np.broadcast_to(is_periodic.astype(bool), n)
     if vectors.shape != (n, n):
         raise ValueError(
-            f"cell is {shown(vectors.tolist())}; expected {n} independent lattice vectors of {n} "
-            f"coordinates"
+            f"cell is {short_str(vectors.tolist())}; expected {n} independent lattice vectors "
+            f"of {n} coordinates"
         )
     scales = np.abs(vectors).max(axis=1, keepdims=True)
-    units = vectors / np.where(scales > 1 / LARGEST, scales, np.inf)
+    units = vectors / np.where(scales > 1 / MAX_COORDINATE, scales, np.inf)
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1)  # zeros remain
 
     def are_independent(rows: Sequence[int]) -> bool:

@@ -45,7 +45,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     if any(isinstance(graph, PaddedGraphsTuple) for graph in graphs):
         raise ValueError("batch received a padded batch; expected egnn.unbatch of it")
     for k, graph in enumerate(graphs):
-        require_whole(f"graph {k}", graph)
+        require_valid_graph(f"graph {k}", graph)
     leaves, treedefs = zip(*map(jax.tree.flatten, graphs), strict=True)
     # Transfers to the host take most of the time, so each graph is transferred only once.
     leaves = [[np.asarray(leaf) for leaf in arrays] for arrays in leaves]
@@ -71,7 +71,7 @@ def batch(graphs: Iterable[GraphsTuple], budget: Budget | None = None) -> Graphs
     return jax.tree.map(jnp.asarray, joined)
 
 
-def require_whole(name: str, graph: GraphsTuple) -> None:
+def require_valid_graph(name: str, graph: GraphsTuple) -> None:
     """Raise ValueError if a graph is traced, or its counts do not match its arrays."""
     require_geometric(graph)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(graph)):
@@ -97,8 +97,8 @@ def require_whole(name: str, graph: GraphsTuple) -> None:
         counts = np.asarray(counts)
         if counts.min(initial=0) < 0 or counts.sum() != size:
             raise ValueError(
-                f"{count_field} of {name} is {_validation.shown(counts.tolist())}; expected counts "
-                f"of {size} {component} in all"
+                f"{count_field} of {name} is {_validation.short_str(counts.tolist())}; expected "
+                f"counts of {size} {component} in all"
             )
     endpoints = np.stack([np.asarray(graph.senders), np.asarray(graph.receivers)])
     n_node = graph.nodes.x.shape[0]
@@ -153,7 +153,7 @@ def unbatch(graph: GraphsTuple) -> Sequence[GraphsTuple]:
       ValueError: the batch is not a graph of this library, or is traced.
     """
     require_usable_jax()
-    require_whole("the batch", graph)
+    require_valid_graph("the batch", graph)
     host_graph = jax.tree.map(np.asarray, graph)
     n_graph = len(host_graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):

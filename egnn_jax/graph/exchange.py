@@ -96,10 +96,12 @@ def is_part(graph: Any) -> bool:
     return _plan(graph) is not None
 
 
-def require_one_part(graph: Any, what: str) -> None:
-    """Raise ValueError for a part, because ``what`` is not supported over several devices."""
+def require_one_part(graph: Any, operation: str) -> None:
+    """Raise ValueError for a part, because ``operation`` is not supported over several devices."""
     if is_part(graph):
-        raise ValueError(f"{what} is not computed over several devices; expected a graph in one")
+        raise ValueError(
+            f"{operation} is not computed over several devices; expected a graph in one"
+        )
 
 
 def require_exchanged(graph: Any, name: str, values: Any) -> None:

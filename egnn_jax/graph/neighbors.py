@@ -26,7 +26,7 @@ lattice sites can exceed the true one by about 2e-16 L. This covers coordinates 
 """
 MAX_EDGES = 10**8
 """Searches that would list more edges, or need more images of points, raise a ValueError."""
-LARGEST = 1e150
+MAX_COORDINATE = 1e150
 """Coordinates and lattice vectors are smaller than this, so that their squares are finite."""
 _MAX_STEP = 2**28  # sums of products of two such numbers are exact in int64
 
@@ -63,10 +63,10 @@ def within(x: np.ndarray, cutoff: float, lattice: Lattice | None = None) -> Edge
     from scipy.spatial import KDTree
 
     cutoff = float(cutoff)
-    if not cutoff > 1 / LARGEST:
-        raise ValueError(f"cutoff is {cutoff}; expected a distance above {1 / LARGEST}")
+    if not cutoff > 1 / MAX_COORDINATE:
+        raise ValueError(f"cutoff is {cutoff}; expected a distance above {1 / MAX_COORDINATE}")
     x, cell_steps, basis = _wrap(x, lattice)
-    radius = min(cutoff * (1 + TOLERANCE), LARGEST * x.shape[1] * 4)  # longer than any distance
+    radius = min(cutoff * (1 + TOLERANCE), MAX_COORDINATE * x.shape[1] * 4)  # over any distance
     images = _images(x, basis, radius)
     # Search only one edge of each pair of opposite edges: j > i without a step, or a positive step.
     positive = _is_positive(images.steps)
@@ -154,8 +154,8 @@ def _wrap(x: np.ndarray, lattice: Lattice | None) -> tuple[np.ndarray, np.ndarra
     periodic = np.flatnonzero(lattice.periodic) if lattice else np.zeros(0, np.int64)
     vectors = lattice.cell[periodic] if lattice else np.zeros((0, n))
     for name, values in (("x", x), ("cell", vectors)):
-        if not np.abs(values).max(initial=0) < LARGEST:
-            raise ValueError(f"{name} reaches {np.abs(values).max()}; expected below {LARGEST}")
+        if not (largest := np.abs(values).max(initial=0)) < MAX_COORDINATE:
+            raise ValueError(f"{name} reaches {largest}; expected below {MAX_COORDINATE}")
     coefficients = _reduce(vectors)
     steps = np.zeros((len(periodic), n), np.int64)
     steps[:, periodic] = coefficients

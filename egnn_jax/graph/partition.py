@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from egnn_jax.graph import _validation
 from egnn_jax.graph._forks import require_usable_jax
-from egnn_jax.graph.batching import require_whole
+from egnn_jax.graph.batching import require_valid_graph
 from egnn_jax.graph.exchange import AXIS, Exchange, Round
 from egnn_jax.graph.graph import Globals, GraphsTuple, Nodes, PaddedGraphsTuple
 
@@ -108,12 +108,12 @@ def partition(
     return parts.replace(globals=jax.device_put(host_parts.globals, replicated), mesh=mesh)
 
 
-def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> PartitionedGraph:
+def divide(graph: GraphsTuple, n_devices: int, owners: ArrayLike | None = None) -> PartitionedGraph:
     """Compute :func:`partition` on the host, as NumPy arrays that are not on devices yet."""
     host_graph = _to_host(graph)
     n_node = len(host_graph.nodes.x)
     if owners is None:
-        owner = _bisect(host_graph, number)
+        owner = _bisect(host_graph, n_devices)
     else:
         owner = _validation.host("owners", owners)
         if owner.shape != (n_node,) or owner.dtype.kind not in "iu":
@@ -121,14 +121,16 @@ def divide(graph: GraphsTuple, number: int, owners: ArrayLike | None = None) -> 
                 f"owners has shape {owner.shape} and dtype {owner.dtype}; expected ({n_node},) "
                 "integers, a device for each node"
             )
-        if len(bad := owner[(owner < 0) | (owner >= number)]):
-            raise ValueError(f"owners holds {bad[0]}; expected 0 to {number - 1}, one per device")
+        if len(bad := owner[(owner < 0) | (owner >= n_devices)]):
+            raise ValueError(
+                f"owners holds {bad[0]}; expected 0 to {n_devices - 1}, one per device"
+            )
         owner = owner.astype(np.int64)
 
     senders, receivers = host_graph.senders, host_graph.receivers
     edge_owner = owner[receivers]
-    node = _group_by_owner(owner, number, padding=1)
-    edge = _group_by_owner(edge_owner, number, padding=0)
+    node = _group_by_owner(owner, n_devices, padding=1)
+    edge = _group_by_owner(edge_owner, n_devices, padding=0)
     row_of_node = np.zeros(n_node + 1, np.int32)  # row of each node on its device
     row_of_node[node] = np.arange(node.shape[1])
     sender_rows, exchange = _plan_exchange(senders, owner, edge_owner, row_of_node, node.shape)
@@ -175,7 +177,7 @@ def _to_host(graph: GraphsTuple) -> GraphsTuple:
     Raises:
       ValueError: the graph cannot be partitioned.
     """
-    require_whole("the graph", graph)
+    require_valid_graph("the graph", graph)
     if isinstance(graph, PaddedGraphsTuple):
         raise ValueError("partition received a padded batch; expected egnn.unbatch of it")
     if not isinstance(graph.globals, Globals):

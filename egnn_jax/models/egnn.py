@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from egnn_jax.graph._arrays import require_features
-from egnn_jax.graph._validation import shown
+from egnn_jax.graph._validation import short_str
 from egnn_jax.graph.graph import GraphsTuple, require_geometric
 from egnn_jax.models.egcl import EGCL, Aggregation, CoordinateAggregation, Velocity
 from egnn_jax.nn.mlp import Activation, Dense, Symmetry, embed, require_positive
@@ -115,8 +115,8 @@ class EGNN(nn.Module):
         is_module = isinstance(layer, type) and issubclass(layer, nn.Module)
         if not is_module or issubclass(layer, EGNN):
             raise ValueError(
-                f"layer is {shown(layer)}; expected a class of flax modules, such as EGCL, or a "
-                "functools.partial of one"
+                f"layer is {short_str(layer)}; expected a class of flax modules, such as EGCL, or "
+                "a functools.partial of one"
             )
         if "cutoff" not in option_names:
             raise ValueError("the layer sets cutoff; expected it as an option of EGNN")
@@ -126,8 +126,8 @@ class EGNN(nn.Module):
             value = getattr(self, name)
             if value != getattr(EGNN, name):
                 raise ValueError(
-                    f"{name} is {shown(value)}, which {layer.__name__} does not have; expected a "
-                    "layer with this field, or the default"
+                    f"{name} is {short_str(value)}, which {layer.__name__} does not have; expected "
+                    "a layer with this field, or the default"
                 )
         options = {name: getattr(self, name) for name in layer_names & option_names}
         if "residual" in options:

@@ -194,7 +194,7 @@ class L1Net(nn.Module):
         if not isinstance(extra, tuple) or len(extra) % 2:
             raise ValueError(f"extra_layers is {extra}; expected pairs of scalars and vectors")
         for k, size in enumerate(extra):
-            require_count(f"extra_layers[{k}]", size, least=1 - k % 2)
+            require_count(f"extra_layers[{k}]", size, minimum=1 - k % 2)
         if self.update_coordinates and extra[-1:] == (0,):
             raise ValueError(f"extra_layers is {extra}; expected vectors at the end, to move x")
         pair_graph, pair_mask = pairs_of(graph, self.padded_nodes is not None)

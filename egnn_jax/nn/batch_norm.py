@@ -44,7 +44,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
 
     @nn.compact
-    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         dtype = dtype_of_sums(x)
         shape = x.shape[-1:]
         running_mean = self.variable(COLLECTION, "mean", jnp.zeros, shape, dtype)
@@ -54,7 +54,7 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
         if self.is_mutable_collection(COLLECTION) and not self.is_initializing():
             x_cast = x.astype(dtype)
-            weight: Any = jnp.ones(x.shape[:1], dtype) if real is None else real.astype(dtype)
+            weight: Any = jnp.ones(x.shape[:1], dtype) if mask is None else mask.astype(dtype)
             count = jnp.maximum(jnp.sum(weight), 1)
             mean = weight @ x_cast / count
             var = weight @ (x_cast - mean) ** 2 / count

@@ -16,9 +16,9 @@ import numpy as np
 from egnn_jax.nn.mlp import Parity
 
 
-def degree_of(places: int) -> int:
+def degree_of(size: int) -> int:
     """The highest degree L of an axis of size (L + 1)²."""
-    return round(places**0.5) - 1
+    return round(size**0.5) - 1
 
 
 def part(values: jax.Array, degree: int) -> jax.Array:

@@ -61,15 +61,15 @@ class EdgeRows(NamedTuple):
     receivers: jax.Array
 
 
-def edge_rows(graph: GraphsTuple, kept: jax.Array) -> EdgeRows:
-    """Arrange the edges of a graph that are ``kept`` (E,) in rows."""
+def edge_rows(graph: GraphsTuple, edge_mask: jax.Array) -> EdgeRows:
+    """Arrange the edges of a graph where ``edge_mask`` (E,) is True in rows."""
     n_node, n_edge = graph.nodes.x.shape[0], graph.receivers.shape[0]
     width = max(4 * -(-3 * n_edge // (8 * max(n_node, 1))), 4)
     arange = partial(jnp.arange, dtype=jnp.int32)
-    indicator = kept.astype(jnp.int32)
+    indicator = edge_mask.astype(jnp.int32)
     in_degree = jax.ops.segment_sum(indicator, graph.receivers, n_node, indices_are_sorted=True)
     offsets = jnp.cumsum(in_degree) - in_degree
-    rank = jnp.where(kept, jnp.cumsum(indicator) - 1, n_edge)  # among the kept edges
+    rank = jnp.where(edge_mask, jnp.cumsum(indicator) - 1, n_edge)  # among these edges
     edges = jnp.zeros(n_edge, jnp.int32).at[rank].set(arange(n_edge), mode="drop")
     extra_counts = -(-jnp.maximum(in_degree - width, 0) // width)
     extra_ends, extra_rows = jnp.cumsum(extra_counts), arange(n_edge // width)

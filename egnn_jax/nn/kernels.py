@@ -58,7 +58,7 @@ class Filters:
             self._bases[l_in, l_out] = jnp.stack(bases, axis=2).astype(self.dtype)
         return self._bases[l_in, l_out]
 
-    def sent(self, h: Features, l_out: int) -> dict[int, jax.Array]:
+    def products(self, h: Features, l_out: int) -> dict[int, jax.Array]:
         """Q_J h_j (E, C' J, 2 l + 1) of degree l = ``l_out``, keyed by the degree l' of h."""
         products = {}
         for l_in, values in h.items():
@@ -80,13 +80,13 @@ class Kernel(nn.Module):
     radial: int
 
     @nn.compact
-    def __call__(self, sent: jax.Array, invariants: jax.Array) -> jax.Array:
+    def __call__(self, products: jax.Array, invariants: jax.Array) -> jax.Array:
         r = invariants
         for _ in range(2):
             r = nn.relu(LayerNorm(1e-5)(Dense(self.radial, kernel_init=_he)(r)))
-        r = Dense(self.channels * sent.shape[1], kernel_init=_he)(r)
-        r = r.reshape(len(r), self.channels, sent.shape[1])
-        return jnp.einsum("eck,eka->eca", r, sent)
+        r = Dense(self.channels * products.shape[1], kernel_init=_he)(r)
+        r = r.reshape(len(r), self.channels, products.shape[1])
+        return jnp.einsum("eck,eka->eca", r, products)
 
 
 class Convolution(nn.Module):
@@ -100,7 +100,7 @@ class Convolution(nn.Module):
         out = {}
         for l_out, channels in self.channels:
             terms = []
-            for l_in, products in filters.sent(h, l_out).items():
+            for l_in, products in filters.products(h, l_out).items():
                 # The weights of all edges dominate memory, so the backward pass recomputes them.
                 kernel = nn.remat(Kernel)(channels, self.radial, name=f"({l_in},{l_out})")
                 terms.append(kernel(products, filters.invariants))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egnn_jax.graph._arrays import require_features
-from egnn_jax.graph._validation import NUM_KINDS, require_count, shown
+from egnn_jax.graph._validation import NUM_NODE_TYPES, require_count, short_str
 from egnn_jax.graph.exchange import exchange, vary
 from egnn_jax.graph.graph import GraphsTuple, Nodes, dtype_of_sums
 
@@ -61,7 +61,7 @@ def require_option(name: str, value: Any, options: Any) -> None:
 def require_module(name: str, value: Any) -> nn.Module:
     """Return ``value``, or raise ValueError if it is not a flax module."""
     if not isinstance(value, nn.Module):
-        raise ValueError(f"{name} is {shown(value)}; expected a flax module, such as EGNN()")
+        raise ValueError(f"{name} is {short_str(value)}; expected a flax module, such as EGNN()")
     return value
 
 
@@ -221,10 +221,10 @@ class Table(nn.Module):
     table_init: Initializer
 
     @nn.compact
-    def __call__(self, kinds: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        shape = (NUM_KINDS, self.features)
+    def __call__(self, node_types: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        shape = (NUM_NODE_TYPES, self.features)
         table = self.param("table", self.table_init, shape, dtype)
-        indices = jnp.where(kinds < 0, NUM_KINDS, kinds)
+        indices = jnp.where(node_types < 0, NUM_NODE_TYPES, node_types)
         return jnp.asarray(table).at[indices].get(mode="fill", fill_value=jnp.nan)
 
 

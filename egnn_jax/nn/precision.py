@@ -11,7 +11,7 @@ from egnn_jax.nn.mlp import require_module, require_option
 
 ComputeDtype = Literal["float32", "bfloat16"]
 MatmulPrecision = Literal["default", "high", "highest"]
-OF_DISTANCES = ("frequencies", "phases", "scales", "rho", "omega")
+DISTANCE_PARAMETERS = ("frequencies", "phases", "scales", "rho", "omega")
 """Names of parameters that multiply distances or are added to them, which are not rounded."""
 
 
@@ -72,7 +72,7 @@ class MixedPrecision(nn.Module):
             def cast(tree: Any) -> Any:
                 def cast_leaf(path: Any, a: jax.Array) -> jax.Array:
                     # Single numbers, such as the time of a step, scale coordinates.
-                    keeps_dtype = not a.ndim or (path and path[-1].key in OF_DISTANCES)
+                    keeps_dtype = not a.ndim or (path and path[-1].key in DISTANCE_PARAMETERS)
                     return a if keeps_dtype else a.astype(self.compute_dtype)
 
                 return jax.tree_util.tree_map_with_path(cast_leaf, tree)

@@ -9,7 +9,7 @@ from egnn_jax.graph.graph import GraphsTuple, PaddedGraphsTuple, graph_mask
 from egnn_jax.nn.dense import DenseLayout, dense_layout
 from egnn_jax.nn.edge_rows import EdgeRows, edge_rows, sum_over_rows
 
-LARGEST = 32
+MAX_DENSE_NODES = 32
 """Maximum nodes per graph for which all pairs are stored as one matrix."""
 
 
@@ -19,15 +19,15 @@ def sum_of_products(graph: GraphsTuple, w: jax.Array, t: jax.Array) -> jax.Array
     Takes w (E + N, K), of each edge and then of each node with itself, and t (N, C); returns
     (N, K, C).
 
-    If no graph has more than :data:`LARGEST` nodes, w is scattered into one matrix per graph,
+    If no graph has more than :data:`MAX_DENSE_NODES` nodes, w is scattered into a matrix per graph,
     (M, M K), and multiplied with t as (M, C). Otherwise, w and t are multiplied in the rows of
     :func:`edge_rows`. Neither forms the E outer products. The result is the same up to rounding.
     """
     n_node = jnp.asarray(graph.n_node)
     if isinstance(graph, PaddedGraphsTuple):
         n_node = jnp.where(graph_mask(graph), n_node, 0)
-    all_small = jnp.all(n_node <= LARGEST)
-    by_matrices = partial(_by_matrices, graph, dense_layout(graph, LARGEST))
+    all_small = jnp.all(n_node <= MAX_DENSE_NODES)
+    by_matrices = partial(_by_matrices, graph, dense_layout(graph, MAX_DENSE_NODES))
     # With checkpoints, the backward pass keeps only w and t, which both branches share.
     branches = jax.checkpoint(by_matrices), jax.checkpoint(partial(_by_edges, graph))
     return jax.lax.cond(all_small, *branches, w, t)

@@ -9,13 +9,13 @@ PHASES = (jnp.pi / 2, *(0.0,) * 3, *(jnp.pi / 2,) * 4)
 """Initial values for :class:`DampedWaves`; a phase of 0 at frequency 0 would give 0 everywhere."""
 
 
-def gaussian_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
-    """Gaussian basis exp(-(d - μ_k)² / 2δ²): (E,) to (E, number).
+def gaussian_basis(distance: jax.Array, num_rbf: int, cutoff: float) -> jax.Array:
+    """Gaussian basis exp(-(d - μ_k)² / 2δ²): (E,) to (E, num_rbf).
 
     The centers μ_k are evenly spaced from 0 to ``cutoff``, with spacing δ.
     """
-    centers = jnp.linspace(0, cutoff, number, dtype=distance.dtype)
-    step = cutoff / max(number - 1, 1)
+    centers = jnp.linspace(0, cutoff, num_rbf, dtype=distance.dtype)
+    step = cutoff / max(num_rbf - 1, 1)
     return jnp.exp(-(((distance[:, None] - centers) / step) ** 2) / 2)
 
 
@@ -38,12 +38,12 @@ def polynomial_envelope(distance: jax.Array, cutoff: float, p: int = 6) -> jax.A
     return 1 - u**p * bracket
 
 
-def bessel_basis(distance: jax.Array, number: int, cutoff: float) -> jax.Array:
-    """Bessel basis √(2/c) sin(kπd/c) / d for k = 1, 2, …, with the cutoff c: (E,) to (E, number).
+def bessel_basis(distance: jax.Array, num_rbf: int, cutoff: float) -> jax.Array:
+    """Bessel basis √(2/c) sin(kπd/c) / d for k = 1, 2, …, with the cutoff c: (E,) to (E, num_rbf).
 
     At d = 0 it takes its limit. At the cutoff it is 0 but its slope is not: apply an envelope.
     """
-    k = jnp.arange(1, number + 1, dtype=distance.dtype)
+    k = jnp.arange(1, num_rbf + 1, dtype=distance.dtype)
     return jnp.sqrt(2 / cutoff) * (k * jnp.pi / cutoff) * _sinc(k * distance[:, None] / cutoff)
 
 

@@ -12,29 +12,29 @@ from egnn_jax.graph.graph import GraphsTuple
 
 
 @functools.cache
-def spherical_bessel_zeros(degree: int, number: int) -> np.ndarray:
-    """The first positive zeros z_ln (degree + 1, number) of the spherical Bessel functions j_l."""
+def spherical_bessel_zeros(degree: int, num_radial: int) -> np.ndarray:
+    """The first positive zeros z_ln (degree + 1, num_radial) of spherical Bessel functions j_l."""
     from scipy.optimize import brentq
     from scipy.special import spherical_jn
 
     # The zeros of j_l interlace those of j_{l-1}, and j_0 = sin(z)/z has zeros nπ.
-    zeros = [np.pi * np.arange(1, number + degree + 1)]
+    zeros = [np.pi * np.arange(1, num_radial + degree + 1)]
     for l in range(1, degree + 1):
         j_l = functools.partial(spherical_jn, l)
         brackets = zip(zeros[-1], zeros[-1][1:], strict=False)
         zeros.append(np.array([brentq(j_l, a, b, xtol=1e-14) for a, b in brackets]))
-    return np.stack([z[:number] for z in zeros])
+    return np.stack([z[:num_radial] for z in zeros])
 
 
 @functools.cache
-def _expansion(degree: int, number: int) -> np.ndarray:
-    """Chebyshev coefficients (K, (degree + 1) · number) of the :func:`spherical_bessel_basis`
+def _expansion(degree: int, num_radial: int) -> np.ndarray:
+    """Chebyshev coefficients (K, (degree + 1) · num_radial) of the :func:`spherical_bessel_basis`
     functions on [-1, 1].
     """
     from scipy.special import spherical_jn
 
     # The authors of DimeNet round the zeros to float32.
-    z = spherical_bessel_zeros(degree, number).astype(np.float32).astype(np.float64)
+    z = spherical_bessel_zeros(degree, num_radial).astype(np.float32).astype(np.float64)
     l = np.arange(degree + 1)[:, None]
     scale = np.sqrt(2) / np.abs(spherical_jn(l + 1, z))
 
@@ -50,15 +50,15 @@ def _expansion(degree: int, number: int) -> np.ndarray:
     return interpolate(functions, int(z.max()) + 36)
 
 
-def spherical_bessel_basis(t: jax.Array, degree: int, number: int) -> jax.Array:
+def spherical_bessel_basis(t: jax.Array, degree: int, num_radial: int) -> jax.Array:
     """Spherical Bessel basis √2 / |j_{l+1}(z_ln)| j_l(z_ln t), with the zeros z_ln, l = 0 … degree
-    and n = 1 … number: (E,) with 0 ≤ t ≤ 1 to (E, degree + 1, number).
+    and n = 1 … num_radial: (E,) with 0 ≤ t ≤ 1 to (E, degree + 1, num_radial).
 
     The functions are orthonormal on a ball of radius 1, and entire. They are evaluated as Chebyshev
     series in t, which are exact up to rounding for all derivatives, even at t = 0, where the closed
     form is 0/0 and the recurrence over l loses all digits.
     """
-    coefficients = _expansion(degree, number)
+    coefficients = _expansion(degree, num_radial)
     polynomials = jnp.stack([jnp.ones_like(t), t], axis=-1)
     while (n := polynomials.shape[-1] - 1) < len(coefficients) - 1:
         # T_{n+k} = 2 T_n T_k - T_{n-k}
@@ -66,7 +66,7 @@ def spherical_bessel_basis(t: jax.Array, degree: int, number: int) -> jax.Array:
         polynomials = jnp.concatenate([polynomials, higher], axis=-1)
     truncated = polynomials[..., : len(coefficients)]
     values = jnp.matmul(truncated, jnp.asarray(coefficients, t.dtype), precision="highest")
-    return values.reshape(*t.shape, degree + 1, number)
+    return values.reshape(*t.shape, degree + 1, num_radial)
 
 
 def sum_over_reversed(graph: GraphsTuple, values: jax.Array) -> jax.Array:

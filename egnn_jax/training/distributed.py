@@ -79,7 +79,7 @@ def batch_layout(batch_size: int, micro_batches: int) -> tuple[Mesh, int]:
     return make_mesh(batch_size // micro_batches), micro_batches
 
 
-def own_shards(mesh: Mesh, shards: int) -> slice:
+def process_shards(mesh: Mesh, shards: int) -> slice:
     """The slice of a batch's shards that belongs to the devices of this process."""
     process = jax.process_index()
     indices = [k for k, device in enumerate(mesh.devices.flat) if device.process_index == process]
@@ -87,7 +87,7 @@ def own_shards(mesh: Mesh, shards: int) -> slice:
     return slice(indices[0] * per_device, (indices[-1] + 1) * per_device)
 
 
-def own_batches(
+def load_shards(
     loader: Loader, mesh: Mesh, shards: int, epoch: int | None, start: int, count: int
 ) -> Any:
     """The shards of ``count`` batches on this process, as :meth:`Loader.batches` returns them.
@@ -97,7 +97,7 @@ def own_batches(
     """
     if mesh.is_multi_process:
         require_own(loader, "batches")
-        batches = loader.batches(epoch, start, count, shards, own_shards(mesh, shards))
+        batches = loader.batches(epoch, start, count, shards, process_shards(mesh, shards))
     else:
         batches = loader.batches(epoch, start, count, shards)
     if unexpected := {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)} - {(count,)}:

@@ -20,15 +20,17 @@ from egnn_jax.training.distributed import (
     AXIS,
     DEVICES,
     free_heaps,
+    load_shards,
     local_mesh,
     make_mesh,
-    own_batches,
     put,
 )
 from egnn_jax.training.step import STATISTICS, Loss, local_shards
 
-KEPT_BYTES = 2**28
-"""If all batches of an evaluation fit in this size, they are packed once and stay on devices."""
+MAX_CHUNK_BYTES = 2**28
+"""The largest size of the batches that are on the devices at once. If all batches of an evaluation
+fit, they are packed once and stay there.
+"""
 
 Metrics = Callable[[Any, Any, jax.Array], dict[str, Any]]
 """(params, batch, key) -> metrics, like the second value of :data:`egnn_jax.training.step.Loss`."""
@@ -106,7 +108,7 @@ class Evaluation:
         """The number of batches that are on the devices at once."""
         batch = self._pack(0, 1)
         num_bytes = self._num_batches * sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
-        chunks = min(-(-num_bytes // KEPT_BYTES), self._num_batches)
+        chunks = min(-(-num_bytes // MAX_CHUNK_BYTES), self._num_batches)
         return -(-self._num_batches // max(chunks, 1))
 
     def _batches(self, start: int, count: int) -> Any:
@@ -117,7 +119,7 @@ class Evaluation:
         return self._cached_batches
 
     def _pack(self, start: int, count: int) -> Any:
-        return own_batches(self._loader, self._mesh, self._mesh.size, None, start, count)
+        return load_shards(self._loader, self._mesh, self._mesh.size, None, start, count)
 
     def _compile(self, metrics: Metrics, seeds: int) -> Any:
         def batch_sums(params: Any, inputs: Any) -> dict[str, tuple[jax.Array, jax.Array]]:

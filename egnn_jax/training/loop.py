@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from egnn_jax.training._validation import require_loss, require_metrics
 from egnn_jax.training.callbacks import Callback, Progress
 from egnn_jax.training.checkpoint import RunFolder
-from egnn_jax.training.distributed import AXIS, DEVICES, batch_layout, free_heaps, own_batches, put
-from egnn_jax.training.evaluation import KEPT_BYTES, Evaluation, Metrics
+from egnn_jax.training.distributed import AXIS, DEVICES, batch_layout, free_heaps, load_shards, put
+from egnn_jax.training.evaluation import MAX_CHUNK_BYTES, Evaluation, Metrics
 from egnn_jax.training.plan import FitResult, Plan, chunk_length
 from egnn_jax.training.processes import from_first, is_first, largest, require_same
 from egnn_jax.training.signals import REASONS, Interrupted, stop_requested
@@ -39,14 +39,14 @@ class Training:
     ) -> None:
         self.plan, self.folder = plan, folder
         self.callbacks = callbacks if is_first() else ()
-        self.per_epoch = plan.train.num_batches(0)
-        total, seeds = plan.epochs * self.per_epoch, plan.seeds
-        self.interval = min(plan.eval_every, plan.epochs) * self.per_epoch
+        self.steps_per_epoch = plan.train.num_batches(0)
+        total, seeds = plan.epochs * self.steps_per_epoch, plan.seeds
+        self.interval = min(plan.eval_every, plan.epochs) * self.steps_per_epoch
         self.mesh, micro_batches = batch_layout(plan.train.batch_size, plan.micro_batches)
         self.shards = self.mesh.size * micro_batches
         batch_bytes = self._validated_batch_bytes(loss, metrics, params)
-        max_steps = min(plan.chunk_steps, max(KEPT_BYTES // batch_bytes, 1))
-        self.chunk = chunk_length(self.interval, total, max_steps)
+        max_steps = min(plan.chunk_steps, max(MAX_CHUNK_BYTES // batch_bytes, 1))
+        self.steps_per_chunk = chunk_length(self.interval, total, max_steps)
         keys = [jax.random.split(jax.random.PRNGKey(plan.seed + k))[1] for k in range(seeds)]
         init = partial(init_state, optimizer=optimizer, average=plan.ema_decay > 0)
         init_seeds = jax.vmap(lambda params, key: init(params, key=key))
@@ -107,7 +107,7 @@ class Training:
                 losses = np.atleast_2d(np.asarray(losses, np.float64))
             self._require_finite(losses, start)
             self.losses = self.losses + losses.sum(axis=1)
-            self.progress.step, self.progress.epoch = step, step / self.per_epoch
+            self.progress.step, self.progress.epoch = step, step / self.steps_per_epoch
             # A callback runs in one process, which can compute only with its own arrays.
             self.progress.params = jax.tree.map(_local_copy, self.state.evaluated)
             self.progress.seconds = self._seconds
@@ -151,7 +151,8 @@ class Training:
             metrics = self.evaluation(self.state.evaluated)
             value = metrics[self.plan.monitor]
         value = jax.device_get(value)  # an array of one process; the state spans all
-        self.best = self.keep_best(self.best, self.state, value, progress.step // self.per_epoch)
+        epoch = progress.step // self.steps_per_epoch
+        self.best = self.keep_best(self.best, self.state, value, epoch)
         # An extended run was also evaluated at its former end.
         last_step = self.history[-1]["step"] if self.history else 0
         num_steps = min(progress.step - last_step, (progress.step - 1) % self.interval + 1)
@@ -177,7 +178,7 @@ class Training:
         self.losses = checkpoint["losses"]
         self.stopped = bool(checkpoint["stopped"]) and at_evaluation
         self.started = time.monotonic() - float(checkpoint["seconds"])
-        self.progress.step, self.progress.epoch = step, step / self.per_epoch
+        self.progress.step, self.progress.epoch = step, step / self.steps_per_epoch
         self.progress.best_value, self.progress.best_epoch = self._best_value_and_epoch
         self.history = [entry for entry in self.folder.history() if entry["step"] <= step]
         saved, current = checkpoint["arithmetic"].tolist(), self.arithmetic
@@ -234,18 +235,17 @@ class Training:
     def _chunk_end(self, step: int) -> int:
         """The step after the chunk that starts at ``step``, at most that of the next evaluation."""
         next_evaluation = step - step % self.interval + self.interval
-        return min(step + self.chunk, next_evaluation, self.progress.total_steps)
+        return min(step + self.steps_per_chunk, next_evaluation, self.progress.total_steps)
 
     def _pack(self, step: int) -> Any:
         """The batches of the chunk that starts at ``step``, or None at the end."""
         end = self._chunk_end(step) if step < self.progress.total_steps else step
         by_epoch = []
         while step < end:
-            epoch, start = divmod(step, self.per_epoch)
-            count = min(end - step, self.per_epoch - start)
-            by_epoch.append(
-                own_batches(self.plan.train, self.mesh, self.shards, epoch, start, count)
-            )
+            epoch, start = divmod(step, self.steps_per_epoch)
+            count = min(end - step, self.steps_per_epoch - start)
+            batches = load_shards(self.plan.train, self.mesh, self.shards, epoch, start, count)
+            by_epoch.append(batches)
             step += count
         if not by_epoch:
             return None
@@ -255,13 +255,13 @@ class Training:
         return put(batches, self.mesh, P(None, AXIS))
 
     def _require_finite(self, losses: np.ndarray, step: int) -> None:
-        nonfinite = np.flatnonzero(~np.isfinite(losses).all(axis=0))
-        if len(nonfinite):
+        if len(nonfinite := np.flatnonzero(~np.isfinite(losses).all(axis=0))):
             k = nonfinite[0]
-            epoch, batch = divmod(step + int(k), self.per_epoch)
+            epoch, batch = divmod(step + int(k), self.steps_per_epoch)
             raise FloatingPointError(
                 f"the loss is {losses[:, k].tolist()} at step {step + k} (epoch {epoch + 1}, "
-                f"batch {batch + 1} of {self.per_epoch}); {from_first(self._describe_checkpoints)}"
+                f"batch {batch + 1} of {self.steps_per_epoch}); "
+                f"{from_first(self._describe_checkpoints)}"
             )
 
     def _describe_checkpoints(self) -> str:

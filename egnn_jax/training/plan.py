@@ -77,11 +77,11 @@ class FitResult:
     notes: tuple[str, ...] = ()
 
 
-def chunk_length(interval: int, total: int, most: int) -> int:
+def chunk_length(interval: int, total: int, max_length: int) -> int:
     """The number of steps per compiled call: a divisor of all intervals if one is large enough.
 
     With a divisor, only one scan length is compiled. Much shorter scans waste time on allocation.
     """
-    longest = min(most, interval)
+    longest = min(max_length, interval)
     divisor = max(d for d in range(1, longest + 1) if math.gcd(interval, total) % d == 0)
     return divisor if 2 * divisor > longest else longest

@@ -113,11 +113,11 @@ def from_first(compute: Callable[[], Any]) -> Any:
     return reply["value"]
 
 
-def require_same(facts: Mapping[str, Any]) -> None:
+def require_same(values: Mapping[str, Any]) -> None:
     """Raise ValueError in all processes if plain values differ between any two of them."""
     if jax.process_count() == 1:
         return
-    by_process = [json.loads(text) for text in _gather_texts(json.dumps(facts))]
+    by_process = [json.loads(text) for text in _gather_texts(json.dumps(values))]
     for k in range(1, len(by_process)):
         differences = [
             f"{name} is {value!r} there and {first!r} in process 0"

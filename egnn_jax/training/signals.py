@@ -26,7 +26,7 @@ class Interrupted(Exception):
         self.exit_code = {"SIGTERM": 143, "SIGHUP": 129}.get(reason, 130)
 
 
-def tell(text: str) -> None:
+def print_to_stderr(text: str) -> None:
     """Print a line to stderr, or nothing if its reader is gone.
 
     The terminal may have been closed, or Ctrl-C may also have ended a program such as ``tee``.
@@ -54,10 +54,12 @@ def stop_requested() -> Iterator[Callable[[], str | None]]:
     received: list[str] = []
     previous_handlers: dict[Any, Any] = {}
 
-    def handle(number: int, _: Any) -> None:
-        received.append(_SIGNALS[signal.Signals(number).name])
-        signal.signal(number, previous_handlers[number])
-        tell(f"\n{received[-1]}: saving after the steps under way; once more stops at once")
+    def handle(signum: int, _: Any) -> None:
+        received.append(_SIGNALS[signal.Signals(signum).name])
+        signal.signal(signum, previous_handlers[signum])
+        print_to_stderr(
+            f"\n{received[-1]}: saving after the steps under way; once more stops at once"
+        )
 
     for name in _SIGNALS:
         number = getattr(signal, name, None)

@@ -65,7 +65,9 @@ def train(graphs: list[Any], seed: int, steps: int) -> egnn.Ensemble:
     return egnn.Ensemble(potential, result.params)
 
 
-def judged(ensemble: egnn.Ensemble, graphs: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def spreads_and_errors(
+    ensemble: egnn.Ensemble, graphs: list[Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The spread and the error length of each force (S, M), and the errors of its components
     (S, M, 3).
     """
@@ -79,9 +81,9 @@ def judged(ensemble: egnn.Ensemble, graphs: list[Any]) -> tuple[np.ndarray, np.n
     return np.array(stds), np.linalg.norm(differences, axis=-1), np.abs(differences)
 
 
-def ranked(one: np.ndarray, other: np.ndarray) -> float:
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation."""
-    result: Any = spearmanr(one, other)
+    result: Any = spearmanr(a, b)
     return float(result.statistic)
 
 
@@ -97,21 +99,21 @@ def repetition(data: Path, seed: int, steps: int) -> dict[str, Any]:
     pool = pool_300 + [structures_600[k] for k in order[:HOT]]
     test = [structures_600[k] for k in order[HOT:]]
     ensemble = train(initial, 10 * seed, steps)
-    std, error, component_error = judged(ensemble, test)
-    std_300, error_300, _ = judged(ensemble, pool_300)
+    std, error, component_error = spreads_and_errors(ensemble, test)
+    std_300, error_300, _ = spreads_and_errors(ensemble, pool_300)
     results: dict[str, Any] = {
-        "Spearman of atoms": ranked(std.ravel(), error.ravel()),
-        "Spearman of structures": ranked(std.mean(axis=1), error.mean(axis=1)),
+        "Spearman of atoms": spearman(std.ravel(), error.ravel()),
+        "Spearman of structures": spearman(std.mean(axis=1), error.mean(axis=1)),
         "error / spread, 300 K": float(error_300.mean() / std_300.mean()),
         "error / spread, 600 K": float(error.mean() / std.mean()),
         "50": 1e3 * float(component_error.mean()),
     }
-    selected = np.argsort(judged(ensemble, pool)[0].max(axis=1))[-ADDED:]
+    selected = np.argsort(spreads_and_errors(ensemble, pool)[0].max(axis=1))[-ADDED:]
     results["hot among chosen"] = int((selected >= len(pool_300)).sum())
     random_selection = rng.permutation(len(pool))[:ADDED]
     for name, indices in (("by spread", selected), ("at random", random_selection)):
         retrained = train([*initial, *(pool[k] for k in indices)], 10 * seed + 5, steps)
-        results[name] = 1e3 * float(judged(retrained, test)[2].mean())
+        results[name] = 1e3 * float(spreads_and_errors(retrained, test)[2].mean())
     return results
 
 

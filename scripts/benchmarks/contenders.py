@@ -241,7 +241,7 @@ def separate(batches: Any, sharding: NamedSharding | None = None) -> list[Any]:
     return [jax.device_put(batch, sharding) for batch in unstacked]
 
 
-def facts(case: str, part: str) -> dict[str, Any]:
+def program_costs(case: str, part: str) -> dict[str, Any]:
     """Our ``flops`` in matrix products per step; for training, also how its scan was compiled."""
     inputs = inputs_of(case)
     if part == "forward":

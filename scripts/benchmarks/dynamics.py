@@ -70,16 +70,16 @@ def potential(name: str) -> tuple[Any, Any]:
 
 
 @functools.cache
-def contender(name: str, way: str) -> Callable[[], None]:
+def contender(name: str, driver: str) -> Callable[[], None]:
     """Return a warmed-up function that runs :data:`STEPS` steps."""
-    run = {"ase": in_ase, "loop": in_torch if name == "PyG" else in_jax_md}[way](name)
+    run = {"ase": in_ase, "loop": in_torch if name == "PyG" else in_jax_md}[driver](name)
     run()
     return run
 
 
-def seconds_per_step(name: str, way: str) -> float:
+def seconds_per_step(name: str, driver: str) -> float:
     """Time one step of a contender."""
-    run = contender(name, way)
+    run = contender(name, driver)
     start = time.perf_counter()
     run()
     return (time.perf_counter() - start) / STEPS
@@ -230,10 +230,10 @@ def main() -> None:
     rows = []
     with measure.worker() as our_worker, measure.worker() as peer_worker:
         print(our_worker(costs.machine)["machine"])
-        for way in () if arguments.skip_ethanol else ("loop", "ase"):
+        for driver in () if arguments.skip_ethanol else ("loop", "ase"):
             calls = dict.fromkeys(ETHANOL, our_worker) | {"PyG": peer_worker}
             times = [
-                {name: call(seconds_per_step, name, way) for name, call in calls.items()}
+                {name: call(seconds_per_step, name, driver) for name, call in calls.items()}
                 for _ in range(arguments.repeats + 1)
             ][1:]
             for name in calls:
@@ -242,7 +242,7 @@ def main() -> None:
                 rows.append(
                     {
                         "ethanol": "SchNet 64 x 3, PyG" if name == "PyG" else name,
-                        "way": {"loop": "compiled or plain loop", "ase": "ASE"}[way],
+                        "way": {"loop": "compiled or plain loop", "ase": "ASE"}[driver],
                         "steps/s": f"{rate:,.0f}",
                         "times PyG's": f"{np.median(ratios):.1f} ({min(ratios):.1f} to "
                         f"{max(ratios):.1f})",

@@ -23,7 +23,7 @@ from egnn_jax.experiments.run import train
 from egnn_jax.experiments.tables import markdown, write_table
 from egnn_jax.training.distributed import use_all_cores
 
-TEST, VALID, MOST = 1_000, 200, 2_000
+TEST, VALID, MAX_TRAIN = 1_000, 200, 2_000
 COLUMNS = ("index", "SMILES", "logP", "TPSA")
 
 
@@ -35,7 +35,7 @@ def write_tables(folder: Path, sizes: list[int]) -> None:
     smiles = qm9_sources.smiles_of_package()
     descriptors: Any = rdMolDescriptors
     rows: list[tuple[int, str, float, float]] = []
-    for index in random.Random(0).sample(sorted(smiles), 2 * (TEST + VALID + MOST)):
+    for index in random.Random(0).sample(sorted(smiles), 2 * (TEST + VALID + MAX_TRAIN)):
         molecule = Chem.MolFromSmiles(smiles[index])
         if molecule is not None:
             log_p, area = Crippen.MolLogP(molecule), descriptors.CalcTPSA(molecule)
@@ -60,8 +60,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     arguments = parser.parse_args()
-    if not all(1 <= size <= MOST for size in arguments.labels):
-        parser.error(f"--labels got {arguments.labels}; expected 1 to {MOST}")
+    if not all(1 <= size <= MAX_TRAIN for size in arguments.labels):
+        parser.error(f"--labels got {arguments.labels}; expected 1 to {MAX_TRAIN}")
     use_all_cores()
     folder = Path("runs/few_labels")
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,10 +43,10 @@ def gradient(name: str, steps: int, checkpoint: Any, dtype: Any = np.float32) ->
     return jax.jit(jax.grad(final_distance)).lower(params).compile(), params
 
 
-def difference(found: dict[str, Any]) -> str:
+def relative_difference(gradients: dict[str, Any]) -> str:
     """The largest difference between two gradients, relative to the largest component."""
     gradient_sqrt, gradient_none = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found[checkpoint])])
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients[checkpoint])])
         for checkpoint in ("sqrt", "none")
     )
     return f"{np.abs(gradient_sqrt - gradient_none).max() / np.abs(gradient_none).max():.0e}"
@@ -76,12 +76,12 @@ def main() -> None:
                 f"{checkpoint} (MiB)": f"{memory:.1f}",
                 f"{checkpoint} (s)": f"{min(times):.2f}",
             }
-        row["difference"] = difference(gradients)
+        row["difference"] = relative_difference(gradients)
         with jax.enable_x64(True):
             for checkpoint in ("sqrt", "none"):
                 run, params = gradient(name, arguments.steps, checkpoint, np.float64)
                 gradients[checkpoint] = jax.block_until_ready(run(params))
-        row["difference in float64"] = difference(gradients)
+        row["difference in float64"] = relative_difference(gradients)
         rows.append(row)
     print(markdown(rows))
 

@@ -34,13 +34,13 @@ class Watch(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.most = 0.0
+        self.peak = 0.0
         self.start()
 
     def run(self) -> None:
         """Sample the memory repeatedly."""
         while True:
-            self.most = max(self.most, memory()["RssAnon"])
+            self.peak = max(self.peak, memory()["RssAnon"])
             time.sleep(0.02)
 
 
@@ -94,7 +94,7 @@ def write(folder: Path, size: int) -> dict[str, Any]:
         "graphs": len(data),
         "GiB": written / GIB,
         "MiB/s": written / MIB / seconds,
-        "anonymous MiB": watch.most,
+        "anonymous MiB": watch.peak,
     }
 
 
@@ -169,10 +169,10 @@ def mapped(folder: Path, steps: int) -> dict[str, Any]:
     watch = Watch()
     data = egnn.GraphDataset.open(folder)
     result: dict[str, Any] = train({"all": data}, steps)
-    return result | {"anonymous MiB": watch.most} | memory()
+    return result | {"anonymous MiB": watch.peak} | memory()
 
 
-def both(folder: Path, steps: int) -> dict[str, Any]:
+def mapped_and_in_memory(folder: Path, steps: int) -> dict[str, Any]:
     """Train on a part of the data, alternating between files and memory."""
     import egnn_jax as egnn
 
@@ -202,7 +202,7 @@ def main() -> None:
             limit_text, _ = limit(int(options.limit_gib * GIB))
             result = {"limit": limit_text} | mapped(folder, options.steps)
         else:
-            result = both(folder, options.steps)
+            result = mapped_and_in_memory(folder, options.steps)
         print(json.dumps(result))
         return
     if not options.gib >= 0.1:  # some thousands of batches

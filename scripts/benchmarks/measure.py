@@ -95,20 +95,20 @@ def compare(
                 result["small_ours_s"] = result["ours_ms"] * SMALL / 2e3
                 result["small_numpy_loop_s"] = result["numpy_loop_ms"] * SMALL / 1e3
             else:
-                result |= our_worker(contenders.facts, case, part)
+                result |= our_worker(contenders.program_costs, case, part)
                 result["floor_ms"] = 1e-6 * result["flops"] / result["matmul_gflops"]
             yield name, result | {"left_out": left_out} | machine
 
 
 def require_agreement(
-    what: str, ours: tuple[np.ndarray, float], theirs: tuple[np.ndarray, float], device: str
+    name: str, ours: tuple[np.ndarray, float], theirs: tuple[np.ndarray, float], device: str
 ) -> None:
     """Raise ValueError if outputs or losses of the same batch differ by more than rounding.
 
     Otherwise, the times would be those of different computations.
 
     Args:
-      what: name of the comparison, for the message.
+      name: name of the comparison, for the message.
       ours, theirs: output and loss of each.
       device: device of both.
     """
@@ -117,12 +117,12 @@ def require_agreement(
     (output, loss), (their_output, their_loss) = ours, theirs
     if output.shape != their_output.shape:
         raise ValueError(
-            f"the output of {what} has shape {their_output.shape}; expected {output.shape}, as ours"
+            f"the output of {name} has shape {their_output.shape}; expected {output.shape}, as ours"
         )
     difference = np.abs(output - their_output).max() / np.abs(output).max()
     if not (difference <= tolerance and math.isclose(loss, their_loss, rel_tol=tolerance)):
         raise ValueError(
-            f"the output of {what} differs from ours by {difference:.1e} of its largest entry, and "
+            f"the output of {name} differs from ours by {difference:.1e} of its largest entry, and "
             f"the loss is {their_loss:.6g}; expected {loss:.6g}, both to {tolerance:g}"
         )
 

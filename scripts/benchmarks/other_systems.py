@@ -29,9 +29,9 @@ START = 3_100
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def simulated(c: Any, x: Any, v: Any, steps: int, every: int | None = None) -> Any:
+def simulate(c: Any, x: Any, v: Any, steps: int, sample_every: int | None = None) -> Any:
     """Simulate positions and velocities (S, frames, M, 3)."""
-    return jax.vmap(lambda c, x, v: nbody.simulate(c, x, v, steps, every))(c, x, v)
+    return jax.vmap(lambda c, x, v: nbody.simulate(c, x, v, steps, sample_every))(c, x, v)
 
 
 def systems(count: int, particles: int, steps: int) -> tuple[Batch, np.ndarray]:
@@ -39,8 +39,8 @@ def systems(count: int, particles: int, steps: int) -> tuple[Batch, np.ndarray]:
     random = np.random.RandomState(particles)
     with jax.enable_x64(True):
         c, x, v = nbody.initial_states(random, count, particles)
-        x, v = (a[:, 0] for a in simulated(c, *nbody.reflect(x, v), START))
-        trajectory = simulated(c, x, v, steps, 10)[0]
+        x, v = (a[:, 0] for a in simulate(c, *nbody.reflect(x, v), START))
+        trajectory = simulate(c, x, v, steps, 10)[0]
         r_ij = trajectory[:, :, :, None] - trajectory[:, :, None]
         distance = jnp.linalg.norm(r_ij, axis=-1) + 1e9 * jnp.eye(particles)
         shortest = np.asarray(distance.min(axis=(1, 2, 3)))
@@ -49,7 +49,7 @@ def systems(count: int, particles: int, steps: int) -> tuple[Batch, np.ndarray]:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def ends(task: Any, network: Any, params: Any, batch: Batch) -> list[jax.Array]:
+def predict(task: Any, network: Any, params: Any, batch: Batch) -> list[jax.Array]:
     """Predict positions and velocities (S, M, 3)."""
     nodes = network.apply(params, task.graph(batch)).nodes
     return [a.reshape(batch.x.shape) for a in (nodes.x, nodes.v)]
@@ -89,7 +89,7 @@ def main() -> None:
                 row[name] = "–"
                 continue
 
-            x, v = ends(config.task, model, params, batch)
+            x, v = predict(config.task, model, params, batch)
             error = np.asarray(jnp.mean((x - batch.target) ** 2, axis=(1, 2)))
             row[name] = f"{error.mean():.4f}, {np.median(error):.1e}"
             if isinstance(network, LearnedDynamics):

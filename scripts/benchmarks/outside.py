@@ -96,7 +96,7 @@ def _smiles(molecule: Any) -> str | None:
     return None if Chem.SanitizeMol(molecule, catchErrors=True) else Chem.MolToSmiles(molecule)
 
 
-KINDS: dict[str, Callable[[Any, Any, random.Random], str | None]] = {
+DERIVATIONS: dict[str, Callable[[Any, Any, random.Random], str | None]] = {
     "QM9's own": lambda molecule, _, __: _smiles(molecule),
     "two joined by a bond": joined,
     "a proton more": charged,
@@ -105,7 +105,7 @@ KINDS: dict[str, Callable[[Any, Any, random.Random], str | None]] = {
 }
 
 
-def drawn(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
+def derived_smiles(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
     """SMILES of one kind, derived from test molecules."""
     from rdkit import Chem, rdBase
 
@@ -113,17 +113,17 @@ def drawn(kind: str, test: list[str], rng: random.Random) -> Iterator[str]:
         while True:
             molecule, other = (Chem.MolFromSmiles(rng.choice(test)) for _ in range(2))
             if molecule is not None and other is not None:
-                smiles = KINDS[kind](molecule, other, rng)
+                smiles = DERIVATIONS[kind](molecule, other, rng)
                 if smiles is not None:
                     yield smiles
 
 
-def without(number: int, z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
+def without(num_hydrogens: int, z: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Any:
     """Remove a number of hydrogens from atoms; None if there are fewer."""
     hydrogens = np.flatnonzero(z == 1)
-    if len(hydrogens) < number:
+    if len(hydrogens) < num_hydrogens:
         return None
-    indices = np.setdiff1d(np.arange(len(z)), rng.choice(hydrogens, number, replace=False))
+    indices = np.setdiff1d(np.arange(len(z)), rng.choice(hydrogens, num_hydrogens, replace=False))
     return z[indices], x[indices]
 
 
@@ -149,7 +149,7 @@ GEOMETRIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def noticed(data: qm9.QM9, count: int) -> list[dict[str, str]]:
+def recognized_geometries(data: qm9.QM9, count: int) -> list[dict[str, str]]:
     """Tabulate how many geometries are recognized as unlike QM9's."""
     end_offsets, rows = np.cumsum(data.n_atoms), []
     for name, change in GEOMETRIES.items():
@@ -175,18 +175,20 @@ def main() -> None:
     smiles, data = qm9_sources.smiles_of_package(), qm9.load()
     test = [smiles[int(index)] for index in data.index[data.splits["test"]]]
     rows = []
-    for kind in KINDS:
+    for kind in DERIVATIONS:
         counts = {"refused": 0, "outside QM9": 0, "no warning": 0}
         for _, text in zip(
-            range(arguments.molecules), drawn(kind, test, random.Random(0)), strict=False
+            range(arguments.molecules), derived_smiles(kind, test, random.Random(0)), strict=False
         ):
             (molecule,) = structures.read(text)
             if isinstance(molecule, structures.Refused):
                 counts["refused"] += 1
             else:
-                counts["outside QM9" if structures.outside(molecule) else "no warning"] += 1
+                counts[
+                    "outside QM9" if structures.differences_from_qm9(molecule) else "no warning"
+                ] += 1
         rows.append({"molecules": kind} | {name: str(number) for name, number in counts.items()})
-    print(f"{markdown(rows)}\n\n{markdown(noticed(data, arguments.molecules))}")
+    print(f"{markdown(rows)}\n\n{markdown(recognized_geometries(data, arguments.molecules))}")
 
 
 if __name__ == "__main__":

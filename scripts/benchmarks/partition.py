@@ -75,7 +75,7 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
     input_graph: Any = graph
     if devices > 1:
         input_graph = egnn.partition(graph, devices)
-        value, sizes = egnn.on_devices(value), part_sizes(input_graph)
+        value, sizes = egnn.on_devices(value), max_part_sizes(input_graph)
     del graph
     reset_peak()
     compiled = jax.jit(jax.grad(value)).lower(params, input_graph).compile()
@@ -100,12 +100,12 @@ def measure(nodes: int, devices: int, repeats: int, folder: Path) -> dict[str, A
     } | sizes
 
 
-def part_sizes(parts: Any) -> dict[str, int]:
+def max_part_sizes(partitioned: Any) -> dict[str, int]:
     """The largest sizes of any part, including padding."""
     return {
-        "own": parts.node.shape[1],
-        "received": parts.exchange.sent.shape[1],
-        "edges": parts.edge.shape[1],
+        "own": partitioned.node.shape[1],
+        "received": partitioned.exchange.sent.shape[1],
+        "edges": partitioned.edge.shape[1],
     }
 
 
@@ -128,13 +128,15 @@ def in_a_process(arguments: argparse.Namespace, devices: int) -> dict[str, Any]:
     return json.loads(re.findall(r"^\{.*\}$", process.stdout, re.M)[-1])
 
 
-def require_agreement(folder: Path, numbers: list[int]) -> float:
+def require_agreement(folder: Path, device_counts: list[int]) -> float:
     """Return the largest difference between gradients.
 
     Raises:
       ValueError: the difference exceeds rounding.
     """
-    reference, *gradients = (dict(np.load(folder / f"gradient-{number}.npz")) for number in numbers)
+    reference, *gradients = (
+        dict(np.load(folder / f"gradient-{devices}.npz")) for devices in device_counts
+    )
     differences = [
         np.abs(a - gradient[name]).max() / np.abs(a).max()
         for gradient in gradients
@@ -146,22 +148,22 @@ def require_agreement(folder: Path, numbers: list[int]) -> float:
     return largest
 
 
-def plan(nodes: int, numbers: list[int]) -> None:
+def plan(nodes: int, device_counts: list[int]) -> None:
     """Print what each device would own and receive."""
     graph = points(nodes)
     rows = []
-    for number in numbers:
-        partition = divide(graph, number)
-        sizes = part_sizes(partition)
+    for devices in device_counts:
+        partition = divide(graph, devices)
+        sizes = max_part_sizes(partition)
         ratio = f"{sizes['received'] / sizes['own']:.2f}"
         exchange_sizes = {"received / own": ratio, "rounds": len(partition.exchange.rounds)}
-        rows.append(shown({"devices": number} | sizes | exchange_sizes))
+        rows.append(formatted({"devices": devices} | sizes | exchange_sizes))
     print(markdown(rows))
 
 
 def row(result: dict[str, Any], first: dict[str, Any]) -> dict[str, str]:
     """A row of the table, relative to the first number of devices."""
-    return shown(
+    return formatted(
         {
             "devices": result["devices"],
             "s": f"{result['s']:.2f}",
@@ -174,7 +176,7 @@ def row(result: dict[str, Any], first: dict[str, Any]) -> dict[str, str]:
     )
 
 
-def shown(values: dict[str, Any]) -> dict[str, str]:
+def formatted(values: dict[str, Any]) -> dict[str, str]:
     """Format integers with commas, and leave text unchanged."""
     return {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
 

@@ -71,33 +71,33 @@ def plan(
     """Plan a run: return its config, and the measurements for it."""
     config = table3.recipe(name, ["--task.targets", target, *ENTRANTS[name]])
     config = dataclasses.replace(config, micro_batches=micro_batches or config.micro_batches)
-    facts_file = folder / f"{name}.json"
-    if facts_file.is_file():
-        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    measurements_file = folder / f"{name}.json"
+    if measurements_file.is_file():
+        measurements = json.loads(measurements_file.read_text(encoding="utf-8"))
     else:
         small_task = dataclasses.replace(config.task, train_size=table3.MOLECULES)
-        run, facts = table3.step_of(dataclasses.replace(config, task=small_task), 5)
+        run, measurements = table3.step_of(dataclasses.replace(config, task=small_task), 5)
         times = []
         for _ in range(3):
             start = time.perf_counter()
             run()
             times.append((time.perf_counter() - start) / 5)
-        facts["seconds_a_step"] = sorted(times)[1]
-        facts["devices"] = f"{jax.device_count()} {jax.default_backend()}"
+        measurements["seconds_a_step"] = sorted(times)[1]
+        measurements["devices"] = f"{jax.device_count()} {jax.default_backend()}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(facts_file, json.dumps(facts, indent=2).encode())
+        write_atomically(measurements_file, json.dumps(measurements, indent=2).encode())
     full_size = config.task.train_size
-    molecules = 60 * minutes / facts["seconds_a_step"] / EVALUATION * config.batch_size
+    molecules = 60 * minutes / measurements["seconds_a_step"] / EVALUATION * config.batch_size
     epochs = max(1, math.ceil(molecules / full_size))
     train_size = min(full_size, int(molecules / epochs))
-    facts |= {"epochs": epochs, "train_size": train_size}
+    measurements |= {"epochs": epochs, "train_size": train_size}
     optimizer = dataclasses.replace(config.optimizer, warmup_epochs=0.02 * epochs)
     task = dataclasses.replace(config.task, train_size=train_size)
     changes = {"task": task, "optimizer": optimizer, "epochs": epochs}
-    return dataclasses.replace(config, **changes), facts
+    return dataclasses.replace(config, **changes), measurements
 
 
-def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: str) -> dict:
+def row(name: str, result: Mapping[str, Any], measurements: Mapping[str, Any], target: str) -> dict:
     """A row of the table."""
     published = paper.TABLE3[name][paper.TABLE3_TARGETS.index(target)]
     errors, unit = result["metrics"], UNITS[target]
@@ -107,9 +107,9 @@ def row(name: str, result: Mapping[str, Any], facts: Mapping[str, Any], target: 
         "network": name,
         "parameters": f"{result['parameters']:,}",
         "batch": str(config["batch_size"]),
-        "step (ms)": f"{1e3 * facts['seconds_a_step']:.0f}",
-        "on": facts["devices"],
-        "molecules seen": f"{facts['epochs'] * facts['train_size']:,}",
+        "step (ms)": f"{1e3 * measurements['seconds_a_step']:.0f}",
+        "on": measurements["devices"],
+        "molecules seen": f"{measurements['epochs'] * measurements['train_size']:,}",
         f"{target}, valid ({unit})": f"{errors['valid'][target]:{digits}}",
         f"{target}, test ({unit})": f"{errors['test'][target]:{digits}}",
         f"the paper ({unit})": "–" if published is None else f"{published:g}",
@@ -134,11 +134,11 @@ def main() -> None:
     if unknown := set(arguments.entrants) - set(ENTRANTS):
         parser.error(f"unknown entrants {sorted(unknown)}; expected of {', '.join(ENTRANTS)}")
     for name in arguments.entrants or ENTRANTS:
-        config, facts = plan(
+        config, measurements = plan(
             name, arguments.minutes, arguments.target, folder, arguments.micro_batches
         )
         if arguments.plan:
-            print(name, json.dumps(facts), flush=True)
+            print(name, json.dumps(measurements), flush=True)
             continue
         train(config, folder / name)
         rows, curves = [], {}
@@ -146,11 +146,11 @@ def main() -> None:
             run = RunFolder(folder / entrant)
             if not run.result_file.is_file():
                 continue
-            _, facts = plan(entrant, arguments.minutes, arguments.target, folder)
-            rows.append(row(entrant, run.result(), facts, arguments.target))
+            _, measurements = plan(entrant, arguments.minutes, arguments.target, folder)
+            rows.append(row(entrant, run.result(), measurements, arguments.target))
             curves[entrant] = [
                 (
-                    arguments.minutes * entry["epoch"] / facts["epochs"],
+                    arguments.minutes * entry["epoch"] / measurements["epochs"],
                     entry["valid"][arguments.target],
                 )
                 for entry in run.history()

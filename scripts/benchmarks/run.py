@@ -74,13 +74,13 @@ def measure_cases(arguments: argparse.Namespace, again: bool = True) -> dict[str
     return machine_info
 
 
-def show(arguments: argparse.Namespace, here: str) -> None:
+def show(arguments: argparse.Namespace, machine: str) -> None:
     """Write this machine's results as a table and a plot, and print the table."""
     results = read(arguments.out)
-    table = tables.text(results, here)
+    table = tables.text(results, machine)
     write_atomically(arguments.out.with_suffix(".md"), table.encode())
-    picture = tables.draw(results, here, arguments.out.with_suffix(".png"))
-    print(f"{here}\n\n{table}\n{arguments.out}, {picture}")
+    picture = tables.draw(results, machine, arguments.out.with_suffix(".png"))
+    print(f"{machine}\n\n{table}\n{arguments.out}, {picture}")
 
 
 def read(out: Path) -> dict[str, Result]:

@@ -58,7 +58,7 @@ def step_of(config: Config, steps: int) -> tuple[Callable[[], Any], dict[str, An
     batch = jax.device_put(batch, NamedSharding(mesh, P(None, AXIS)))
     state = jax.device_put(state, NamedSharding(mesh, P()))
     train = make_train(step, 1, mesh).lower(state, batch).compile()
-    facts = {
+    step_costs = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "gflop": flops / 1e9,
         "temporaries_gib": train.memory_analysis().temp_size_in_bytes / 2**30,
@@ -70,7 +70,7 @@ def step_of(config: Config, steps: int) -> tuple[Callable[[], Any], dict[str, An
         losses.block_until_ready()
 
     run()
-    return run, facts
+    return run, step_costs
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of a measurement")
     arguments, overrides = parser.parse_known_args()
     use_all_cores()
-    runs, facts = {}, {}
+    runs, step_costs = {}, {}
     base_arguments = [
         "--task.train-size",
         str(MOLECULES),
@@ -94,7 +94,7 @@ def main() -> None:
     ]
     for name in ("egnn", *arguments.models):
         changes = base_arguments + (overrides if name != "egnn" else [])
-        runs[name], facts[name] = step_of(recipe(name, changes), arguments.steps)
+        runs[name], step_costs[name] = step_of(recipe(name, changes), arguments.steps)
     seconds: dict[str, list[list[float]]] = {name: [] for name in runs}
     for _ in range(arguments.repeats):
         for name, run in runs.items():
@@ -114,7 +114,7 @@ def main() -> None:
                 for k, clock in enumerate(("wall", "processor"))
             )
         )
-        print("  " + ", ".join(f"{k} {v:,.4g}" for k, v in facts[name].items()))
+        print("  " + ", ".join(f"{k} {v:,.4g}" for k, v in step_costs[name].items()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of the process {peak:.2f} GiB; load {os.getloadavg()[0]:.1f}")
 
