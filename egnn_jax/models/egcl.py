@@ -39,7 +39,7 @@ Velocity = Literal["input", "carried"]
 CoordinateAggregation = Literal["mean", "sum", "all_nodes"]
 Aggregation = Literal["sum", "mean", "max"]
 
-_AGGREGATIONS: dict[Any, Any] = {
+_AGGREGATIONS = {
     "sum": sum_at_receivers,
     "mean": mean_at_receivers,
     "max": max_at_receivers,
@@ -147,7 +147,8 @@ class EGCL(nn.Module):
             return m_ij, dx_ij
 
         if self.edge_block is None:
-            aggregate = _AGGREGATIONS.get(self.aggregation, self.aggregation)
+            aggregate: Any = self.aggregation
+            aggregate = aggregate if callable(aggregate) else _AGGREGATIONS[aggregate]
             m_ij, dx_ij = messages(self, graph)
             m_i = aggregate(graph, m_ij)  # eq. 5
             dx = None if dx_ij is None else sum_at_receivers(graph, dx_ij)
