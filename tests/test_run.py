@@ -232,9 +232,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         ({"batch_size": 211}, "batch_size is 211; expected at most"),
         (
             {"task": {"name": "nbody", "train_size": 3_001}},
-            "train_size is 3001; expected 1 to 3000",
+            "task.train_size is 3001; expected 1 to 3000",
         ),
-        ({"task": {"name": "nbody", "train_size": 0}}, "train_size is 0"),
+        ({"task": {"name": "nbody", "train_size": 0}}, "task.train_size is 0"),
         ({"model": {"name": "egnn", "layers": 0}}, "layers is 0"),
     ],
 )

@@ -97,7 +97,7 @@ class NBody(Task):
             size = self.train_size if split == "train" else len(data.x)
             if not 1 <= size <= len(data.x):
                 raise ValueError(
-                    f"train_size is {size}; expected 1 to {len(data.x)}, the trajectories of "
+                    f"task.train_size is {size}; expected 1 to {len(data.x)}, the trajectories of "
                     f"{self.dataset!r}"
                 )
             fields = (data.x, data.v, data.target, data.charges, np.ones(len(data.x)))
