@@ -150,6 +150,10 @@ class Dense(nn.Module):
         return y
 
 
+Projected = tuple[jax.Array, jax.Array, jax.Array]
+"""W_i h_i + b and W_j h_j at nodes (N, features), and the rows of the kernel for s_ij."""
+
+
 class EdgeLinear(nn.Module):
     """Linear layer W [h_i, h_j, s_ij] + b on edges, (N, F) and (E, S) to (E, features).
 
@@ -166,10 +170,8 @@ class EdgeLinear(nn.Module):
         return self.at_edges(graph, projected, s_ij)
 
     @nn.compact
-    def at_nodes(
-        self, graph: GraphsTuple, h: jax.Array, n_s: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """W_i h_i + b and W_j h_j (N, features), and the rows of the kernel for s_ij (E, n_s)."""
+    def at_nodes(self, graph: GraphsTuple, h: jax.Array, n_s: int) -> Projected:
+        """Project h (N, F) of the nodes, for s_ij (E, n_s) of the edges."""
         n_h, n_in = h.shape[-1], 2 * h.shape[-1] + n_s
         kernel = self.param("kernel", self.kernel_init, (n_in, self.features), h.dtype)
         bias = self.param("bias", self.bias_init or torch_bias(n_in), (self.features,), h.dtype)
@@ -178,10 +180,7 @@ class EdgeLinear(nn.Module):
         return h @ kernel[:n_h] + bias, h_j, kernel[2 * n_h :]
 
     def at_edges(
-        self,
-        graph: GraphsTuple,
-        projected: tuple[jax.Array, jax.Array, jax.Array],
-        s_ij: jax.Array | None,
+        self, graph: GraphsTuple, projected: Projected, s_ij: jax.Array | None
     ) -> jax.Array:
         """Compute the output (E, features) from the result of :meth:`at_nodes`."""
         h_i, h_j, kernel = projected
@@ -201,10 +200,7 @@ class EdgeMLP(EdgeLinear):
         self.Dense_0 = Dense(self.features)
 
     def at_edges(
-        self,
-        graph: GraphsTuple,
-        projected: tuple[jax.Array, jax.Array, jax.Array],
-        s_ij: jax.Array | None,
+        self, graph: GraphsTuple, projected: Projected, s_ij: jax.Array | None
     ) -> jax.Array:
         """Compute φ_e (E, features) from the result of :meth:`at_nodes`."""
         act = activation_function(self.activation)

@@ -34,12 +34,12 @@ def energy(
         neighbor_fn, energy_fn = egnn.jax_md.energy(potential, params, displacement, box, numbers)
         init, step = jax_md.simulate.nve(energy_fn, shift, dt)
 
-    Energies are relative to atomic reference energies if the potential was trained on such
-    energies, as in runs; float32 then resolves energy differences. To use other parameters, for
-    example to differentiate with respect to them, pass ``params=`` to ``energy_fn``. Its other
-    keyword arguments, such as ``box`` and ``perturbation``, are passed to ``displacement``. If a
-    given ``box`` is too small for one image of each neighbor, the energy is NaN. As usual in
-    jax-md, ``neighbor.did_buffer_overflow`` tells whether a neighbor list was too small.
+    Energies are relative to those of free atoms if the potential was trained on such energies, as
+    in runs; float32 then resolves energy differences. To use other parameters, for example to
+    differentiate with respect to them, pass ``params=`` to ``energy_fn``. Its other keyword
+    arguments, such as ``box`` and ``perturbation``, are passed to ``displacement``. If a given
+    ``box`` is too small for one image of each neighbor, the energy and its gradients are NaN. As
+    usual in jax-md, ``neighbor.did_buffer_overflow`` tells whether a neighbor list was too small.
 
     Args:
       potential: a potential whose backbone has a ``cutoff``.
@@ -115,12 +115,12 @@ def energy(
         if neighbor.format is not partition.Sparse:
             raise ValueError(f"neighbors are {neighbor.format}; expected those of neighbor_fn")
         senders, receivers = neighbor.idx
-        x_i, x_j = R.at[receivers].get(mode="clip"), R.at[senders].get(mode="clip")
-        displacements = jax.vmap(partial(displacement, **kwargs))
+        first = R.at[jnp.minimum(senders, receivers)].get(mode="clip")
+        last = R.at[jnp.maximum(senders, receivers)].get(mode="clip")
+        r = jax.vmap(partial(displacement, **kwargs))(first, last)
         # Exactly opposite for opposite edges, by which DimeNet++ recognizes them; those of jax-md
-        # differ in the last bit in a periodic box.
-        is_upper = (receivers < senders)[:, None]
-        r_ij = jnp.where(is_upper, displacements(x_i, x_j), -displacements(x_j, x_i))
+        # differ in the last bit in a periodic box, and are equal at half a box.
+        r_ij = jnp.where((receivers < senders)[:, None], r, -r)
         # A backbone only sees differences x_i - x_j - shift, so the shift can hold -r_ij.
         graph = padded_graph(numbers, jnp.zeros_like(R), senders, receivers, -r_ij)
         energies: Any = potential.apply(params, graph, method="energies")
