@@ -11,6 +11,7 @@ import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.graph.graph import edge_vectors
 from egnn_jax.models.dimenetpp import sum_over_angles
+from egnn_jax.nn.edge_rows import edge_rows
 from egnn_jax.nn.mlp import glorot_orthogonal
 from egnn_jax.nn.spherical import spherical_bessel_basis, spherical_bessel_zeros, sum_over_reversed
 from egnn_jax.nn.tensor import irreps
@@ -63,7 +64,16 @@ def with_shifts_alone(graph):
     return graph._replace(edges=graph.edges.replace(steps=None))
 
 
+def hub():
+    """An atom with twelve neighbors, which have three each."""
+    x = np.random.default_rng(0).normal(size=(13, 3))
+    ring = np.arange(12) + 1
+    i, j = np.concatenate([np.stack([0 * ring, ring]), np.stack([ring, np.roll(ring, 1)])], axis=1)
+    return egnn.graph_from_edges(np.append(i, j), np.append(j, i), x)
+
+
 GRAPHS = {
+    "with a hub": hub,
     "directed": lambda: testing.random_graph(padding=False, coincident=False),
     "given twice": lambda: twice(testing.random_graph(padding=False, coincident=False)),
     "periodic": crystal,
@@ -96,7 +106,10 @@ def test_the_sum_over_angles_is_that_over_pairs_of_edges(x64, make):
     r = r / np.linalg.norm(r, axis=1, keepdims=True)
     u, sbf = rng.normal(size=(len(i), FEATURES)), rng.normal(size=(len(i), ANGLES, BASIS))
     weights = rng.normal(size=(ANGLES, BASIS, FEATURES))
-    got = sum_over_angles(graph, *map(jnp.asarray, (u, sbf, weights)), harmonics(r))
+    every = np.ones(len(i), bool)
+    rows = edge_rows(graph, every), edge_rows(graph, every, outgoing=True)
+    assert (make is not hub) or rows[1].mask[len(graph.nodes.x) :].any()  # more than one row
+    got = sum_over_angles(graph, *map(jnp.asarray, (u, sbf, weights)), harmonics(r), rows)
     wanted, pairs, excluded = np.zeros_like(u), 0, 0
     for ji in range(len(i)):
         for kj in np.flatnonzero(i == j[ji]):

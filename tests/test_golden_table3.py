@@ -66,7 +66,7 @@ def dimenetpp(z, state):
     for graph in (whole, within):  # edges beyond the cutoff are nothing
         y, gradient = predictions(model, variables, graph)(graph.nodes.x)
         edges = rows_of(graph, z["input/receivers"], z["input/senders"])
-        _, *read = arguments_of("layer_0", model, variables, graph)
+        _, *read, _ = arguments_of("layer_0", model, variables, graph)
         m, rbf, sbf, Y = (value[edges] for value in read)
         degree = np.repeat(np.arange(sbf.shape[1]), 2 * np.arange(sbf.shape[1]) + 1)
         P = jax.ops.segment_sum((Y[kj] * Y[ji]).T, degree).T  # P_l(cos of the angle)

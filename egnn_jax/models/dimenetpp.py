@@ -12,6 +12,7 @@ import numpy as np
 from egnn_jax.graph._validation import require_positive_number
 from egnn_jax.graph.geometry import length_and_direction
 from egnn_jax.graph.graph import GraphsTuple, edge_vectors, require_geometric, sum_at_receivers
+from egnn_jax.nn.edge_rows import EdgeRows, add_at_edges, edge_rows, pairs_of, sum_over_rows
 from egnn_jax.nn.forces import move_along_forces
 from egnn_jax.nn.heads import SumReadout
 from egnn_jax.nn.mlp import (
@@ -114,8 +115,9 @@ class DimeNetPP(nn.Module):
     def _features(self, graph: GraphsTuple, x: jax.Array) -> jax.Array:
         """Compute h' of a graph with its nodes at x."""
         F, degree = self.features, self.num_spherical - 1
+        graph, _ = pairs_of(graph)
         h = embed(graph.nodes, F, use_bias=False, kernel_init=_uniform)
-        d, u_ij = length_and_direction(edge_vectors(graph, x))
+        d, u_ij = length_and_direction(edge_vectors(graph, jnp.asarray(x)))
         t = jnp.where(d > 0, jnp.minimum(d / self.cutoff, 1), 1)
         e = polynomial_envelope(t, 1.0) / t  # 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷
         f = self.param("frequencies", _multiples_of_pi, (self.num_radial,), h.dtype)
@@ -127,6 +129,8 @@ class DimeNetPP(nn.Module):
         sbf = (j * jnp.asarray(norm, t.dtype)).astype(h.dtype)  # sbf_ln / P_l(cos ∠)
         natural = irreps(1, degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
         harmonics = e3nn.spherical_harmonics(natural, u_ij, False, "norm").array.astype(h.dtype)
+        near = t[:, 0] < 1
+        rows = edge_rows(graph, near), edge_rows(graph, near, outgoing=True)
 
         s_ij, rbf = silu(Linear(F, name="rbf")(s_ij)), rbf.astype(h.dtype)
         m = silu(EdgeLinear(F, glorot_orthogonal, zeros, name="messages")(graph, h, s_ij))
@@ -134,7 +138,7 @@ class DimeNetPP(nn.Module):
         outputs = [output(name="output_0")(graph, m, rbf)]
         for k in range(self.layers):
             layer = Interaction(F, self.angular_features, self.basis_features, name=f"layer_{k}")
-            m = layer(graph, m, rbf, sbf, harmonics)
+            m = layer(graph, m, rbf, sbf, harmonics, rows)
             outputs.append(output(name=f"output_{k + 1}")(graph, m, rbf))
         return jnp.concatenate(outputs, axis=-1)
 
@@ -148,7 +152,13 @@ class Interaction(nn.Module):
 
     @nn.compact
     def __call__(
-        self, graph: GraphsTuple, m: jax.Array, rbf: jax.Array, sbf: jax.Array, Y: jax.Array
+        self,
+        graph: GraphsTuple,
+        m: jax.Array,
+        rbf: jax.Array,
+        sbf: jax.Array,
+        Y: jax.Array,
+        rows: tuple[EdgeRows, EdgeRows],
     ) -> jax.Array:
         F, C = self.features, self.angular_features
         w_rbf = self._low_rank_matrix("rbf", rbf.shape[1], F, m.dtype)
@@ -157,7 +167,7 @@ class Interaction(nn.Module):
             degrees, num_radial, C
         )
         u_kj = silu(Matrix(C, name="down")(silu(Linear(F, name="kj")(m)) * (rbf @ w_rbf)))
-        s_ji = silu(Matrix(F, name="up")(sum_over_angles(graph, u_kj, sbf, w_sbf, Y)))
+        s_ji = silu(Matrix(F, name="up")(sum_over_angles(graph, u_kj, sbf, w_sbf, Y, rows)))
         y = _residual(silu(Linear(F, name="ji")(m)) + s_ji, F, "before")
         m = m + silu(Linear(F, name="skip")(y))
         return _residual(_residual(m, F, "after_0"), F, "after_1")
@@ -169,7 +179,12 @@ class Interaction(nn.Module):
 
 
 def sum_over_angles(
-    graph: GraphsTuple, u: jax.Array, sbf: jax.Array, w: jax.Array, Y: jax.Array
+    graph: GraphsTuple,
+    u: jax.Array,
+    sbf: jax.Array,
+    w: jax.Array,
+    Y: jax.Array,
+    rows: tuple[EdgeRows, EdgeRows],
 ) -> jax.Array:
     """Compute Σ_{k≠i} u_kj ⊙ Σ_ln w_ln sbf_ln P_l(r̂_kj · r̂_ji) for each edge from j to i, (E, C).
 
@@ -179,15 +194,29 @@ def sum_over_angles(
       sbf: radial functions of the edges (E, L, n), for l = 0 to L - 1.
       w: weights (L, n, C).
       Y: harmonics of the edge directions (E, L²), with Y_l(a) · Y_l(b) = P_l(a · b).
+      rows: the edges where sbf is not 0, in rows by receiver and in rows by sender.
     """
-    sum_k, term_i = jnp.zeros_like(u), jnp.zeros_like(u)
-    for l in range(len(w)):
-        Y_l = Y[:, l**2 : (l + 1) ** 2, None]
-        v = u * (sbf[:, l] @ w[l])  # v^l_kj
-        S = sum_at_receivers(graph, v[:, None] * Y_l)  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
-        sum_k += jnp.sum(S[graph.senders] * Y_l, axis=1)  # P_l(r̂_kj · r̂_ji)
-        term_i += (-1) ** l * v  # k = i, where r̂_kj = -r̂_ji
-    return sum_k - sum_over_reversed(graph, term_i)
+    incoming, outgoing = rows
+    v = [u * (sbf[:, l] @ w[l]) for l in range(len(w))]  # v^l_kj
+    harmonics = lambda rows: jnp.where(rows.mask[:, :, None], Y[rows.edges], 0)
+
+    def sums(rows: EdgeRows) -> jax.Array:  # S^l_j = Σ_k v^l_kj Y_l(r̂_kj)
+        Y_kj = harmonics(rows)
+        Y_l = [Y_kj[:, :, l**2 : (l + 1) ** 2, None] for l in range(len(w))]
+        terms = zip(v, Y_l, strict=True)
+        return jnp.concatenate(
+            [jnp.sum(v_l[rows.edges][:, :, None] * Y_l, axis=1) for v_l, Y_l in terms], axis=1
+        )
+
+    def products(rows: EdgeRows) -> jax.Array:  # Σ_l S^l_j · Y_l(r̂_ji)
+        operands = harmonics(rows), S[rows.nodes]
+        return jnp.einsum("rtm,rmc->rtc", *operands, precision="highest")
+
+    n_node = graph.nodes.x.shape[0]
+    S = sum_over_rows(incoming, sums, n_node)
+    terms = ((-1) ** l * v_l for l, v_l in enumerate(v))  # k = i, where r̂_kj = -r̂_ji
+    term_i = sum(terms, jnp.zeros_like(u))
+    return add_at_edges(-sum_over_reversed(graph, term_i), outgoing, products, n_node)
 
 
 class Output(nn.Module):

@@ -1,4 +1,4 @@
-"""Sums over the edges of each node as products of small dense matrices."""
+"""The edges of each node in rows, so that sums over them are products of small dense matrices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,25 +44,33 @@ def pairs_of(graph: GraphsTuple, self_pairs: bool = False) -> tuple[GraphsTuple,
 
 
 class EdgeRows(NamedTuple):
-    """Edges in R rows of T slots each, where all edges of a row have the same receiver.
+    """Edges in R rows of T slots each, where all edges of a row have the same node as receiver, or
+    all have the same node as sender.
 
     The first N rows hold the first T edges of each node, the others the remaining edges of nodes
-    with more. T is about 1.5 times the mean in-degree, so most graphs have no remaining edges.
+    with more. T is about 1.5 times the mean degree, so most graphs have no remaining edges.
 
     Attributes:
       edges: edge in each slot (R, T); in an empty slot, another edge of the same node, or an
         arbitrary one if it has none.
       mask: whether a slot holds an edge (R, T).
-      receivers: receiver of each row (R,); N for an empty row beyond the first N.
+      nodes: node of each row (R,); N for an empty row beyond the first N.
     """
 
     edges: jax.Array
     mask: jax.Array
-    receivers: jax.Array
+    nodes: jax.Array
 
 
-def edge_rows(graph: GraphsTuple, edge_mask: jax.Array) -> EdgeRows:
-    """Arrange the edges of a graph where ``edge_mask`` (E,) is True in rows."""
+def edge_rows(graph: GraphsTuple, edge_mask: jax.Array, outgoing: bool = False) -> EdgeRows:
+    """Arrange the edges of a graph where ``edge_mask`` (E,) is True in rows, by receiver or, if
+    ``outgoing``, by sender.
+    """
+    if outgoing:
+        order = jnp.argsort(graph.senders, stable=True)
+        reversed_graph = graph._replace(receivers=graph.senders[order])
+        rows = edge_rows(reversed_graph, edge_mask[order])
+        return rows._replace(edges=order[rows.edges])
     n_node, n_edge = graph.nodes.x.shape[0], graph.receivers.shape[0]
     width = max(4 * -(-3 * n_edge // (8 * max(n_node, 1))), 4)
     arange = partial(jnp.arange, dtype=jnp.int32)
@@ -73,21 +81,21 @@ def edge_rows(graph: GraphsTuple, edge_mask: jax.Array) -> EdgeRows:
     edges = jnp.zeros(n_edge, jnp.int32).at[rank].set(arange(n_edge), mode="drop")
     extra_counts = -(-jnp.maximum(in_degree - width, 0) // width)
     extra_ends, extra_rows = jnp.cumsum(extra_counts), arange(n_edge // width)
-    receivers = jnp.searchsorted(extra_ends, extra_rows, side="right")
-    row_in_node = extra_rows - (extra_ends - extra_counts)[receivers] + 1
+    nodes = jnp.searchsorted(extra_ends, extra_rows, side="right")
+    row_in_node = extra_rows - (extra_ends - extra_counts)[nodes] + 1
     row_in_node = jnp.concatenate([jnp.zeros(n_node, jnp.int32), row_in_node])
-    receivers = jnp.concatenate([arange(n_node), receivers])
+    nodes = jnp.concatenate([arange(n_node), nodes])
     slot = width * row_in_node[:, None] + arange(width)  # counted over all rows of a node
-    mask = (slot < in_degree[receivers][:, None]) & (receivers < n_node)[:, None]
+    mask = (slot < in_degree[nodes][:, None]) & (nodes < n_node)[:, None]
     # Empty slots get an edge of the same node, since a product of 0 and NaN is NaN.
-    index = offsets[receivers][:, None] + jnp.where(mask, slot, 0)
-    return EdgeRows(edges[jnp.minimum(index, n_edge - 1)], mask, receivers)
+    index = offsets[nodes][:, None] + jnp.where(mask, slot, 0)
+    return EdgeRows(edges[jnp.minimum(index, n_edge - 1)], mask, nodes)
 
 
 def sum_over_rows(
     rows: EdgeRows, sums: Callable[[EdgeRows], jax.Array], n_node: int, axis: int = 0
 ) -> jax.Array:
-    """Sum over edges at receivers, (…, N, …) with the nodes on ``axis``.
+    """Sum over the edges of each node, (…, N, …) with the nodes on ``axis``.
 
     Args:
       rows: rows of :func:`edge_rows`.
@@ -96,19 +104,46 @@ def sum_over_rows(
       n_node: N.
       axis: axis of the rows in the sums.
     """
-    total = sums(EdgeRows(*(a[:n_node] for a in rows)))
+    first_rows, extra_rows = _split(rows, n_node)
+    total = sums(first_rows)
     other_axes = [k for k in range(total.ndim) if k != axis]
-    has_edges = jnp.expand_dims(jnp.any(rows.mask[:n_node], axis=1), other_axes)
+    has_edges = jnp.expand_dims(jnp.any(first_rows.mask, axis=1), other_axes)
     total = jnp.where(has_edges, total, 0)  # empty rows may hold NaN of other graphs
-    extra_rows = EdgeRows(*(a[n_node:] for a in rows))
-    if not len(extra_rows.receivers):
+    if not len(extra_rows.nodes):
         return total
 
     def add(total: jax.Array) -> jax.Array:
         extra_sums = jnp.moveaxis(jax.checkpoint(sums)(extra_rows), axis, 0)
         node_sums = jnp.moveaxis(total, axis, 0)
-        return jnp.moveaxis(
-            node_sums.at[extra_rows.receivers].add(extra_sums, mode="drop"), 0, axis
-        )
+        return jnp.moveaxis(node_sums.at[extra_rows.nodes].add(extra_sums, mode="drop"), 0, axis)
 
     return jax.lax.cond(jnp.any(extra_rows.mask), add, lambda total: total, total)
+
+
+def add_at_edges(
+    total: jax.Array, rows: EdgeRows, values: Callable[[EdgeRows], jax.Array], n_node: int
+) -> jax.Array:
+    """Add the values of slots to those of their edges (E, C).
+
+    Args:
+      total: values of the edges (E, C).
+      rows: rows of :func:`edge_rows`.
+      values: function of some of the rows that returns the values of their slots (R, T, C).
+      n_node: N.
+    """
+
+    def add(rows: EdgeRows, total: jax.Array) -> jax.Array:
+        edges = jnp.where(rows.mask, rows.edges, len(total))
+        return total.at[edges].add(values(rows), mode="drop")
+
+    first_rows, extra_rows = _split(rows, n_node)
+    total = add(first_rows, total)
+    if not len(extra_rows.nodes):
+        return total
+    add_extra = jax.checkpoint(partial(add, extra_rows))
+    return jax.lax.cond(jnp.any(extra_rows.mask), add_extra, lambda total: total, total)
+
+
+def _split(rows: EdgeRows, n_node: int) -> tuple[EdgeRows, EdgeRows]:
+    """The first row of each node, and the rows of the remaining edges."""
+    return EdgeRows(*(a[:n_node] for a in rows)), EdgeRows(*(a[n_node:] for a in rows))
