@@ -168,10 +168,10 @@ def test_a_changed_golden_value_is_seen(x64, tmp_path, field):
         test_golden(None, tmp_path / "nbody_egnn.npz")
 
 
-def test_each_golden_file_is_checked_by_one_test():
+def test_each_golden_file_is_checked_by_one_test(pytestconfig):
     modules = [
         f"tests.{path.stem}" for path in sorted(Path(__file__).parent.glob("test_golden*.py"))
     ]
     starts = [start for name in modules for start in importlib.import_module(name).NETWORKS]
-    for path in GOLDEN.glob("*.npz"):
+    for path in pytestconfig.getoption("--golden").glob("*.npz"):
         assert len([start for start in starts if path.stem.startswith(start)]) == 1, path.name
