@@ -76,8 +76,8 @@ class DimeNetPP(nn.Module):
     returns it with h (N, (layers + 1) · output_features).
 
     Raises:
-      ValueError: x is not (N, 3), a size is out of range, or the cutoff is not a finite distance
-        above 0.
+      ValueError: x is not (N, 3), the graph has no nodes, a size is out of range, or the cutoff is
+        not a finite distance above 0.
     """
 
     symmetry: ClassVar[Symmetry] = "E(3)"
@@ -118,7 +118,7 @@ class DimeNetPP(nn.Module):
         graph, _ = pairs_of(graph)
         h = embed(graph.nodes, F, use_bias=False, kernel_init=_uniform)
         d, u_ij = length_and_direction(edge_vectors(graph, jnp.asarray(x)))
-        t = jnp.where(d > 0, jnp.minimum(d / self.cutoff, 1), 1)
+        t = jnp.where(d <= 0, 1, jnp.minimum(d / self.cutoff, 1))
         e = polynomial_envelope(t, 1.0) / t  # 1/t - 28 t⁵ + 48 t⁶ - 21 t⁷
         f = self.param("frequencies", _multiples_of_pi, (self.num_radial,), h.dtype)
         rbf = e * jnp.sin(f.astype(t.dtype) * t)  # e(t) sin(f_n t)
@@ -129,7 +129,8 @@ class DimeNetPP(nn.Module):
         sbf = (j * jnp.asarray(norm, t.dtype)).astype(h.dtype)  # sbf_ln / P_l(cos ∠)
         natural = irreps(1, degree, "natural")  # Y_l(a) · Y_l(b) = P_l(a · b)
         harmonics = e3nn.spherical_harmonics(natural, u_ij, False, "norm").array.astype(h.dtype)
-        near = t[:, 0] < 1
+        # Edges whose direction is NaN are kept, so that their result is NaN.
+        near = (t[:, 0] < 1) | jnp.any(jnp.isnan(u_ij), axis=1)
         rows = edge_rows(graph, near), edge_rows(graph, near, outgoing=True)
 
         s_ij, rbf = silu(Linear(F, name="rbf")(s_ij)), rbf.astype(h.dtype)
