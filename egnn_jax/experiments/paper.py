@@ -123,7 +123,7 @@ TABLE3_SYSTEMS = {
     "lieconv": System(
         21_315_553,
         5.9,
-        (149.8, 67.7),
+        (136.9, 67.7),
         "512 features",
         "all pairs, i = j too; molecules turned at random in training",
         "batch normalization, which their code has as an option; their table may be without; "
