@@ -10,10 +10,12 @@ import chex
 import jax
 import numpy as np
 import pytest
+from ase.data import atomic_numbers
 
 import egnn_jax as egnn
 from egnn_jax import testing
-from egnn_jax.data import chemistry, qm9, qm9_bonds
+from egnn_jax.data import bonds as bonds_of
+from egnn_jax.data import chemistry, qm9, qm9_bonds, structures
 from egnn_jax.data.chemistry import SOURCES, TRAITS
 from egnn_jax.experiments.config import Config
 from egnn_jax.experiments.optimizer import Optimizer
@@ -173,7 +175,7 @@ def data(own, monkeypatch):
 
 def test_bonds_of_the_data_set_are_kept_and_exceptions_are_listed(data):
     bonds = qm9_bonds.load(data)
-    numbers = bonds.numbers(data)
+    numbers = bonds.numbers(data.index)
     assert numbers["by positions"] == [2]
     assert numbers["none"] == []
     ends = np.cumsum(bonds.n_bond)
@@ -318,6 +320,49 @@ def test_a_molecule_too_large_for_nmp_is_seen():
     wide = egnn.complete_graph(x=np.eye(3), h=np.ones((3, 3)))
     with pytest.raises(ValueError, match="h has 3 features; expected at most 2"):
         egnn.NMP(features=2).init(jax.random.key(0), wide)
+
+
+CHARGED = {"CC(=O)[O-]": -1, "C[NH3+]": 1, "[NH3+]CC(=O)[O-]": 0}
+
+
+@pytest.mark.parametrize("smiles", CHARGED)
+def test_bonds_of_an_ion_are_those_of_its_smiles_its_file_or_its_charge(smiles):
+    """The three sources give the same bonds, in the order of the atoms of the geometry."""
+    molecule = structures.from_smiles(smiles, smiles)
+    assert molecule.charge == CHARGED[smiles]
+    geometry = np.array([atomic_numbers[s] for s in molecule.symbols]), molecule.positions
+    expected, source = chemistry.of_molecule(molecule, *geometry)
+    assert SOURCES[source] == "in order"
+    atoms = ase.Atoms(molecule.symbols, molecule.positions, info={"charge": CHARGED[smiles]})
+    for given, name in (
+        (structures.Smiles(smiles, "text"), "in order"),
+        (dataclasses.replace(molecule, block=""), "by positions"),
+        (atoms, "by positions"),
+    ):
+        found, source = chemistry.of_molecule(given, *geometry)
+        assert SOURCES[source] == name
+        np.testing.assert_array_equal(found.bond_atoms, expected.bond_atoms)
+        np.testing.assert_array_equal(found.bond_types, expected.bond_types)
+        np.testing.assert_array_equal(found.traits, expected.traits)
+    for charge in (0.5, "1", np.nan, None):
+        atoms.info["charge"] = charge
+        with pytest.raises(ValueError, match=r"its charge is .*; expected a whole number"):
+            chemistry.of_molecule(atoms, *geometry)
+    with pytest.raises(ValueError, match=r"its bonds are between atoms \[8, 1, 1\]; expected"):
+        chemistry.of_molecule(structures.Smiles("O", "water"), *geometry)
+
+
+def test_an_ion_without_its_charge_is_refused():
+    acetate = structures.from_smiles("CC(=O)[O-]", "acetate")
+    atoms = ase.Atoms(acetate.symbols, acetate.positions)
+    arrays = np.array([len(atoms)]), atoms.numbers, atoms.positions
+    with pytest.raises(ValueError, match=r"geometry 1 of 1: its .*a whole, neutral molecule with"):
+        bonds_of.of_molecules([atoms], *arrays)
+    atoms.info["charge"] = 1
+    with pytest.raises(ValueError, match=r"a whole molecule of charge \+1 with all of its hydro"):
+        bonds_of.of_molecules([atoms], *arrays)
+    atoms.info["charge"] = -1
+    assert bonds_of.of_molecules([atoms], *arrays).n_bond.tolist() == [6]
 
 
 def test_bonds_of_more_atoms_than_a_byte_counts():

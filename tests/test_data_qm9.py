@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from egnn_jax.data import qm9, qm9_bonds, qm9_sources
+from egnn_jax.data.bonds import Bonds
 
 METHANE = """5
 gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t\
@@ -280,7 +281,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     for listed in (None, "~/uncharacterized.txt"):
         with pytest.raises(ValueError, match="not all of QM9: its molecules is 1;"):
             qm9.load("~/dsgdb9nsd.xyz.tar.bz2", listed, folder=tmp_path)
-    found = dict.fromkeys(qm9_bonds.Bonds._fields, np.zeros(0))
+    found = dict.fromkeys(Bonds._fields, np.zeros(0))
     monkeypatch.setattr(qm9_bonds, "_all_bonds", lambda _: found)
     monkeypatch.chdir(tmp_path)
     qm9_bonds.load(None, "~/cache")

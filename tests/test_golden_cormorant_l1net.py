@@ -13,7 +13,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import interop, testing
-from egnn_jax.data.qm9_graphs import atom_features
+from egnn_jax.data.molecular_graphs import atom_features
 from egnn_jax.nn.clebsch_gordan import clebsch_gordan, solid_harmonics
 from egnn_jax.nn.edge_rows import edge_rows
 from egnn_jax.nn.heads import CormorantReadout, L1NetReadout, head_of

@@ -12,7 +12,7 @@ import pytest
 
 import egnn_jax as egnn
 from egnn_jax import interop
-from egnn_jax.data import qm9_graphs
+from egnn_jax.data import molecular_graphs
 from egnn_jax.experiments._options import shared
 from egnn_jax.nn.spherical import spherical_bessel_zeros
 from tests.conftest import GOLDEN
@@ -130,7 +130,7 @@ def lieconv_se3(z, state):
     model, variables = lieconv(state, lifts := int(z["input/lifts"]))
     elements = tuple(map(tuple, z["input/lifted_algebra"].tolist()))
     backbone = OfFile(**shared(model.encoder, OfFile), elements=elements)
-    graph = molecules(z, qm9_graphs.atom_features(z["input/atomic_numbers"]))
+    graph = molecules(z, molecular_graphs.atom_features(z["input/atomic_numbers"]))
     n_node, n_edge = graph.n_node[0], graph.n_edge[0]
     found = backbone._pairs(graph)
     pairs = np.zeros((n_node, n_node, lifts, lifts, 6))

@@ -13,6 +13,7 @@ from rdkit.Chem import Crippen, rdDistGeom
 import egnn_jax as egnn
 from egnn_jax.cli import main
 from egnn_jax.data import _embedding, property_table, structures
+from egnn_jax.data.chemistry import SOURCES
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import predict
 from egnn_jax.experiments._columns import Classes, Numbers
@@ -412,3 +413,93 @@ def test_a_geometry_that_took_too_long_can_be_tried_again(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="1 of 30 molecules of mine.csv cannot be used") as said:
         assert len(property_table.read(file, ["logP"], folder="~/own")) == 29
     assert "again" not in str(said[0].message)
+
+
+def test_a_network_of_a_table_reads_bonds(tmp_path):
+    """From SMILES: in training and in the exported network, also where positions tell nothing."""
+    ions = ["CC(=O)[O-]", "C[NH3+]", "[CH3]"]  # RDKit finds no bonds of a radical by itself
+    smiles = [*SMILES[:27], *ions]
+    task = Table(
+        train=write(SMILES=smiles, logP=[str(len(s)) for s in smiles]), targets=("logP",),
+        valid="0.2", test="0.2", cutoff=None, features="chemistry", bonds="attributes",
+    )  # fmt: skip
+    config = small(task, epochs=2)
+    train(dataclasses.replace(config, model=egnn.NMP(16, 1, 8, 1)), tmp_path / "run")
+    network = egnn.load_pretrained(egnn.export(tmp_path / "run", tmp_path / "nmp.safetensors"))
+    table = property_table.read(task.train, ["logP"], bonds=True)
+    assert table.bonds.numbers(np.arange(30)) == {"reordered": [], "by positions": [], "none": []}
+    inputs = table.n_atoms, table.atomic_numbers, table.positions, table.bonds
+    expected = network.config.task.properties(network._apply, network.params, *inputs)[:, 0]
+    ends = np.cumsum(table.n_atoms)
+    for k in (1, 27, 29):
+        atoms = slice(ends[k] - table.n_atoms[k], ends[k])
+        molecule = dataclasses.replace(
+            structures.from_smiles(smiles[k], "a", 1),
+            positions=table.positions[atoms], conformers=None,
+        )  # fmt: skip
+        assert network(molecule)["logP"] == pytest.approx(expected[k], rel=1e-5)
+    # The kinds of bonds matter.
+    other = table.bonds._replace(bond_types=table.bonds.bond_types % 4 + 1)
+    changed = network.config.task.properties(network._apply, network.params, *inputs[:3], other)
+    assert np.abs(changed[:, 0] - expected).max() > 1e-3
+    with pytest.raises(ValueError, match="geometry 2 of 2: its "):
+        hydroxyl = ase_atoms([8, 1], [[0, 0, 0], [0, 0, 0.96]])  # a radical
+        network([ase_atoms([1, 1], [[0, 0, 0], [0, 0, 0.74]]), hydroxyl])
+
+
+@pytest.mark.parametrize(("suffix", "source"), [("sdf", "in order"), ("xyz", "by positions")])
+def test_bonds_of_a_file_with_positions(tmp_path, monkeypatch, suffix, source):
+    """Of an SDF those that it states; of an XYZ those of positions and charges."""
+    smiles = ["CC(=O)[O-]", "C=CCl", "c1ccccc1", "C#N"]
+    blocks = []
+    with Chem.SDWriter("mine.sdf") as writer:
+        for k, text in enumerate(smiles):
+            molecule = Chem.AddHs(Chem.MolFromSmiles(text))
+            rdDistGeom.EmbedMolecule(molecule, randomSeed=0)
+            molecule.SetProp("y", str(k))
+            writer.write(molecule)
+            charge = Chem.GetFormalCharge(molecule)
+            lines = Chem.MolToXYZBlock(molecule).split("\n")
+            blocks.append("\n".join([lines[0], f"y={k} charge={charge}", *lines[2:]]))
+    Path("mine.xyz").write_text("".join(blocks), encoding="utf-8")
+    task = Table(
+        train=f"mine.{suffix}", valid=f"mine.{suffix}", test=f"mine.{suffix}", targets=("y",),
+        cutoff=None, features="chemistry", bonds="only",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="are also in training"):
+        table, rows = task._tables["train"]
+    assert [SOURCES[k] for k in table.bonds.source] == [source] * 4
+    numbers = [1, 6, 7, 8, 17]
+    for k, text in enumerate(smiles):
+        molecule = Chem.AddHs(Chem.MolFromSmiles(text))
+        graph = task.graph(task.samples("train").pack(np.flatnonzero(rows == k)))
+        real, nodes = slice(int(graph.n_edge[0])), slice(int(graph.n_node[0]))
+        orders = Chem.GetAdjacencyMatrix(molecule, useBO=True)
+        kinds = np.select([orders == 1.5, orders > 0], [4, orders], 0).astype(int)
+        got = np.zeros_like(kinds)
+        a = np.asarray(graph.edges.a)[real]
+        got[graph.receivers[real], graph.senders[real]] = a.argmax(axis=1) + 1
+        np.testing.assert_array_equal(got, kinds)
+        z = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
+        h = np.asarray(graph.nodes.h)[nodes]
+        np.testing.assert_array_equal(h[:, :6], np.column_stack([z[:, None] == numbers, z]))
+        hydrogens = [atom.GetTotalNumHs(includeNeighbors=True) for atom in molecule.GetAtoms()]
+        np.testing.assert_array_equal(h[:, -1], hydrogens)
+    monkeypatch.setattr(property_table.bonds_of, "of_molecules", None)  # read from the cache
+    again = property_table.read(f"mine.{suffix}", ["y"], bonds=True)
+    for found, first in zip(again.bonds, table.bonds, strict=True):
+        np.testing.assert_array_equal(found, first)
+
+
+def test_molecules_without_bonds_are_named():
+    water = "3\ny=1\nO 0 0 0\nH 0 0.76 0.59\nH 0 -0.76 0.59\n"
+    radical = "2\ny=2\nO 0 0 0\nH 0 0 0.96\n"
+    Path("mine.xyz").write_text(water + radical + water + radical, encoding="utf-8")
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 4 molecules have no bonds: mine.xyz, .*2: its .*; mine.xyz, .*4: its ",
+    ):
+        property_table.read("mine.xyz", ["y"], bonds=True)
+    assert len(property_table.read("mine.xyz", ["y"])) == 4
+    with pytest.raises(ValueError, match=r"task.cutoff is 5.0 where task.bonds is 'only'"):
+        Table(train="mine.xyz", targets=("y",), bonds="only")

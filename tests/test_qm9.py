@@ -14,7 +14,7 @@ import pytest
 import egnn_jax as egnn
 from egnn_jax import testing
 from egnn_jax.data import qm9
-from egnn_jax.data.qm9_graphs import atom_features
+from egnn_jax.data.molecular_graphs import atom_features
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments import reproduce
 from egnn_jax.experiments.paper import QM9_RATES_OF, TABLE3, TABLE3_SYSTEMS, TABLE3_TARGETS

@@ -1,7 +1,6 @@
 """Generating geometries of molecules from SMILES and InChI with RDKit."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -27,11 +26,6 @@ TIMEOUT_SECONDS = 30
 PARALLEL_THRESHOLD = 50
 """The number of molecules without a geometry from which several processes are used."""
 _CHUNK = 10
-_FORMULAS = {
-    "CO": ("methanol", "carbon monoxide is [C-]#[O+]"),
-    "NO": ("hydroxylamine", "nitric oxide is [N]=O"),
-    "CN": ("methylamine", "the cyano radical is [C]#N"),
-}
 
 
 class NoSmilesError(ValueError):
@@ -131,22 +125,6 @@ def problem(molecule: Any) -> str:
     return " ".join(problems[0].Message().split()) if problems else ""
 
 
-def remark(text: str, formula: str) -> str:
-    """A remark if a typed SMILES could be meant as a formula: CO is methanol, not carbon monoxide.
-
-    Args:
-      text: the text that was typed.
-      formula: the formula of the molecule if the text is read as a SMILES.
-    """
-    elements = re.findall("Cl|Br|[BCNOFPSI]", text)
-    if len(elements) < 2 or "".join(elements) != text or len(set(elements)) < len(elements):
-        return ""
-    if text in _FORMULAS:
-        name, hint = _FORMULAS[text]
-        return f"{text} is read as a SMILES, {name} ({formula}), not as a formula: {hint}"
-    return f"{text} is read as a SMILES, {formula}, not as a formula"
-
-
 def useful_processes(num_geometries: int) -> int:
     """The fastest number of processes to generate so many geometries; 1 for no new process."""
     if num_geometries < PARALLEL_THRESHOLD:  # starting new processes would take longer
@@ -229,6 +207,17 @@ def _embed_entry(entry: Any, conformers: int) -> Structure | Refused:
     return dataclasses.replace(molecule, remark=entry.remark, values=entry.values)
 
 
+def with_hydrogens(molecule: Any) -> Any:
+    """A parsed molecule with its hydrogens, its atoms in the order of its canonical SMILES."""
+    from rdkit import Chem
+
+    # Different SMILES and atom orders of one molecule would give different conformers, so use the
+    # canonical SMILES; atom map numbers (of reactions) would change its order.
+    for atom in molecule.GetAtoms():
+        atom.SetAtomMapNum(0)
+    return Chem.AddHs(Chem.MolFromSmiles(Chem.MolToSmiles(molecule)))
+
+
 def _embed_molecule(molecule: Any, name: str, conformers: int) -> Structure:
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
@@ -242,11 +231,7 @@ def _embed_molecule(molecule: Any, name: str, conformers: int) -> Structure:
     check_size(size, MAX_EMBEDDED_ATOMS, " where a geometry is to be made")
     if size > qm9.MAX_ATOMS:
         conformers = 1  # the networks included here do not take it
-    # Different SMILES and atom orders of one molecule would give different conformers, so use the
-    # canonical SMILES; atom map numbers (of reactions) would change its order.
-    for atom in molecule.GetAtoms():
-        atom.SetAtomMapNum(0)
-    molecule = Chem.AddHs(Chem.MolFromSmiles(Chem.MolToSmiles(molecule)))
+    molecule = with_hydrogens(molecule)
     settings = rdDistGeom.ETKDGv3()
     settings.randomSeed = 0
     settings.enableSequentialRandomSeeds = True  # seed k for conformer k, instead of 0 for all

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from egnn_jax._extras import missing
+from egnn_jax.data import _embedding
 
 BOND_TYPES = ("single", "double", "triple", "aromatic")
 """The kinds of bonds, numbered from 1 in arrays; 0 is no bond."""
@@ -83,12 +84,54 @@ def of_smiles(smiles: str, numbers: np.ndarray, positions: np.ndarray) -> tuple[
         return Chemistry(*no_bonds, traits), SOURCES.index("none")
 
 
-def perceived(numbers: np.ndarray, positions: np.ndarray) -> Chemistry:
-    """Determine bonds and traits of a neutral molecule by RDKit's perception from positions.
+def of_molecule(molecule: Any, numbers: np.ndarray, positions: np.ndarray) -> tuple[Chemistry, int]:
+    """Determine bonds and traits of any molecule.
+
+    Args:
+      molecule: where the bonds are from: :class:`egnn_jax.data.structures.Smiles`, an object with a
+        mol block ``block``, or else the positions; then the charge is ``molecule.charge``, or
+        ``molecule.info["charge"]`` as in ASE, or 0.
+      numbers: atomic numbers (M,).
+      positions: (M, 3) in Å.
+
+    Returns:
+      The chemistry, and the index of its source in :data:`SOURCES`.
+
+    Raises:
+      ValueError: there are other atoms in the molecule than in ``numbers``; or as
+        :func:`perceived`.
+    """
+    if isinstance(molecule, _embedding.Smiles):
+        found = _embedding.with_hydrogens(_embedding.parsed(molecule.text))
+    elif block := getattr(molecule, "block", ""):
+        from rdkit import Chem, rdBase
+
+        with rdBase.BlockLogs():
+            found = Chem.MolFromMolBlock(block, removeHs=False)
+    else:
+        return perceived(numbers, positions, _charge(molecule)), SOURCES.index("by positions")
+    atoms = [] if found is None else [atom.GetAtomicNum() for atom in found.GetAtoms()]
+    if atoms != numbers.tolist():
+        raise ValueError(f"its bonds are between atoms {atoms}; expected {numbers.tolist()}")
+    return _of_rdkit(found), SOURCES.index("in order")
+
+
+def _charge(molecule: Any) -> int:
+    charge: Any = getattr(molecule, "charge", None)
+    if charge is None:
+        charge = getattr(molecule, "info", {}).get("charge", 0)
+    if not isinstance(charge, int | float | np.number) or charge != np.rint(charge):
+        raise ValueError(f"its charge is {charge!r}; expected a whole number")
+    return int(charge)
+
+
+def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Chemistry:
+    """Determine bonds and traits of a molecule by RDKit's perception from positions.
 
     Args:
       numbers: atomic numbers (M,).
       positions: (M, 3) in Å.
+      charge: the charge of the molecule, in elementary charges.
 
     Raises:
       ValueError: rdkit is not installed, or finds no bonds that fit the valences.
@@ -98,6 +141,8 @@ def perceived(numbers: np.ndarray, positions: np.ndarray) -> Chemistry:
         from rdkit.Chem import rdDetermineBonds
     except ImportError as error:
         raise ValueError(missing("rdkit")) from error
+    kind = f"whole molecule of charge {charge:+d}" if charge else "whole, neutral molecule"
+    expected = f"expected a {kind} with all of its hydrogens"
     symbol_of = Chem.GetPeriodicTable().GetElementSymbol
     lines = [
         f"{symbol_of(int(number))} {x:.6f} {y:.6f} {z:.6f}"
@@ -106,20 +151,16 @@ def perceived(numbers: np.ndarray, positions: np.ndarray) -> Chemistry:
     with rdBase.BlockLogs():
         molecule = Chem.MolFromXYZBlock("\n".join([str(len(lines)), "", *lines, ""]))
         try:
-            rdDetermineBonds.DetermineBonds(molecule, charge=0, useHueckel=False)
+            rdDetermineBonds.DetermineBonds(molecule, charge=charge, useHueckel=False)
             molecule = Chem.Mol(molecule)
             Chem.SanitizeMol(molecule)
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"its bonds cannot be derived from its positions ({reason}); expected a whole, "
-                "neutral molecule with all of its hydrogens"
+                f"its bonds cannot be derived from its positions ({reason}); {expected}"
             ) from error
     if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
-        raise ValueError(
-            f"its positions leave {radicals} electrons unpaired; expected a whole, neutral "
-            "molecule with all of its hydrogens"
-        )
+        raise ValueError(f"its positions leave {radicals} electrons unpaired; {expected}")
     return _of_rdkit(molecule)
 
 

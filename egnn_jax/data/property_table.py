@@ -11,6 +11,7 @@ import numpy as np
 
 from egnn_jax._files import expanded
 from egnn_jax._progress import progress_bar
+from egnn_jax.data import bonds as bonds_of
 from egnn_jax.data import structures
 from egnn_jax.data._splits import SPLITS, draw_splits, shares
 from egnn_jax.data.cache import cached_arrays, default_folder
@@ -33,6 +34,7 @@ class PropertyTable:
       geometry: "as given", "MMFF94" or "ETKDG" (S,).
       key: text that equal molecules share (S,): the canonical SMILES, or the hash of the geometry
         where bonds are not known.
+      bonds: the bonds of the molecules, if they were requested.
     """
 
     n_atoms: np.ndarray
@@ -44,6 +46,7 @@ class PropertyTable:
     locations: np.ndarray
     geometry: np.ndarray
     key: np.ndarray
+    bonds: bonds_of.Bonds | None = None
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -55,7 +58,10 @@ class PropertyTable:
 
 
 def read(
-    path: Path | str, columns: Sequence[str], folder: Path | str | None = None
+    path: Path | str,
+    columns: Sequence[str],
+    folder: Path | str | None = None,
+    bonds: bool = False,
 ) -> PropertyTable:
     """Read the molecules of a file and some of its columns.
 
@@ -68,9 +74,12 @@ def read(
       path: a file of a kind that :func:`egnn_jax.data.structures.read` reads.
       columns: names of columns of a table, of values of an SDF, or of keys of an extended XYZ.
       folder: folder of the cache; default :func:`egnn_jax.data.cache.default_folder`.
+      bonds: whether to determine bonds too: those of the SMILES or of the file, or, where it has
+        none, those that RDKit perceives from the positions and the charge.
 
     Raises:
-      ValueError: the file cannot be read, no molecule has a requested column, or none can be used.
+      ValueError: the file cannot be read, no molecule has a requested column, none can be used, or
+        the requested bonds of one cannot be determined.
     """
     path = expanded(path)
     folder = default_folder() if folder is None else expanded(folder)
@@ -99,6 +108,16 @@ def read(
             stacklevel=2,
         )
     usable_entries = [entries[k] for k in arrays["row"]]
+    locations = [_location(entry, path) for entry in usable_entries]
+    table_bonds = None
+    if bonds:
+        molecules = arrays["n_atoms"], arrays["atomic_numbers"], arrays["positions"]
+        usable = hashlib.sha256(arrays["row"].astype(np.int64).tobytes()).hexdigest()[:8]
+        table_bonds = cached_arrays(
+            folder / "tables" / f"{path.stem}-{digest}-bonds-{usable}-1.npz",
+            lambda: bonds_of.of_molecules(usable_entries, *molecules, locations)._asdict(),
+        )
+        table_bonds = bonds_of.Bonds(**table_bonds)
     return PropertyTable(
         **{
             name: array for name, array in arrays.items() if name not in ("row", "refused", "noted")
@@ -110,7 +129,8 @@ def read(
             for column in columns
         },
         unusual_bonds=arrays["noted"],
-        locations=np.array([_location(entry, path) for entry in usable_entries]),
+        locations=np.array(locations),
+        bonds=table_bonds,
     )
 
 
@@ -128,7 +148,13 @@ def _key(entry: Any) -> str:
 
 
 def splits(
-    train: str, valid: str, test: str, split: str, seed: int, columns: Sequence[str]
+    train: str,
+    valid: str,
+    test: str,
+    split: str,
+    seed: int,
+    columns: Sequence[str],
+    bonds: bool = False,
 ) -> dict[str, tuple[PropertyTable, np.ndarray]]:
     """The file and the rows of "train", "valid" and "test".
 
@@ -140,7 +166,7 @@ def splits(
       valid, test: other files, or shares of the molecules of ``train`` to draw by ``seed``.
       split: instead of shares, a column of ``train`` with "train", "valid" or "test"; or "".
       seed: seed of the random choice.
-      columns: names of columns, see :func:`read`.
+      columns, bonds: names of columns, and whether bonds are needed, see :func:`read`.
 
     Raises:
       ValueError: as for :func:`read`, or a split is empty or cannot be drawn.
@@ -150,7 +176,7 @@ def splits(
             f"the column {split!r} of splits is given with valid {valid} and test {test}; expected "
             "either the column or other files"
         )
-    table = read(find(train), [*columns, split] if split else columns)
+    table = read(find(train), [*columns, split] if split else columns, bonds=bonds)
     if split:
         split_rows = _rows_by_split(table, split, train)
     else:
@@ -158,7 +184,7 @@ def splits(
     split_tables = {name: (table, np.asarray(rows)) for name, rows in split_rows.items()}
     for name, source in (("valid", valid), ("test", test)):
         if name not in split_tables:
-            split_table = read(find(source), columns)
+            split_table = read(find(source), columns, bonds=bonds)
             split_tables[name] = split_table, np.arange(len(split_table))
     _warn_about_splits(split_tables)
     return split_tables

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,11 @@ NEAREST_RANGE = (0.9, 1.6)
 """The expected range of nearest-neighbor distances in Å; in QM9, they are 0.959 to 1.568."""
 SUFFIXES = tuple(_structure_files.READERS)
 """The supported kinds of files, by suffix; each may be followed by ``.gz``."""
+_FORMULAS = {
+    "CO": ("methanol", "carbon monoxide is [C-]#[O+]"),
+    "NO": ("hydroxylamine", "nitric oxide is [N]=O"),
+    "CN": ("methylamine", "the cyano radical is [C]#N"),
+}
 
 
 def read(source: str) -> list[Structure | Refused]:
@@ -96,7 +102,23 @@ def _from_text(text: str) -> Smiles | Refused:
     except ValueError as error:
         return Refused(text, str(error))
     formula = rdMolDescriptors.CalcMolFormula(molecule)
-    return Smiles(text.strip(), text, remark=_embedding.remark(text.strip(), formula))
+    return Smiles(text.strip(), text, remark=_remark(text.strip(), formula))
+
+
+def _remark(text: str, formula: str) -> str:
+    """A remark if a typed SMILES could be meant as a formula: CO is methanol, not carbon monoxide.
+
+    Args:
+      text: the text that was typed.
+      formula: the formula of the molecule if the text is read as a SMILES.
+    """
+    elements = re.findall("Cl|Br|[BCNOFPSI]", text)
+    if len(elements) < 2 or "".join(elements) != text or len(set(elements)) < len(elements):
+        return ""
+    if text in _FORMULAS:
+        name, hint = _FORMULAS[text]
+        return f"{text} is read as a SMILES, {name} ({formula}), not as a formula: {hint}"
+    return f"{text} is read as a SMILES, {formula}, not as a formula"
 
 
 def differences_from_qm9(molecule: Structure) -> list[str]:

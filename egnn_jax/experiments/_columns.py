@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data._flat import scale_or_one
-from egnn_jax.experiments.molecules import COVERAGE, conformal
 
 MISSING = ("", "na", "nan", "n/a", "null", "?")
 """Texts that mark a missing value, in lower case."""
@@ -17,6 +16,8 @@ NO_NUMBER = (*MISSING, "none", "-")
 """Texts that mark a missing value among numbers; among words, they may be classes."""
 MAX_ABS_VALUE = 1e30
 """The largest absolute value of a number, far enough from float32's limit for sums of errors."""
+COVERAGE = 0.9
+"""The share of molecules whose true value a prediction interval should contain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Numbers:
 
     def width(self, labels: np.ndarray, out: np.ndarray) -> float | None:
         """Half the width of an interval that contains the true values of a share
-        :data:`egnn_jax.experiments.molecules.COVERAGE` of molecules (split conformal prediction);
-        None if there are too few molecules to determine it.
+        :data:`COVERAGE` of molecules (split conformal prediction); None if there are too few
+        molecules to determine it.
         """
         error = np.abs(out[:, 0] - labels)
         error = error[np.isfinite(error)]
@@ -245,3 +246,12 @@ def _roc_auc(true: np.ndarray, score: np.ndarray) -> float:
     rank_sum = rankdata(score)[true == 1].sum()
     u_statistic = rank_sum - positives * (positives + 1) / 2
     return float(u_statistic / (positives * (len(true) - positives)))
+
+
+def conformal(errors: np.ndarray) -> np.ndarray:
+    """The quantiles (T,) of errors (S, T) that bound a new error with probability :data:`COVERAGE`.
+
+    The ⌈(S + 1) COVERAGE⌉-th smallest error, or the largest if there are too few.
+    """
+    index = min(int(np.ceil((len(errors) + 1) * COVERAGE)), len(errors)) - 1
+    return np.sort(errors, axis=0)[index]

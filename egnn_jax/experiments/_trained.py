@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from egnn_jax.data.property_table import PropertyTable
 from egnn_jax.data.structures import Structure
-from egnn_jax.experiments._columns import Classes, Numbers
+from egnn_jax.experiments._columns import COLUMNS, Classes, Numbers
 
 USUAL = 0.1
 """The share of training molecules with unusual bonds from which these are no longer reported."""
@@ -24,6 +27,22 @@ class Trained(NamedTuple):
     charges: tuple[int, ...] = (0,)
     has_unusual_bonds: bool = False
     geometries: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, table: PropertyTable, rows: np.ndarray, targets: Sequence[str], kind: str
+    ) -> "Trained":
+        """The facts about the molecules of a table in these rows."""
+        n_atoms, locations = table.n_atoms[rows], table.locations[rows]
+        make_column = COLUMNS[kind].of
+        return cls(
+            symbols_of(np.concatenate(table.elements(rows))),
+            (int(n_atoms.min()), int(n_atoms.max())),
+            tuple(make_column(name, table.values[name][rows], locations) for name in targets),
+            tuple(np.unique(table.charges[rows]).tolist()),
+            bool(table.unusual_bonds[rows].mean() >= USUAL),
+            tuple(np.unique(table.geometry[rows]).tolist()),
+        )
 
     def outside(self, molecule: Structure) -> list[str]:
         """How a molecule differs from all training molecules."""
@@ -75,3 +94,10 @@ class Trained(NamedTuple):
             raise ValueError(
                 f"constants are {str(values)[:200]}; expected elements, atoms and columns"
             ) from error
+
+
+def symbols_of(atomic_numbers: np.ndarray) -> tuple[str, ...]:
+    """The symbols of the elements among atomic numbers, sorted by number."""
+    from ase.data import chemical_symbols
+
+    return tuple(chemical_symbols[z] for z in np.unique(atomic_numbers).tolist())

@@ -12,10 +12,12 @@ import numpy as np
 
 from egnn_jax.data import qm9, structures
 from egnn_jax.data._packing import Gather, exclusive_cumsum
+from egnn_jax.data.bonds import Bonds
 from egnn_jax.data.dataset import GraphDataset
-from egnn_jax.data.qm9_graphs import molecular_graphs
+from egnn_jax.data.molecular_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
+from egnn_jax.experiments._columns import COVERAGE, conformal
 from egnn_jax.experiments.tables import table3_rows, write_table
 from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
 from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
@@ -23,9 +25,6 @@ from egnn_jax.training.evaluation import Metrics
 
 SIZES = ((3, 8), (9, 11), (12, 14), (15, 17), (18, 20), (21, 23), (24, 29))
 """Ranges of the number of atoms, for errors by molecule size."""
-
-COVERAGE = 0.9
-"""The share of molecules whose true value a prediction interval should contain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +143,7 @@ class MolecularTask(Task):
         atomic_numbers: np.ndarray,
         positions: np.ndarray,
         labels: np.ndarray | None = None,
+        bonds: Bonds | None = None,
     ) -> GraphDataset:
         """Graphs of the data set with labels, or of any molecules without labels."""
         return molecular_graphs(n_atoms, atomic_numbers, positions, labels, self.cutoff)
@@ -183,9 +183,9 @@ class MolecularTask(Task):
     def details(self, apply: Apply, params: Any) -> dict[str, Any]:
         """Units, mean absolute errors on valid and test, also by number of atoms, and intervals.
 
-        ``intervals``: half the width of an interval that contains the true values of
-        :data:`COVERAGE` of the molecules of a size (split conformal prediction: that quantile of
-        the errors on the validation samples). ``covered``: the share of test samples it contains.
+        ``intervals``: half the width of an interval that contains the true values of the share
+        ``coverage`` of molecules of a size (split conformal prediction: that quantile of errors on
+        the validation samples). ``covered``: the share of test samples it contains.
         """
         by_atoms: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
         errors = {}
@@ -240,6 +240,7 @@ class MolecularTask(Task):
         n_atoms: np.ndarray,
         atomic_numbers: np.ndarray,
         positions: np.ndarray,
+        bonds: Bonds | None = None,
     ) -> np.ndarray:
         """Predict the targets (S, T) of any molecules, in their units.
 
@@ -248,6 +249,8 @@ class MolecularTask(Task):
           n_atoms: number of atoms of each molecule (S,).
           atomic_numbers: (ΣM,), only of H, C, N, O and F.
           positions: (ΣM, 3) in Å.
+          bonds: the bonds of the molecules, if the network reads them; by default, those that RDKit
+            perceives from positions of neutral molecules.
 
         Raises:
           ValueError: there is another element, or features that the network needs, for example
@@ -258,7 +261,7 @@ class MolecularTask(Task):
             raise ValueError(
                 f"atomic_numbers has {sorted(unknown)}; expected of {allowed}, the elements of QM9"
             )
-        graphs = self._graphs(n_atoms, atomic_numbers, positions.astype(np.float32))
+        graphs = self._graphs(n_atoms, atomic_numbers, positions.astype(np.float32), bonds=bonds)
         baseline = self.baseline(n_atoms, atomic_numbers, positions)
         baseline += self.references(n_atoms, atomic_numbers)
         return self._predict_graphs(apply, params, graphs) + baseline
@@ -289,12 +292,3 @@ class MolecularTask(Task):
     def _rows(self, split: str) -> np.ndarray:
         rows = self.molecules.splits[split]
         return rows[: self.train_size] if split == "train" else rows
-
-
-def conformal(errors: np.ndarray) -> np.ndarray:
-    """The quantiles (T,) of errors (S, T) that bound a new error with probability COVERAGE.
-
-    The ⌈(S + 1) COVERAGE⌉-th smallest error, or the largest if there are too few.
-    """
-    index = min(int(np.ceil((len(errors) + 1) * COVERAGE)), len(errors)) - 1
-    return np.sort(errors, axis=0)[index]

@@ -13,6 +13,7 @@ import numpy as np
 
 from egnn_jax import _weights
 from egnn_jax._files import expanded
+from egnn_jax.data.bonds import of_molecules
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import short_repr
 from egnn_jax.experiments._structures import as_list, molecule, require_fitting
@@ -60,7 +61,9 @@ class Pretrained:
         """Predict properties of molecules, or apply the network to a graph.
 
         Like ``egnn predict``, this warns of molecules unlike those of the training, if they are
-        given as text. Of an object, neither the charge nor the origin of the geometry is known.
+        given as text. Of an object, neither the charge nor the origin of the geometry is known. If
+        the network reads bonds, those of an object are perceived from its positions and its charge,
+        ``charge`` or, of ASE's ``Atoms``, ``info["charge"]`` (0 by default).
 
         Args:
           structures: one or several molecules, for tasks that predict properties, or a graph. A
@@ -90,7 +93,7 @@ class Pretrained:
                 "network of a task that does, such as QM9 (energies and forces: ASECalculator)"
             )
         molecules = as_list(structures, task)
-        geometries, counts = [], np.zeros(len(molecules), int)
+        geometries, sources, counts = [], [], np.zeros(len(molecules), int)
         for k, structure in enumerate(molecules):
             conformers: Any = getattr(structure, "conformers", None)
             conformers = [structure.positions] if conformers is None else conformers
@@ -98,15 +101,16 @@ class Pretrained:
             if not conformers:
                 raise ValueError(f"structure {k} has no conformers; expected at least one")
             geometries += [molecule(structure, positions, k) for positions in conformers]
+            sources += [structure] * len(conformers)
             counts[k] = len(conformers)
-        values = task.properties(
-            self._apply,
-            self.params,
+        arrays = (
             np.array([len(numbers) for numbers, _ in geometries]),
             np.concatenate([numbers for numbers, _ in geometries]),
             # Centered, since float32 cannot resolve distances far from the origin.
             np.concatenate([positions - positions.mean(axis=0) for _, positions in geometries]),
         )
+        bonds = {"bonds": of_molecules(sources, *arrays)} if task.reads_bonds else {}
+        values = task.properties(self._apply, self.params, *arrays, **bonds)
         means = np.add.reduceat(np.asarray(values), np.cumsum(counts) - counts) / counts[:, None]
         return dict(zip(task.columns, means.T, strict=True))
 

@@ -13,16 +13,16 @@ import numpy as np
 
 from egnn_jax.data import property_table
 from egnn_jax.data._splits import SPLITS, files, shares
+from egnn_jax.data.bonds import Bonds
 from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.data.property_table import PropertyTable
-from egnn_jax.data.qm9_graphs import molecular_graphs
 from egnn_jax.data.structures import Structure
 from egnn_jax.experiments import plots
-from egnn_jax.experiments._columns import COLUMNS
-from egnn_jax.experiments._trained import USUAL, Trained
-from egnn_jax.experiments.molecules import COVERAGE
+from egnn_jax.experiments._columns import COLUMNS, COVERAGE
+from egnn_jax.experiments._inputs import MolecularInputs
+from egnn_jax.experiments._trained import Trained, symbols_of
 from egnn_jax.experiments.task import Apply, Task, predictions, zeros_of
-from egnn_jax.graph.graph import Globals, GraphsTuple, graph_mask
+from egnn_jax.graph.graph import GraphsTuple, graph_mask
 from egnn_jax.nn.batch_norm import in_training
 from egnn_jax.nn.heads import head_of
 from egnn_jax.training.evaluation import Metrics
@@ -30,7 +30,7 @@ from egnn_jax.training.step import STATISTICS, Loss
 
 
 @dataclasses.dataclass(frozen=True)
-class Table(Task):
+class Table(MolecularInputs, Task):
     """Predict columns of a table of molecules from the positions of their atoms.
 
     Numbers are standardized by mean and standard deviation of the training molecules, and the loss
@@ -45,7 +45,13 @@ class Table(Task):
       test: another file, or the share of the molecules of ``train`` to use for testing.
       split: instead of shares, a column of ``train`` with "train", "valid" or "test".
       split_seed: seed of the random choice of validation and test molecules.
-      cutoff: connect only atoms within this distance (Å).
+      cutoff: connect only atoms within this distance (Å); all atoms of a molecule if none.
+      features: features of an atom: "numbers", Z as an integer, which models embed; "elements", a
+        one-hot of the training elements, and Z; "chemistry", these and the traits in
+        :data:`egnn_jax.data.chemistry.TRAITS`.
+      bonds: "attributes" adds the kind of bond to each edge, a one-hot of single, double, triple
+        and aromatic, zeros without a bond; "only" also drops edges without a bond. Bonds and
+        chemistry are those of the SMILES or the file; without any, RDKit perceives them.
     """
 
     train: str = ""
@@ -55,7 +61,9 @@ class Table(Task):
     test: str = "0.1"
     split: str = ""
     split_seed: int = 0
-    cutoff: float = 5.0
+    cutoff: float | None = 5.0
+    features: Literal["numbers", "elements", "chemistry"] = "numbers"
+    bonds: Literal["none", "attributes", "only"] = "none"
 
     metric = "loss"
 
@@ -70,14 +78,24 @@ class Table(Task):
             )
         if self.kind not in COLUMNS:
             raise ValueError(f"task.kind is {self.kind!r}; expected one of {', '.join(COLUMNS)}")
-        if not 0 < self.cutoff < np.inf:
-            raise ValueError(f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å")
+        if self.cutoff is not None and not 0 < self.cutoff < np.inf:
+            raise ValueError(
+                f"task.cutoff is {self.cutoff}; expected a distance above 0 in Å, or none"
+            )
+        self.require_no_cutoff_of_bonds()
         shares(self.valid, self.test)
 
     @property
     def elements(self) -> tuple[str, ...]:
         """The elements of the training molecules."""
         return self._trained.elements
+
+    @property
+    def element_numbers(self) -> list[int]:
+        """The atomic numbers of :attr:`elements`."""
+        from ase.data import atomic_numbers
+
+        return [atomic_numbers[symbol] for symbol in self.elements]
 
     @property
     def units(self) -> Mapping[str, str]:
@@ -109,10 +127,6 @@ class Table(Task):
     def network(self, model: nn.Module) -> nn.Module:
         """The model with its readout of the columns."""
         return head_of(model)(model, outputs=len(self.columns))
-
-    def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
-        """The network's input: h atomic numbers (N,), x in Å; ``key`` is not used."""
-        return batch._replace(globals=Globals())
 
     def loss(self, apply: Apply) -> Loss:
         """The mean over known values of |ŷ - y| of standardized numbers, or of cross-entropy."""
@@ -179,26 +193,28 @@ class Table(Task):
         n_atoms: np.ndarray,
         atomic_numbers: np.ndarray,
         positions: np.ndarray,
+        bonds: Bonds | None = None,
     ) -> np.ndarray:
         """Predict :attr:`columns` (S, K) of any molecules with the elements of training.
 
         Args:
           apply, params: the network.
-          n_atoms: number of atoms of each molecule (S,).
-          atomic_numbers: (ΣM,).
+          n_atoms, atomic_numbers: number of atoms of each molecule (S,), and Z (ΣM,).
           positions: (ΣM, 3) in Å.
+          bonds: the bonds of the molecules, if the network reads them; by default, those that RDKit
+            perceives from positions of neutral molecules.
 
         Raises:
-          ValueError: there is another element.
+          ValueError: there is another element, or bonds cannot be perceived.
         """
-        symbols = _symbols(atomic_numbers)
+        symbols = symbols_of(atomic_numbers)
         if unknown := [symbol for symbol in symbols if symbol not in self.elements]:
             raise ValueError(
                 f"there are atoms of {', '.join(unknown)}; expected of {', '.join(self.elements)}, "
                 "the elements of the training molecules"
             )
         positions = positions.astype(np.float32)
-        graphs = molecular_graphs(n_atoms, atomic_numbers, positions, cutoff=self.cutoff)
+        graphs = self._graphs(n_atoms, atomic_numbers, positions, bonds=bonds)
         outputs = zip(self._trained.columns, self._outputs(apply, params, graphs), strict=True)
         return np.concatenate([column.predicted(out) for column, out in outputs], axis=1)
 
@@ -242,24 +258,15 @@ class Table(Task):
     @cached_property
     def _tables(self) -> dict[str, tuple[PropertyTable, np.ndarray]]:
         """The file and the rows of each split."""
-        if not self.train or not self.targets:
-            name, expected = ("targets", "names of columns") if self.train else ("train", "a file")
-            raise ValueError(f"task.{name} is empty; expected {expected}")
-        return property_table.splits(
-            self.train, self.valid, self.test, self.split, self.split_seed, self.targets
-        )
+        for name, expected in (("train", "a file"), ("targets", "names of columns")):
+            if not getattr(self, name):
+                raise ValueError(f"task.{name} is empty; expected {expected}")
+        splits = self.valid, self.test, self.split, self.split_seed
+        return property_table.splits(self.train, *splits, self.targets, self.reads_bonds)
 
     @cached_property
     def _trained(self) -> Trained:
-        table, rows = self._tables["train"]
-        elements, n_atoms = _symbols(np.concatenate(table.elements(rows))), table.n_atoms[rows]
-        make_column, locations = COLUMNS[self.kind].of, table.locations[rows]
-        columns = tuple(make_column(k, table.values[k][rows], locations) for k in self.targets)
-        atoms = (int(n_atoms.min()), int(n_atoms.max()))
-        charges = tuple(np.unique(table.charges[rows]).tolist())
-        unusual = bool(table.unusual_bonds[rows].mean() >= USUAL)
-        geometries = tuple(np.unique(table.geometry[rows]).tolist())
-        return Trained(elements, atoms, columns, charges, unusual, geometries)
+        return Trained.of(*self._tables["train"], self.targets, self.kind)
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
@@ -288,13 +295,5 @@ class Table(Task):
         for table, _ in self._tables.values():
             if id(table) not in graphs:  # splits may share a table
                 molecules = table.n_atoms, table.atomic_numbers, table.positions
-                y = targets[id(table)]
-                graphs[id(table)] = molecular_graphs(*molecules, y, self.cutoff)
+                graphs[id(table)] = self._graphs(*molecules, targets[id(table)], table.bonds)
         return {split: graphs[id(table)][rows] for split, (table, rows) in self._tables.items()}
-
-
-def _symbols(atomic_numbers: np.ndarray) -> tuple[str, ...]:
-    """The symbols of the elements among atomic numbers, sorted by number."""
-    from ase.data import chemical_symbols
-
-    return tuple(chemical_symbols[z] for z in np.unique(atomic_numbers).tolist())

@@ -1,7 +1,7 @@
 """QM9: predict properties of small molecules from atomic positions (section 5.3, Table 3)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -11,14 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data import qm9, qm9_bonds
+from egnn_jax.data.bonds import Bonds
 from egnn_jax.data.dataset import GraphDataset
-from egnn_jax.data.qm9_graphs import (
-    atom_features,
-    bond_features,
-    element_features,
-    molecular_graphs,
-)
 from egnn_jax.experiments import paper
+from egnn_jax.experiments._inputs import MolecularInputs
 from egnn_jax.experiments.molecules import MolecularTask
 from egnn_jax.experiments.task import Apply
 from egnn_jax.graph.geometry import random_orthogonal
@@ -38,7 +34,7 @@ class Statistics(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class QM9(MolecularTask):
+class QM9(MolecularInputs, MolecularTask):
     """Predict properties of molecules, with the mean absolute error as loss and metric.
 
     Labels are (y - mean) / MAD, with the statistics of the training molecules. Thermochemical
@@ -75,12 +71,13 @@ class QM9(MolecularTask):
             raise ValueError(
                 f"task.targets is {self.targets}; expected one or more of {qm9.TARGETS}, each once"
             )
-        if self.bonds == "only" and self.cutoff is not None:
-            raise ValueError(
-                f"task.cutoff is {self.cutoff} where task.bonds is 'only'; expected no cutoff, or "
-                "bonds 'attributes'"
-            )
+        self.require_no_cutoff_of_bonds()
         super().__post_init__()
+
+    @property
+    def element_numbers(self) -> Sequence[int]:
+        """The atomic numbers of H, C, N, O and F."""
+        return tuple(qm9.ELEMENTS.values())
 
     @property
     def metric(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -151,7 +148,7 @@ class QM9(MolecularTask):
         return vmapped(model, 1)
 
     @cached_property
-    def chemistry(self) -> qm9_bonds.Bonds:
+    def chemistry(self) -> Bonds:
         """Bonds and atom traits of the data set."""
         return qm9_bonds.load(self.molecules)
 
@@ -161,26 +158,11 @@ class QM9(MolecularTask):
         atomic_numbers: np.ndarray,
         positions: np.ndarray,
         labels: np.ndarray | None = None,
+        bonds: Bonds | None = None,
     ) -> GraphDataset:
-        molecules = n_atoms, atomic_numbers, positions
-        if self.bonds == "none" and self.features != "chemistry":
-            return super()._graphs(*molecules, labels)
-        bonds = qm9_bonds.of_molecules(*molecules) if labels is None else self.chemistry
-        return molecular_graphs(*molecules, labels, self.cutoff, bonds, self.bonds == "only")
-
-    def graph(self, batch: GraphsTuple, key: jax.Array | None = None) -> GraphsTuple:
-        """The input: h ``features``, a one-hot of bond types, x in Å; ``key`` is not used."""
-        graph = super().graph(batch, key)
-        bond_types, features = graph.edges.a, graph.nodes.h
-        numbers = features if features.ndim == 1 else features[:, 0]
-        if self.features == "numbers":
-            h = numbers
-        else:
-            h = atom_features(numbers) if self.features == "powers" else element_features(numbers)
-        if self.features == "chemistry":
-            h = jnp.concatenate([h, features[:, 1:].astype(h.dtype)], axis=1)
-        a = None if self.bonds == "none" else bond_features(bond_types)
-        return graph._replace(nodes=graph.nodes.replace(h=h), edges=graph.edges.replace(a=a))
+        if labels is not None and self.reads_bonds:
+            bonds = self.chemistry
+        return super()._graphs(n_atoms, atomic_numbers, positions, labels, bonds)
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
         """Predict standardized labels (G, T)."""

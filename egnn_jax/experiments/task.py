@@ -85,6 +85,11 @@ class Task:
         return {}
 
     @property
+    def reads_bonds(self) -> bool:
+        """Whether ``properties`` takes ``bonds``, a :class:`egnn_jax.data.bonds.Bonds`."""
+        return False
+
+    @property
     def elements(self) -> tuple[str, ...]:
         """The symbols of the elements that predictions support, if inputs have elements."""
         return ()

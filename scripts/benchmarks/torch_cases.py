@@ -13,7 +13,7 @@ from benchmarks.peers import QM9EGNN, AutoencoderEGNN, Dense, NBodyEGNN, TheirAu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from egnn_jax.data.qm9_graphs import atom_features
+from egnn_jax.data.molecular_graphs import atom_features
 from egnn_jax.experiments.autoencoder import GraphAutoencoder
 from egnn_jax.experiments.nbody import NBody
 from egnn_jax.experiments.qm9 import QM9

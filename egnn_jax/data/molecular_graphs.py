@@ -1,15 +1,17 @@
-"""Molecules of QM9's elements as graphs, and their atom and bond features."""
+"""Molecules as graphs, and their atom and bond features."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from egnn_jax.data._packing import edges_within, exclusive_cumsum
+from egnn_jax.data.bonds import Bonds
 from egnn_jax.data.chemistry import BOND_TYPES
 from egnn_jax.data.dataset import EdgeLists, GraphDataset
-from egnn_jax.data.qm9_bonds import Bonds
 from egnn_jax.data.qm9_properties import ELEMENTS
-from egnn_jax.graph.graph import Edges, Globals, Nodes
+from egnn_jax.graph.graph import Edges, Globals, GraphsTuple, Nodes
 
 
 def atom_features(atomic_numbers: jax.Array) -> jax.Array:
@@ -20,10 +22,9 @@ def atom_features(atomic_numbers: jax.Array) -> jax.Array:
     return (one_hot[:, :, None] * powers[:, None]).reshape(-1, 15)
 
 
-def element_features(atomic_numbers: jax.Array) -> jax.Array:
-    """Map Z (N,) to (N, 6): one-hot of H, C, N, O, F, and Z; 0 for padding."""
-    elements = jnp.array(list(ELEMENTS.values()), atomic_numbers.dtype)
-    one_hot = atomic_numbers[:, None] == elements
+def element_features(atomic_numbers: jax.Array, elements: Sequence[int]) -> jax.Array:
+    """Map Z (N,) to (N, K + 1): one-hot of K elements, and Z; 0 for padding."""
+    one_hot = atomic_numbers[:, None] == jnp.array(elements, atomic_numbers.dtype)
     return jnp.concatenate([one_hot, atomic_numbers[:, None]], axis=1).astype(jnp.float32)
 
 
@@ -31,6 +32,31 @@ def bond_features(bond_types: jax.Array) -> jax.Array:
     """Map (E,) to (E, 4): one-hot of :data:`~egnn_jax.data.chemistry.BOND_TYPES`; 0 for no bond."""
     types = jnp.arange(1, len(BOND_TYPES) + 1, dtype=bond_types.dtype)
     return (bond_types[:, None] == types).astype(jnp.float32)
+
+
+def network_input(
+    batch: GraphsTuple, features: str, bonds: str, elements: Sequence[int]
+) -> GraphsTuple:
+    """A batch of :func:`molecular_graphs` as the input of a network, without labels.
+
+    Args:
+      batch: the batch.
+      features: what h is. "powers": :func:`atom_features`; "numbers": Z, as an integer;
+        "elements": :func:`element_features`; "chemistry": the same, and the traits of the atoms.
+      bonds: "none"; otherwise, a is :func:`bond_features`.
+      elements: the atomic numbers of the one-hot of "elements" and "chemistry".
+    """
+    values = jnp.asarray(batch.nodes.h)
+    numbers = h = values if values.ndim == 1 else values[:, 0]
+    if features == "powers":
+        h = atom_features(numbers)
+    elif features != "numbers":
+        h = element_features(numbers, elements)
+    if features == "chemistry":
+        h = jnp.concatenate([h, values[:, 1:].astype(h.dtype)], axis=1)
+    a = None if bonds == "none" else bond_features(batch.edges.a)
+    nodes, edges = batch.nodes.replace(h=h), batch.edges.replace(a=a)
+    return batch._replace(nodes=nodes, edges=edges, globals=Globals())
 
 
 def molecular_graphs(
