@@ -442,8 +442,8 @@ def test_a_network_of_a_table_reads_bonds(tmp_path):
     other = table.bonds._replace(bond_types=table.bonds.bond_types % 4 + 1)
     changed = network.config.task.properties(network._apply, network.params, *inputs[:3], other)
     assert np.abs(changed[:, 0] - expected).max() > 1e-3
+    hydroxyl = ase_atoms([8, 1], [[0, 0, 0], [0, 0, 0.96]])  # a radical
     with pytest.raises(ValueError, match="geometry 2 of 2: its "):
-        hydroxyl = ase_atoms([8, 1], [[0, 0, 0], [0, 0, 0.96]])  # a radical
         network([ase_atoms([1, 1], [[0, 0, 0], [0, 0, 0.74]]), hydroxyl])
 
 

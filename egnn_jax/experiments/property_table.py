@@ -61,9 +61,9 @@ class Table(MolecularInputs, Task):
     test: str = "0.1"
     split: str = ""
     split_seed: int = 0
+    _: dataclasses.KW_ONLY
     cutoff: float | None = 5.0
     features: Literal["numbers", "elements", "chemistry"] = "numbers"
-    bonds: Literal["none", "attributes", "only"] = "none"
 
     metric = "loss"
 

@@ -62,8 +62,8 @@ class QM9(MolecularInputs, MolecularTask):
     targets: tuple[Target, ...] = ("homo",)  # pyright: ignore[reportIncompatibleMethodOverride]
     independent: bool = False
     augment: bool = False
+    _: dataclasses.KW_ONLY
     features: Literal["powers", "numbers", "elements", "chemistry"] = "powers"
-    bonds: Literal["none", "attributes", "only"] = "none"
 
     def __post_init__(self) -> None:
         """Raise ValueError if an option is invalid."""
