@@ -137,6 +137,30 @@ def test_turning_molecules_changes_the_loss_of_what_is_not_equivariant():
         assert (abs(losses[3] - losses[2]) > 1e-4 * losses[0]) == changes
 
 
+def test_half_of_the_molecules_are_reflected():
+    """A network that reads a chirality sees both signs, and only with ``reflect``."""
+
+    def chirality(params, graph):
+        first = graph.nodes.x[jnp.cumsum(graph.n_node)[:-1, None] - jnp.arange(1, 4)]
+        y = jnp.sign(jnp.linalg.det(first))
+        return graph._replace(globals=graph.globals.replace(y=jnp.append(y, 0.0)[:, None]))
+
+    batch = TASK.samples("train").pack(np.arange(4))
+    x = np.random.default_rng(0).normal(size=batch.nodes.x.shape).astype(np.float32)
+    batch = batch._replace(nodes=batch.nodes.replace(x=x))
+    batch = batch._replace(globals=batch.globals.replace(y=np.full((5, 1), 2.0, np.float32)))
+    plain = float(TASK.loss(chirality)({}, batch, jax.random.key(0))[0])
+    values = {True: set(), False: set()}
+    for reflect, found in values.items():
+        loss = jax.jit(dataclasses.replace(TASK, augment=True, reflect=reflect).loss(chirality))
+        for k in range(100):
+            found.add(round(float(loss({}, batch, jax.random.key(k))[0]), 4))
+    assert values[False] == {round(plain, 4)}
+    assert values[True] == {1.0, 1.5, 2.0, 2.5, 3.0}  # 4, 3, 2, 1 and 0 of one sign
+    with pytest.raises(ValueError, match=r"task.reflect is true and task.augment false"):
+        dataclasses.replace(TASK, reflect=True)
+
+
 def of_frames(rotation):
     """A rotation (3, 3) as a quaternion."""
     x, y, z, s = Rotation.from_matrix(rotation).as_quat()

@@ -133,6 +133,26 @@ def test_the_readout_is_invariant(x64):
         Readout(egnn.EGNN(5, 2), outputs=0).init(jax.random.key(0), graph)
 
 
+def test_the_objective_is_the_mean_absolute_or_squared_error():
+    """Of the standardized labels of the real molecules, for one and for several targets."""
+    for targets in (("homo",), ("homo", "mu", "alpha")):
+        task = QM9(train_size=16, targets=targets)
+        batch = task.samples("train").pack(np.array([0, 3, 5, -1]))
+        network = task.network(egnn.EGNN(4, 1, update_coordinates=False))
+        params = testing.randomise_parameters(
+            jax.eval_shape(network.init, jax.random.key(0), task.graph(batch))
+        )
+        error = np.asarray(task.predict(network.apply, params, batch) - batch.globals.y)[:3]
+        for objective, expected in (("mae", np.abs(error)), ("mse", error**2)):
+            loss = dataclasses.replace(task, objective=objective).loss(network.apply)
+            value = loss(params, batch, jax.random.key(1))[0]
+            np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+        metrics = task.metrics(network.apply)(params, batch, jax.random.key(1))
+        np.testing.assert_allclose(
+            metrics["homo"][0], np.abs(error[:, 0]).sum() * task.deviation[0], rtol=1e-5
+        )
+
+
 def test_a_cutoff_leaves_out_far_atoms():
     near = dataclasses.replace(TWO, train_size=50, cutoff=2.0)
     batch, whole = (task.samples("train").pack(np.arange(5)) for task in (near, TWO))

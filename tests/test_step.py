@@ -192,6 +192,29 @@ def test_schedules_end_at_a_share_of_the_first_rate(schedule, middle):
     np.testing.assert_allclose([sizes[0], sizes[20], sizes[40]], [1, middle, 0.1], rtol=1e-4)
 
 
+def test_a_plateau_halves_the_rate():
+    """Epochs of 2 steps with mean losses 3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1: 2 and 1 are no better."""
+    optimizer = Optimizer(
+        name="sgd", learning_rate=1.0, schedule="plateau", plateau_epochs=2, final=0.2
+    ).build(2, 22)
+    params = {"w": jnp.ones(())}
+    state, sizes = optimizer.init(params), []
+    for loss in (3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1):
+        for noise in (0.5, -0.5):
+            updates, state = optimizer.update(
+                {"w": jnp.ones(())}, state, params, value=jnp.float32(loss + noise)
+            )
+            sizes.append(-float(updates["w"]))
+    np.testing.assert_allclose(sizes[:7], 1)  # the 8th step ends the second epoch without progress
+    np.testing.assert_allclose(sizes[7:15], 0.5)  # so does the 16th
+    np.testing.assert_allclose(sizes[15:19], 0.25)
+    np.testing.assert_allclose(sizes[19:], 0.2)
+    with pytest.raises(ValueError, match=r"optimizer.plateau_epochs is 0; expected at least 1"):
+        Optimizer(schedule="plateau", plateau_epochs=0)
+    with pytest.raises(ValueError, match=r"plateau_epochs is 3 where .* 'cosine', which does not"):
+        Optimizer(schedule="cosine", plateau_epochs=3)
+
+
 @pytest.mark.parametrize(("schedule", "final"), [("cosine", -0.1), ("exponential", 0.0)])
 def test_a_last_rate_that_makes_no_sense_is_refused(schedule, final):
     with pytest.raises(ValueError, match=f"optimizer.final is {final}; expected .* to 1"):

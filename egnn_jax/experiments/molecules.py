@@ -271,10 +271,12 @@ class MolecularTask(Task):
         sums = [qm9.atomic_references(name, n_atoms, atomic_numbers) for name in self.targets]
         return np.stack(sums, axis=1)
 
-    def _error_sums(self, predicted: jax.Array, batch: GraphsTuple) -> tuple[jax.Array, jax.Array]:
-        """Absolute errors summed over the molecules of a batch (T,), and their number."""
+    def _error_sums(
+        self, predicted: jax.Array, batch: GraphsTuple, power: int = 1
+    ) -> tuple[jax.Array, jax.Array]:
+        """|ŷ - y|^power summed over the molecules of a batch (T,), and their number."""
         mask = graph_mask(batch)[:-1]  # the last graph of a batch is always padding
-        error = jnp.abs(predicted - batch.globals.y)[:-1]
+        error = jnp.abs(predicted - batch.globals.y)[:-1] ** power
         return jnp.sum(jnp.where(mask[:, None], error, 0.0), axis=0), jnp.sum(mask)
 
     def _predict_rows(self, apply: Apply, params: Any, rows: np.ndarray) -> np.ndarray:

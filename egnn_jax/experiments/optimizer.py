@@ -21,9 +21,12 @@ class Optimizer:
         or another optax optimizer that takes a learning rate, for example "lion".
       learning_rate: the peak learning rate.
       weight_decay: the factor of weight decay.
-      schedule: "constant", or "cosine" or "exponential" decay from learning_rate to
-        final · learning_rate over the run.
-      final: the last learning rate of a cosine or exponential decay, as a share of the peak.
+      schedule: "constant"; "cosine" or "exponential" decay from learning_rate to
+        final · learning_rate over the run; or "plateau": half the rate whenever the training loss,
+        averaged over an epoch, is no smaller than before for ``plateau_epochs`` epochs.
+      final: the last learning rate of a decay, or the smallest after plateaus, as a share of the
+        peak.
+      plateau_epochs: see ``schedule``.
       half_periods: how often the cosine falls or rises; 3 matches the authors' QM9 code, which
         steps its schedule three times per epoch: down to 0 in the first third, up, and down again.
       warmup_epochs: first, increase the learning rate linearly from 0 over this many epochs.
@@ -33,8 +36,9 @@ class Optimizer:
     name: str = "adam"
     learning_rate: float = 5e-4
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    schedule: Literal["constant", "cosine", "exponential", "plateau"] = "constant"
     final: float = 0.0
+    plateau_epochs: int = 5
     half_periods: int = 1
     warmup_epochs: float = 0.0
     clip_norm: float | None = None
@@ -53,6 +57,12 @@ class Optimizer:
         unused = {"final": (self.final, 0.0)} if self.schedule == "constant" else {}
         if self.schedule != "cosine":
             unused["half_periods"] = (self.half_periods, 1)
+        if self.schedule != "plateau":
+            unused["plateau_epochs"] = (self.plateau_epochs, 5)
+        if self.plateau_epochs < 1:
+            raise ValueError(
+                f"optimizer.plateau_epochs is {self.plateau_epochs}; expected at least 1"
+            )
         for name, (value, default) in unused.items():
             if value != default:
                 raise ValueError(
@@ -90,6 +100,15 @@ class Optimizer:
             transforms.append(make_optimizer(rate, weight_decay=self.weight_decay))
         else:
             transforms += [optax.add_decayed_weights(self.weight_decay), make_optimizer(rate)]
+        if self.schedule == "plateau":
+            transforms.append(
+                optax.contrib.reduce_on_plateau(
+                    factor=0.5,
+                    patience=self.plateau_epochs,
+                    accumulation_size=steps_per_epoch,
+                    min_scale=self.final,
+                )
+            )
         return optax.chain(*transforms)
 
 

@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class QM9(MolecularInputs, MolecularTask):
-    """Predict properties of molecules, with the mean absolute error as loss and metric.
+    """Predict properties of molecules, with the mean absolute error as metric.
 
     Labels are (y - mean) / MAD, with the statistics of the training molecules. Thermochemical
     properties are relative to free atoms.
@@ -46,6 +46,10 @@ class QM9(MolecularInputs, MolecularTask):
         several outputs.
       augment: rotate each molecule at random in training, for models that are not equivariant to
         rotations.
+      reflect: with ``augment``, also reflect half of the molecules, for models that are not
+        equivariant to reflections.
+      objective: the loss: "mae", the mean absolute error, or "mse", the mean squared error, of the
+        standardized labels.
       train_size: train on the first molecules of the training split, this many.
       cutoff: connect only atoms within this distance (Å); all atoms of a molecule if none, as in
         the paper.
@@ -62,6 +66,8 @@ class QM9(MolecularInputs, MolecularTask):
     targets: tuple[Target, ...] = ("homo",)  # pyright: ignore[reportIncompatibleMethodOverride]
     independent: bool = False
     augment: bool = False
+    reflect: bool = False
+    objective: Literal["mae", "mse"] = "mae"
     _: dataclasses.KW_ONLY
     features: Literal["powers", "numbers", "elements", "chemistry"] = "powers"
 
@@ -71,6 +77,8 @@ class QM9(MolecularInputs, MolecularTask):
             raise ValueError(
                 f"task.targets is {self.targets}; expected one or more of {qm9.TARGETS}, each once"
             )
+        if self.reflect and not self.augment:
+            raise ValueError("task.reflect is true and task.augment false; expected both")
         self.require_no_cutoff_of_bonds()
         super().__post_init__()
 
@@ -173,17 +181,19 @@ class QM9(MolecularInputs, MolecularTask):
         return jnp.moveaxis(y[..., 0], 0, -1) if self.independent else y
 
     def loss(self, apply: Apply) -> Loss:
-        """The mean absolute error of the standardized labels."""
+        """The error of the standardized labels, see ``objective``."""
+        determinant = None if self.reflect else 1
 
         def loss(params: Any, batch: GraphsTuple, key: jax.Array) -> tuple[jax.Array, dict]:
             graph = self.graph(batch)
             if self.augment:
                 keys = jax.random.split(key, batch.n_node.shape[0])
-                q = jax.vmap(lambda key: random_orthogonal(key, 3, determinant=1))(keys)
+                q = jax.vmap(lambda key: random_orthogonal(key, 3, determinant))(keys)
                 x = jnp.einsum("nij,nj->ni", q[graph_of_node(graph)], graph.nodes.x)
                 graph = graph._replace(nodes=graph.nodes.replace(x=x))
             out, batch_stats = in_training(apply, params, graph)
-            error, count = self._error_sums(self._predicted_labels(out), batch)
+            power = 2 if self.objective == "mse" else 1
+            error, count = self._error_sums(self._predicted_labels(out), batch, power)
             # The gradient of an independent network must not depend on the number of networks.
             networks = len(self.targets) if self.independent else 1
             value = jnp.sum(error) / count / (len(self.targets) / networks)

@@ -42,23 +42,26 @@ ENTRANTS: dict[str, tuple[str, ...]] = {
     "schnet": (),
     "dimenetpp": SMALL_BATCH,
     "nmp": (
-        "--optimizer.schedule", "cosine", "--optimizer.final", "0",
+        "--task.objective", "mae", "--optimizer.schedule", "cosine", "--optimizer.final", "0",
         "--optimizer.learning-rate", "1e-3",
     ),
-    "cormorant": SMALL_BATCH,
+    "cormorant": (*SMALL_BATCH, "--task.objective", "mae"),
     "se3_transformer": (
         "--model.features", "16", "--model.layers", "4", "--model.degree", "2",
         "--model.heads", "1", "--model.div", "4",
+        "--task.no-augment", "--task.no-reflect",
     ),
     "tfn": ("--model.features", "16", "--model.layers", "4", "--model.degree", "2"),
     "lieconv": ("--model.features", "512", "--batch-size", "76"),
     "l1net": (
         "--model.features", "32", "--model.vectors", "10", "--model.hidden", "64",
-        "--optimizer.learning-rate", "1e-3",
+        "--task.objective", "mae", "--optimizer.learning-rate", "1e-3",
+        "--optimizer.schedule", "cosine", "--optimizer.final", "0",
     ),
 }  # fmt: skip
 """Rows of Table 3, and their changes to recipes made for days on a GPU: smaller networks, larger
-batches, batches that two cores share evenly, and learning rates of at least 1e-3.
+batches, batches that two cores share evenly, and learning rates of at least 1e-3. All minimize the
+mean absolute error, and see molecules as they are, except LieConv, which needs random rotations.
 """
 
 EVALUATION = 1.06
