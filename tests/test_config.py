@@ -310,6 +310,21 @@ def test_options_for_two_cores_are_options(name):
     assert changed.batch_size // changed.micro_batches % 2 == 0
 
 
+def test_an_option_is_none_in_lower_case_too():
+    """And "none" as text stays text."""
+    config = configs.override(configs.load("molecules/table"), [], "x", "")
+    assert config.task.cutoff == 5.0
+    assert config.optimizer.clip_norm == 1.0
+    for none in ("none", "None"):
+        flags = ["--task.cutoff", none, "--optimizer.clip-norm", none, "--task.bonds", "none"]
+        changed = configs.override(config, flags, "x", "")
+        assert changed.task.cutoff is changed.optimizer.clip_norm is None
+        assert changed.task.bonds == "none"
+    l1net = configs.load("qm9/l1net")
+    assert configs.override(l1net, ["--model.output-features", "none"], "x", "") == l1net
+    assert configs.override(l1net, ["--task.cutoff", "none"], "x", "").task.cutoff is None
+
+
 def test_overrides_that_do_not_exist_are_refused(capsys):
     with pytest.raises(SystemExit):
         configs.override(configs.from_dict(PLAIN), ["--epoch", "3"], "x", "")

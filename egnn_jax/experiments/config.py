@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import flax.linen as nn
 
@@ -256,7 +256,16 @@ def override(config: Config, arguments: Sequence[str], program: str, description
     flags_class: Any = dataclasses.make_dataclass("Config", fields, frozen=True)
     lines = [f"  {name}: {text}" for name, text in _options.described(Config).items()]
     flags_class.__doc__ = "\n".join(["Options of a training.", "", "Args:", *lines])
-    parsed = tyro.cli(flags_class, args=list(arguments), prog=program, description=description)
+    optional = {
+        f"--{name}.{field}".replace("_", "-")
+        for name in sections
+        for field, hint in _options.plain_hints(type(values[name])).items()
+        if type(None) in get_args(hint)
+    }
+    # tyro knows only None, but --init takes none, and the options' descriptions say none.
+    pairs = zip(["", *arguments], arguments, strict=False)
+    arguments = ["None" if flag in optional and x == "none" else x for flag, x in pairs]
+    parsed = tyro.cli(flags_class, args=arguments, prog=program, description=description)
     new_values = {name: getattr(parsed, name) for name in values}
     for name in sections:
         options = {
