@@ -100,18 +100,6 @@ def check_functions_of_distances(z, state, x):
     assert_same(got.reshape(want.shape), want)
 
 
-@pytest.mark.parametrize(
-    "field", ["param/cormorant_cg.edge_levels.1.cat_mix.mix_reps.weights.2", "input/x"]
-)
-def test_a_changed_value_of_cormorant_is_seen(x64, tmp_path, field):
-    z = dict(np.load(GOLDEN / "cormorant.npz"))
-    z[field] = z[field].copy()
-    z[field].flat[1] += 1e-5
-    np.savez(tmp_path / "cormorant.npz", **z)
-    with pytest.raises(AssertionError):
-        check_cormorant(tmp_path / "cormorant.npz")
-
-
 def l1net(state, z):
     """The authors' network, of which the shapes tell the sizes."""
     layers = max(int(name.split(".")[2]) for name in state if name.startswith("net.layers."))
@@ -151,8 +139,13 @@ def check_l1net(path):
     params = there_and_back(state, model)
     out = run(model, params, graph)
     assert_same(out.globals.y[:, 0], z["output/prediction"])
-    if not model.mlp:
-        assert_same(out.nodes.h[:, 0], z["output/atomwise"])
+    nodes, edges = len(graph.nodes.x), len(graph.senders)
+    alone = graph._replace(
+        n_node=np.ones(nodes, int), n_edge=np.array([edges] + [0] * (nodes - 1)),
+        globals=jax.tree.map(lambda a: None, graph.globals),
+    )  # fmt: skip
+    atomwise = run(model, params, alone).globals.y  # sums over graphs of one atom each
+    assert_same(atomwise[:, 0], z["output/atomwise"])
     last = f"layer_{model.encoder.layers}" if model.mlp else "out"  # reads features of the body
     *_, scalars, vectors = arguments_of(last, model, params, graph)
     vectors = vectors[:, jnp.array([1, 2, 0])].swapaxes(1, 2)  # (y, z, x) of each
@@ -163,6 +156,27 @@ def check_l1net(path):
 def test_golden(x64, golden_file):
     check = check_cormorant if golden_file.stem.startswith("cormorant") else check_l1net
     check(golden_file)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("cormorant", "param/cormorant_cg.edge_levels.1.cat_mix.mix_reps.weights.2"),
+        ("cormorant", "input/x"),
+        ("l1net", "param/net.layers.2.0.R.f.weights.2"),
+        ("l1net", "output/features"),
+        ("l1net_mlp", "param/out.mlp.0.weight"),
+        ("l1net_mlp", "output/atomwise"),
+    ],
+)
+def test_a_changed_golden_value_is_seen(x64, tmp_path, name, field):
+    z = dict(np.load(GOLDEN / f"{name}.npz"))
+    z[field] = z[field].copy()
+    z[field].flat[1] += 1e-5
+    np.savez(tmp_path / f"{name}.npz", **z)
+    check = check_cormorant if name == "cormorant" else check_l1net
+    with pytest.raises(AssertionError):
+        check(tmp_path / f"{name}.npz")
 
 
 def test_l1net_in_the_authors_batches_depends_on_padding(x64):

@@ -180,6 +180,7 @@ def test_golden(x64, golden_file):
         ],
         ("lieconv_t3", "param/net.2.net.5.linear.weight"),
         ("lieconv_t3", "output/train/net.2.net.5.weightnet.4.running_var"),
+        ("lieconv_se3", "input/lifted_algebra"),
     ],
 )
 def test_a_changed_golden_value_is_seen(x64, tmp_path, file, field):
