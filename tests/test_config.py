@@ -320,6 +320,8 @@ def test_an_option_is_none_in_lower_case_too():
         changed = configs.override(config, flags, "x", "")
         assert changed.task.cutoff is changed.optimizer.clip_norm is None
         assert changed.task.bonds == "none"
+        flags = [f"--task.cutoff={none}", "--optimizer.clip_norm", none, "--task.bonds=none"]
+        assert configs.override(config, flags, "x", "") == changed
     l1net = configs.load("qm9/l1net")
     assert configs.override(l1net, ["--model.output-features", "none"], "x", "") == l1net
     assert configs.override(l1net, ["--task.cutoff", "none"], "x", "").task.cutoff is None

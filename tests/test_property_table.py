@@ -443,8 +443,25 @@ def test_a_network_of_a_table_reads_bonds(tmp_path):
     changed = network.config.task.properties(network._apply, network.params, *inputs[:3], other)
     assert np.abs(changed[:, 0] - expected).max() > 1e-3
     hydroxyl = ase_atoms([8, 1], [[0, 0, 0], [0, 0, 0.96]])  # a radical
-    with pytest.raises(ValueError, match="geometry 2 of 2: its "):
+    with pytest.raises(ValueError, match="structure 1: its "):
         network([ase_atoms([1, 1], [[0, 0, 0], [0, 0, 0.74]]), hydroxyl])
+
+
+def test_a_molecule_too_large_for_the_network_is_named(tmp_path):
+    """In training as in prediction, where the network itself, compiled, could not."""
+    task = Table(train=write(), targets=("logP",), valid="0.2", test="0.2", cutoff=None)
+    config = dataclasses.replace(small(task, epochs=1), model=egnn.NMP(16, 1, 8, 1, max_nodes=8))
+    task = dataclasses.replace(task, features="elements")
+    config = dataclasses.replace(config, task=task)
+    with pytest.raises(
+        ValueError, match=r"graph \d+ of train has 1\d nodes; .* model.max_nodes, 8$"
+    ):
+        train(config, tmp_path / "small")
+    assert not (tmp_path / "small" / "result.json").exists()
+    config = dataclasses.replace(config, model=egnn.NMP(16, 1, 8, 1))
+    train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"structure 1 has 32 nodes; .* model.max_nodes, 29$"):
+        egnn.load_pretrained(tmp_path / "run")(["CCO", "C" * 10])
 
 
 @pytest.mark.parametrize(("suffix", "source"), [("sdf", "in order"), ("xyz", "by positions")])

@@ -71,8 +71,9 @@ def of_molecules(
         else:
             results.append(found)
     if failures:
-        count = f"{len(failures)} of {len(ends)} molecules have no bonds: " if names else ""
-        raise ValueError(f"{count}{'; '.join(failures)[:_MAX_MESSAGE]}")
+        count = f"{len(failures)} of {len(ends)} molecules have no bonds: "
+        text = "; ".join(failures)[:_MAX_MESSAGE]
+        raise ValueError(text if len(failures) == 1 else count + text)
     return Bonds(**concatenated(results))
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,10 @@ if nothing else is known; this separates bonds from other pairs in all but some 
 QM9. A SMILES disagrees with the distances if a bond is longer than ``LONGEST``, or two atoms
 without a bond are closer than ``CLOSEST``.
 """
+IMPOSSIBLE = 1.6
+"""A distance, in units of the sum of RDKit's covalent radii, above which there is no bond."""
+_MAX_ORDERS = 8
+"""The number of orders of the atoms in which bonds are perceived until that succeeds."""
 
 _RADII = np.zeros(10)
 _RADII[[1, 6, 7, 8, 9]] = 0.31, 0.76, 0.71, 0.66, 0.57
@@ -110,17 +115,42 @@ def of_molecule(molecule: Any, numbers: np.ndarray, positions: np.ndarray) -> tu
             found = Chem.MolFromMolBlock(block, removeHs=False)
     else:
         return perceived(numbers, positions, _charge(molecule)), SOURCES.index("by positions")
-    atoms = [] if found is None else [atom.GetAtomicNum() for atom in found.GetAtoms()]
+    if found is None:
+        raise ValueError("its mol block cannot be read")
+    atoms = [atom.GetAtomicNum() for atom in found.GetAtoms()]
     if atoms != numbers.tolist():
         raise ValueError(f"its bonds are between atoms {atoms}; expected {numbers.tolist()}")
-    return _of_rdkit(found), SOURCES.index("in order")
+    result = _of_rdkit(found)
+    _require_short(result, numbers, positions)
+    return result, SOURCES.index("in order")
+
+
+def _require_short(found: Chemistry, numbers: np.ndarray, positions: np.ndarray) -> None:
+    """Raise ValueError if a bond is so long that it must be between others of the atoms, as if
+    another version of RDKit stored the positions, with its atoms in another order.
+    """
+    from rdkit import Chem
+
+    i, j = found.bond_atoms.T
+    radii = np.array([Chem.GetPeriodicTable().GetRcovalent(int(z)) for z in numbers])
+    lengths = np.linalg.norm(positions[i] - positions[j], axis=-1) / (radii[i] + radii[j])
+    if len(lengths) and lengths.max() > IMPOSSIBLE:
+        k = lengths.argmax()
+        raise ValueError(
+            f"its bond between atoms {i[k] + 1} and {j[k] + 1} is {lengths[k]:.1f} times as long "
+            f"as their radii; expected at most {IMPOSSIBLE}"
+        )
 
 
 def _charge(molecule: Any) -> int:
     charge: Any = getattr(molecule, "charge", None)
+    info = getattr(molecule, "info", None)
+    if charge is None and isinstance(info, Mapping):
+        charge = info.get("charge")
     if charge is None:
-        charge = getattr(molecule, "info", {}).get("charge", 0)
-    if not isinstance(charge, int | float | np.number) or charge != np.rint(charge):
+        return 0
+    is_number = isinstance(charge, int | float | np.integer | np.floating)
+    if not is_number or not np.isfinite(charge) or charge != np.rint(charge):
         raise ValueError(f"its charge is {charge!r}; expected a whole number")
     return int(charge)
 
@@ -137,12 +167,32 @@ def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Ch
       ValueError: rdkit is not installed, or finds no bonds that fit the valences.
     """
     try:
-        from rdkit import Chem, rdBase
-        from rdkit.Chem import rdDetermineBonds
+        from rdkit import Chem
     except ImportError as error:
         raise ValueError(missing("rdkit")) from error
+    # In some orders of the atoms, RDKit finds no bonds of nitroarenes, and in others it does.
+    rng = np.random.default_rng(0)
+    size = len(numbers)
+    orders = [np.arange(size), *(rng.permutation(size) for _ in range(_MAX_ORDERS - 1))]
+    failure = None
+    for order in orders:
+        try:
+            molecule = _bonded(numbers[order], positions[order], charge)
+            return _of_rdkit(Chem.RenumberAtoms(molecule, np.argsort(order).tolist()))
+        except ValueError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _bonded(numbers: np.ndarray, positions: np.ndarray, charge: int) -> Any:
+    """An RDKit molecule with the bonds that RDKit perceives, see :func:`perceived`."""
+    from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDetermineBonds
+
     kind = f"whole molecule of charge {charge:+d}" if charge else "whole, neutral molecule"
-    expected = f"expected a {kind} with all of its hydrogens"
+    hint = "" if charge else "; of an ion, state the charge"
+    expected = f"expected a {kind} with all of its hydrogens{hint}"
     symbol_of = Chem.GetPeriodicTable().GetElementSymbol
     lines = [
         f"{symbol_of(int(number))} {x:.6f} {y:.6f} {z:.6f}"
@@ -153,15 +203,17 @@ def perceived(numbers: np.ndarray, positions: np.ndarray, charge: int = 0) -> Ch
         try:
             rdDetermineBonds.DetermineBonds(molecule, charge=charge, useHueckel=False)
             molecule = Chem.Mol(molecule)
+            for atom in molecule.GetAtoms():
+                atom.SetNoImplicit(True)  # RDKit would add hydrogens to an atom without bonds
+                if len(numbers) == 1:
+                    atom.SetFormalCharge(charge)
             Chem.SanitizeMol(molecule)
         except (ValueError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"its bonds cannot be derived from its positions ({reason}); {expected}"
-            ) from error
+            message = f"its bonds cannot be derived from its positions; {expected}"
+            raise ValueError(message) from error
     if radicals := sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
         raise ValueError(f"its positions leave {radicals} electrons unpaired; {expected}")
-    return _of_rdkit(molecule)
+    return molecule
 
 
 def _relative_distances(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -215,7 +267,12 @@ def _of_rdkit(molecule: Any) -> Chemistry:
     bond_atoms, bond_types = [], []
     for bond in molecule.GetBonds():
         bond_atoms.append(sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())))
-        bond_types.append(4 if bond.GetIsAromatic() else kind_numbers[str(bond.GetBondType())])
+        kind = "AROMATIC" if bond.GetIsAromatic() else str(bond.GetBondType())
+        if kind not in kind_numbers:
+            raise ValueError(
+                f"it has a bond of the kind {kind.lower()}; expected {', '.join(BOND_TYPES)}"
+            )
+        bond_types.append(kind_numbers[kind])
     traits = np.zeros((molecule.GetNumAtoms(), len(TRAITS)), np.int8)
     for feature in _feature_factory().GetFeaturesForMol(molecule):
         if (family := feature.GetFamily().lower()) in TRAITS:

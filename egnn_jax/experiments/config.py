@@ -263,8 +263,11 @@ def override(config: Config, arguments: Sequence[str], program: str, description
         if type(None) in get_args(hint)
     }
     # tyro knows only None, but --init takes none, and the options' descriptions say none.
+    arguments = [part for text in arguments for part in _flag_and_value(text)]
     pairs = zip(["", *arguments], arguments, strict=False)
-    arguments = ["None" if flag in optional and x == "none" else x for flag, x in pairs]
+    arguments = [
+        "None" if x == "none" and flag.replace("_", "-") in optional else x for flag, x in pairs
+    ]
     parsed = tyro.cli(flags_class, args=arguments, prog=program, description=description)
     new_values = {name: getattr(parsed, name) for name in values}
     for name in sections:
@@ -273,6 +276,11 @@ def override(config: Config, arguments: Sequence[str], program: str, description
         }
         new_values[name] = _options.replace(values[name], options)
     return Config(**new_values)
+
+
+def _flag_and_value(text: str) -> list[str]:
+    """``--flag=value`` as two arguments, and any other as it is."""
+    return text.split("=", 1) if text.startswith("--") else [text]
 
 
 def _check(is_valid: bool, name: str, value: Any, expected: str) -> None:

@@ -9,8 +9,9 @@ from egnn_jax.training.checkpoint import RunFolder
 def is_longer(run: RunFolder, before: Config, config: Config) -> bool:
     """Whether ``config`` extends a run, that is, differs from ``before`` only by more epochs.
 
-    With a constant learning rate (after warm-up), the run continues as if it had been started with
-    the epochs of ``config``, apart from the evaluation at its former end.
+    With a learning rate that is constant (after warm-up) or falls on plateaus, the run continues as
+    if it had been started with the epochs of ``config``, apart from the evaluation at its former
+    end.
 
     Raises:
       ValueError: the config has fewer epochs, or the learning rate depends on their number.
@@ -23,7 +24,7 @@ def is_longer(run: RunFolder, before: Config, config: Config) -> bool:
             f"{run.path} holds a run of {before.epochs} epochs and the config has "
             f"{config.epochs}; expected as many or more, or another folder"
         )
-    if config.optimizer.schedule != "constant":
+    if config.optimizer.schedule not in ("constant", "plateau"):
         raise ValueError(
             f"{run.path} holds a run of {before.epochs} epochs with the schedule "
             f"{config.optimizer.schedule!r}, whose learning rates are others in a run of "

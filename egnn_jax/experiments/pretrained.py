@@ -16,6 +16,7 @@ from egnn_jax._files import expanded
 from egnn_jax.data.bonds import of_molecules
 from egnn_jax.experiments import config as configs
 from egnn_jax.experiments._options import short_repr
+from egnn_jax.experiments._requirements import require_room
 from egnn_jax.experiments._structures import as_list, molecule, require_fitting
 from egnn_jax.experiments.config import Config
 from egnn_jax.graph._forks import require_usable_jax
@@ -101,7 +102,7 @@ class Pretrained:
             if not conformers:
                 raise ValueError(f"structure {k} has no conformers; expected at least one")
             geometries += [molecule(structure, positions, k) for positions in conformers]
-            sources += [structure] * len(conformers)
+            sources += [(f"structure {k}", structure)] * len(conformers)
             counts[k] = len(conformers)
         arrays = (
             np.array([len(numbers) for numbers, _ in geometries]),
@@ -109,8 +110,12 @@ class Pretrained:
             # Centered, since float32 cannot resolve distances far from the origin.
             np.concatenate([positions - positions.mean(axis=0) for _, positions in geometries]),
         )
-        bonds = {"bonds": of_molecules(sources, *arrays)} if task.reads_bonds else {}
-        values = task.properties(self._apply, self.params, *arrays, **bonds)
+        names, structures_of = zip(*sources, strict=True)
+        require_room(self.config.model, arrays[0], names.__getitem__)
+        options = {}
+        if task.reads_bonds:
+            options["bonds"] = of_molecules(structures_of, *arrays, names)
+        values = task.properties(self._apply, self.params, *arrays, **options)
         means = np.add.reduceat(np.asarray(values), np.cumsum(counts) - counts) / counts[:, None]
         return dict(zip(task.columns, means.T, strict=True))
 

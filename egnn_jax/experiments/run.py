@@ -43,7 +43,8 @@ def train(
     """Train the model of a config, evaluate the best parameters, and write all to ``folder``.
 
     If the folder holds a complete run of this config, its result is returned; a stopped run is
-    resumed. A run is extended if the config only has more epochs and a constant learning rate.
+    resumed. A run is extended if the config only has more epochs and a learning rate
+    that does not depend on their number.
 
     Args:
       config: the config.
@@ -70,7 +71,7 @@ def train(
         previous_config = read_config(run)
     start = Start(config, run, params)
     if jax.process_count() > 1:  # before anything is written
-        test_loader = samples(config.task, "test").loader(config.batch_size)
+        test_loader = samples(config, "test").loader(config.batch_size)
         settings = {"config": start.settings, "versions": versions()}
         require_same(settings | {"test samples (SHA-256)": digest_of_samples(test_loader)})
     is_extension = previous_config is not None and is_longer(run, previous_config, config)
@@ -85,8 +86,9 @@ def train(
         return result
     task, network = config.task, config.network()
     micro_batches = batch_layout(config.batch_size, config.micro_batches)[1]
-    train_loader = samples(task, "train").loader(config.batch_size, config.seed)
-    valid_loader = samples(task, "valid").loader(config.batch_size // micro_batches)
+    train_loader = samples(config, "train").loader(config.batch_size, config.seed)
+    valid_loader = samples(config, "valid").loader(config.batch_size // micro_batches)
+    samples(config, "test")  # raises an error now rather than after the training
     graph = network_input(config)
     params = start.parameters(lambda arrays: initial_parameters(config, network, graph, arrays))
     steps_per_epoch = train_loader.num_batches(0)

@@ -104,7 +104,7 @@ def table3_systems() -> list[dict[str, str]]:
             "homo, published (meV)": f"{paper.TABLE3[name][2]:g}",
             "homo, 30 minutes of two cores (meV)": f"{system.raced[0]:.1f}",
             "homo, 2 hours of two cores (meV)": f"{system.raced[1]:.1f}",
-            "network of these two": system.raced_size or "as in the recipe",
+            "network of these two errors": system.raced_size or "as in the recipe",
             "parameters": f"{system.parameters:,}",
             "step / EGNN's": f"{system.step:.1f}",
             "symmetry": MODELS[paper.TABLE3_NETWORKS.get(name, name)].symmetry,
