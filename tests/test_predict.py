@@ -254,7 +254,7 @@ def test_a_molecule_that_the_network_refuses_costs_no_other(capsys, monkeypatch)
                 raise ValueError("its bonds cannot be found")
             return found
 
-    model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Heavy()), {})  # pyright: ignore
+    model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Heavy(), model=None), {})  # pyright: ignore
     monkeypatch.setattr("egnn_jax.experiments.predict.load_pretrained", lambda name: model)
     with pytest.raises(ValueError, match=r"1 of 4 molecules .*: C: its bonds cannot be"):
         predict(["CCO", "O", "C", "CO"], "own")
@@ -262,7 +262,7 @@ def test_a_molecule_that_the_network_refuses_costs_no_other(capsys, monkeypatch)
 
 
 def test_a_task_of_ones_own_predicts(capsys, monkeypatch):
-    model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Weight()), {})  # pyright: ignore
+    model = Pretrained(egnn.EGNN(), {}, SimpleNamespace(task=Weight(), model=None), {})  # pyright: ignore
     monkeypatch.setattr("egnn_jax.experiments.predict.load_pretrained", lambda name: model)
     with pytest.raises(ValueError, match="1 of 3 molecules cannot be used: N: it has N; training"):
         predict(["CCO", "N", "[OH-]"], "own")

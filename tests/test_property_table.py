@@ -460,8 +460,12 @@ def test_a_molecule_too_large_for_the_network_is_named(tmp_path):
     assert not (tmp_path / "small" / "result.json").exists()
     config = dataclasses.replace(config, model=egnn.NMP(16, 1, 8, 1))
     train(config, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"structure 1 has 32 nodes; .* model.max_nodes, 29$"):
-        egnn.load_pretrained(tmp_path / "run")(["CCO", "C" * 10])
+    network = egnn.load_pretrained(tmp_path / "run")
+    with (
+        pytest.warns(UserWarning, match="it has 32 atoms"),
+        pytest.raises(ValueError, match=r"structure 1 has 32 nodes; .* model.max_nodes, 29$"),
+    ):
+        network(["CCO", "C" * 10])
 
 
 @pytest.mark.parametrize(("suffix", "source"), [("sdf", "in order"), ("xyz", "by positions")])
