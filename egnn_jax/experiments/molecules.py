@@ -116,6 +116,11 @@ class MolecularTask(Task):
         values = np.stack([data.targets[name] for name in self.targets], axis=1)
         return values - self.references(data.n_atoms, data.atomic_numbers)
 
+    @property
+    def dataset_bonds(self) -> Bonds | None:
+        """The bonds of the data set, if the network reads them."""
+        return None
+
     @cached_property
     def _samples(self) -> dict[str, GraphDataset]:
         return {}
@@ -123,7 +128,8 @@ class MolecularTask(Task):
     @cached_property
     def _dataset(self) -> GraphDataset:
         data = self.molecules
-        baseline = self.baseline(data.n_atoms, data.atomic_numbers, data.positions)
+        molecules = data.n_atoms, data.atomic_numbers, data.positions
+        baseline = self.baseline(*molecules)
         if not np.all(self.deviation > 0):
             raise ValueError(
                 f"task.train_size is {self.train_size}, of which a target has a single value; "
@@ -132,10 +138,8 @@ class MolecularTask(Task):
         labels = (self.labels - baseline) / self.deviation
         if len(invalid := np.argwhere(~np.isfinite(labels))):
             row, column = invalid[0]
-            raise ValueError(
-                f"{self.targets[column]} of molecule {self.molecules.index[row]} is not finite"
-            )
-        return self._graphs(data.n_atoms, data.atomic_numbers, data.positions, labels)
+            raise ValueError(f"{self.targets[column]} of molecule {data.index[row]} is not finite")
+        return self._graphs(*molecules, labels, self.dataset_bonds)
 
     def _graphs(
         self,

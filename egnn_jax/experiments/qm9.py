@@ -12,7 +12,6 @@ import numpy as np
 
 from egnn_jax.data import qm9, qm9_bonds
 from egnn_jax.data.bonds import Bonds
-from egnn_jax.data.dataset import GraphDataset
 from egnn_jax.experiments import paper
 from egnn_jax.experiments._inputs import MolecularInputs
 from egnn_jax.experiments.molecules import MolecularTask
@@ -155,22 +154,10 @@ class QM9(MolecularInputs, MolecularTask):
         vmapped = vmap(head, **axes, in_axes=None, out_axes=0, axis_size=len(self.targets))
         return vmapped(model, 1)
 
-    @cached_property
-    def chemistry(self) -> Bonds:
-        """Bonds and atom traits of the data set."""
-        return qm9_bonds.load(self.molecules)
-
-    def _graphs(
-        self,
-        n_atoms: np.ndarray,
-        atomic_numbers: np.ndarray,
-        positions: np.ndarray,
-        labels: np.ndarray | None = None,
-        bonds: Bonds | None = None,
-    ) -> GraphDataset:
-        if labels is not None and self.reads_bonds:
-            bonds = self.chemistry
-        return super()._graphs(n_atoms, atomic_numbers, positions, labels, bonds)
+    @property
+    def dataset_bonds(self) -> Bonds | None:
+        """Bonds and atom traits of the data set, if the network reads them."""
+        return qm9_bonds.load(self.molecules) if self.reads_bonds else None
 
     def predict(self, apply: Apply, params: Any, batch: GraphsTuple) -> jax.Array:
         """Predict standardized labels (G, T)."""
